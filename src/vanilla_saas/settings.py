@@ -1,0 +1,54 @@
+"""Settings of one process, read from the environment and `.env`.
+
+Order of the database: `DATABASE_URL`, then libpq's `PG*` variables, then the embedded server.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """One field a setting; `VANILLA_SAAS_` is prefixed to its name but for `DATABASE_URL`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="VANILLA_SAAS_", env_file=".env", extra="ignore", populate_by_name=True
+    )
+
+    database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")
+    """The login that migrates and administers; requests never run as it."""
+    app_url: SecretStr | None = None
+    """Overrides how requests connect (role `vanilla_app`)."""
+    runtime_url: SecretStr | None = None
+    """Overrides how the gateway connects (role `vanilla_runtime`)."""
+    home: Path = Field(default_factory=lambda: user_data_path("vanilla-saas"))
+    """Embedded data directory, keys and logs."""
+    pg_bin: Path | None = None
+    """Folder of PostgreSQL binaries for the embedded server, instead of the wheel's."""
+    pg_version: Literal[16, 18] = 18
+    """Major version of the embedded server."""
+    context_key: SecretStr | None = None
+    """64 hex digits that sign request contexts; else `$VANILLA_SAAS_HOME/context.key`."""
+    secret_key: SecretStr | None = None
+    """64 hex digits that encrypt provider secrets; else `$VANILLA_SAAS_HOME/secret.key`."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    pool_size: int = 10
+    """Connections a process keeps for each of its two pools."""
+    sandbox_url: str | None = None
+    """Base address of a running sandbox provider; else each process starts its own on loopback."""
+    max_body_bytes: int = 4 * 1024 * 1024
+    """Largest request body that is read."""
+    max_running_calls: int = 512
+    """Model calls in flight in one process; one more is answered 429 with Retry-After."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    allow_superuser: bool = False
+    """Serve although the configured database login is a superuser or bypasses row-level security."""
+
+    def uses_embedded_server(self) -> bool:
+        """True when neither `DATABASE_URL` nor `PGHOST` names another server."""
+        return self.database_url is None and not os.environ.get("PGHOST")
