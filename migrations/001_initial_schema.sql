@@ -1,0 +1,1725 @@
+-- 001: core tables and structure.
+--
+-- Reads top to bottom:
+--   1. roles            who owns, who decides, who connects
+--   2. ground           schema, ids, clock, errors
+--   3. tables           tenants, users, levels, wallets, ledger, providers, models, executions, keys, sessions, audit
+--   4. log partitions   one table a month, made ahead of time
+--   5. context          a request's identity is a signed token that the database verifies
+--   6. protection       vanilla.protect_table writes grants and policies of one table (used by 003 and 010)
+--   7. tenancy          functions that make tenants, users, keys and sessions
+--   8. metered call     admit before a model call, settle after it
+--
+-- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
+-- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
+-- Lock order: user_token_wallets, then user_token_holds, then user_token_grants, then api_keys.
+-- Functions of 002 (wallet) are called from here by name and exist before anyone can call these.
+--
+-- Runs as superuser or as a NOSUPERUSER CREATEROLE database owner; PostgreSQL 15 to 18; any number of times.
+begin;
+set local client_min_messages = warning;
+select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));   -- one migrator per database
+
+-- 1. roles ---------------------------------------------------------------------------------------------------------
+-- Cluster-wide, so created and joined only when missing (other databases, re-runs).
+--   vanilla_owner     owns tables                       vanilla_app       logs in: requests of people
+--   vanilla_definer   functions that check the tenant   vanilla_runtime   logs in: gateway and workers, EXECUTE only
+--   vanilla_system    jobs across tenants               vanilla_readonly  logs in: reports
+--   vanilla_keyring   context keys and their verifier   vanilla_operator  select and delete everywhere, maintenance
+do $do$
+declare
+    v_role text;
+    v_pair text[];
+    v_super boolean := (select rolsuper from pg_roles where rolname = session_user);
+begin
+    if current_user <> session_user then
+        raise exception 'run the migrations without set role' using errcode = '0A000';
+    end if;
+    foreach v_role in array array['vanilla_owner', 'vanilla_definer', 'vanilla_system', 'vanilla_keyring',
+                                  'vanilla_operator', 'vanilla_app', 'vanilla_runtime', 'vanilla_readonly'] loop
+        begin
+            if not exists (select from pg_roles where rolname = v_role) then
+                execute format('create role %I nologin noinherit', v_role);
+            end if;
+        exception when duplicate_object or unique_violation then null;  -- another database was first
+        end;
+    end loop;
+    -- session user -> owner -> definer, system, keyring: may SET ROLE, inherits nothing
+    foreach v_pair slice 1 in array array[[session_user::text, 'vanilla_owner'], ['vanilla_owner', 'vanilla_definer'],
+                                          ['vanilla_owner', 'vanilla_system'], ['vanilla_owner', 'vanilla_keyring'],
+                                          [session_user::text, 'vanilla_operator']] loop
+        continue when v_super and v_pair[1] = session_user::text;      -- a superuser may SET ROLE anyway
+        if current_setting('server_version_num')::int < 160000 then
+            continue when exists (select from pg_auth_members
+                                  where roleid = v_pair[2]::regrole and member = v_pair[1]::regrole);
+            execute format('grant %I to %I', v_pair[2], v_pair[1]);
+        else
+            continue when pg_has_role(v_pair[1], v_pair[2], 'SET');
+            -- operator is inherited: the seed's DELETE and SELECT statements work for a migrating non-superuser
+            execute format('grant %I to %I with inherit %s, set true', v_pair[2], v_pair[1],
+                           case when v_pair[2] = 'vanilla_operator' then 'true' else 'false' end);
+        end if;
+    end loop;
+exception when insufficient_privilege then
+    raise exception 'the vanilla_* roles of this cluster were made by another role: %', sqlerrm using
+        errcode = '42501',
+        hint = format('As a superuser: grant vanilla_owner, vanilla_definer, vanilla_system, vanilla_keyring, '
+            'vanilla_operator, vanilla_app, vanilla_runtime, vanilla_readonly to %I with admin option', session_user);
+end
+$do$;
+
+-- 2. ground --------------------------------------------------------------------------------------------------------
+create schema if not exists vanilla authorization vanilla_owner;
+grant usage, create on schema public to vanilla_owner;
+set local role vanilla_owner;
+-- the global form: IN SCHEMA cannot take away what PUBLIC has by default; each section repeats it for its owner
+alter default privileges revoke execute on functions from public;
+grant usage on schema vanilla to vanilla_definer, vanilla_system, vanilla_keyring, vanilla_operator,
+    vanilla_app, vanilla_runtime, vanilla_readonly;
+-- taken back before commit: a definer role owns objects but makes none at run time
+grant create on schema vanilla to vanilla_definer, vanilla_system, vanilla_keyring;
+reset role;   -- schema public belongs to pg_database_owner: only the database owner grants there
+grant usage on schema public to vanilla_definer, vanilla_system, vanilla_operator,
+    vanilla_app, vanilla_runtime, vanilla_readonly;
+grant create on schema public to vanilla_definer, vanilla_system;
+set local role vanilla_owner;
+
+-- one name on every version; the polyfill keeps 12 sub-millisecond bits, without which the index grows past random ids
+do $do$
+begin
+    if current_setting('server_version_num')::int >= 180000 then
+        create or replace function vanilla.uuid7() returns uuid language sql volatile parallel safe
+            as 'select pg_catalog.uuidv7()';
+    else
+        create or replace function vanilla.uuid7() returns uuid language sql volatile parallel safe as $f$
+            select encode(
+                substring(int8send(floor(extract(epoch from t) * 1000)::bigint) from 3)
+                || int2send((28672 + floor(mod((extract(epoch from t) * 1000000)::numeric, 1000) * 4.096))::int2)
+                || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::uuid
+            from (select clock_timestamp() t) s $f$;
+    end if;
+end
+$do$;
+comment on function vanilla.uuid7() is 'A time-ordered UUID version 7.';
+
+create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe
+    as 'select pg_catalog.clock_timestamp()';
+comment on function vanilla.clock() is 'The time of every rule. Tests replace it; running 001 again restores it.';
+
+create or replace function vanilla.platform() returns uuid language sql immutable parallel safe
+    as $f$ select '00000000-0000-0000-0000-000000000000'::uuid $f$;
+comment on function vanilla.platform() is 'The tenant that owns platform-wide rows.';
+
+-- Every refusal leaves through here: p_detail is a JSON object that API, CLI and console show.
+create or replace function vanilla.refuse(p_sqlstate text, p_message text, p_detail jsonb default '{}', p_hint text default '')
+returns void language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_hint = '' then
+        raise exception '%', p_message using errcode = p_sqlstate, detail = p_detail::text;
+    end if;
+    raise exception '%', p_message using errcode = p_sqlstate, detail = p_detail::text, hint = p_hint;
+end
+$f$;
+comment on function vanilla.refuse(text, text, jsonb, text) is
+    'Raises an error of class VS with a JSON detail; docs/reference/errors.md lists the codes.';
+
+grant execute on function vanilla.uuid7(), vanilla.clock(), vanilla.platform(), vanilla.refuse(text, text, jsonb, text)
+    to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_operator, vanilla_keyring;
+
+create table if not exists vanilla.schema_migrations (
+    name text not null,
+    checksum text not null,
+    applied_at timestamptz not null default clock_timestamp(),
+    constraint schema_migrations_pkey primary key (name)
+);
+comment on table vanilla.schema_migrations is 'Files that vanilla-saas migrate has applied, with their SHA-256.';
+
+-- 3. tables --------------------------------------------------------------------------------------------------------
+create table if not exists public.tenants (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    slug text not null,
+    name text not null,
+    status text not null default 'active',
+    time_zone text not null default 'UTC',
+    self_registration boolean not null default false,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint tenants_pkey primary key (tenant_id, id),
+    constraint tenants_self_check check (tenant_id = id),
+    constraint tenants_slug_key unique (slug),
+    constraint tenants_slug_check check (slug ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'),
+    constraint tenants_name_check check (name <> '' and octet_length(name) <= 200),
+    constraint tenants_status_check check (status in ('active', 'suspended', 'closed'))
+);
+comment on table public.tenants is 'A customer organisation of the platform; its status opens and closes all access.';
+
+create table if not exists public.users (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    email text,
+    external_id text,
+    display_name text not null default '',
+    role text not null default 'user',
+    status text not null default 'active',
+    password_hash text,
+    must_change_password boolean not null default false,
+    last_sign_in_at timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint users_pkey primary key (tenant_id, id),
+    constraint users_tenant_email_key unique (tenant_id, email),
+    constraint users_tenant_external_id_key unique (tenant_id, external_id),
+    constraint users_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint users_name_check check (email is not null or external_id is not null or status = 'deleted'),
+    constraint users_email_check check (email = lower(email) and email ~ '^[^@[:space:]]+@[^@[:space:]]+$' and octet_length(email) <= 254),
+    constraint users_external_id_check check (external_id <> '' and octet_length(external_id) <= 128),
+    constraint users_display_name_check check (octet_length(display_name) <= 200),
+    constraint users_role_check check (role in ('user', 'admin', 'superadmin')),
+    -- super admins are the users of the platform tenant, and nobody else is
+    constraint users_platform_check check ((role = 'superadmin') = (tenant_id = '00000000-0000-0000-0000-000000000000')),
+    constraint users_status_check check (status in ('active', 'disabled', 'deleted'))
+);
+comment on table public.users is 'A person or, by external_id, a customer''s own user that a key pays for.';
+
+create table if not exists public.levels (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    slug text not null,
+    name text not null,
+    description text not null default '',
+    tier integer not null default 0,
+    is_default boolean not null default false,
+    status text not null default 'active',
+    created_at timestamptz not null default clock_timestamp(),
+    constraint levels_pkey primary key (tenant_id, id),
+    constraint levels_tenant_slug_key unique (tenant_id, slug),
+    constraint levels_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint levels_slug_check check (slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'),
+    constraint levels_status_check check (status in ('active', 'retired'))
+);
+create unique index if not exists levels_tenant_default_idx on public.levels (tenant_id) where is_default;
+comment on table public.levels is 'What a user is on inside a tenant; tier ranks it. The platform''s rows are copied into new tenants.';
+
+create table if not exists public.level_token_policies (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    level_id uuid not null,
+    base_allocation bigint not null default 0,
+    monthly_allocation bigint not null default 0,
+    period text not null default 'month',
+    period_anchor text not null default 'calendar',
+    rollover_percent integer not null default 0,
+    rollover_cap bigint,
+    monthly_cap bigint,
+    enforcement_mode text not null default 'hard',
+    warning_percent integer not null default 20,
+    constraint level_token_policies_pkey primary key (tenant_id, id),
+    constraint level_token_policies_level_key unique (tenant_id, level_id),
+    constraint level_token_policies_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint level_token_policies_amounts_check check (base_allocation >= 0 and monthly_allocation >= 0
+        and rollover_cap >= 0 and monthly_cap >= 0),
+    constraint level_token_policies_period_check check (period in ('day', 'week', 'month', 'year')),
+    constraint level_token_policies_period_anchor_check check (period_anchor in ('calendar', 'anniversary')),
+    constraint level_token_policies_rollover_percent_check check (rollover_percent between 0 and 100),
+    constraint level_token_policies_warning_percent_check check (warning_percent between 0 and 100),
+    constraint level_token_policies_enforcement_mode_check check (enforcement_mode in ('hard', 'warn', 'monitor'))
+);
+comment on table public.level_token_policies is
+    'Tokens of a level: once on joining (base), every period (monthly), rollover of the unused, cap, enforcement.';
+
+create table if not exists public.user_token_policies (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    monthly_allocation bigint,
+    rollover_percent integer,
+    rollover_cap bigint,
+    monthly_cap bigint,
+    enforcement_mode text,
+    warning_percent integer,
+    constraint user_token_policies_pkey primary key (tenant_id, id),
+    constraint user_token_policies_user_key unique (tenant_id, user_id),
+    constraint user_token_policies_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint user_token_policies_amounts_check check (monthly_allocation >= 0 and rollover_cap >= 0 and monthly_cap >= 0),
+    constraint user_token_policies_rollover_percent_check check (rollover_percent between 0 and 100),
+    constraint user_token_policies_warning_percent_check check (warning_percent between 0 and 100),
+    constraint user_token_policies_enforcement_mode_check check (enforcement_mode in ('hard', 'warn', 'monitor'))
+);
+comment on table public.user_token_policies is 'A user''s exceptions to the policy of the level; null means as the level says.';
+
+-- Everything that a debit must check is in this one row. No index covers a column that a debit changes: updates stay HOT.
+create table if not exists public.user_token_wallets (
+    tenant_id uuid not null,
+    user_id uuid not null,
+    available_tokens bigint not null default 0,
+    reserved_tokens bigint not null default 0,
+    borrowed_tokens bigint not null default 0,
+    spent_tokens bigint not null default 0,
+    burn bigint not null default 0,
+    seq bigint not null default 0,
+    next_event_at timestamptz not null default 'infinity',
+    period_start timestamptz,
+    next_reset_at timestamptz,
+    anchor_at timestamptz not null default clock_timestamp(),
+    last_entry_at timestamptz not null default '-infinity',
+    level_id uuid,
+    epoch integer not null default 0,
+    status text not null default 'active',
+    enforcement_mode text not null default 'hard',
+    warn_below bigint,
+    head bytea not null default '\x',
+    constraint user_token_wallets_pkey primary key (tenant_id, user_id),
+    constraint user_token_wallets_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint user_token_wallets_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint user_token_wallets_amounts_check check (available_tokens >= 0 and reserved_tokens >= 0
+        and borrowed_tokens >= 0 and spent_tokens >= 0),
+    constraint user_token_wallets_status_check check (status in ('active', 'locked', 'suspended', 'closed')),
+    constraint user_token_wallets_enforcement_mode_check check (enforcement_mode in ('hard', 'warn', 'monitor'))
+) with (fillfactor = 70);
+create index if not exists user_token_wallets_level_idx on public.user_token_wallets (tenant_id, level_id);
+create index if not exists user_token_wallets_event_idx on public.user_token_wallets (tenant_id, next_event_at) where next_event_at < 'infinity';
+comment on table public.user_token_wallets is
+    'The counter. available = remaining of active grants - burn; balance = available - borrowed = sum of ledger amounts.';
+comment on column public.user_token_wallets.burn is 'Consumed since the last fold, not yet taken from the grants.';
+comment on column public.user_token_wallets.epoch is 'Counts folds: a hold of an older epoch is given back grant by grant.';
+comment on column public.user_token_wallets.next_event_at is 'When a grant starts, lapses or the period ends, whichever is first.';
+
+create table if not exists public.user_token_grants (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    kind text not null,
+    priority smallint not null default 50,
+    amount bigint not null,
+    remaining bigint not null,
+    effective_at timestamptz not null,
+    expires_at timestamptz not null default 'infinity',
+    state text not null default 'active',
+    level_id uuid,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint user_token_grants_pkey primary key (tenant_id, id),
+    constraint user_token_grants_wallet_fkey foreign key (tenant_id, user_id)
+        references public.user_token_wallets (tenant_id, user_id),
+    constraint user_token_grants_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint user_token_grants_kind_check check (kind in ('base', 'plan', 'rollover', 'purchase', 'promo', 'trial', 'refund', 'adjustment')),
+    constraint user_token_grants_state_check check (state in ('scheduled', 'active', 'expired', 'voided')),
+    constraint user_token_grants_amount_check check (amount > 0 and remaining between 0 and amount),
+    constraint user_token_grants_times_check check (expires_at > effective_at)
+);
+create index if not exists user_token_grants_user_idx on public.user_token_grants (tenant_id, user_id, priority, expires_at, id);
+create index if not exists user_token_grants_level_idx on public.user_token_grants (tenant_id, level_id);
+comment on table public.user_token_grants is
+    'Tokens given. Burned by (priority, expires_at, id); touched only when a wallet is folded.';
+
+create table if not exists public.user_token_holds (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    amount bigint not null,
+    requested bigint not null,
+    settled bigint,
+    state text not null default 'open',
+    epoch integer not null,
+    expires_at timestamptz not null,
+    reference_type text,
+    reference_id uuid,
+    execution_id uuid,
+    api_key_id uuid,
+    call jsonb,
+    created_at timestamptz not null default clock_timestamp(),
+    closed_at timestamptz,
+    constraint user_token_holds_pkey primary key (tenant_id, id),
+    constraint user_token_holds_wallet_fkey foreign key (tenant_id, user_id)
+        references public.user_token_wallets (tenant_id, user_id),
+    constraint user_token_holds_state_check check (state in ('open', 'settled', 'released', 'expired')),
+    constraint user_token_holds_amount_check check (amount >= 0 and requested >= amount and settled >= 0),
+    constraint user_token_holds_closed_check check ((state = 'open') = (closed_at is null))
+) with (fillfactor = 80);
+create index if not exists user_token_holds_open_idx on public.user_token_holds (tenant_id, user_id, expires_at) where state = 'open';
+create index if not exists user_token_holds_user_idx on public.user_token_holds (tenant_id, user_id);
+create index if not exists user_token_holds_reference_idx on public.user_token_holds (tenant_id, reference_id) where reference_id is not null;
+comment on table public.user_token_holds is 'Tokens reserved for one call or step; nobody releases another flow''s hold.';
+comment on column public.user_token_holds.requested is 'What was asked for; in warn and monitor mode amount may be less.';
+comment on column public.user_token_holds.call is 'Of a metered call: model, prices and weights as they were at admission.';
+
+-- Append-only: no role has UPDATE, DELETE or TRUNCATE. The row is written by the statement that holds the wallet row,
+-- and wallets are never deleted, so checks/ledger_without_wallet.sql stands for the foreign key (12 to 18 us a call).
+create table if not exists public.user_token_ledger (
+    tenant_id uuid not null,
+    user_id uuid not null,
+    seq bigint not null,
+    id uuid not null,
+    created_at timestamptz not null,
+    amount bigint not null,
+    reserved_amount bigint not null,
+    available_after bigint not null,
+    reserved_after bigint not null,
+    borrowed_after bigint not null,
+    direction text not null,
+    reason text not null,
+    source text not null,
+    reference_type text,
+    reference_id uuid,
+    execution_id uuid,
+    hold_id uuid,
+    grant_id uuid,
+    actor_id uuid,
+    idempotency_key text,
+    request_hash bytea,
+    metadata jsonb not null default '{}',
+    hash bytea not null,
+    constraint user_token_ledger_pkey primary key (tenant_id, user_id, seq),
+    constraint user_token_ledger_direction_check check (direction in
+        ('credit', 'debit', 'reserve', 'release', 'adjustment', 'settle', 'debt', 'expire', 'void')),
+    constraint user_token_ledger_seq_check check (seq > 0)
+);
+create unique index if not exists user_token_ledger_idempotency_idx
+    on public.user_token_ledger (tenant_id, user_id, idempotency_key) where idempotency_key is not null;
+create index if not exists user_token_ledger_execution_idx
+    on public.user_token_ledger (tenant_id, execution_id) where execution_id is not null;
+create index if not exists user_token_ledger_created_idx on public.user_token_ledger using brin (tenant_id, created_at);
+comment on table public.user_token_ledger is
+    'One row per change of a wallet: gap-free seq, signed amounts, SHA-256 chain (hash covers the row and the hash before it).';
+comment on column public.user_token_ledger.amount is 'Change of available - borrowed; sums to the balance.';
+comment on column public.user_token_ledger.reserved_amount is 'Change of reserved; sums to what is held.';
+
+create table if not exists public.ai_providers (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    slug text not null,
+    name text not null,
+    kind text not null,
+    base_url text,
+    secret bytea,
+    secret_hint text,
+    status text not null default 'active',
+    created_at timestamptz not null default clock_timestamp(),
+    constraint ai_providers_pkey primary key (tenant_id, id),
+    constraint ai_providers_tenant_slug_key unique (tenant_id, slug),
+    constraint ai_providers_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint ai_providers_slug_check check (slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'),
+    constraint ai_providers_kind_check check (kind in ('openai', 'anthropic', 'google', 'custom', 'sandbox')),
+    constraint ai_providers_base_url_check check (base_url ~ '^https?://' or (kind = 'sandbox' and base_url is null)),
+    constraint ai_providers_status_check check (status in ('active', 'disabled'))
+);
+comment on table public.ai_providers is 'Where models are called; secret is AES-256-GCM ciphertext that only the runtime decrypts.';
+
+create table if not exists public.ai_models (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    provider_tenant_id uuid not null,
+    provider_id uuid not null,
+    slug text not null,
+    upstream_model text not null,
+    name text not null,
+    context_window integer,
+    max_output_tokens integer,
+    input_price bigint,
+    output_price bigint,
+    cached_input_price bigint,
+    input_weight numeric(12, 6) not null default 1,
+    output_weight numeric(12, 6) not null default 1,
+    cached_input_weight numeric(12, 6) not null default 1,
+    price_source text not null default '',
+    status text not null default 'active',
+    created_at timestamptz not null default clock_timestamp(),
+    constraint ai_models_pkey primary key (tenant_id, id),
+    constraint ai_models_tenant_slug_key unique (tenant_id, slug),
+    constraint ai_models_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint ai_models_provider_fkey foreign key (provider_tenant_id, provider_id) references public.ai_providers (tenant_id, id),
+    constraint ai_models_provider_check check (provider_tenant_id in (tenant_id, '00000000-0000-0000-0000-000000000000')),
+    constraint ai_models_slug_check check (slug ~ '^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$'),
+    constraint ai_models_sizes_check check (context_window > 0 and max_output_tokens > 0),
+    constraint ai_models_prices_check check (input_price >= 0 and output_price >= 0 and cached_input_price >= 0),
+    constraint ai_models_weights_check check (input_weight >= 0 and output_weight >= 0
+        and cached_input_weight between 0 and input_weight),
+    constraint ai_models_status_check check (status in ('active', 'deprecated', 'disabled'))
+);
+create index if not exists ai_models_provider_idx on public.ai_models (provider_tenant_id, provider_id);
+comment on table public.ai_models is
+    'Models that can be called. Prices: micros of USD per million tokens. Weights: wallet tokens per model token.';
+
+create table if not exists public.api_keys (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    name text not null,
+    prefix text not null,
+    key_hash bytea not null,
+    scopes text[] not null default '{chat}',
+    budget_tokens bigint,
+    used_tokens bigint not null default 0,
+    expires_at timestamptz not null default 'infinity',
+    revoked_at timestamptz,
+    last_used_at timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint api_keys_pkey primary key (tenant_id, id),
+    constraint api_keys_key_hash_key unique (key_hash),      -- 256 random bits: finds the tenant, tells nothing
+    constraint api_keys_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint api_keys_name_check check (name <> '' and octet_length(name) <= 200),
+    constraint api_keys_key_hash_check check (octet_length(key_hash) = 32),
+    constraint api_keys_scopes_check check (scopes <@ array['chat', 'read', 'admin', 'act_as', 'act_as:create']
+        and cardinality(scopes) > 0),
+    constraint api_keys_budget_check check (budget_tokens > 0 and used_tokens >= 0)
+) with (fillfactor = 80);
+create index if not exists api_keys_user_idx on public.api_keys (tenant_id, user_id);
+comment on table public.api_keys is 'Keys of programs: shown once, kept as prefix and SHA-256; budget in tokens over the key''s life.';
+
+create table if not exists public.sessions (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    family_id uuid not null,
+    token_hash bytea not null,
+    refresh_hash bytea not null,
+    expires_at timestamptz not null,
+    refresh_expires_at timestamptz not null,
+    rotated_at timestamptz,
+    revoked_at timestamptz,
+    ip text,
+    user_agent text,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint sessions_pkey primary key (tenant_id, id),
+    constraint sessions_token_hash_key unique (token_hash),
+    constraint sessions_refresh_hash_key unique (refresh_hash),
+    constraint sessions_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id)
+);
+create index if not exists sessions_user_idx on public.sessions (tenant_id, user_id);
+create index if not exists sessions_family_idx on public.sessions (tenant_id, family_id);
+comment on table public.sessions is 'Sign-ins. A refresh token is used once: the second use revokes its whole family.';
+
+create table if not exists public.one_time_tokens (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    purpose text not null,
+    token_hash bytea not null,
+    expires_at timestamptz not null,
+    used_at timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint one_time_tokens_pkey primary key (tenant_id, id),
+    constraint one_time_tokens_token_hash_key unique (token_hash),
+    constraint one_time_tokens_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint one_time_tokens_purpose_check check (purpose in ('set_password', 'claim_super_admin'))
+);
+create index if not exists one_time_tokens_user_idx on public.one_time_tokens (tenant_id, user_id);
+comment on table public.one_time_tokens is 'A link that sets a password once.';
+
+-- Failures are counted by subject, not by user: an unknown address is throttled like a known one.
+create table if not exists public.sign_in_throttles (
+    tenant_id uuid not null,
+    subject_hash bytea not null,
+    failures integer not null,
+    window_ends_at timestamptz not null,
+    constraint sign_in_throttles_pkey primary key (tenant_id, subject_hash)
+);
+comment on table public.sign_in_throttles is 'Failed sign-ins per address and per network, over fifteen minutes.';
+
+create table if not exists public.tenant_openings (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    reason text not null,
+    expires_at timestamptz not null,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint tenant_openings_pkey primary key (tenant_id, id),
+    constraint tenant_openings_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint tenant_openings_reason_check check (btrim(reason) <> '')
+);
+create index if not exists tenant_openings_user_idx on public.tenant_openings (tenant_id, user_id, expires_at);
+comment on table public.tenant_openings is 'A super admin entered a tenant, why and until when; user_id is of the platform tenant.';
+
+create table if not exists public.system_configurations (
+    tenant_id uuid not null,
+    key text not null,
+    value jsonb not null,
+    is_public boolean not null default false,
+    description text not null default '',
+    updated_at timestamptz not null default clock_timestamp(),
+    constraint system_configurations_pkey primary key (tenant_id, key),
+    constraint system_configurations_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint system_configurations_key_check check (key ~ '^[a-z][a-z0-9_.]{0,99}$')
+);
+comment on table public.system_configurations is 'Settings the runtime reads: the tenant''s value, else the platform''s.';
+
+create table if not exists public.ai_executions (
+    tenant_id uuid not null,
+    created_at timestamptz not null default clock_timestamp(),
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    api_key_id uuid,
+    provider_id uuid,
+    model_id uuid,
+    hold_id uuid,
+    provider text not null,
+    model text not null,
+    status text not null,
+    error_code text,
+    input_tokens bigint not null default 0,
+    output_tokens bigint not null default 0,
+    cached_input_tokens bigint not null default 0,
+    reasoning_tokens bigint not null default 0,
+    charged_tokens bigint not null default 0,
+    cost_micros bigint not null default 0,
+    latency_ms integer,
+    first_token_ms integer,
+    streamed boolean not null default false,
+    usage_estimated boolean not null default false,
+    request_id text,
+    constraint ai_executions_pkey primary key (tenant_id, created_at, id),
+    constraint ai_executions_status_check check (status in ('succeeded', 'failed', 'cancelled', 'abandoned'))
+) partition by range (created_at);
+create index if not exists ai_executions_user_idx on public.ai_executions (tenant_id, user_id, created_at desc);
+create index if not exists ai_executions_id_idx on public.ai_executions (tenant_id, id);
+comment on table public.ai_executions is
+    'One row per model call: abandoned = the process died and the hold ran out. cost_micros: micros of USD.';
+
+create table if not exists public.audit_logs (
+    tenant_id uuid not null,
+    created_at timestamptz not null default clock_timestamp(),
+    id uuid not null default vanilla.uuid7(),
+    actor_id uuid,
+    actor_role text not null,
+    action text not null,
+    target_type text,
+    target_id uuid,
+    details jsonb not null default '{}',
+    ip text,
+    request_id text,
+    constraint audit_logs_pkey primary key (tenant_id, created_at, id)
+) partition by range (created_at);
+create index if not exists audit_logs_action_idx on public.audit_logs (tenant_id, action, created_at desc);
+comment on table public.audit_logs is 'Every act that concerns security or money. Insert-only until retention ends.';
+
+-- 4. log partitions ------------------------------------------------------------------------------------------------
+create or replace function vanilla.close_partition(p_partition regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+begin
+    -- the parent's policies do not bind direct access: no grant, and no policy but the owner's, who moves rows
+    execute format('alter table %s enable row level security', p_partition);
+    execute format('alter table %s force row level security', p_partition);
+    if not exists (select from pg_policy where polrelid = p_partition and polname = 'owner') then
+        execute format('create policy owner on %s to vanilla_owner using (true) with check (true)', p_partition);
+    end if;
+end
+$f$;
+
+create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_parent record;
+    v_from date;
+    v_bounds text;
+    v_name text;
+    v_made integer := 0;
+begin
+    if p_months not between 0 and 24 then
+        perform vanilla.refuse('VS400', format('months ahead must be 0 to 24, not %s', p_months));
+    end if;
+    for v_parent in
+        select c.oid::regclass as name, c.relname, d.oid as default_oid, d.oid::regclass as default_name
+        from pg_class c
+        join pg_partitioned_table p on p.partrelid = c.oid
+        left join pg_class d on d.oid = p.partdefid
+        where c.relnamespace = 'public'::regnamespace and c.relowner = 'vanilla_owner'::regrole
+        order by c.relname
+    loop
+        if v_parent.default_oid is null then
+            execute format('create table public.%I partition of %s default', v_parent.relname || '_default', v_parent.name);
+            perform vanilla.close_partition(format('public.%I', v_parent.relname || '_default')::regclass);
+            v_parent.default_name := format('public.%I', v_parent.relname || '_default')::regclass;
+        end if;
+        for v_month in 0 .. p_months loop
+            v_from := (date_trunc('month', vanilla.clock() at time zone 'UTC') + make_interval(months => v_month))::date;
+            v_name := v_parent.relname || '_' || to_char(v_from, 'YYYYMM');
+            continue when to_regclass(format('public.%I', v_name)) is not null;
+            -- +00 in the bounds: a bare date would mean another instant in another session's time zone
+            v_bounds := format('for values from (%L) to (%L)',
+                v_from || ' 00:00:00+00', (v_from + interval '1 month')::date || ' 00:00:00+00');
+            execute format('create table public.%I (like %s including defaults including constraints)', v_name, v_parent.name);
+            -- rows of that month that arrived before it was made
+            execute format('with moved as (delete from %s where created_at >= %L and created_at < %L returning *) '
+                'insert into public.%I select * from moved', v_parent.default_name,
+                v_from || ' 00:00:00+00', (v_from + interval '1 month')::date || ' 00:00:00+00', v_name);
+            execute format('alter table %s attach partition public.%I %s', v_parent.name, v_name, v_bounds);
+            perform vanilla.close_partition(format('public.%I', v_name)::regclass);
+            v_made := v_made + 1;
+        end loop;
+    end loop;
+    return v_made;
+end
+$f$;
+comment on function vanilla.ensure_partitions(integer) is
+    'Makes the monthly partitions of every log table, this month to p_months ahead; returns how many.';
+grant execute on function vanilla.ensure_partitions(integer) to vanilla_runtime, vanilla_system, vanilla_operator, vanilla_definer;
+select vanilla.ensure_partitions();
+
+-- 5. context -------------------------------------------------------------------------------------------------------
+set local role vanilla_keyring;
+alter default privileges revoke execute on functions from public;
+create table if not exists vanilla.context_keys (
+    key_id text not null,
+    inner_key bytea not null,
+    outer_key bytea not null,
+    accept_until timestamptz not null default 'infinity',
+    constraint context_keys_pkey primary key (key_id),
+    constraint context_keys_id_check check (key_id ~ '^[a-z0-9]{1,16}$'),
+    constraint context_keys_size_check check (octet_length(inner_key) = 64 and octet_length(outer_key) = 64)
+);
+comment on table vanilla.context_keys is 'Keys that sign contexts, padded for HMAC, so that the built-in sha256 suffices. No dump takes them.';
+
+create or replace function vanilla.install_context_key(p_key_id text, p_key bytea, p_accept_until timestamptz default 'infinity')
+returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_key bytea;
+    v_inner bytea := decode(repeat('36', 64), 'hex');
+    v_outer bytea := decode(repeat('5c', 64), 'hex');
+begin
+    if octet_length(p_key) < 32 then
+        raise exception 'a context key has at least 32 bytes' using errcode = '22023';
+    end if;
+    v_key := case when octet_length(p_key) > 64 then sha256(p_key) else p_key end;
+    for i in 0 .. octet_length(v_key) - 1 loop
+        v_inner := set_byte(v_inner, i, get_byte(v_key, i) # 54);
+        v_outer := set_byte(v_outer, i, get_byte(v_key, i) # 92);
+    end loop;
+    insert into vanilla.context_keys values (p_key_id, v_inner, v_outer, p_accept_until)
+    on conflict (key_id) do update set accept_until = excluded.accept_until
+        where context_keys.inner_key = excluded.inner_key;
+    if not found then
+        raise exception 'context key % exists with other bytes', p_key_id using errcode = '23505',
+            hint = 'Install the new key under a new id, sign with it, then expire the old id.';
+    end if;
+end
+$f$;
+comment on function vanilla.install_context_key(text, bytea, timestamptz) is
+    'Lets tokens signed with this key (32 to 64 bytes) in until accept_until; vanilla-saas migrate calls it.';
+grant execute on function vanilla.install_context_key(text, bytea, timestamptz) to vanilla_owner;
+
+-- v1.<key id>.<tenant>.<user>.<role>.<expiry, epoch seconds>.<64 lower-case hex>, claims numbered from 1. The signature
+-- is compared first and covers every byte before the last dot: only canonical tokens are ever signed, so nothing else
+-- needs checking. 7 to 9 us; a regular expression and nested definer calls made it 50.
+create or replace function vanilla.claim(p_index integer) returns text language plpgsql stable parallel restricted
+security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_token text := current_setting('vanilla.context', true);
+    v_payload text;
+    v_inner bytea;
+    v_outer bytea;
+begin
+    if v_token is null or v_token = '' then return null; end if;            -- no identity: null, hence no rows
+    if octet_length(v_token) between 150 and 220 then
+        v_payload := left(v_token, -65);
+        select k.inner_key, k.outer_key into v_inner, v_outer from vanilla.context_keys k
+            where k.key_id = split_part(v_payload, '.', 2) and k.accept_until > clock_timestamp();
+        if v_token = v_payload || '.' || encode(sha256(v_outer || sha256(v_inner || convert_to(v_payload, 'UTF8'))), 'hex') then
+            if split_part(v_payload, '.', 6)::bigint > extract(epoch from clock_timestamp()) then
+                return split_part(v_payload, '.', p_index);
+            end if;
+        end if;
+    end if;
+    raise exception 'context refused' using errcode = 'VS401',
+        hint = 'The token is forged, expired or of another key. After installing with psql alone: vanilla-saas migrate installs the key.';
+end
+$f$;
+comment on function vanilla.claim(integer) is 'The only verifier of context tokens: one claim, null without a token, VS401 for a bad one.';
+grant execute on function vanilla.claim(integer) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
+
+set local role vanilla_owner;
+-- plain SQL without SET: inlined into policies, so they cost nothing on top of claim
+create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
+create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
+create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted as 'select vanilla.claim(5)';
+create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
+create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
+comment on function vanilla.current_tenant_id() is 'Tenant of this transaction''s context, or null.';
+comment on function vanilla.current_user_id() is 'User of this transaction''s context, or null.';
+comment on function vanilla.current_user_role() is 'Role of this transaction''s context (user, admin, superadmin, service), or null.';
+comment on function public.get_current_tenant_id() is 'Usual name of vanilla.current_tenant_id().';
+comment on function public.get_current_user_id() is 'Usual name of vanilla.current_user_id().';
+grant execute on function vanilla.current_tenant_id(), vanilla.current_user_id(), vanilla.current_user_role(),
+    public.get_current_tenant_id(), public.get_current_user_id()
+    to vanilla_app, vanilla_definer, vanilla_system, vanilla_readonly;
+
+-- 6. protection ----------------------------------------------------------------------------------------------------
+create table if not exists vanilla.table_ownership (
+    relation name not null,
+    ownership text not null,
+    constraint table_ownership_pkey primary key (relation)
+);
+comment on table vanilla.table_ownership is 'What protect_table was told; doctor and tests compare it with the catalog.';
+
+create or replace function vanilla.ensure_policy(p_table regclass, p_name text, p_to text, p_command text, p_using text, p_check text)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_ddl text := format('create policy %I on %s for %s to %s', p_name, p_table, p_command, p_to)
+        || coalesce(' using (' || p_using || ')', '') || coalesce(' with check (' || p_check || ')', '');
+    v_mark text := 'sha256:' || encode(sha256(convert_to(v_ddl, 'UTF8')), 'hex');
+begin
+    -- unchanged: no DDL, so no ACCESS EXCLUSIVE lock when a live database is migrated again
+    if exists (select from pg_policy p where p.polrelid = p_table and p.polname = p_name
+               and obj_description(p.oid, 'pg_policy') = v_mark) then
+        return;
+    end if;
+    execute format('drop policy if exists %I on %s', p_name, p_table);
+    execute v_ddl;
+    execute format('comment on policy %I on %s is %L', p_name, p_table, v_mark);
+end
+$f$;
+
+create or replace function vanilla.grant_columns(p_table regclass, p_privilege text, p_columns name[], p_to text)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
+begin
+    if cardinality(p_columns) > 0 then
+        execute format('grant %s (%s) on %s to %s', p_privilege,
+            (select string_agg(quote_ident(c), ', ' order by n) from unnest(p_columns) with ordinality u(c, n)), p_table, p_to);
+    end if;
+end
+$f$;
+
+create or replace function vanilla.protect_table(
+    p_table regclass,
+    p_ownership text,
+    p_hidden name[] default '{}',        -- secret columns that nobody may select
+    p_writable name[] default '{}',      -- columns that requests may insert and update; empty: functions write
+    p_owner name default 'user_id',      -- column that names the owner
+    p_append_only boolean default false) -- nobody updates; only what is past retention is deleted, by the operator
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_readable name[] := array(select attname from pg_attribute
+        where attrelid = p_table and attnum > 0 and not attisdropped and attname <> all (p_hidden) order by attnum);
+    v_mine text := 'tenant_id = (select vanilla.current_tenant_id())';
+    v_admin text := '(select vanilla.current_user_role()) in (''admin'', ''superadmin'')';
+    v_owned text := format('%I = (select vanilla.current_user_id())', p_owner);
+    v_read text;
+    v_write text;
+begin
+    if not (select relrowsecurity and relforcerowsecurity from pg_class where oid = p_table) then
+        execute format('alter table %s enable row level security', p_table);
+        execute format('alter table %s force row level security', p_table);
+    end if;
+    -- functions: they check the tenant themselves
+    execute format('grant select, insert%s on %s to vanilla_definer, vanilla_system',
+        case when p_append_only then '' else ', update, delete' end, p_table);
+    perform vanilla.ensure_policy(p_table, 'definer', 'vanilla_definer', 'all', 'true', 'true');
+    perform vanilla.ensure_policy(p_table, 'system', 'vanilla_system', 'all', 'true', 'true');
+    -- the operator: psql, cron, backups
+    execute format('grant select on %s to vanilla_operator', p_table);
+    perform vanilla.ensure_policy(p_table, 'operator_select', 'vanilla_operator', 'select', 'true', null);
+    if p_table = 'public.user_token_ledger'::regclass then
+        null;                                                              -- no role we create changes the ledger
+    elsif p_append_only then
+        execute format('grant delete on %s to vanilla_operator', p_table);
+        perform vanilla.ensure_policy(p_table, 'operator_delete', 'vanilla_operator', 'delete',
+            'created_at < now() - interval ''1 year''', null);
+    else
+        execute format('grant delete on %s to vanilla_operator', p_table);
+        perform vanilla.ensure_policy(p_table, 'operator_delete', 'vanilla_operator', 'delete', 'true', null);
+    end if;
+    -- requests
+    case p_ownership
+        when 'tenant_shared' then v_read := v_mine; v_write := v_mine || ' and ' || v_admin;
+        when 'user_owned' then v_read := v_mine || ' and (' || v_owned || ' or ' || v_admin || ')'; v_write := v_mine || ' and ' || v_owned;
+        when 'user_read' then v_read := v_mine || ' and (' || v_owned || ' or ' || v_admin || ')';
+        when 'admin_only' then v_read := v_mine || ' and ' || v_admin; v_write := v_mine || ' and ' || v_admin;
+        when 'platform_catalog' then
+            v_read := '(' || v_mine || ' or (tenant_id = ''00000000-0000-0000-0000-000000000000'' and (select vanilla.current_tenant_id()) is not null))';
+            v_write := v_mine || ' and ' || v_admin;
+        when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
+            v_read := '(' || v_mine || ' or ((select vanilla.current_user_role()) = ''superadmin'' and (select vanilla.current_tenant_id()) = ''00000000-0000-0000-0000-000000000000''))';
+        when 'platform_only' then null;
+        else raise exception 'unknown ownership class %', p_ownership using errcode = '22023',
+            hint = 'One of tenant_shared, user_owned, user_read, admin_only, platform_catalog, tenant_registry, platform_only.';
+    end case;
+    if v_read is not null then
+        perform vanilla.grant_columns(p_table, 'select', v_readable, 'vanilla_app, vanilla_readonly');
+        perform vanilla.ensure_policy(p_table, 'app_select', 'vanilla_app, vanilla_readonly', 'select', v_read, null);
+    end if;
+    if v_write is not null and cardinality(p_writable) > 0 then
+        perform vanilla.grant_columns(p_table, 'insert', p_writable, 'vanilla_app');
+        perform vanilla.grant_columns(p_table, 'update', array(select c from unnest(p_writable) c where c not in ('tenant_id', 'id')), 'vanilla_app');
+        execute format('grant delete on %s to vanilla_app', p_table);
+        perform vanilla.ensure_policy(p_table, 'app_insert', 'vanilla_app', 'insert', null, v_write);
+        perform vanilla.ensure_policy(p_table, 'app_update', 'vanilla_app', 'update', v_write, v_write);
+        perform vanilla.ensure_policy(p_table, 'app_delete', 'vanilla_app', 'delete', v_write, null);
+    end if;
+    insert into vanilla.table_ownership values ((select relname from pg_class where oid = p_table), p_ownership)
+    on conflict (relation) do update set ownership = excluded.ownership where table_ownership.ownership <> excluded.ownership;
+end
+$f$;
+comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean) is
+    'Grants, FORCE and ENABLE, and policies of one table by its ownership class.';
+
+-- 7. tenancy -------------------------------------------------------------------------------------------------------
+set local role vanilla_definer;
+alter default privileges revoke execute on functions from public;
+
+create or replace function vanilla.caller_is_operator() returns boolean language sql stable
+set search_path = pg_catalog, pg_temp as $f$
+    -- inside a definer function current_user is its owner; the role setting still names who called
+    select r.rolsuper or pg_has_role(r.oid, 'vanilla_operator', 'usage') or pg_has_role(r.oid, 'vanilla_system', 'usage')
+    from pg_roles r where r.rolname = coalesce(nullif(current_setting('role'), 'none'), session_user)
+$f$;
+
+create or replace function vanilla.acting_tenant(p_tenant_id uuid default null) returns uuid language plpgsql stable
+set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.claim(3)::uuid;
+begin
+    if v_tenant is not null then
+        if vanilla.claim(5) not in ('admin', 'superadmin', 'service') then
+            perform vanilla.refuse('VS403', 'only an admin of the tenant may do this', '{"need": "admin"}');
+        end if;
+        if p_tenant_id <> v_tenant and not (vanilla.claim(5) = 'superadmin' and v_tenant = vanilla.platform()) then
+            perform vanilla.refuse('VS404', 'no such tenant');
+        end if;
+        if p_tenant_id <> v_tenant then
+            perform vanilla.refuse('VS403', 'open the tenant first', '{"need": "open_tenant"}',
+                'A super admin enters a tenant with open_tenant(tenant, reason); that is written to the audit log.');
+        end if;
+        return v_tenant;
+    end if;
+    if not vanilla.caller_is_operator() then
+        perform vanilla.refuse('VS401', 'no context', '{}', 'Set a signed context first, or connect as the operator.');
+    end if;
+    return p_tenant_id;
+end
+$f$;
+comment on function vanilla.acting_tenant(uuid) is
+    'The tenant an admin''s context names, or the one an operator without a context names; refuses everyone else.';
+
+create or replace function vanilla.audit(
+    p_tenant_id uuid, p_action text, p_target_type text default null, p_target_id uuid default null,
+    p_details jsonb default '{}', p_actor_id uuid default null, p_actor_role text default null)
+returns void language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    insert into public.audit_logs (tenant_id, created_at, actor_id, actor_role, action, target_type, target_id, details, ip, request_id)
+    values (p_tenant_id, vanilla.clock(), coalesce(p_actor_id, vanilla.claim(4)::uuid),
+        coalesce(p_actor_role, vanilla.claim(5), 'operator'), p_action, p_target_type, p_target_id, p_details,
+        nullif(current_setting('vanilla.client_ip', true), ''), nullif(current_setting('vanilla.request_id', true), ''))
+$f$;
+comment on function vanilla.audit(uuid, text, text, uuid, jsonb, uuid, text) is
+    'Writes an audit row; address and request id come from the transaction''s settings and are informational.';
+
+-- verifies, checks that tenant and user are live and the role is theirs, sets for the transaction
+create or replace function vanilla.set_context(p_token text) returns void language plpgsql volatile
+security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid;
+    v_role text;
+begin
+    perform set_config('vanilla.context', coalesce(p_token, ''), true);     -- undone by the error when refused
+    v_tenant := vanilla.claim(3)::uuid;
+    if v_tenant is null then return; end if;
+    v_role := vanilla.claim(5);
+    if v_role = 'superadmin' and v_tenant <> vanilla.platform() then
+        perform from public.tenant_openings o
+            join public.users u on u.tenant_id = vanilla.platform() and u.id = o.user_id and u.status = 'active'
+            where o.tenant_id = v_tenant and o.user_id = vanilla.claim(4)::uuid and o.expires_at > vanilla.clock();
+    else
+        -- a key without the scope admin acts below its user's role: never above it
+        perform from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+            where u.tenant_id = v_tenant and u.id = vanilla.claim(4)::uuid and u.status = 'active' and t.status = 'active'
+              and (u.role = v_role or v_role = 'user' or (v_role = 'service' and u.role in ('admin', 'superadmin')));
+    end if;
+    if not found then
+        raise exception 'context refused' using errcode = 'VS401',
+            hint = 'The tenant or user is not active, or the role is not theirs.';
+    end if;
+end
+$f$;
+comment on function vanilla.set_context(text) is 'Verifies a context token and sets it for this transaction; an empty one clears it.';
+grant execute on function vanilla.set_context(text) to vanilla_app, vanilla_readonly;
+
+create or replace function public.create_tenant(p_slug text, p_name text, p_time_zone text default 'UTC') returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_id uuid := vanilla.uuid7();
+begin
+    if not (vanilla.acting_tenant(vanilla.platform()) = vanilla.platform()) then
+        perform vanilla.refuse('VS403', 'only a super admin makes tenants');
+    end if;
+    if not exists (select from pg_timezone_names where name = p_time_zone) then
+        perform vanilla.refuse('VS400', format('unknown time zone %s', p_time_zone), '{"param": "time_zone"}', 'Use a name such as Europe/Berlin.');
+    end if;
+    begin
+        insert into public.tenants (tenant_id, id, slug, name, time_zone, created_at)
+        values (v_id, v_id, lower(p_slug), p_name, p_time_zone, vanilla.clock());
+    exception
+        when unique_violation then
+            perform vanilla.refuse('VS409', format('the slug %s is taken', p_slug), '{"param": "slug"}');
+        when check_violation or not_null_violation then
+            perform vanilla.refuse('VS400', 'slug or name is not valid', '{"param": "slug"}', 'A slug is 1 to 63 of a-z, 0-9 and hyphens inside; a name 1 to 200 bytes.');
+    end;
+    -- the platform's levels are the template
+    insert into public.levels (tenant_id, slug, name, description, tier, is_default)
+        select v_id, slug, name, description, tier, is_default from public.levels
+        where tenant_id = vanilla.platform() and status = 'active';
+    insert into public.level_token_policies (tenant_id, level_id, base_allocation, monthly_allocation, period, period_anchor,
+            rollover_percent, rollover_cap, monthly_cap, enforcement_mode, warning_percent)
+        select v_id, n.id, p.base_allocation, p.monthly_allocation, p.period, p.period_anchor,
+            p.rollover_percent, p.rollover_cap, p.monthly_cap, p.enforcement_mode, p.warning_percent
+        from public.level_token_policies p
+        join public.levels l on l.tenant_id = p.tenant_id and l.id = p.level_id
+        join public.levels n on n.tenant_id = v_id and n.slug = l.slug
+        where p.tenant_id = vanilla.platform();
+    perform vanilla.audit(vanilla.platform(), 'tenant.created', 'tenant', v_id, jsonb_build_object('slug', p_slug));
+    return v_id;
+end
+$f$;
+comment on function public.create_tenant(text, text, text) is 'Makes a tenant with the platform''s levels; super admin or operator. Returns its id.';
+
+create or replace function public.set_tenant_status(p_tenant_id uuid, p_status text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+begin
+    perform vanilla.acting_tenant(vanilla.platform());
+    if vanilla.claim(3) is not null and vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants');
+    end if;
+    if p_status not in ('active', 'suspended', 'closed') then
+        perform vanilla.refuse('VS400', format('unknown status %s', p_status), '{"param": "status"}');
+    end if;
+    if p_tenant_id = vanilla.platform() then
+        perform vanilla.refuse('VS409', 'the platform tenant stays active');
+    end if;
+    update public.tenants set status = p_status where tenant_id = p_tenant_id and id = p_tenant_id;
+    if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
+    perform vanilla.audit(vanilla.platform(), 'tenant.status', 'tenant', p_tenant_id, jsonb_build_object('status', p_status));
+end
+$f$;
+comment on function public.set_tenant_status(uuid, text) is 'active, suspended or closed; anything but active closes all access at once.';
+
+create or replace function public.open_tenant(p_tenant_id uuid, p_reason text) returns timestamptz
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_until timestamptz := vanilla.clock() + interval '8 hours';
+begin
+    if vanilla.claim(5) is distinct from 'superadmin' or vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin opens a tenant');
+    end if;
+    if btrim(coalesce(p_reason, '')) = '' then
+        perform vanilla.refuse('VS400', 'a reason is needed', '{"param": "reason"}');
+    end if;
+    if not exists (select from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id) then
+        perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    insert into public.tenant_openings (tenant_id, user_id, reason, expires_at, created_at)
+    values (p_tenant_id, vanilla.claim(4)::uuid, p_reason, v_until, vanilla.clock());
+    -- in both logs: the tenant sees who came in
+    perform vanilla.audit(t, 'tenant.opened', 'tenant', p_tenant_id, jsonb_build_object('reason', p_reason, 'until', v_until))
+        from unnest(array[vanilla.platform(), p_tenant_id]) t;
+    return v_until;
+end
+$f$;
+comment on function public.open_tenant(uuid, text) is 'Lets the super admin of this context act in a tenant for eight hours; audited in both logs.';
+
+create or replace function vanilla.make_user(
+    p_tenant_id uuid, p_email text, p_external_id text, p_display_name text, p_role text,
+    p_password_hash text, p_must_change_password boolean, p_level_id uuid) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_id uuid := vanilla.uuid7();
+    v_level uuid;
+begin
+    select id into v_level from public.levels
+        where tenant_id = p_tenant_id and status = 'active' and (id = p_level_id or (p_level_id is null and is_default));
+    if v_level is null and (p_level_id is not null or p_tenant_id <> vanilla.platform()) then
+        perform vanilla.refuse('VS404', 'no such level', '{"param": "level_id"}', 'Without a level the tenant needs a default one.');
+    end if;
+    begin
+        insert into public.users (tenant_id, id, email, external_id, display_name, role, password_hash, must_change_password, created_at)
+        values (p_tenant_id, v_id, lower(p_email), p_external_id, coalesce(p_display_name, ''), p_role, p_password_hash,
+            p_must_change_password, vanilla.clock());
+    exception
+        when unique_violation then
+            perform vanilla.refuse('VS409', 'a user with this name exists', '{"param": "email"}');
+        when check_violation then
+            perform vanilla.refuse('VS400', 'email, external id, name or role is not valid', '{"param": "email"}');
+    end;
+    insert into public.user_token_wallets (tenant_id, user_id, anchor_at) values (p_tenant_id, v_id, vanilla.clock());
+    if v_level is not null then
+        perform vanilla.assign_level(p_tenant_id, v_id, v_level);
+    end if;
+    return v_id;
+end
+$f$;
+
+create or replace function public.create_user(
+    p_email text, p_role text default 'user', p_display_name text default '', p_password_hash text default null,
+    p_level_id uuid default null, p_must_change_password boolean default true, p_tenant_id uuid default null,
+    p_external_id text default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_id uuid;
+begin
+    if not exists (select from public.tenants where tenant_id = v_tenant and id = v_tenant and status = 'active') then
+        perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    v_id := vanilla.make_user(v_tenant, p_email, p_external_id, p_display_name, p_role, p_password_hash, p_must_change_password, p_level_id);
+    perform vanilla.audit(v_tenant, 'user.created', 'user', v_id, jsonb_build_object('role', p_role));
+    return v_id;
+end
+$f$;
+comment on function public.create_user(text, text, text, text, uuid, boolean, uuid, text) is
+    'Makes a user with a wallet and the tokens of the level; admin, or operator naming the tenant. Returns the id.';
+
+create or replace function vanilla.find_user(p_tenant_id uuid, p_user_id uuid) returns public.users language plpgsql stable
+set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users;
+    v_count integer;
+begin
+    select count(*) into v_count from public.users u
+        where u.id = p_user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) and u.status <> 'deleted';
+    if v_count <> 1 then      -- the same words for another tenant's user and for none
+        perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user_id', p_user_id));
+    end if;
+    select * into v_user from public.users u where u.id = p_user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null);
+    return v_user;
+end
+$f$;
+
+create or replace function public.set_user_role(p_user_id uuid, p_role text, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(p_tenant_id), p_user_id);
+begin
+    if p_role is null or p_role not in ('user', 'admin') or v_user.role = 'superadmin' then
+        perform vanilla.refuse('VS400', 'a role inside a tenant is user or admin', '{"param": "role"}');
+    end if;
+    update public.users set role = p_role where tenant_id = v_user.tenant_id and id = v_user.id;
+    perform vanilla.audit(v_user.tenant_id, 'user.role', 'user', v_user.id, jsonb_build_object('from', v_user.role, 'to', p_role));
+end
+$f$;
+comment on function public.set_user_role(uuid, text, uuid) is 'user or admin; by an admin of the tenant or the operator.';
+
+create or replace function public.set_user_status(p_user_id uuid, p_status text, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(p_tenant_id), p_user_id);
+begin
+    if p_status is null or p_status not in ('active', 'disabled') then
+        perform vanilla.refuse('VS400', 'a status is active or disabled', '{"param": "status"}');
+    end if;
+    if v_user.id = vanilla.claim(4)::uuid then
+        perform vanilla.refuse('VS409', 'nobody disables themselves');
+    end if;
+    update public.users set status = p_status where tenant_id = v_user.tenant_id and id = v_user.id;
+    if p_status = 'disabled' then
+        update public.sessions set revoked_at = vanilla.clock()
+            where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
+    end if;
+    perform vanilla.audit(v_user.tenant_id, 'user.status', 'user', v_user.id, jsonb_build_object('status', p_status));
+end
+$f$;
+comment on function public.set_user_status(uuid, text, uuid) is 'active or disabled; disabling ends sign-ins and keys at once.';
+
+create or replace function public.set_user_password(
+    p_user_id uuid, p_password_hash text, p_must_change_password boolean default true, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(p_tenant_id), p_user_id);
+begin
+    if p_password_hash is null or p_password_hash not like '$argon2id$%' then
+        perform vanilla.refuse('VS400', 'an Argon2id hash is expected', '{"param": "password_hash"}', 'Use vanilla-saas users set-password.');
+    end if;
+    update public.users set password_hash = p_password_hash, must_change_password = p_must_change_password
+        where tenant_id = v_user.tenant_id and id = v_user.id;
+    update public.sessions set revoked_at = vanilla.clock()
+        where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
+    perform vanilla.audit(v_user.tenant_id, 'user.password_set', 'user', v_user.id);
+end
+$f$;
+comment on function public.set_user_password(uuid, text, boolean, uuid) is 'Sets an Argon2id hash and ends all sign-ins; by an admin or the operator.';
+
+create or replace function public.issue_one_time_token(p_user_id uuid, p_token_hash bytea, p_tenant_id uuid default null) returns timestamptz
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(p_tenant_id), p_user_id);
+    v_until timestamptz := vanilla.clock() + interval '24 hours';
+begin
+    if octet_length(p_token_hash) is distinct from 32 then
+        perform vanilla.refuse('VS400', 'a SHA-256 hash is expected', '{"param": "token_hash"}');
+    end if;
+    insert into public.one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at, created_at)
+    values (v_user.tenant_id, v_user.id, 'set_password', p_token_hash, v_until, vanilla.clock());
+    perform vanilla.audit(v_user.tenant_id, 'user.password_link', 'user', v_user.id);
+    return v_until;
+end
+$f$;
+comment on function public.issue_one_time_token(uuid, bytea, uuid) is 'A link to set a password, valid 24 hours, used once; the caller keeps the token, the database its SHA-256.';
+
+create or replace function vanilla.claim_super_admin() returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    -- two random UUIDs: 244 random bits
+    v_token text := 'vst_' || replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
+    v_user uuid;
+begin
+    if vanilla.claim(3) is not null or not vanilla.caller_is_operator() then
+        perform vanilla.refuse('VS403', 'only the operator claims the super admin');
+    end if;
+    select id into v_user from public.users where tenant_id = vanilla.platform() and role = 'superadmin' and status = 'active'
+        order by created_at, id limit 1;
+    if v_user is null then
+        perform vanilla.refuse('VS404', 'there is no super admin', '{}', 'Run 004_seed_data.sql again.');
+    end if;
+    insert into public.one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at, created_at)
+    values (vanilla.platform(), v_user, 'claim_super_admin', sha256(convert_to(v_token, 'UTF8')), vanilla.clock() + interval '1 hour', vanilla.clock());
+    perform vanilla.audit(vanilla.platform(), 'user.claim_super_admin', 'user', v_user);
+    return v_token;
+end
+$f$;
+comment on function vanilla.claim_super_admin() is 'For psql and Supabase: a one-time token, valid an hour, with which the first super admin sets a password.';
+
+-- sign-in: vanilla_runtime only; the password is compared in Python, which spends the same time on unknown users
+create or replace function vanilla.count_sign_in(p_subject text, p_limit integer) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_row public.sign_in_throttles;
+begin
+    -- counted before the password is looked at: parallel guesses cannot pass together
+    insert into public.sign_in_throttles as t (tenant_id, subject_hash, failures, window_ends_at)
+    values (vanilla.platform(), sha256(convert_to(p_subject, 'UTF8')), 1, v_now + interval '15 minutes')
+    on conflict (tenant_id, subject_hash) do update set
+        failures = case when t.window_ends_at <= v_now then 1 else t.failures + 1 end,
+        window_ends_at = case when t.window_ends_at <= v_now then v_now + interval '15 minutes' else t.window_ends_at end
+    returning * into v_row;
+    if v_row.failures <= p_limit then return 0; end if;
+    return ceil(extract(epoch from v_row.window_ends_at - v_now))::integer;
+end
+$f$;
+
+create or replace function vanilla.begin_sign_in(p_tenant text, p_email text, p_ip text,
+    out password_hash text, out retry_after_s integer)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+begin
+    retry_after_s := greatest(
+        vanilla.count_sign_in('email:' || lower(p_tenant) || ':' || lower(p_email), 10),
+        vanilla.count_sign_in('ip:' || coalesce(p_ip, ''), 100));
+    select u.password_hash into begin_sign_in.password_hash from public.users u
+        join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active';
+end
+$f$;
+comment on function vanilla.begin_sign_in(text, text, text) is
+    'Counts the attempt and returns the hash to compare (null for unknown users) and the seconds to wait (0: none). Ten attempts per address, a hundred per network, in 15 minutes.';
+
+create or replace function vanilla.finish_sign_in(p_tenant text, p_email text, p_token_hash bytea, p_refresh_hash bytea,
+    p_ip text, p_user_agent text, p_ttl interval default '1 hour', p_refresh_ttl interval default '30 days') returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_id uuid := vanilla.uuid7();
+    v_user public.users;
+begin
+    select u.* into v_user from public.users u
+        join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active';
+    if not found then perform vanilla.refuse('VS411', 'email or password is wrong'); end if;
+    insert into public.sessions (tenant_id, id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at, ip, user_agent, created_at)
+    values (v_user.tenant_id, v_id, v_user.id, v_id, p_token_hash, p_refresh_hash, v_now + p_ttl, v_now + p_refresh_ttl, p_ip, left(p_user_agent, 300), v_now);
+    update public.users set last_sign_in_at = v_now where tenant_id = v_user.tenant_id and id = v_user.id;
+    delete from public.sign_in_throttles where tenant_id = vanilla.platform()
+        and subject_hash = sha256(convert_to('email:' || lower(p_tenant) || ':' || lower(p_email), 'UTF8'));
+    perform vanilla.audit(v_user.tenant_id, 'session.opened', 'user', v_user.id, jsonb_build_object('session_id', v_id), v_user.id, v_user.role);
+    return jsonb_build_object('tenant_id', v_user.tenant_id, 'user_id', v_user.id, 'role', v_user.role,
+        'must_change_password', v_user.must_change_password, 'expires_at', v_now + p_ttl);
+end
+$f$;
+comment on function vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval) is 'Opens a session after the password was found right.';
+
+create or replace function vanilla.fail_sign_in(p_tenant text, p_email text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+begin
+    -- only for addresses that exist: the log is not for strangers to fill
+    perform vanilla.audit(u.tenant_id, 'session.refused', 'user', u.id, '{}', u.id, u.role)
+        from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+        where t.slug = lower(p_tenant) and u.email = lower(p_email);
+end
+$f$;
+comment on function vanilla.fail_sign_in(text, text) is 'Writes the audit row of a wrong password.';
+
+create or replace function vanilla.session_identity(p_token_hash bytea, p_tenant_id uuid default null) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v record;
+begin
+    select s.id as session_id, s.tenant_id, u.id as user_id, u.role, u.email, u.display_name, u.must_change_password,
+           t.slug as tenant, t.name as tenant_name, s.expires_at
+        into v from public.sessions s
+        join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
+        join public.tenants t on t.tenant_id = s.tenant_id and t.id = s.tenant_id
+        where s.token_hash = p_token_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock()
+          and u.status = 'active' and t.status = 'active';
+    if not found then return null; end if;
+    if p_tenant_id <> v.tenant_id then
+        select t.id, t.slug, t.name into v.tenant_id, v.tenant, v.tenant_name from public.tenant_openings o
+            join public.tenants t on t.tenant_id = o.tenant_id and t.id = o.tenant_id
+            where o.tenant_id = p_tenant_id and o.user_id = v.user_id and o.expires_at > vanilla.clock() and v.role = 'superadmin'
+            limit 1;
+        if not found then return null; end if;
+    end if;
+    return to_jsonb(v);
+end
+$f$;
+comment on function vanilla.session_identity(bytea, uuid) is
+    'Who a session token is, or null; a super admin may name a tenant that is open to them.';
+
+create or replace function vanilla.rotate_session(p_refresh_hash bytea, p_token_hash bytea, p_new_refresh_hash bytea,
+    p_ttl interval default '1 hour', p_refresh_ttl interval default '30 days') returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_old public.sessions;
+begin
+    select * into v_old from public.sessions where refresh_hash = p_refresh_hash for update;
+    if not found or v_old.revoked_at is not null or v_old.refresh_expires_at <= v_now
+       or not exists (select from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+                      where u.tenant_id = v_old.tenant_id and u.id = v_old.user_id and u.status = 'active' and t.status = 'active') then
+        return jsonb_build_object('outcome', 'unknown');
+    end if;
+    if v_old.rotated_at is not null then
+        -- used twice: one of the two is a thief, so nobody keeps the family. Returned, not raised: an error would undo it.
+        update public.sessions set revoked_at = v_now where tenant_id = v_old.tenant_id and family_id = v_old.family_id and revoked_at is null;
+        perform vanilla.audit(v_old.tenant_id, 'session.reused', 'user', v_old.user_id, jsonb_build_object('family_id', v_old.family_id), v_old.user_id, 'user');
+        return jsonb_build_object('outcome', 'reused');
+    end if;
+    update public.sessions set rotated_at = v_now where tenant_id = v_old.tenant_id and id = v_old.id;
+    insert into public.sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at, ip, user_agent, created_at)
+    values (v_old.tenant_id, v_old.user_id, v_old.family_id, p_token_hash, p_new_refresh_hash, v_now + p_ttl, v_now + p_refresh_ttl, v_old.ip, v_old.user_agent, v_now);
+    return jsonb_build_object('outcome', 'rotated', 'expires_at', v_now + p_ttl);
+end
+$f$;
+comment on function vanilla.rotate_session(bytea, bytea, bytea, interval, interval) is
+    'Exchanges a refresh token once: outcome rotated, unknown, or reused (the family is revoked).';
+
+create or replace function vanilla.close_session(p_token_hash bytea) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_row public.sessions;
+begin
+    select * into v_row from public.sessions where token_hash = p_token_hash;
+    if not found then return false; end if;
+    update public.sessions set revoked_at = vanilla.clock()
+        where tenant_id = v_row.tenant_id and family_id = v_row.family_id and revoked_at is null;
+    if not found then return false; end if;
+    perform vanilla.audit(v_row.tenant_id, 'session.closed', 'user', v_row.user_id, '{}', v_row.user_id, 'user');
+    return true;
+end
+$f$;
+comment on function vanilla.close_session(bytea) is 'Signs out: revokes the session''s whole family.';
+
+create or replace function vanilla.session_password_hash(p_token_hash bytea) returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select u.password_hash from public.sessions s join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
+    where s.token_hash = p_token_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock() and u.status = 'active'
+$f$;
+comment on function vanilla.session_password_hash(bytea) is 'The hash to compare before a password is changed.';
+
+create or replace function vanilla.change_password(p_token_hash bytea, p_password_hash text) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_row public.sessions;
+begin
+    select * into v_row from public.sessions
+        where token_hash = p_token_hash and revoked_at is null and rotated_at is null and expires_at > vanilla.clock();
+    if not found then return false; end if;
+    if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
+    update public.users set password_hash = p_password_hash, must_change_password = false
+        where tenant_id = v_row.tenant_id and id = v_row.user_id;
+    update public.sessions set revoked_at = vanilla.clock()
+        where tenant_id = v_row.tenant_id and user_id = v_row.user_id and family_id <> v_row.family_id and revoked_at is null;
+    perform vanilla.audit(v_row.tenant_id, 'user.password_changed', 'user', v_row.user_id, '{}', v_row.user_id, 'user');
+    return true;
+end
+$f$;
+comment on function vanilla.change_password(bytea, text) is 'Sets a new hash for the session''s user and ends their other sessions.';
+
+create or replace function vanilla.redeem_one_time_token(p_token_hash bytea, p_password_hash text) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_row public.one_time_tokens;
+begin
+    if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
+    update public.one_time_tokens set used_at = vanilla.clock()
+        where token_hash = p_token_hash and used_at is null and expires_at > vanilla.clock() returning * into v_row;
+    if not found then perform vanilla.refuse('VS411', 'the link is used up or too old', '{}', 'Ask an admin for a new one.'); end if;
+    update public.users set password_hash = p_password_hash, must_change_password = false
+        where tenant_id = v_row.tenant_id and id = v_row.user_id and status = 'active';
+    if not found then perform vanilla.refuse('VS411', 'the link is used up or too old'); end if;
+    update public.sessions set revoked_at = vanilla.clock()
+        where tenant_id = v_row.tenant_id and user_id = v_row.user_id and revoked_at is null;
+    perform vanilla.audit(v_row.tenant_id, 'user.password_changed', 'user', v_row.user_id, jsonb_build_object('by', v_row.purpose), v_row.user_id, 'user');
+    return (select jsonb_build_object('tenant', t.slug, 'email', u.email) from public.users u
+            join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+            where u.tenant_id = v_row.tenant_id and u.id = v_row.user_id);
+end
+$f$;
+comment on function vanilla.redeem_one_time_token(bytea, text) is 'Sets a password with a one-time token and ends all sign-ins.';
+
+create or replace function vanilla.register_user(p_tenant text, p_email text, p_password_hash text, p_display_name text, p_ip text) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant public.tenants;
+    v_id uuid;
+    v_wait integer := vanilla.count_sign_in('register:' || coalesce(p_ip, ''), 100);
+begin
+    if v_wait > 0 then
+        perform vanilla.refuse('VS429', 'too many registrations from this network', jsonb_build_object('retry_after_s', v_wait));
+    end if;
+    select * into v_tenant from public.tenants where slug = lower(p_tenant) and status = 'active';
+    if not found or not v_tenant.self_registration then
+        perform vanilla.refuse('VS403', 'this tenant does not take registrations', '{"need": "self_registration"}', 'An admin of the tenant can add users.');
+    end if;
+    if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
+    v_id := vanilla.make_user(v_tenant.id, p_email, null, p_display_name, 'user', p_password_hash, false, null);
+    perform vanilla.audit(v_tenant.id, 'user.registered', 'user', v_id, '{}', v_id, 'user');
+    return jsonb_build_object('tenant_id', v_tenant.id, 'user_id', v_id);
+end
+$f$;
+comment on function vanilla.register_user(text, text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
+
+create or replace function public.create_api_key(
+    p_name text, p_prefix text, p_key_hash bytea, p_scopes text[] default '{chat}', p_expires_at timestamptz default 'infinity',
+    p_budget_tokens bigint default null, p_user_id uuid default null, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_self boolean := vanilla.claim(4) is not null and coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid;
+    v_tenant uuid;
+    v_user public.users;
+    v_id uuid := vanilla.uuid7();
+begin
+    if v_self and vanilla.claim(5) = 'user' then
+        v_tenant := vanilla.claim(3)::uuid;
+        if p_scopes && array['admin', 'act_as', 'act_as:create'] then
+            perform vanilla.refuse('VS403', 'only an admin makes keys with these scopes', jsonb_build_object('scopes', p_scopes));
+        end if;
+    else
+        v_tenant := vanilla.acting_tenant(p_tenant_id);
+    end if;
+    v_user := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
+    if p_expires_at <= vanilla.clock() then
+        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
+    end if;
+    if 'admin' = any (p_scopes) and v_user.role = 'user' then
+        perform vanilla.refuse('VS400', 'the scope admin needs a user who is an admin', '{"param": "scopes"}');
+    end if;
+    begin
+        insert into public.api_keys (tenant_id, id, user_id, name, prefix, key_hash, scopes, budget_tokens, expires_at, created_at)
+        values (v_user.tenant_id, v_id, v_user.id, p_name, p_prefix, p_key_hash, p_scopes, p_budget_tokens, p_expires_at, vanilla.clock());
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'name, scopes or budget is not valid', '{"param": "scopes"}',
+            'Scopes: chat, read, admin, act_as, act_as:create. A budget is positive.');
+    end;
+    perform vanilla.audit(v_user.tenant_id, 'api_key.created', 'api_key', v_id, jsonb_build_object('user_id', v_user.id, 'scopes', p_scopes, 'prefix', p_prefix));
+    return v_id;
+end
+$f$;
+comment on function public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid) is
+    'Keeps the SHA-256 of a key the caller made; own keys, or any user''s by an admin. Returns the id.';
+
+create or replace function public.revoke_api_key(p_key_id uuid, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.claim(3)::uuid else vanilla.acting_tenant(p_tenant_id) end;
+    v_row public.api_keys;
+begin
+    update public.api_keys set revoked_at = coalesce(revoked_at, vanilla.clock())
+        where id = p_key_id and (tenant_id = v_tenant or v_tenant is null)
+          and (vanilla.claim(5) is distinct from 'user' or user_id = vanilla.claim(4)::uuid)
+        returning * into v_row;
+    if not found then perform vanilla.refuse('VS404', 'no such key'); end if;
+    perform vanilla.audit(v_row.tenant_id, 'api_key.revoked', 'api_key', v_row.id, jsonb_build_object('prefix', v_row.prefix));
+end
+$f$;
+comment on function public.revoke_api_key(uuid, uuid) is 'The next call with this key is refused; own keys, or any of the tenant''s by an admin.';
+
+create or replace function vanilla.key_identity(p_key_hash bytea) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v record;
+begin
+    select k.id as key_id, k.tenant_id, k.user_id, k.scopes,
+           case when 'admin' = any (k.scopes) then u.role else 'user' end as role, u.email, t.slug as tenant, t.name as tenant_name
+        into v from public.api_keys k
+        join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
+        join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
+        where k.key_hash = p_key_hash and k.revoked_at is null and k.expires_at > vanilla.clock()
+          and u.status = 'active' and t.status = 'active';
+    if not found then return null; end if;
+    return to_jsonb(v);
+end
+$f$;
+comment on function vanilla.key_identity(bytea) is 'Who a key is, or null; without the scope admin its role is user.';
+
+grant execute on function
+    public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.open_tenant(uuid, text),
+    public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
+    public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
+    public.issue_one_time_token(uuid, bytea, uuid),
+    public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid), public.revoke_api_key(uuid, uuid)
+    to vanilla_app, vanilla_operator;
+grant execute on function vanilla.claim_super_admin() to vanilla_operator;
+grant execute on function
+    vanilla.begin_sign_in(text, text, text), vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval),
+    vanilla.fail_sign_in(text, text), vanilla.session_identity(bytea, uuid),
+    vanilla.rotate_session(bytea, bytea, bytea, interval, interval), vanilla.close_session(bytea),
+    vanilla.session_password_hash(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
+    vanilla.register_user(text, text, text, text, text), vanilla.key_identity(bytea)
+    to vanilla_runtime;
+
+-- 8. metered call --------------------------------------------------------------------------------------------------
+create or replace function vanilla.setting(p_tenant_id uuid, p_key text) returns jsonb language sql stable
+set search_path = pg_catalog, pg_temp as $f$
+    select value from public.system_configurations
+    where tenant_id in (p_tenant_id, vanilla.platform()) and key = p_key
+    order by tenant_id = vanilla.platform() limit 1
+$f$;
+comment on function vanilla.setting(uuid, text) is 'The tenant''s value of a setting, else the platform''s, else null.';
+
+create or replace function vanilla.call_tokens(p_call jsonb, p_input bigint, p_cached bigint, p_output bigint) returns bigint
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select ceil((p_input - p_cached) * (p_call ->> 'input_weight')::numeric + p_cached * (p_call ->> 'cached_input_weight')::numeric
+        + p_output * (p_call ->> 'output_weight')::numeric)::bigint
+$f$;
+comment on function vanilla.call_tokens(jsonb, bigint, bigint, bigint) is 'Wallet tokens of a call: model tokens times the weights pinned at admission, rounded up once.';
+
+create or replace function vanilla.call_cost_micros(p_call jsonb, p_input bigint, p_cached bigint, p_output bigint) returns bigint
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select ceil(((p_input - p_cached)::numeric * (p_call ->> 'input_price')::bigint
+        + p_cached::numeric * coalesce((p_call ->> 'cached_input_price')::bigint, (p_call ->> 'input_price')::bigint)
+        + p_output::numeric * (p_call ->> 'output_price')::bigint) / 1000000)::bigint
+$f$;
+comment on function vanilla.call_cost_micros(jsonb, bigint, bigint, bigint) is 'Micros of USD that the provider charges: tokens times price per million, rounded up once.';
+
+create or replace function vanilla.admit_call(
+    p_key_hash bytea, p_session_hash bytea, p_payer text, p_model text,
+    p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint, p_output_limit bigint, p_choices integer,
+    p_execution_id uuid, p_streamed boolean, p_ttl interval,
+    p_idempotency_key text default null, p_request_id text default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_caller record;
+    v_key public.api_keys;
+    v_payer uuid;
+    v_model public.ai_models;
+    v_provider public.ai_providers;
+    v_wallet public.user_token_wallets;
+    v_entry public.user_token_ledger;
+    v_call jsonb;
+    v_prompt bigint;
+    v_input bigint;
+    v_output bigint;
+    v_needed bigint;
+    v_clamped boolean := false;
+    v_least bigint;
+begin
+    -- who calls
+    if p_key_hash is not null then
+        select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens into v_caller from public.api_keys k
+            join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
+            join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
+            where k.key_hash = p_key_hash and k.revoked_at is null and k.expires_at > v_now
+              and u.status = 'active' and t.status = 'active';
+    else
+        select s.tenant_id, s.user_id, null::uuid as key_id, array['chat'] as scopes, null::bigint as budget_tokens into v_caller
+            from public.sessions s
+            join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
+            join public.tenants t on t.tenant_id = s.tenant_id and t.id = s.tenant_id
+            where s.token_hash = p_session_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > v_now
+              and u.status = 'active' and t.status = 'active';
+    end if;
+    if not found then
+        perform vanilla.refuse('VS411', 'the key is wrong, revoked or expired');
+    end if;
+    if not 'chat' = any (v_caller.scopes) then
+        perform vanilla.refuse('VS403', 'the key lacks the scope chat', '{"need": "chat"}', 'Make a key with the scope chat.');
+    end if;
+    -- who pays
+    v_payer := v_caller.user_id;
+    if p_payer is not null then
+        if not v_caller.scopes && array['act_as', 'act_as:create'] then
+            perform vanilla.refuse('VS403', 'the key may not name who pays', '{"need": "act_as"}',
+                'Leave out X-Vanilla-User and user, or use a key with the scope act_as.');
+        end if;
+        select id into v_payer from public.users
+            where tenant_id = v_caller.tenant_id and external_id = p_payer and status = 'active';
+        if not found then
+            if not 'act_as:create' = any (v_caller.scopes)
+               or exists (select from public.users where tenant_id = v_caller.tenant_id and external_id = p_payer) then
+                perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user', p_payer),
+                    'A key with the scope act_as:create makes users on the default level.');
+            end if;
+            -- two first calls of one user meet here: the second waits, then finds
+            perform pg_advisory_xact_lock(hashtextextended(v_caller.tenant_id::text || ':' || p_payer, 0));
+            select id into v_payer from public.users
+                where tenant_id = v_caller.tenant_id and external_id = p_payer and status = 'active';
+            if not found then
+                v_payer := vanilla.make_user(v_caller.tenant_id, null, p_payer, '', 'user', null, false, null);
+                perform vanilla.audit(v_caller.tenant_id, 'user.created', 'user', v_payer,
+                    jsonb_build_object('by', 'act_as:create'), v_caller.user_id, 'service');
+            end if;
+        end if;
+    end if;
+    -- what is called: the tenant's own model before the platform's of the same name
+    select m.* into v_model from public.ai_models m
+        where m.tenant_id in (v_caller.tenant_id, vanilla.platform()) and m.slug = p_model and m.status <> 'disabled'
+        order by m.tenant_id = vanilla.platform() limit 1;
+    if not found then
+        perform vanilla.refuse('VS414', format('the model %s does not exist', p_model), jsonb_build_object('model', p_model),
+            'GET /v1/models lists what you can call.');
+    end if;
+    select * into v_provider from public.ai_providers
+        where tenant_id = v_model.provider_tenant_id and id = v_model.provider_id;
+    if v_provider.status <> 'active' or (v_provider.secret is null and v_provider.kind not in ('sandbox', 'custom')) then
+        perform vanilla.refuse('VS424', format('the provider %s has no key yet', v_provider.slug), jsonb_build_object('provider', v_provider.slug),
+            format('An operator sets it: vanilla-saas providers set-key %s', v_provider.slug));
+    end if;
+    if v_model.input_price is null or v_model.output_price is null then
+        perform vanilla.refuse('VS424', format('the model %s has no price, so it is not called', p_model), jsonb_build_object('model', p_model),
+            'Refresh prices with vanilla-saas models sync.');
+    end if;
+    v_call := jsonb_build_object('model_id', v_model.id, 'model', v_model.slug, 'provider_id', v_provider.id, 'provider', v_provider.slug,
+        'input_weight', v_model.input_weight, 'cached_input_weight', v_model.cached_input_weight, 'output_weight', v_model.output_weight,
+        'input_price', v_model.input_price, 'cached_input_price', v_model.cached_input_price, 'output_price', v_model.output_price,
+        'streamed', p_streamed, 'request_id', p_request_id);
+    -- the worst case, clamped to what the wallet affords when the caller named no limit
+    v_prompt := case when v_provider.kind = 'sandbox' then p_sandbox_prompt_tokens else p_prompt_tokens end;
+    if v_model.context_window is not null and v_prompt > 4::bigint * v_model.context_window then
+        -- the bound counts bytes; four a token is far beyond what the window can take
+        perform vanilla.refuse('VS400', format('the prompt does not fit the context window of %s tokens', v_model.context_window),
+            jsonb_build_object('param', 'messages', 'limit', v_model.context_window));
+    end if;
+    v_output := coalesce(p_output_limit, v_model.max_output_tokens, 4096);
+    if v_model.max_output_tokens is not null and v_output > v_model.max_output_tokens then
+        if p_output_limit is not null then
+            perform vanilla.refuse('VS400', format('max_tokens is at most %s for this model', v_model.max_output_tokens),
+                jsonb_build_object('param', 'max_tokens', 'limit', v_model.max_output_tokens));
+        end if;
+        v_output := v_model.max_output_tokens;
+    end if;
+    v_wallet := vanilla.lock_wallet(v_caller.tenant_id, v_payer);
+    if p_idempotency_key is not null then
+        select * into v_entry from public.user_token_ledger
+            where tenant_id = v_wallet.tenant_id and user_id = v_payer and idempotency_key = p_idempotency_key;
+        if found then
+            perform vanilla.refuse('VS410', 'a call with this Idempotency-Key was made already',
+                jsonb_build_object('execution_id', v_entry.execution_id), 'Answers are not kept; use a new key to call again.');
+        end if;
+    end if;
+    v_input := vanilla.call_tokens(v_call, v_prompt, 0, 0);
+    v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output * p_choices);
+    if p_output_limit is null and v_wallet.enforcement_mode = 'hard' and v_needed > v_wallet.available_tokens and v_model.output_weight > 0 then
+        v_least := coalesce((vanilla.setting(v_wallet.tenant_id, 'gateway.min_output_tokens'))::bigint, 16);
+        v_output := floor((v_wallet.available_tokens - v_input) / (v_model.output_weight * p_choices));
+        v_clamped := true;
+        if v_output < v_least then v_output := v_least; end if;      -- and be refused below, with the figures
+        v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output * p_choices);
+    end if;
+    v_entry := vanilla.reserve_tokens(v_wallet, v_needed, p_ttl, 'model call', 'gateway', 'ai_execution', p_execution_id, p_execution_id,
+        p_idempotency_key, v_caller.key_id, v_call, v_caller.user_id);
+    if v_caller.budget_tokens is not null then
+        update public.api_keys set used_tokens = used_tokens + v_needed
+            where tenant_id = v_caller.tenant_id and id = v_caller.key_id and used_tokens + v_needed <= budget_tokens;
+        if not found then
+            select * into v_key from public.api_keys where tenant_id = v_caller.tenant_id and id = v_caller.key_id;
+            perform vanilla.refuse('VS429', 'the budget of this key is used up', jsonb_build_object('limit', v_key.budget_tokens,
+                'used', v_key.used_tokens, 'needed', v_needed, 'resets_at', null), 'An admin can make a key with a larger budget.');
+        end if;
+    end if;
+    return jsonb_build_object('tenant_id', v_wallet.tenant_id, 'user_id', v_payer, 'hold_id', v_entry.hold_id, 'execution_id', p_execution_id,
+        'reserved', v_needed, 'output_limit', v_output, 'clamped', v_clamped, 'available', v_entry.available_after,
+        'provider_tenant_id', v_provider.tenant_id, 'provider_id', v_provider.id, 'provider', v_provider.slug, 'kind', v_provider.kind,
+        'base_url', v_provider.base_url, 'secret', encode(v_provider.secret, 'base64'), 'model', v_model.slug, 'upstream_model', v_model.upstream_model);
+end
+$f$;
+comment on function vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text) is
+    'Before a model call, in one round trip: key, payer, model, price, worst case reserved. Sizes in model tokens; returns where to call and with what output limit.';
+
+create or replace function vanilla.settle_call(
+    p_tenant_id uuid, p_hold_id uuid, p_status text, p_input bigint, p_output bigint, p_cached bigint, p_reasoning bigint,
+    p_estimated boolean default false, p_error_code text default null, p_latency_ms integer default null, p_first_token_ms integer default null)
+returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_hold public.user_token_holds;
+    v_entry public.user_token_ledger;
+    v_charged bigint;
+    v_cost bigint;
+begin
+    if p_input < 0 or p_output < 0 or p_cached not between 0 and p_input then
+        perform vanilla.refuse('VS400', 'usage cannot be negative, and cached tokens are part of the input');
+    end if;
+    select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id;
+    if not found or v_hold.call is null then perform vanilla.refuse('VS404', 'no such hold'); end if;
+    v_charged := vanilla.call_tokens(v_hold.call, p_input, p_cached, p_output);
+    v_cost := vanilla.call_cost_micros(v_hold.call, p_input, p_cached, p_output);
+    -- fenced: whoever closes the hold first writes the money and the execution, nobody does it twice
+    v_entry := vanilla.settle_tokens(p_tenant_id, p_hold_id, v_charged, true, 'model call', v_hold.call ->> 'request_id');
+    if v_entry.id is null then
+        return jsonb_build_object('settled', false);
+    end if;
+    if v_hold.api_key_id is not null then
+        update public.api_keys k set last_used_at = vanilla.clock(),
+            -- a late settlement finds the reserved part given back already
+            used_tokens = case when k.budget_tokens is null then k.used_tokens
+                else greatest(k.used_tokens + v_charged - case when v_entry.metadata ? 'late' then 0 else v_hold.requested end, 0) end
+        where k.tenant_id = p_tenant_id and k.id = v_hold.api_key_id
+          and (k.budget_tokens is not null or k.last_used_at is null or k.last_used_at < vanilla.clock() - interval '1 minute');
+    end if;
+    insert into public.ai_executions (tenant_id, created_at, id, user_id, api_key_id, provider_id, model_id, hold_id, provider, model, status, error_code,
+        input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, charged_tokens, cost_micros, latency_ms, first_token_ms, streamed, usage_estimated, request_id)
+    values (p_tenant_id, vanilla.clock(), v_hold.execution_id, v_hold.user_id, v_hold.api_key_id, (v_hold.call ->> 'provider_id')::uuid,
+        (v_hold.call ->> 'model_id')::uuid, p_hold_id, v_hold.call ->> 'provider', v_hold.call ->> 'model', p_status, p_error_code,
+        p_input, p_output, p_cached, p_reasoning, v_charged, v_cost, p_latency_ms, p_first_token_ms,
+        (v_hold.call ->> 'streamed')::boolean, p_estimated, v_hold.call ->> 'request_id');
+    return jsonb_build_object('settled', true, 'charged', v_charged, 'cost_micros', v_cost,
+        'available', v_entry.available_after, 'borrowed', v_entry.borrowed_after);
+end
+$f$;
+comment on function vanilla.settle_call(uuid, uuid, text, bigint, bigint, bigint, bigint, boolean, text, integer, integer) is
+    'After a model call, in one round trip: charges what was used, returns the rest, writes the execution. A second call changes nothing.';
+
+create or replace function vanilla.list_models(p_key_hash bytea, p_session_hash bytea default null) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := coalesce((vanilla.key_identity(p_key_hash) ->> 'tenant_id')::uuid, (vanilla.session_identity(p_session_hash) ->> 'tenant_id')::uuid);
+begin
+    if v_tenant is null then perform vanilla.refuse('VS411', 'the key is wrong, revoked or expired'); end if;
+    return coalesce((select jsonb_agg(jsonb_build_object('id', slug, 'name', name, 'owned_by', provider, 'created', extract(epoch from created_at)::bigint,
+            'context_window', context_window, 'max_output_tokens', max_output_tokens, 'input_weight', input_weight, 'output_weight', output_weight,
+            'input_price', input_price, 'output_price', output_price, 'ready', ready) order by not ready, provider, slug)
+        from (select distinct on (m.slug) m.*, p.slug as provider, (p.secret is not null or p.kind in ('sandbox', 'custom')) and m.input_price is not null as ready
+              from public.ai_models m join public.ai_providers p on p.tenant_id = m.provider_tenant_id and p.id = m.provider_id
+              where m.tenant_id in (v_tenant, vanilla.platform()) and m.status = 'active' and p.status = 'active'
+              order by m.slug, m.tenant_id = vanilla.platform()) s), '[]');
+end
+$f$;
+comment on function vanilla.list_models(bytea, bytea) is 'Models of the caller''s tenant and the platform; ready says whether the provider has a key and the model a price.';
+
+create or replace function public.set_provider_secret(p_provider_id uuid, p_secret bytea, p_hint text, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+begin
+    update public.ai_providers set secret = p_secret, secret_hint = p_hint where tenant_id = v_tenant and id = p_provider_id;
+    if not found then perform vanilla.refuse('VS404', 'no such provider'); end if;
+    perform vanilla.audit(v_tenant, 'provider.secret', 'provider', p_provider_id, jsonb_build_object('set', p_secret is not null));
+end
+$f$;
+comment on function public.set_provider_secret(uuid, bytea, text, uuid) is 'Keeps ciphertext made by the runtime; null forgets it. Admin of the provider''s tenant, or operator.';
+
+grant execute on function
+    vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text),
+    vanilla.settle_call(uuid, uuid, text, bigint, bigint, bigint, bigint, boolean, text, integer, integer),
+    vanilla.list_models(bytea, bytea) to vanilla_runtime;
+grant execute on function public.set_provider_secret(uuid, bytea, text, uuid) to vanilla_app, vanilla_operator;
+
+reset role;
+set local role vanilla_owner;
+revoke create on schema vanilla from vanilla_definer, vanilla_system, vanilla_keyring;
+reset role;
+revoke create on schema public from vanilla_definer, vanilla_system;
+commit;

@@ -1,0 +1,949 @@
+-- 002: token wallet functions.
+--
+-- Public: adjust_user_tokens, settle_user_tokens, auto_allocate_tokens_for_level, reset_monthly_tokens,
+--         set_wallet_status, set_level_token_policy, verify_token_ledger, reconcile_token_wallets, token_balance_at
+-- Private, in the order they stand on each other:
+--   post_entry       the only writer of a wallet's amounts and of the ledger: one update, one insert, one chain link
+--   add_spendable    tokens come in: debt is repaid first
+--   fold_wallet      takes what was burned from the grants, then plays every event that is due, in order of time
+--   lock_wallet      row lock, then fold when due: every operation starts here
+--   spend, reserve_tokens, settle_tokens, release_tokens, reap_holds
+--   assign_level     level, policy copy, grants of the current period
+--
+-- Invariants (checks/*.sql): available = remaining of active grants - burn; available - borrowed = sum of amounts;
+-- reserved = sum of open holds = sum of reserved amounts; seq has no gap; hash = sha256(hash before, row).
+-- Between two grant events the order of burning cannot change, so the hot path never touches a grant.
+-- Lock order: wallet, then holds, then grants, then api_keys; jobs over many wallets take them with skip locked, one at a time.
+begin;
+set local client_min_messages = warning;
+select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
+set local role vanilla_owner;
+grant create on schema vanilla to vanilla_definer;
+reset role;
+grant create on schema public to vanilla_definer;
+set local role vanilla_definer;
+alter default privileges revoke execute on functions from public;
+
+-- the ledger -------------------------------------------------------------------------------------------------------
+-- The binary form of the row: lengths and types are in it, so no two rows share a form. Inlined.
+create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_token_ledger) returns bytea language sql stable parallel safe as $f$
+    select sha256(p_head || record_send(row(p_row.tenant_id, p_row.user_id, p_row.seq, p_row.id, p_row.created_at, p_row.amount, p_row.reserved_amount,
+        p_row.available_after, p_row.reserved_after, p_row.borrowed_after, p_row.direction, p_row.reason, p_row.source, p_row.reference_type,
+        p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)))
+$f$;
+comment on function vanilla.ledger_hash(bytea, public.user_token_ledger) is 'Chain link: SHA-256 of the link before and of every column but hash.';
+
+create or replace function vanilla.post_entry(p_wallet public.user_token_wallets, p_entry public.user_token_ledger) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    -- under the row lock: wall time, never before the entry before it
+    p_entry.created_at := greatest(vanilla.clock(), p_wallet.last_entry_at);
+    p_entry.tenant_id := p_wallet.tenant_id;
+    p_entry.user_id := p_wallet.user_id;
+    p_entry.seq := p_wallet.seq + 1;
+    p_entry.id := coalesce(p_entry.id, vanilla.uuid7());
+    p_entry.reserved_amount := coalesce(p_entry.reserved_amount, 0);
+    p_entry.metadata := coalesce(p_entry.metadata, '{}');
+    p_entry.actor_id := coalesce(p_entry.actor_id, vanilla.claim(4)::uuid);
+    p_entry.available_after := p_wallet.available_tokens;
+    p_entry.reserved_after := p_wallet.reserved_tokens;
+    p_entry.borrowed_after := p_wallet.borrowed_tokens;
+    p_entry.hash := vanilla.ledger_hash(p_wallet.head, p_entry);
+    update public.user_token_wallets w set
+        available_tokens = p_wallet.available_tokens, reserved_tokens = p_wallet.reserved_tokens, borrowed_tokens = p_wallet.borrowed_tokens,
+        spent_tokens = p_wallet.spent_tokens, burn = p_wallet.burn, seq = p_entry.seq, head = p_entry.hash, last_entry_at = p_entry.created_at
+        where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
+    insert into public.user_token_ledger values (p_entry.*);
+    return p_entry;
+end
+$f$;
+comment on function vanilla.post_entry(public.user_token_wallets, public.user_token_ledger) is
+    'Writes the amounts that the caller set in its copy of the locked wallet, and their ledger row.';
+
+create or replace function vanilla.entry_json(p_entry public.user_token_ledger, p_replayed boolean default false) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('id', p_entry.id, 'seq', p_entry.seq, 'user_id', p_entry.user_id, 'direction', p_entry.direction,
+        'amount', p_entry.amount, 'reserved_amount', p_entry.reserved_amount, 'available_tokens', p_entry.available_after,
+        'reserved_tokens', p_entry.reserved_after, 'borrowed_tokens', p_entry.borrowed_after, 'reason', p_entry.reason, 'source', p_entry.source,
+        'reference_type', p_entry.reference_type, 'reference_id', p_entry.reference_id, 'execution_id', p_entry.execution_id,
+        'hold_id', p_entry.hold_id, 'metadata', p_entry.metadata, 'created_at', p_entry.created_at, 'replayed', p_replayed)
+        || case when p_entry.direction in ('debit', 'settle', 'debt', 'reserve') and p_entry.borrowed_after > 0
+                then '{"warning": "the wallet is in debt; the next credit repays it"}' else '{}' end::jsonb
+$f$;
+comment on function vanilla.entry_json(public.user_token_ledger, boolean) is 'A ledger entry as the API shows it.';
+
+-- grants -----------------------------------------------------------------------------------------------------------
+create or replace function vanilla.add_spendable(p_wallet public.user_token_wallets, p_amount bigint) returns public.user_token_wallets
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_repaid bigint := least(p_wallet.borrowed_tokens, p_amount);
+begin
+    p_wallet.borrowed_tokens := p_wallet.borrowed_tokens - v_repaid;
+    p_wallet.available_tokens := p_wallet.available_tokens + p_amount - v_repaid;
+    return p_wallet;
+end
+$f$;
+
+-- p_wallet is a copy of the locked row; the caller posts nothing in between
+create or replace function vanilla.settle_burn(p_wallet public.user_token_wallets) returns public.user_token_wallets
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_wallet.burn > 0 then
+        with burning as (
+            select id, sum(remaining) over (order by priority, expires_at, id) - remaining as before
+            from public.user_token_grants
+            where tenant_id = p_wallet.tenant_id and user_id = p_wallet.user_id and state = 'active' and remaining > 0)
+        update public.user_token_grants g set remaining = g.remaining - least(g.remaining, p_wallet.burn - b.before)
+        from burning b
+        where g.tenant_id = p_wallet.tenant_id and g.id = b.id and b.before < p_wallet.burn;
+    end if;
+    p_wallet.burn := 0;
+    p_wallet.epoch := p_wallet.epoch + 1;
+    update public.user_token_wallets w set burn = 0, epoch = p_wallet.epoch
+        where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
+    return p_wallet;
+end
+$f$;
+comment on function vanilla.settle_burn(public.user_token_wallets) is 'Takes what was consumed since the last fold from the grants, in order of burning.';
+
+create or replace function vanilla.effective_policy(p_tenant_id uuid, p_user_id uuid, p_level_id uuid,
+    out base_allocation bigint, out monthly_allocation bigint, out period text, out period_anchor text, out rollover_percent integer,
+    out rollover_cap bigint, out monthly_cap bigint, out enforcement_mode text, out warning_percent integer)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select p.base_allocation, coalesce(u.monthly_allocation, p.monthly_allocation), p.period, p.period_anchor,
+        coalesce(u.rollover_percent, p.rollover_percent), coalesce(u.rollover_cap, p.rollover_cap), coalesce(u.monthly_cap, p.monthly_cap),
+        coalesce(u.enforcement_mode, p.enforcement_mode), coalesce(u.warning_percent, p.warning_percent)
+    from public.level_token_policies p
+    left join public.user_token_policies u on u.tenant_id = p.tenant_id and u.user_id = p_user_id
+    where p.tenant_id = p_tenant_id and p.level_id = p_level_id
+$f$;
+comment on function vanilla.effective_policy(uuid, uuid, uuid) is 'The level''s policy with the user''s exceptions, field by field.';
+
+create or replace function vanilla.period_at(p_period text, p_period_anchor text, p_anchor timestamptz, p_time_zone text, p_at timestamptz,
+    out starts_at timestamptz, out ends_at timestamptz)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_anchor timestamp := p_anchor at time zone p_time_zone;
+    v_at timestamp := p_at at time zone p_time_zone;
+    v_step interval := case p_period when 'day' then interval '1 day' when 'week' then interval '1 week' when 'year' then interval '1 year' else interval '1 month' end;
+    v_n integer;
+begin
+    if p_period_anchor = 'calendar' then
+        starts_at := date_trunc(p_period, v_at) at time zone p_time_zone;
+        ends_at := (date_trunc(p_period, v_at) + v_step) at time zone p_time_zone;
+        return;
+    end if;
+    -- always counted from the anchor: the 31st comes back after a shorter month
+    v_n := case p_period
+        when 'day' then floor(extract(epoch from v_at - v_anchor) / 86400)
+        when 'week' then floor(extract(epoch from v_at - v_anchor) / 604800)
+        when 'year' then extract(year from v_at) - extract(year from v_anchor)
+        else (extract(year from v_at) - extract(year from v_anchor)) * 12 + extract(month from v_at) - extract(month from v_anchor) end;
+    while v_anchor + v_n * v_step > v_at loop v_n := v_n - 1; end loop;
+    while v_anchor + (v_n + 1) * v_step <= v_at loop v_n := v_n + 1; end loop;
+    starts_at := (v_anchor + v_n * v_step) at time zone p_time_zone;
+    ends_at := (v_anchor + (v_n + 1) * v_step) at time zone p_time_zone;
+end
+$f$;
+comment on function vanilla.period_at(text, text, timestamptz, text, timestamptz) is
+    'The period that holds a moment, in the tenant''s time zone: by the calendar, or counted from the day the user began.';
+
+create or replace function vanilla.next_event(p_wallet public.user_token_wallets) returns timestamptz
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select least(coalesce(min(case g.state when 'active' then g.expires_at else g.effective_at end), 'infinity'), coalesce(p_wallet.next_reset_at, 'infinity'))
+    from public.user_token_grants g
+    where g.tenant_id = p_wallet.tenant_id and g.user_id = p_wallet.user_id and g.state in ('active', 'scheduled')
+$f$;
+
+-- Gives tokens to a wallet whose burn is settled: the grant, the ledger row, and debt repaid from it.
+create or replace function vanilla.grant_tokens(p_wallet public.user_token_wallets, p_kind text, p_amount bigint, p_effective_at timestamptz,
+    p_expires_at timestamptz, p_level_id uuid, p_entry public.user_token_ledger) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_repaid bigint := least(p_wallet.borrowed_tokens, p_amount);
+begin
+    p_entry.grant_id := vanilla.uuid7();
+    insert into public.user_token_grants (tenant_id, id, user_id, kind, priority, amount, remaining, effective_at, expires_at, level_id, created_at)
+    values (p_wallet.tenant_id, p_entry.grant_id, p_wallet.user_id, p_kind,
+        -- what lapses soonest and was given for free is burned first; what was paid for, last
+        case p_kind when 'rollover' then 10 when 'trial' then 15 when 'plan' then 20 when 'promo' then 30 when 'base' then 40 when 'purchase' then 60 else 50 end,
+        p_amount, p_amount - v_repaid, p_effective_at, p_expires_at, p_level_id, vanilla.clock());
+    p_wallet := vanilla.add_spendable(p_wallet, p_amount);
+    p_entry.amount := p_amount;
+    p_entry := vanilla.post_entry(p_wallet, p_entry);
+    update public.user_token_wallets w set next_event_at = least(w.next_event_at, p_expires_at)
+        where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
+    return p_entry;
+end
+$f$;
+
+create or replace function vanilla.read_wallet(p_tenant_id uuid, p_user_id uuid) returns public.user_token_wallets
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    select * from public.user_token_wallets where tenant_id = p_tenant_id and user_id = p_user_id
+$f$;
+
+-- Plan and rollover of one period, into a wallet whose burn is settled.
+create or replace function vanilla.open_period(p_wallet public.user_token_wallets, p_unused bigint, p_starts_at timestamptz, p_ends_at timestamptz) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_policy record;
+    v_plan bigint;
+    v_rollover bigint;
+    v_entry public.user_token_ledger;
+begin
+    select * into v_policy from vanilla.effective_policy(p_wallet.tenant_id, p_wallet.user_id, p_wallet.level_id);
+    v_plan := least(v_policy.monthly_allocation, v_policy.monthly_cap);
+    v_rollover := floor(p_unused::numeric * v_policy.rollover_percent / 100);
+    v_rollover := least(v_rollover, v_policy.rollover_cap, v_policy.monthly_cap - v_plan);
+    update public.user_token_wallets w set period_start = p_starts_at, next_reset_at = p_ends_at
+        where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
+    v_entry.direction := 'credit';
+    v_entry.source := 'level_policy';
+    if v_rollover > 0 then
+        v_entry.reason := 'rollover';
+        v_entry.metadata := jsonb_build_object('period_start', p_starts_at, 'unused', p_unused);
+        perform vanilla.grant_tokens(p_wallet, 'rollover', v_rollover, p_starts_at, p_ends_at, p_wallet.level_id, v_entry);
+        p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+    end if;
+    if v_plan > 0 then
+        v_entry.reason := 'period allocation';
+        v_entry.metadata := jsonb_build_object('period_start', p_starts_at);
+        perform vanilla.grant_tokens(p_wallet, 'plan', v_plan, p_starts_at, p_ends_at, p_wallet.level_id, v_entry);
+    end if;
+end
+$f$;
+
+-- Tokens leave without being spent: a grant lapses or is voided.
+create or replace function vanilla.drop_grant(p_wallet public.user_token_wallets, p_grant public.user_token_grants, p_state text, p_direction text, p_reason text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_entry public.user_token_ledger;
+begin
+    -- a voided grant keeps what was left, for the user who comes back to the level
+    update public.user_token_grants set state = p_state, remaining = case p_state when 'voided' then remaining else 0 end
+        where tenant_id = p_grant.tenant_id and id = p_grant.id;
+    if p_grant.remaining > 0 then
+        p_wallet.available_tokens := p_wallet.available_tokens - p_grant.remaining;
+        v_entry.direction := p_direction;
+        v_entry.amount := -p_grant.remaining;
+        v_entry.reason := p_reason;
+        v_entry.source := 'level_policy';
+        v_entry.grant_id := p_grant.id;
+        v_entry.metadata := jsonb_build_object('kind', p_grant.kind);
+        perform vanilla.post_entry(p_wallet, v_entry);
+    end if;
+end
+$f$;
+
+create or replace function vanilla.fold_wallet(p_wallet public.user_token_wallets) returns public.user_token_wallets
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_due timestamptz;
+    v_grant public.user_token_grants;
+    v_unused bigint;
+    v_policy record;
+    v_zone text;
+    v_ends_at timestamptz;
+    v_entry public.user_token_ledger;
+begin
+    p_wallet := vanilla.settle_burn(p_wallet);
+    loop
+        v_due := vanilla.next_event(p_wallet);
+        exit when v_due > v_now;
+        -- in order of time, so that missed periods are caught up one by one
+        v_unused := 0;
+        for v_grant in select * from public.user_token_grants g
+            where g.tenant_id = p_wallet.tenant_id and g.user_id = p_wallet.user_id and g.state = 'active' and g.expires_at <= v_due
+            order by g.expires_at, g.id
+        loop
+            if v_grant.kind = 'plan' and v_due = p_wallet.next_reset_at then v_unused := v_unused + v_grant.remaining; end if;
+            perform vanilla.drop_grant(p_wallet, v_grant, 'expired', 'expire', v_grant.kind || ' lapsed');
+            p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+        end loop;
+        for v_grant in select * from public.user_token_grants g
+            where g.tenant_id = p_wallet.tenant_id and g.user_id = p_wallet.user_id and g.state = 'scheduled' and g.effective_at <= v_due
+            order by g.effective_at, g.id
+        loop
+            update public.user_token_grants set state = 'active', remaining = amount - least(amount, p_wallet.borrowed_tokens)
+                where tenant_id = v_grant.tenant_id and id = v_grant.id;
+            v_entry := null;
+            v_entry.direction := 'credit';
+            v_entry.amount := v_grant.amount;
+            v_entry.reason := v_grant.kind || ' begins';
+            v_entry.source := 'grant';
+            v_entry.grant_id := v_grant.id;
+            perform vanilla.post_entry(vanilla.add_spendable(p_wallet, v_grant.amount), v_entry);
+            p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+        end loop;
+        if v_due = p_wallet.next_reset_at then
+            select * into v_policy from vanilla.effective_policy(p_wallet.tenant_id, p_wallet.user_id, p_wallet.level_id);
+            select time_zone into v_zone from public.tenants where tenant_id = p_wallet.tenant_id and id = p_wallet.tenant_id;
+            select ends_at into v_ends_at from vanilla.period_at(v_policy.period, v_policy.period_anchor, p_wallet.anchor_at, v_zone, v_due);
+            perform vanilla.open_period(p_wallet, v_unused, v_due, v_ends_at);
+            p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+        end if;
+    end loop;
+    update public.user_token_wallets w set next_event_at = v_due
+        where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id and w.next_event_at is distinct from v_due;
+    return vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+end
+$f$;
+comment on function vanilla.fold_wallet(public.user_token_wallets) is
+    'Settles the burn, then plays grant starts, lapses and period ends that are due, in order of time. The wallet is locked by the caller.';
+
+create or replace function vanilla.lock_wallet(p_tenant_id uuid, p_user_id uuid) returns public.user_token_wallets
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wallet public.user_token_wallets;
+begin
+    select * into v_wallet from public.user_token_wallets where tenant_id = p_tenant_id and user_id = p_user_id for update;
+    if not found then
+        perform vanilla.refuse('VS404', 'no such wallet', jsonb_build_object('user_id', p_user_id));
+    end if;
+    if v_wallet.next_event_at <= vanilla.clock() then
+        v_wallet := vanilla.fold_wallet(v_wallet);
+    end if;
+    return v_wallet;
+end
+$f$;
+comment on function vanilla.lock_wallet(uuid, uuid) is 'Locks the wallet row and brings it up to date: every operation starts here.';
+
+-- holds ------------------------------------------------------------------------------------------------------------
+create or replace function vanilla.close_hold(p_wallet public.user_token_wallets, p_hold public.user_token_holds, p_returned bigint) returns public.user_token_wallets
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_repaid bigint := least(p_wallet.borrowed_tokens, p_returned);
+    v_back bigint := p_returned - v_repaid;
+    v_lapsed bigint;
+begin
+    -- amounts only; the caller posts the entry
+    p_wallet.reserved_tokens := p_wallet.reserved_tokens - p_hold.amount;
+    if p_hold.epoch = p_wallet.epoch then
+        p_wallet.borrowed_tokens := p_wallet.borrowed_tokens - v_repaid;
+        p_wallet.available_tokens := p_wallet.available_tokens + v_back;
+        p_wallet.burn := p_wallet.burn - v_back;
+        return p_wallet;
+    end if;
+    -- The grants changed since: refill what is still there, the last burned first. What finds no place has lapsed.
+    p_wallet := vanilla.settle_burn(p_wallet);
+    p_wallet.borrowed_tokens := p_wallet.borrowed_tokens - v_repaid;
+    with room as (
+        select id, amount - remaining as free,
+            sum(amount - remaining) over (order by priority desc, expires_at desc, id desc) - (amount - remaining) as before
+        from public.user_token_grants
+        where tenant_id = p_wallet.tenant_id and user_id = p_wallet.user_id and state = 'active' and remaining < amount),
+    refilled as (
+        update public.user_token_grants g set remaining = g.remaining + least(r.free, v_back - r.before)
+        from room r where g.tenant_id = p_wallet.tenant_id and g.id = r.id and r.before < v_back
+        returning least(r.free, v_back - r.before) as n)
+    select v_back - coalesce(sum(n), 0) into v_lapsed from refilled;
+    p_wallet.available_tokens := p_wallet.available_tokens + v_back - v_lapsed;
+    return p_wallet;
+end
+$f$;
+comment on function vanilla.close_hold(public.user_token_wallets, public.user_token_holds, bigint) is
+    'Takes a hold out of the reserve and gives p_returned of it back: to debt, then to the grants it came from.';
+
+create or replace function vanilla.reap_wallet(p_wallet public.user_token_wallets) returns public.user_token_wallets
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_hold public.user_token_holds;
+    v_entry public.user_token_ledger;
+    v_before bigint;
+begin
+    for v_hold in select * from public.user_token_holds
+        where tenant_id = p_wallet.tenant_id and user_id = p_wallet.user_id and state = 'open' and expires_at <= vanilla.clock()
+        order by expires_at, id for update
+    loop
+        v_before := p_wallet.available_tokens - p_wallet.borrowed_tokens;
+        p_wallet := vanilla.close_hold(p_wallet, v_hold, v_hold.amount);
+        update public.user_token_holds set state = 'expired', closed_at = vanilla.clock() where tenant_id = v_hold.tenant_id and id = v_hold.id;
+        v_entry := null;
+        v_entry.direction := 'release';
+        v_entry.amount := p_wallet.available_tokens - p_wallet.borrowed_tokens - v_before;
+        v_entry.reserved_amount := -v_hold.amount;
+        v_entry.reason := 'hold expired';
+        v_entry.source := 'system';
+        v_entry.reference_type := v_hold.reference_type;
+        v_entry.reference_id := v_hold.reference_id;
+        v_entry.execution_id := v_hold.execution_id;
+        v_entry.hold_id := v_hold.id;
+        perform vanilla.post_entry(p_wallet, v_entry);
+        if v_hold.call is not null then
+            -- the process died with the call: it leaves a row, and the key its budget
+            update public.api_keys k set used_tokens = greatest(k.used_tokens - v_hold.requested, 0)
+                where k.tenant_id = v_hold.tenant_id and k.id = v_hold.api_key_id and k.budget_tokens is not null;
+            insert into public.ai_executions (tenant_id, created_at, id, user_id, api_key_id, provider_id, model_id, hold_id, provider, model, status, error_code, streamed, request_id)
+            values (v_hold.tenant_id, vanilla.clock(), v_hold.execution_id, v_hold.user_id, v_hold.api_key_id, (v_hold.call ->> 'provider_id')::uuid,
+                (v_hold.call ->> 'model_id')::uuid, v_hold.id, v_hold.call ->> 'provider', v_hold.call ->> 'model', 'abandoned', 'hold_expired',
+                (v_hold.call ->> 'streamed')::boolean, v_hold.call ->> 'request_id');
+        end if;
+        p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+    end loop;
+    return p_wallet;
+end
+$f$;
+comment on function vanilla.reap_wallet(public.user_token_wallets) is 'Returns the wallet''s expired holds.';
+
+create or replace function vanilla.require_tokens(p_wallet public.user_token_wallets, p_amount bigint) returns public.user_token_wallets
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_wallet.status <> 'active' then
+        perform vanilla.refuse('VS415', format('the wallet is %s', p_wallet.status), jsonb_build_object('status', p_wallet.status), 'An admin of the tenant can open it again.');
+    end if;
+    if p_wallet.enforcement_mode = 'hard' and (p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0) then
+        p_wallet := vanilla.reap_wallet(p_wallet);      -- expired holds return at the first touch that needs them
+        if p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0 then
+            perform vanilla.refuse('VS402', 'not enough tokens', jsonb_build_object('needed', p_amount, 'available', p_wallet.available_tokens,
+                'reserved', p_wallet.reserved_tokens, 'borrowed', p_wallet.borrowed_tokens, 'resets_at', p_wallet.next_reset_at),
+                'An admin of the tenant can add tokens or change the level.');
+        end if;
+    end if;
+    return p_wallet;
+end
+$f$;
+comment on function vanilla.require_tokens(public.user_token_wallets, bigint) is 'Refuses a closed wallet, and in hard mode one that cannot pay or is in debt.';
+
+create or replace function vanilla.check_amount(p_amount numeric) returns bigint language plpgsql immutable
+set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_amount is null or p_amount = 0 or abs(p_amount) > 1000000000000000 then
+        perform vanilla.refuse('VS400', 'an amount is 1 to 1,000,000,000,000,000 tokens', '{"param": "amount"}');
+    end if;
+    return p_amount::bigint;
+end
+$f$;
+
+create or replace function vanilla.reserve_tokens(p_wallet public.user_token_wallets, p_amount bigint, p_ttl interval, p_reason text, p_source text,
+    p_reference_type text, p_reference_id uuid, p_execution_id uuid, p_idempotency_key text, p_api_key_id uuid, p_call jsonb, p_actor_id uuid,
+    p_metadata jsonb default '{}', p_request_hash bytea default null) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_entry public.user_token_ledger;
+    v_held bigint;
+begin
+    p_wallet := vanilla.require_tokens(p_wallet, p_amount);
+    v_held := least(p_amount, p_wallet.available_tokens);      -- less only where the policy warns or monitors
+    p_wallet.available_tokens := p_wallet.available_tokens - v_held;
+    p_wallet.reserved_tokens := p_wallet.reserved_tokens + v_held;
+    p_wallet.burn := p_wallet.burn + v_held;
+    v_entry.hold_id := vanilla.uuid7();
+    insert into public.user_token_holds (tenant_id, id, user_id, amount, requested, epoch, expires_at, reference_type, reference_id, execution_id, api_key_id, call, created_at)
+    values (p_wallet.tenant_id, v_entry.hold_id, p_wallet.user_id, v_held, p_amount, p_wallet.epoch, vanilla.clock() + p_ttl,
+        p_reference_type, p_reference_id, p_execution_id, p_api_key_id, p_call, vanilla.clock());
+    v_entry.direction := 'reserve';
+    v_entry.amount := -v_held;
+    v_entry.reserved_amount := v_held;
+    v_entry.reason := p_reason;
+    v_entry.source := p_source;
+    v_entry.reference_type := p_reference_type;
+    v_entry.reference_id := p_reference_id;
+    v_entry.execution_id := p_execution_id;
+    v_entry.idempotency_key := p_idempotency_key;
+    v_entry.request_hash := p_request_hash;
+    v_entry.actor_id := p_actor_id;
+    v_entry.metadata := p_metadata;
+    return vanilla.post_entry(p_wallet, v_entry);
+end
+$f$;
+comment on function vanilla.reserve_tokens(public.user_token_wallets, bigint, interval, text, text, text, uuid, uuid, text, uuid, jsonb, uuid, jsonb, bytea) is
+    'Opens a hold on a locked wallet; returns the ledger entry with hold_id.';
+
+-- The last entry is returned: settle, or debt when the actual was above the hold and the wallet could not pay.
+create or replace function vanilla.settle_tokens(p_tenant_id uuid, p_hold_id uuid, p_actual bigint, p_late boolean, p_reason text, p_request_id text) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_hold public.user_token_holds;
+    v_wallet public.user_token_wallets;
+    v_entry public.user_token_ledger;
+    v_common public.user_token_ledger;
+    v_before bigint;
+    v_extra bigint;
+    v_paid bigint;
+begin
+    select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id;
+    if not found then perform vanilla.refuse('VS404', 'no such hold', jsonb_build_object('hold_id', p_hold_id)); end if;
+    v_wallet := vanilla.lock_wallet(v_hold.tenant_id, v_hold.user_id);
+    select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id for update;
+    if v_hold.state <> 'open' and not (p_late and v_hold.state = 'expired' and p_actual > 0) then
+        if p_late then return null; end if;
+        perform vanilla.refuse('VS409', format('the hold is %s', v_hold.state), jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
+    end if;
+    v_common.source := 'hold';
+    v_common.reason := p_reason;
+    v_common.reference_type := v_hold.reference_type;
+    v_common.reference_id := v_hold.reference_id;
+    v_common.execution_id := v_hold.execution_id;
+    v_common.hold_id := v_hold.id;
+    v_common.metadata := jsonb_build_object('held', v_hold.amount, 'actual', p_actual) || case when p_request_id is null then '{}' else jsonb_build_object('request_id', p_request_id) end;
+    v_before := v_wallet.available_tokens - v_wallet.borrowed_tokens;
+    if v_hold.state = 'open' then
+        v_wallet := vanilla.close_hold(v_wallet, v_hold, greatest(v_hold.amount - p_actual, 0));
+        v_extra := greatest(p_actual - v_hold.amount, 0);
+    else
+        -- the hold ran out before the call ended and its tokens went back: all of it is charged now
+        v_hold.amount := 0;
+        v_extra := p_actual;
+        v_common.metadata := v_common.metadata || '{"late": true}';
+    end if;
+    v_paid := least(v_extra, v_wallet.available_tokens);
+    v_wallet.available_tokens := v_wallet.available_tokens - v_paid;
+    v_wallet.burn := v_wallet.burn + v_paid;
+    v_wallet.spent_tokens := v_wallet.spent_tokens + p_actual;
+    update public.user_token_holds set state = 'settled', settled = p_actual, closed_at = vanilla.clock() where tenant_id = p_tenant_id and id = p_hold_id;
+    v_entry := v_common;
+    v_entry.direction := 'settle';
+    v_entry.amount := v_wallet.available_tokens - v_wallet.borrowed_tokens - v_before;
+    v_entry.reserved_amount := -v_hold.amount;
+    v_entry := vanilla.post_entry(v_wallet, v_entry);
+    if v_extra > v_paid then
+        v_wallet := vanilla.read_wallet(v_wallet.tenant_id, v_wallet.user_id);
+        v_wallet.borrowed_tokens := v_wallet.borrowed_tokens + v_extra - v_paid;
+        v_entry := v_common;
+        v_entry.direction := 'debt';
+        v_entry.amount := v_paid - v_extra;
+        v_entry := vanilla.post_entry(v_wallet, v_entry);
+    end if;
+    return v_entry;
+end
+$f$;
+comment on function vanilla.settle_tokens(uuid, uuid, bigint, boolean, text, text) is
+    'Charges the actual against a hold: the rest returns, an excess is paid from what is available and beyond that is debt. p_late also charges an expired hold and answers null where nothing is left to do.';
+
+create or replace function vanilla.release_tokens(p_wallet public.user_token_wallets, p_hold public.user_token_holds, p_entry public.user_token_ledger) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_before bigint := p_wallet.available_tokens - p_wallet.borrowed_tokens;
+begin
+    p_wallet := vanilla.close_hold(p_wallet, p_hold, p_hold.amount);
+    update public.user_token_holds set state = 'released', settled = 0, closed_at = vanilla.clock() where tenant_id = p_hold.tenant_id and id = p_hold.id;
+    p_entry.direction := 'release';
+    p_entry.amount := p_wallet.available_tokens - p_wallet.borrowed_tokens - v_before;
+    p_entry.reserved_amount := -p_hold.amount;
+    p_entry.hold_id := p_hold.id;
+    p_entry.execution_id := coalesce(p_entry.execution_id, p_hold.execution_id);
+    return vanilla.post_entry(p_wallet, p_entry);
+end
+$f$;
+
+-- the seed's functions ---------------------------------------------------------------------------------------------
+create or replace function public.adjust_user_tokens(
+    p_user_id uuid,
+    p_amount bigint,
+    p_direction text,
+    p_reason text default null,
+    p_source text default 'manual',
+    p_reference_type text default null,
+    p_reference_id uuid default null,
+    p_execution_id uuid default null,
+    p_metadata jsonb default '{}',
+    p_idempotency_key text default null,
+    p_expires_at timestamptz default 'infinity') returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant();
+    v_user public.users := vanilla.find_user(v_tenant, p_user_id);
+    v_wallet public.user_token_wallets;
+    v_hold public.user_token_holds;
+    v_entry public.user_token_ledger;
+    v_old public.user_token_ledger;
+    v_amount bigint := vanilla.check_amount(p_amount);
+    v_hash bytea;
+    v_paid bigint;
+begin
+    if p_direction is null or p_direction not in ('credit', 'debit', 'reserve', 'release', 'adjustment') then
+        perform vanilla.refuse('VS400', format('unknown direction %s', coalesce(p_direction, 'null')), '{"param": "direction"}',
+            'One of credit, debit, reserve, release, adjustment.');
+    end if;
+    if p_direction = 'credit' and v_amount < 0 then
+        perform vanilla.refuse('VS400', 'a credit is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
+    end if;
+    if p_direction in ('debit', 'reserve', 'release') then v_amount := abs(v_amount); end if;
+    if p_expires_at is null or p_expires_at <= vanilla.clock() then
+        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
+    end if;
+    v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+    if p_idempotency_key is not null then
+        v_hash := sha256(convert_to(jsonb_build_array(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id,
+            p_metadata, p_expires_at)::text, 'UTF8'));
+        select * into v_old from public.user_token_ledger
+            where tenant_id = v_user.tenant_id and user_id = v_user.id and idempotency_key = p_idempotency_key;
+        if found then
+            if v_old.request_hash is distinct from v_hash then
+                perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('entry_id', v_old.id), 'Use a new key for a new operation.');
+            end if;
+            return vanilla.entry_json(v_old, true);
+        end if;
+    end if;
+    v_entry.direction := p_direction;
+    v_entry.reason := coalesce(p_reason, p_direction);
+    v_entry.source := coalesce(p_source, 'manual');
+    v_entry.reference_type := p_reference_type;
+    v_entry.reference_id := p_reference_id;
+    v_entry.execution_id := p_execution_id;
+    v_entry.metadata := coalesce(p_metadata, '{}');
+    v_entry.idempotency_key := p_idempotency_key;
+    v_entry.request_hash := v_hash;
+    if v_wallet.status = 'closed' or (v_wallet.status <> 'active' and p_direction in ('debit', 'reserve')) then
+        v_wallet := vanilla.require_tokens(v_wallet, 0);
+    end if;
+    if p_direction = 'credit' or (p_direction = 'adjustment' and v_amount > 0) then
+        v_wallet := vanilla.settle_burn(v_wallet);
+        v_entry := vanilla.grant_tokens(v_wallet, case when p_direction = 'adjustment' then 'adjustment'
+            when p_source in ('purchase', 'promo', 'trial', 'refund') then p_source else 'adjustment' end, v_amount, vanilla.clock(), p_expires_at, null, v_entry);
+    elsif p_direction = 'reserve' then
+        v_entry := vanilla.reserve_tokens(v_wallet, v_amount, interval '1 hour', v_entry.reason, v_entry.source, p_reference_type, p_reference_id,
+            p_execution_id, p_idempotency_key, null, null, null, v_entry.metadata, v_hash);
+    elsif p_direction = 'release' then
+        v_wallet := vanilla.reap_wallet(v_wallet);
+        select * into v_hold from public.user_token_holds h
+            where h.tenant_id = v_user.tenant_id and h.user_id = v_user.id and h.state = 'open'
+              and (h.id = p_reference_id or h.reference_id = p_reference_id)
+            order by h.id = p_reference_id desc, h.created_at, h.id limit 1 for update;
+        if not found then
+            perform vanilla.refuse('VS404', 'no open hold of this user has that id or reference', jsonb_build_object('reference_id', p_reference_id),
+                'Pass hold_id of the reserve, or the reference it was made with, as p_reference_id.');
+        end if;
+        if v_hold.amount <> v_amount then
+            perform vanilla.refuse('VS409', format('the hold is of %s tokens, not %s', v_hold.amount, v_amount), jsonb_build_object('hold_id', v_hold.id, 'amount', v_hold.amount),
+                'A hold is released whole; settle_user_tokens charges a part and returns the rest.');
+        end if;
+        v_entry := vanilla.release_tokens(v_wallet, v_hold, v_entry);
+    else                                                        -- debit, or an adjustment downwards
+        v_amount := abs(v_amount);
+        v_wallet := vanilla.require_tokens(v_wallet, v_amount);
+        v_paid := least(v_amount, v_wallet.available_tokens);
+        v_wallet.available_tokens := v_wallet.available_tokens - v_paid;
+        v_wallet.burn := v_wallet.burn + v_paid;
+        v_wallet.borrowed_tokens := v_wallet.borrowed_tokens + v_amount - v_paid;
+        if p_direction = 'debit' then v_wallet.spent_tokens := v_wallet.spent_tokens + v_amount; end if;
+        v_entry.amount := -v_amount;
+        v_entry := vanilla.post_entry(v_wallet, v_entry);
+    end if;
+    if v_tenant is not null then
+        perform vanilla.audit(v_user.tenant_id, 'wallet.adjusted', 'user', v_user.id,
+            jsonb_build_object('entry_id', v_entry.id, 'direction', p_direction, 'amount', v_entry.amount, 'reason', v_entry.reason));
+    end if;
+    return vanilla.entry_json(v_entry);
+end
+$f$;
+comment on function public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz) is
+    'Changes a wallet and writes the ledger: credit, debit, reserve (returns hold_id), release (by hold_id or reference), adjustment (signed). Admin, super admin, service or operator. Returns the ledger entry.';
+
+create or replace function public.settle_user_tokens(p_hold_id uuid, p_actual bigint, p_reason text default 'settle', p_tenant_id uuid default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+begin
+    if p_actual is null or p_actual < 0 or p_actual > 1000000000000000 then
+        perform vanilla.refuse('VS400', 'the actual amount is 0 to 1,000,000,000,000,000 tokens', '{"param": "actual"}');
+    end if;
+    if v_tenant is null then
+        select tenant_id into v_tenant from public.user_token_holds where id = p_hold_id;
+    end if;
+    return vanilla.entry_json(vanilla.settle_tokens(v_tenant, p_hold_id, p_actual, false, p_reason, null));
+end
+$f$;
+comment on function public.settle_user_tokens(uuid, bigint, text, uuid) is
+    'Charges the actual against a hold and returns the rest; what is above the hold and not covered becomes debt. Returns the last ledger entry.';
+
+create or replace function vanilla.assign_level(p_tenant_id uuid, p_user_id uuid, p_level_id uuid) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_wallet public.user_token_wallets := vanilla.lock_wallet(p_tenant_id, p_user_id);
+    v_policy record;
+    v_period record;
+    v_zone text;
+    v_grant public.user_token_grants;
+    v_entry public.user_token_ledger;
+    v_granted bigint := 0;
+    v_restored bigint := 0;
+    v_base bigint := 0;
+    v_seq bigint := v_wallet.seq;
+begin
+    select * into v_policy from vanilla.effective_policy(p_tenant_id, p_user_id, p_level_id);
+    if v_policy.period is null then
+        perform vanilla.refuse('VS404', 'the level has no token policy', jsonb_build_object('level_id', p_level_id), 'set_level_token_policy gives it one.');
+    end if;
+    select time_zone into v_zone from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id;
+    select * into v_period from vanilla.period_at(v_policy.period, v_policy.period_anchor, v_wallet.anchor_at, v_zone, v_now);
+    v_wallet := vanilla.settle_burn(v_wallet);
+    if v_wallet.level_id is distinct from p_level_id then
+        for v_grant in select * from public.user_token_grants g
+            where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.state = 'active' and g.kind in ('plan', 'rollover') order by g.id
+        loop
+            perform vanilla.drop_grant(v_wallet, v_grant, 'voided', 'void', 'left the level');
+            v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
+        end loop;
+    end if;
+    update public.user_token_wallets w set level_id = p_level_id, enforcement_mode = v_policy.enforcement_mode,
+            warn_below = v_policy.monthly_allocation * v_policy.warning_percent / 100
+        where w.tenant_id = p_tenant_id and w.user_id = p_user_id;
+    v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
+    v_entry.direction := 'credit';
+    v_entry.source := 'level_policy';
+    if v_policy.base_allocation > 0 and not exists (select from public.user_token_grants g
+            where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.kind = 'base' and g.level_id = p_level_id) then
+        v_entry.reason := 'joined the level';
+        v_base := (vanilla.grant_tokens(v_wallet, 'base', v_policy.base_allocation, v_now, 'infinity', p_level_id, v_entry)).amount;
+        v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
+    end if;
+    if not exists (select from public.user_token_grants g where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.kind in ('plan', 'rollover')
+                   and g.level_id = p_level_id and g.expires_at > v_now and g.effective_at >= v_period.starts_at) then
+        perform vanilla.open_period(v_wallet, 0, v_period.starts_at, v_period.ends_at);
+    else
+        -- left and came back within a period: what was left then, and no more
+        for v_grant in select * from public.user_token_grants g
+            where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.state = 'voided' and g.kind in ('plan', 'rollover')
+              and g.level_id = p_level_id and g.expires_at > v_now order by g.id
+        loop
+            update public.user_token_grants set state = 'active', remaining = greatest(v_grant.remaining - v_wallet.borrowed_tokens, 0)
+                where tenant_id = v_grant.tenant_id and id = v_grant.id;
+            if v_grant.remaining > 0 then
+                v_entry.grant_id := v_grant.id;
+                v_entry.reason := 'back on the level';
+                v_entry.amount := v_grant.remaining;
+                perform vanilla.post_entry(vanilla.add_spendable(v_wallet, v_grant.remaining), v_entry);
+                v_restored := v_restored + v_grant.remaining;
+            end if;
+            v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
+        end loop;
+        update public.user_token_wallets w set period_start = v_period.starts_at, next_reset_at = v_period.ends_at
+            where w.tenant_id = p_tenant_id and w.user_id = p_user_id;
+    end if;
+    v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
+    update public.user_token_wallets w set next_event_at = vanilla.next_event(v_wallet) where w.tenant_id = p_tenant_id and w.user_id = p_user_id;
+    select coalesce(sum(l.amount), 0) - v_base - v_restored into v_granted from public.user_token_ledger l
+        where l.tenant_id = p_tenant_id and l.user_id = p_user_id and l.seq > v_seq and l.direction = 'credit';
+    return jsonb_build_object('user_id', p_user_id, 'level_id', p_level_id, 'base_granted', v_base, 'period_granted', v_granted, 'restored', v_restored,
+        'available_tokens', v_wallet.available_tokens, 'borrowed_tokens', v_wallet.borrowed_tokens,
+        'period_start', v_wallet.period_start, 'next_reset_at', v_wallet.next_reset_at);
+end
+$f$;
+comment on function vanilla.assign_level(uuid, uuid, uuid) is
+    'Puts a user on a level: plan grants of another level are voided, base once per level, plan once per period.';
+
+create or replace function public.auto_allocate_tokens_for_level(p_user_id uuid, p_level_id uuid) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
+    v_result jsonb;
+begin
+    if not exists (select from public.levels where tenant_id = v_user.tenant_id and id = p_level_id) then
+        perform vanilla.refuse('VS404', 'no such level', jsonb_build_object('level_id', p_level_id));
+    end if;
+    v_result := vanilla.assign_level(v_user.tenant_id, v_user.id, p_level_id);
+    perform vanilla.audit(v_user.tenant_id, 'wallet.level', 'user', v_user.id, v_result - 'user_id');
+    return v_result;
+end
+$f$;
+comment on function public.auto_allocate_tokens_for_level(uuid, uuid) is
+    'Sets the level and grants its tokens, once per (user, level, period). Admin or operator. Returns what was granted.';
+
+create or replace function vanilla.fold_due_wallets(p_limit integer) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wallet public.user_token_wallets;
+    v_reset integer := 0;
+begin
+    for v_wallet in
+        select w.* from public.tenants t
+        join public.user_token_wallets w on w.tenant_id = t.id and w.next_event_at <= vanilla.clock()
+        where t.tenant_id = t.id
+        order by w.tenant_id, w.user_id limit p_limit for update of w skip locked
+    loop
+        if v_wallet.next_reset_at <= vanilla.clock() then v_reset := v_reset + 1; end if;
+        perform vanilla.fold_wallet(v_wallet);
+    end loop;
+    return v_reset;
+end
+$f$;
+
+create or replace function public.reset_monthly_tokens(p_limit integer default null) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+begin
+    if vanilla.acting_tenant(vanilla.platform()) <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'the reset runs across tenants: super admin or operator');
+    end if;
+    return vanilla.fold_due_wallets(p_limit);
+end
+$f$;
+comment on function public.reset_monthly_tokens(integer) is
+    'Closes every period that is due: unused plan tokens lapse or roll over, the new allocation is granted. Returns the number of wallets reset; p_limit does so many and can be repeated.';
+
+create or replace function public.set_wallet_status(p_user_id uuid, p_status text, p_reason text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
+begin
+    if p_status is null or p_status not in ('active', 'locked', 'suspended') then
+        perform vanilla.refuse('VS400', 'a wallet is active, locked or suspended', '{"param": "status"}');
+    end if;
+    perform vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+    update public.user_token_wallets set status = p_status where tenant_id = v_user.tenant_id and user_id = v_user.id;
+    perform vanilla.audit(v_user.tenant_id, 'wallet.status', 'user', v_user.id, jsonb_build_object('status', p_status, 'reason', p_reason));
+end
+$f$;
+comment on function public.set_wallet_status(uuid, text, text) is 'active, locked or suspended; a locked or suspended wallet refuses debits and reservations.';
+
+create or replace function public.set_level_token_policy(p_level_id uuid, p_base_allocation bigint, p_monthly_allocation bigint,
+    p_enforcement_mode text default 'hard', p_rollover_percent integer default 0, p_rollover_cap bigint default null, p_monthly_cap bigint default null,
+    p_period text default 'month', p_period_anchor text default 'calendar', p_warning_percent integer default 20, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+begin
+    if not exists (select from public.levels where tenant_id = v_tenant and id = p_level_id) then
+        perform vanilla.refuse('VS404', 'no such level', jsonb_build_object('level_id', p_level_id));
+    end if;
+    begin
+        insert into public.level_token_policies as p (tenant_id, level_id, base_allocation, monthly_allocation, period, period_anchor, rollover_percent, rollover_cap, monthly_cap, enforcement_mode, warning_percent)
+        values (v_tenant, p_level_id, p_base_allocation, p_monthly_allocation, p_period, p_period_anchor, p_rollover_percent, p_rollover_cap, p_monthly_cap, p_enforcement_mode, p_warning_percent)
+        on conflict (tenant_id, level_id) do update set base_allocation = excluded.base_allocation, monthly_allocation = excluded.monthly_allocation,
+            period = excluded.period, period_anchor = excluded.period_anchor, rollover_percent = excluded.rollover_percent, rollover_cap = excluded.rollover_cap,
+            monthly_cap = excluded.monthly_cap, enforcement_mode = excluded.enforcement_mode, warning_percent = excluded.warning_percent;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'the policy is not valid: ' || sqlerrm, '{}', 'Amounts are not negative, percentages 0 to 100, period day, week, month or year, enforcement hard, warn or monitor.');
+    end;
+    -- enforcement at once; amounts from the next period on
+    update public.user_token_wallets w set enforcement_mode = (vanilla.effective_policy(w.tenant_id, w.user_id, w.level_id)).enforcement_mode,
+            warn_below = p_monthly_allocation * p_warning_percent / 100
+        where w.tenant_id = v_tenant and w.level_id = p_level_id;
+    perform vanilla.audit(v_tenant, 'level.policy', 'level', p_level_id, jsonb_build_object('monthly_allocation', p_monthly_allocation, 'enforcement_mode', p_enforcement_mode));
+end
+$f$;
+comment on function public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid) is
+    'Sets a level''s token policy; enforcement takes effect at once, amounts with the next period.';
+
+-- proof ------------------------------------------------------------------------------------------------------------
+create or replace function public.verify_token_ledger(p_user_id uuid default null) returns table (tenant_id uuid, user_id uuid, seq bigint, problem text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end;
+begin
+    return query
+        with chain as (
+            select l, l.tenant_id as t, l.user_id as u, l.seq as s, l.hash as h,
+                lag(l.seq, 1, 0::bigint) over w as seq_before, lag(l.hash, 1, '\x'::bytea) over w as hash_before,
+                lag(l.available_after - l.borrowed_after, 1, 0::bigint) over w as balance_before, lag(l.reserved_after, 1, 0::bigint) over w as reserved_before,
+                lag(l.created_at, 1, '-infinity'::timestamptz) over w as time_before
+            from public.user_token_ledger l
+            where (l.tenant_id = v_tenant or v_tenant is null) and (l.user_id = p_user_id or p_user_id is null)
+            window w as (partition by l.tenant_id, l.user_id order by l.seq))
+        select c.t, c.u, c.s, case
+            when c.s <> c.seq_before + 1 then 'rows are missing before it'
+            when c.h <> vanilla.ledger_hash(c.hash_before, c.l) then 'the row or the one before it was changed'
+            when (c.l).available_after - (c.l).borrowed_after <> c.balance_before + (c.l).amount
+              or (c.l).reserved_after <> c.reserved_before + (c.l).reserved_amount then 'the amounts do not add up'
+            else 'it is older than the row before it' end
+        from chain c
+        where c.s <> c.seq_before + 1 or c.h <> vanilla.ledger_hash(c.hash_before, c.l) or (c.l).created_at < c.time_before
+           or (c.l).available_after - (c.l).borrowed_after <> c.balance_before + (c.l).amount
+           or (c.l).reserved_after <> c.reserved_before + (c.l).reserved_amount
+        union all
+        select w.tenant_id, w.user_id, w.seq, 'the wallet does not end where the ledger ends'
+        from public.user_token_wallets w
+        left join public.user_token_ledger l on l.tenant_id = w.tenant_id and l.user_id = w.user_id and l.seq = w.seq
+        where (w.tenant_id = v_tenant or v_tenant is null) and (w.user_id = p_user_id or p_user_id is null)
+          and (w.head <> coalesce(l.hash, '\x') or (w.seq > 0 and l.seq is null)
+               or exists (select from public.user_token_ledger x where x.tenant_id = w.tenant_id and x.user_id = w.user_id and x.seq > w.seq));
+end
+$f$;
+comment on function public.verify_token_ledger(uuid) is
+    'Recomputes the chains of one user, of the tenant, or as operator of all: a row for every changed, missing or reordered entry, none when all is well.';
+
+create or replace function public.reconcile_token_wallets() returns table (tenant_id uuid, user_id uuid, problem text, expected bigint, found bigint)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant();
+begin
+    return query
+        with sums as (
+            select w.tenant_id as t, w.user_id as u, w.available_tokens - w.borrowed_tokens as balance, w.available_tokens as available, w.reserved_tokens as reserved, w.burn as burn,
+                coalesce((select sum(l.amount) from public.user_token_ledger l where l.tenant_id = w.tenant_id and l.user_id = w.user_id), 0)::bigint as ledger,
+                coalesce((select sum(l.reserved_amount) from public.user_token_ledger l where l.tenant_id = w.tenant_id and l.user_id = w.user_id), 0)::bigint as ledger_reserved,
+                coalesce((select sum(g.remaining) from public.user_token_grants g where g.tenant_id = w.tenant_id and g.user_id = w.user_id and g.state = 'active'), 0)::bigint as grants,
+                coalesce((select sum(h.amount) from public.user_token_holds h where h.tenant_id = w.tenant_id and h.user_id = w.user_id and h.state = 'open'), 0)::bigint as holds
+            from public.user_token_wallets w where w.tenant_id = v_tenant or v_tenant is null)
+        select s.t, s.u, x.problem, x.expected, x.found from sums s,
+            lateral (values ('balance is not the sum of the ledger', s.ledger, s.balance),
+                            ('reserved is not the sum of the ledger', s.ledger_reserved, s.reserved),
+                            ('reserved is not the sum of open holds', s.holds, s.reserved),
+                            ('available is not what the grants hold', s.grants - s.burn, s.available)) x (problem, expected, found)
+        where x.expected <> x.found;
+end
+$f$;
+comment on function public.reconcile_token_wallets() is 'Wallets against ledger, holds and grants: a row for every difference, none when the books are right.';
+
+create or replace function public.token_balance_at(p_user_id uuid, p_at timestamptz) returns bigint
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_low bigint := 0;
+    v_high bigint := (select w.seq from public.user_token_wallets w where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id);
+    v_middle bigint;
+begin
+    -- created_at never falls along seq, so the last entry until then is found by halving
+    while v_low < v_high loop
+        v_middle := (v_low + v_high + 1) / 2;
+        if (select l.created_at <= p_at from public.user_token_ledger l where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = v_middle) then
+            v_low := v_middle;
+        else
+            v_high := v_middle - 1;
+        end if;
+    end loop;
+    return coalesce((select l.available_after - l.borrowed_after from public.user_token_ledger l
+                     where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = v_low), 0);
+end
+$f$;
+comment on function public.token_balance_at(uuid, timestamptz) is 'available - borrowed of a user at a moment; own balance, or any of the tenant''s by an admin.';
+
+-- maintenance ------------------------------------------------------------------------------------------------------
+create or replace function vanilla.reap_holds(p_limit integer default 1000) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wallet record;
+    v_count integer := 0;
+begin
+    for v_wallet in
+        select w.tenant_id, w.user_id from public.user_token_wallets w
+        where (w.tenant_id, w.user_id) in (select h.tenant_id, h.user_id from public.user_token_holds h where h.state = 'open' and h.expires_at <= vanilla.clock() limit p_limit)
+        order by w.tenant_id, w.user_id for update skip locked
+    loop
+        perform vanilla.reap_wallet(vanilla.lock_wallet(v_wallet.tenant_id, v_wallet.user_id));
+        v_count := v_count + 1;
+    end loop;
+    return v_count;
+end
+$f$;
+comment on function vanilla.reap_holds(integer) is 'Returns expired holds of wallets that nobody is using now; the number of wallets.';
+
+create or replace function vanilla.run_maintenance() returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+begin
+    -- one ticker at a time; the others go on serving
+    if not pg_try_advisory_xact_lock(hashtext('vanilla_saas.maintenance')) then
+        return '{"ran": false}';
+    end if;
+    return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', vanilla.reap_holds(1000),
+        'wallets_reset', vanilla.fold_due_wallets(1000));
+end
+$f$;
+comment on function vanilla.run_maintenance() is 'One tick: partitions ahead, expired holds, due periods. Any process may call it; one runs.';
+
+grant execute on function
+    public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz),
+    public.settle_user_tokens(uuid, bigint, text, uuid), public.auto_allocate_tokens_for_level(uuid, uuid),
+    public.reset_monthly_tokens(integer), public.set_wallet_status(uuid, text, text),
+    public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid),
+    public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz)
+    to vanilla_app, vanilla_operator, vanilla_system;
+grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance() to vanilla_runtime, vanilla_operator, vanilla_system;
+
+set local role vanilla_owner;
+revoke create on schema vanilla from vanilla_definer;
+reset role;
+revoke create on schema public from vanilla_definer;
+commit;
