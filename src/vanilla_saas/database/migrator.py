@@ -1,0 +1,102 @@
+"""Runs the numbered files with a checksum table; psql may run the same files before, after or in between."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+from vanilla_saas.database.context import ContextSigner
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.pool import translated_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file: `name` is its file name, `checksum` the SHA-256 of its bytes in hex."""
+
+    name: str
+    path: Path
+    checksum: str
+
+
+def migrations_directory() -> Path:
+    """The folder of the .sql files: beside the package in a wheel, at the root of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for candidate in (package / "migrations", package.parent.parent / "migrations"):
+        if (candidate / "001_initial_schema.sql").exists():
+            return candidate
+    raise FileNotFoundError("the migrations are neither in the package nor beside it")
+
+
+def migrations() -> list[Migration]:
+    """All files in the order in which they run."""
+    return [
+        Migration(path.name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(migrations_directory().glob("[0-9][0-9][0-9]_*.sql"))
+    ]
+
+
+async def migrate(dsn: str, signer: ContextSigner) -> list[str]:
+    """Applies what is missing and makes the run-time logins; returns the names of the files it ran.
+
+    A database that psql migrated is adopted: the files run once more, which changes nothing.
+    Raises VanillaError `invalid_state` when an applied file has changed, `database_unavailable`.
+    """
+    async with translated_errors():
+        connection = await asyncpg.connect(dsn, timeout=10)
+    try:
+        applied = await _applied(connection)
+        files = migrations()
+        _refuse_other_version(files, applied)
+        ran: list[str] = []
+        for file in files:
+            if applied.get(file.name) == file.checksum:
+                continue
+            await connection.execute(file.path.read_text())
+            await _record(connection, file)
+            ran.append(file.name)
+        await _install_logins(connection, signer)
+        return ran
+    finally:
+        await connection.close()
+
+
+async def _applied(connection: asyncpg.Connection) -> dict[str, str]:
+    if await connection.fetchval("select to_regclass('vanilla.schema_migrations') is null"):
+        return {}
+    async with connection.transaction():
+        await connection.execute("set local role vanilla_owner")
+        return {r["name"]: r["checksum"] for r in await connection.fetch("select * from vanilla.schema_migrations")}
+
+
+def _refuse_other_version(files: list[Migration], applied: dict[str, str]) -> None:
+    changed = [f.name for f in files if f.name in applied and applied[f.name] != f.checksum]
+    if changed:
+        raise VanillaError(
+            "invalid_state",
+            f"This database was made by another version of {', '.join(changed)}; nothing was changed.",
+            hint="Before 1.0.0 the files are edited in place: keep the data with `pg_dump --data-only`,"
+            " start from an empty database, or run the version that made it.",
+        )
+
+
+async def _record(connection: asyncpg.Connection, file: Migration) -> None:
+    async with connection.transaction():
+        await connection.execute("set local role vanilla_owner")
+        await connection.execute(
+            "insert into vanilla.schema_migrations (name, checksum) values ($1, $2) on conflict (name) do nothing",
+            file.name,
+            file.checksum,
+        )
+
+
+async def _install_logins(connection: asyncpg.Connection, signer: ContextSigner) -> None:
+    """The signing key, and a password for each run-time login, derived from it and never stored in clear."""
+    async with connection.transaction():
+        await connection.execute("set local role vanilla_owner")
+        await connection.fetchval("select vanilla.install_context_key($1, $2)", signer.key_id, signer.key)
+        await connection.execute("reset role")
+        for role in ("vanilla_app", "vanilla_runtime", "vanilla_readonly"):
+            # utility statements take no parameters: the password is hexadecimal digits by construction
+            await connection.execute(f"alter role {role} login password '{signer.login_password(role)}'")

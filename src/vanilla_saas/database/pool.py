@@ -1,0 +1,157 @@
+"""Two pools and the only ways through them: a transaction with a context, or one call of a runtime function."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import asyncpg
+import orjson
+
+from vanilla_saas.database.context import ContextSigner, Identity
+from vanilla_saas.database.errors import VanillaError, from_postgres
+
+ACQUIRE_TIMEOUT_S = 5.0
+
+
+class _Connection(asyncpg.Connection):
+    """All state is transaction-local, so nothing is reset when a connection goes back: one round trip less."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(
+            name,
+            encoder=lambda value: orjson.dumps(value).decode(),
+            decoder=orjson.loads,
+            schema="pg_catalog",
+        )
+
+
+class Database:
+    """`app` acts for people under row-level security; `runtime` may only execute the hot functions."""
+
+    def __init__(self, app: asyncpg.Pool, runtime: asyncpg.Pool, signer: ContextSigner):
+        self._app = app
+        self._runtime = runtime
+        self._signer = signer
+
+    @classmethod
+    async def open(
+        cls,
+        app_dsn: str,
+        runtime_dsn: str,
+        signer: ContextSigner,
+        *,
+        size: int = 10,
+        allow_superuser: bool = False,
+    ) -> "Database":
+        """Connects both pools; refuses logins that row-level security does not bind.
+
+        Raises VanillaError `database_unavailable` or `forbidden`.
+        """
+        pools: list[asyncpg.Pool] = []
+        try:
+            for dsn in (app_dsn, runtime_dsn):
+                pools.append(await _open_pool(dsn, size))
+                if not allow_superuser:
+                    await _refuse_unsafe_login(pools[-1])
+        except BaseException:
+            for pool in pools:
+                pool.terminate()
+            raise
+        return cls(pools[0], pools[1], signer)
+
+    async def close(self) -> None:
+        await asyncio.gather(self._app.close(), self._runtime.close())
+
+    @asynccontextmanager
+    async def transaction(
+        self, identity: Identity | None, *, request_id: str = "", client_ip: str = "", read_only: bool = False
+    ) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction of the app pool that acts as `identity`; with None it sees nothing.
+
+        Raises VanillaError for every refusal of the database.
+        """
+        token = self._signer.sign(identity) if identity else ""
+        async with (
+            translated_errors(),
+            _acquired(self._app) as connection,
+            connection.transaction(readonly=read_only),
+        ):
+            await connection.fetchval(
+                "select vanilla.set_context($1), set_config('vanilla.request_id', $2, true),"
+                " set_config('vanilla.client_ip', $3, true)",
+                token,
+                request_id,
+                client_ip,
+            )
+            yield connection
+
+    async def call(self, statement: str, *arguments: object) -> Any:
+        """The value of one statement on the runtime pool: `select vanilla.<function>(...)`, one round trip."""
+        async with translated_errors(), _acquired(self._runtime) as connection:
+            return await connection.fetchval(statement, *arguments)
+
+    async def call_row(self, statement: str, *arguments: object) -> asyncpg.Record:
+        """The one row of a statement on the runtime pool."""
+        async with translated_errors(), _acquired(self._runtime) as connection:
+            return cast(asyncpg.Record, await connection.fetchrow(statement, *arguments))
+
+
+@asynccontextmanager
+async def translated_errors() -> AsyncIterator[None]:
+    """Turns database and connection errors into VanillaError; anything unknown passes through to be logged."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        known = from_postgres(error)
+        if known is None:
+            raise
+        raise known from None
+    except (asyncpg.InterfaceError, ConnectionError, OSError) as error:
+        if isinstance(error, asyncpg.DataError):
+            raise VanillaError("invalid_request", "A value has the wrong form or is out of range.") from None
+        raise VanillaError("database_unavailable", "The database does not answer; nothing was charged.") from error
+
+
+@asynccontextmanager
+async def _acquired(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    try:
+        connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+    except TimeoutError:
+        raise VanillaError("saturated", "All database connections are busy.", {"retry_after_s": 1}) from None
+    try:
+        yield connection
+    finally:
+        await pool.release(connection)
+
+
+async def _open_pool(dsn: str, size: int) -> asyncpg.Pool:
+    try:
+        return await asyncpg.create_pool(
+            dsn, min_size=1, max_size=size, connection_class=_Connection, init=_prepare, timeout=10
+        )
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise VanillaError(
+            "database_unavailable",
+            f"Cannot connect to the database: {error}",
+            hint="Check DATABASE_URL; after a first `vanilla-saas migrate` the run-time logins exist.",
+        ) from error
+
+
+async def _refuse_unsafe_login(pool: asyncpg.Pool) -> None:
+    row = await pool.fetchrow(
+        "select r.rolname, r.rolsuper, r.rolbypassrls, pg_has_role(r.oid, 'vanilla_owner', 'member') as owner"
+        " from pg_roles r where r.rolname = session_user"
+    )
+    if row["rolsuper"] or row["rolbypassrls"] or row["owner"]:
+        raise VanillaError(
+            "forbidden",
+            f"The login {row['rolname']} is not bound by row-level security, so requests are not served as it.",
+            hint="Let `vanilla-saas migrate` make vanilla_app and vanilla_runtime, or set VANILLA_SAAS_APP_URL and"
+            " VANILLA_SAAS_RUNTIME_URL; --allow-superuser overrides.",
+        )
