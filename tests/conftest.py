@@ -1,0 +1,219 @@
+"""One real PostgreSQL for the session, one fresh database for each worker, one real HTTP server on loopback."""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+import uvicorn
+from pydantic import SecretStr
+
+from vanilla_saas.app import create_app
+from vanilla_saas.database.context import ContextSigner, Identity, Role
+from vanilla_saas.database.migrator import migrate
+from vanilla_saas.database.pool import Database, _prepare
+from vanilla_saas.settings import Settings
+from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+
+DEFAULT_TENANT = uuid.UUID("00000000-0000-7000-8000-000000000001")
+SUPER_ADMIN = uuid.UUID("00000000-0000-7000-8000-0000000000aa")
+TEST_KEY = "5a" * 32
+"""The context key of the suite; the database it opens is thrown away."""
+
+
+@dataclass
+class Cluster:
+    """Where the tests' PostgreSQL listens: `url(user, database)` is a connection URL."""
+
+    host: str
+    port: int
+
+    def url(self, user: str = "postgres", database: str = "postgres") -> str:
+        return f"postgresql://{user}@/{database}?host={self.host}&port={self.port}"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A server for the session; VANILLA_SAAS_TEST_CLUSTER=<socket directory>:<port> names a running one."""
+    if given := os.environ.get("VANILLA_SAAS_TEST_CLUSTER"):
+        host, _, port = given.rpartition(":")
+        yield Cluster(host, int(port))
+        return
+    from tests.postgres import session_server
+
+    with session_server() as server:
+        yield Cluster(str(server.socket_dir), 5432)
+
+
+@pytest.fixture(scope="session")
+async def database_name(cluster: Cluster) -> AsyncIterator[str]:
+    """A migrated database of this worker, dropped at the end."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    async with create_database(cluster, name):
+        await migrate(cluster.url(database=name), ContextSigner(bytes.fromhex(TEST_KEY)))
+        yield name
+
+
+@asynccontextmanager
+async def create_database(cluster: Cluster, name: str) -> AsyncIterator[str]:
+    """An empty database for the time of the block."""
+    connection = await asyncpg.connect(cluster.url())
+    await connection.execute(f'create database "{name}"')
+    try:
+        yield name
+    finally:
+        await connection.execute(f'drop database "{name}" with (force)')
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def signer() -> ContextSigner:
+    return ContextSigner(bytes.fromhex(TEST_KEY))
+
+
+@pytest.fixture(scope="session")
+async def database(cluster: Cluster, database_name: str, signer: ContextSigner) -> AsyncIterator[Database]:
+    """The product's two pools."""
+    opened = await Database.open(
+        cluster.url("vanilla_app", database_name), cluster.url("vanilla_runtime", database_name), signer, size=8
+    )
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def operator(cluster: Cluster, database_name: str) -> AsyncIterator[asyncpg.Connection]:
+    """A superuser's connection without a context: psql, cron, the SQL editor."""
+    connection = await asyncpg.connect(cluster.url(database=database_name))
+    await _prepare(connection)
+    yield connection
+    await connection.close()
+
+
+@dataclass
+class Person:
+    """A user made for one test, with a key of scopes chat and read."""
+
+    identity: Identity
+    key: str
+    key_id: uuid.UUID
+    email: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
+
+
+@dataclass
+class People:
+    """Makes users, keys and tenants through the product's own functions."""
+
+    operator: asyncpg.Connection
+    made: list[Person] = field(default_factory=list)
+
+    async def tenant(self) -> uuid.UUID:
+        slug = f"t{uuid.uuid4().hex[:10]}"
+        return await self.operator.fetchval("select create_tenant($1, $2)", slug, slug.upper())
+
+    async def user(
+        self,
+        role: Role = "user",
+        tenant_id: uuid.UUID = DEFAULT_TENANT,
+        scopes: list[str] | None = None,
+        balance: int | None = None,
+    ) -> Person:
+        """A new user; `balance` sets what is available exactly, whatever the level granted."""
+        email = f"{uuid.uuid4().hex[:12]}@example.test"
+        user_id = await self.operator.fetchval(
+            "select create_user($1, $2, p_must_change_password => false, p_tenant_id => $3)", email, role, tenant_id
+        )
+        key = new_token(KEY_PREFIX)
+        key_id = await self.operator.fetchval(
+            "select create_api_key('test', $1, $2, $3, p_user_id => $4)",
+            key[:12],
+            token_hash(key),
+            scopes or ["chat", "read"],
+            user_id,
+        )
+        person = Person(Identity(tenant_id, user_id, role), key, key_id, email)
+        if balance is not None:
+            await self.set_balance(person, balance)
+        self.made.append(person)
+        return person
+
+    async def set_balance(self, person: Person, balance: int) -> None:
+        now = (await self.wallet(person))["available_tokens"]
+        if balance != now:
+            await self.operator.fetchval(
+                "select adjust_user_tokens($1, $2, 'adjustment', 'test')", person.identity.user_id, balance - now
+            )
+
+    async def wallet(self, person: Person) -> asyncpg.Record:
+        return await self.operator.fetchrow(
+            "select * from user_token_wallets where user_id = $1", person.identity.user_id
+        )
+
+
+@pytest.fixture
+def people(operator: asyncpg.Connection) -> People:
+    return People(operator)
+
+
+@pytest.fixture
+def test_settings(cluster: Cluster, database_name: str, tmp_path: Path) -> Settings:
+    """Settings of a server over the worker's database."""
+    return settings_for(cluster, database_name, tmp_path)
+
+
+def settings_for(cluster: Cluster, database_name: str, home: Path, **more: Any) -> Settings:
+    return Settings(
+        _env_file=None,
+        DATABASE_URL=SecretStr(cluster.url("vanilla_app", database_name)),
+        app_url=SecretStr(cluster.url("vanilla_app", database_name)),
+        runtime_url=SecretStr(cluster.url("vanilla_runtime", database_name)),
+        context_key=SecretStr(TEST_KEY),
+        secret_key=SecretStr("c3" * 32),
+        home=home,
+        pool_size=8,
+        **more,
+    )
+
+
+@asynccontextmanager
+async def serve(app: Any) -> AsyncIterator[str]:
+    """Serves an ASGI application on loopback with uvicorn, as the product does; yields its address."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="on", access_log=False)
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        if task.done():
+            await task
+            raise RuntimeError("the server did not start")
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+@pytest.fixture
+async def api(test_settings: Settings) -> AsyncIterator[str]:
+    """The address of a running API and console."""
+    async with serve(create_app(test_settings)) as address:
+        yield address
+
+
+@pytest.fixture
+async def http(api: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of the running API; paths are relative to it."""
+    async with aiohttp.ClientSession(api) as session:
+        yield session
