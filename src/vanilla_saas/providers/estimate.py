@@ -141,9 +141,7 @@ def validate(body: Mapping[str, Any]) -> None:
         )
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise InvalidRequest(
-                "invalid_request", "A message must be a JSON object.", f"messages[{index}]"
-            )
+            raise InvalidRequest("invalid_request", "A message must be a JSON object.", f"messages[{index}]")
     validate_common(body)
     choices(body)
 
@@ -158,7 +156,9 @@ def validate_common(body: Mapping[str, Any]) -> None:
     if not isinstance(options, dict | None):
         raise InvalidRequest("invalid_request", "stream_options must be an object.", "stream_options")
     user = body.get("user")
-    if user is not None and (not isinstance(user, str) or len(user.encode()) > MAX_USER_BYTES):
+    if user is not None and (
+        not isinstance(user, str) or len(user.encode(errors="surrogatepass")) > MAX_USER_BYTES
+    ):
         raise InvalidRequest(
             "invalid_request", f"user must be a text of at most {MAX_USER_BYTES} bytes.", "user"
         )
@@ -187,6 +187,14 @@ def refuse_unpriced(body: Mapping[str, Any]) -> None:
             )
     if body.get("modalities") not in (None, ["text"]):
         raise InvalidRequest("unsupported_parameter", "Only text output is priced.", "modalities")
+    for index, message in enumerate(_list(body.get("messages"))):
+        parts = _list(message.get("content")) if isinstance(message, dict) else []
+        if any(isinstance(part, dict) and part.get("type") == "input_audio" for part in parts):
+            raise InvalidRequest(
+                "unsupported_content",
+                "Audio input is refused: it has a price of its own, which the catalogue lacks.",
+                f"messages[{index}].content",
+            )
 
 
 def _limit(name: str, value: object) -> int:
@@ -208,7 +216,9 @@ def _split_parts(content: object, model: str, index: int) -> tuple[int, list[Any
     where = f"messages[{index}].content"
     if not isinstance(content, list):
         raise InvalidRequest(
-            "unsupported_content", "A reference to earlier audio has no known size.", f"messages[{index}].audio"
+            "unsupported_content",
+            "A reference to earlier audio has no known size.",
+            f"messages[{index}].audio",
         )
     tokens, texts = 0, []
     for number, part in enumerate(content):

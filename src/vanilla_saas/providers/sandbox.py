@@ -302,7 +302,7 @@ async def _answer(
 async def _refuse(send: Send, script: Script) -> None:
     status = script.status or 500
     error = SandboxError(status, script.reply or f"The script asked for status {status}.", code="scripted")
-    headers = ()
+    headers: tuple[tuple[bytes, bytes], ...] = ()
     if script.retry_after is not None:
         headers = ((b"retry-after", str(script.retry_after).encode()),)
     await _answer(send, status, b"{not json" if script.malformed else error.body(), headers)

@@ -29,7 +29,9 @@ MAX_DIMENSIONS = 4096
 class SandboxError(Exception):
     """A refusal in the words of OpenAI's error object."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
 
@@ -295,7 +297,9 @@ def _stretched(text: str, tokens: int) -> str:
 def _tool_calls(body: Mapping[str, Any], script: Script) -> tuple[ToolCall, ...]:
     if script.tool_calls is not None:
         return tuple(
-            ToolCall(str(call.get("id", f"call_{number}")), call["name"], _arguments(call.get("arguments", "{}")))
+            ToolCall(
+                str(call.get("id", f"call_{number}")), call["name"], _arguments(call.get("arguments", "{}"))
+            )
             for number, call in enumerate(script.tool_calls)
         )
     function = _forced_function(body)
@@ -312,7 +316,7 @@ def _arguments(value: str | dict[str, Any]) -> str:
 def _forced_function(body: Mapping[str, Any]) -> dict[str, Any] | None:
     """The function that `tool_choice` forces: the named one, or the first for "required"."""
     choice = body.get("tool_choice")
-    functions = [
+    functions: list[dict[str, Any]] = [
         tool["function"]
         for tool in body.get("tools") or []
         if isinstance(tool, dict) and isinstance(tool.get("function"), dict) and "name" in tool["function"]
@@ -348,7 +352,9 @@ def example_of(schema: Mapping[str, Any], depth: int = 8) -> Any:
         return {name: example_of(schema.get("properties", {}).get(name, {}), depth - 1) for name in names}
     if kind == "array":
         items = schema.get("items", {})
-        return [example_of(items, depth - 1) for _ in range(min(schema.get("minItems", 0), 8))] if depth else []
+        return (
+            [example_of(items, depth - 1) for _ in range(min(schema.get("minItems", 0), 8))] if depth else []
+        )
     plain = {"integer": schema.get("minimum", 1), "number": schema.get("minimum", 1.0)}
     return {"boolean": True, "null": None, **plain}.get(str(kind), "sandbox")
 
