@@ -7,6 +7,7 @@ A deadline is a moment of the running loop's clock (`loop.time()`), so that retr
 
 import asyncio
 import email.utils
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -342,7 +343,7 @@ async def _read_some(response: aiohttp.ClientResponse) -> bytes:
         raw += data
         if len(raw) > MAX_ERROR_BYTES:
             break
-    return raw
+    return raw[:MAX_ERROR_BYTES]
 
 
 def _interesting(response: aiohttp.ClientResponse) -> dict[str, str]:
@@ -423,4 +424,4 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
             return None
     except (ValueError, OverflowError):
         return None
-    return min(seconds, 86_400.0) if seconds > 0 else 0.0
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), 86_400.0)

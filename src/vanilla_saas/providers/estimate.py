@@ -75,7 +75,7 @@ def prompt_upper_bound(body: Mapping[str, Any], *, model: str | None = None) -> 
         texts["messages"] = kept = []
         for index, message in enumerate(messages):
             if _has_parts(message):
-                tokens, parts = _split_parts(message["content"], str(name or ""), index)
+                tokens, parts = _split_parts(message, str(name or ""), index)
                 media += tokens
                 message = {**message, "content": parts}
             kept.append(message)
@@ -107,7 +107,6 @@ def requested_output_limit(body: Mapping[str, Any]) -> int | None:
     A provider applies its limit to each choice, so the answer is `n` times `max_completion_tokens` or
     `max_tokens`.
     """
-    validate(body)
     limits = {
         name: _limit(name, body[name])
         for name in ("max_completion_tokens", "max_tokens")
@@ -119,6 +118,7 @@ def requested_output_limit(body: Mapping[str, Any]) -> int | None:
             "max_tokens and max_completion_tokens differ; set only max_completion_tokens.",
             "max_tokens",
         )
+    validate(body)
     return next(iter(limits.values())) * choices(body) if limits else None
 
 
@@ -211,17 +211,14 @@ def _has_parts(message: object) -> bool:
     )
 
 
-def _split_parts(content: object, model: str, index: int) -> tuple[int, list[Any]]:
+def _split_parts(message: Mapping[str, Any], model: str, index: int) -> tuple[int, list[Any]]:
     """Tokens of the media parts, and the parts that are text."""
     where = f"messages[{index}].content"
-    if not isinstance(content, list):
-        raise InvalidRequest(
-            "unsupported_content",
-            "A reference to earlier audio has no known size.",
-            f"messages[{index}].audio",
-        )
+    if message.get("audio") is not None:
+        why = "A reference to earlier audio has no known size."
+        raise InvalidRequest("unsupported_content", why, f"messages[{index}].audio")
     tokens, texts = 0, []
-    for number, part in enumerate(content):
+    for number, part in enumerate(message["content"]):
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(part, str) or kind in ("text", "refusal"):
             texts.append(part)

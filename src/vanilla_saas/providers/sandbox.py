@@ -145,7 +145,7 @@ class _Call:
         _known_model(body)
         if not isinstance(body.get("messages"), list) or not body["messages"]:
             raise SandboxError(400, "messages must be a list with at least one message.", param="messages")
-        self.choices = body.get("n") or 1
+        self.choices = 1 if body.get("n") is None else body["n"]
         if type(self.choices) is not int or not 1 <= self.choices <= MAX_CHOICES:
             raise SandboxError(400, f"n must lie in 1..{MAX_CHOICES}.", param="n")
         self.script = script

@@ -379,7 +379,7 @@ def embed(body: Mapping[str, Any]) -> dict[str, Any]:
         inputs = given
     else:
         raise SandboxError(400, "input must be a text, a list of texts or token ids.", param="input")
-    dimensions = body.get("dimensions") or DEFAULT_DIMENSIONS
+    dimensions = body.get("dimensions", DEFAULT_DIMENSIONS)
     if type(dimensions) is not int or not 1 <= dimensions <= MAX_DIMENSIONS:
         raise SandboxError(400, f"dimensions must lie in 1..{MAX_DIMENSIONS}.", param="dimensions")
     as_base64 = body.get("encoding_format") == "base64"
