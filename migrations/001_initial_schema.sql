@@ -1592,13 +1592,10 @@ begin
         perform vanilla.refuse('VS400', format('the prompt does not fit the context window of %s tokens', v_model.context_window),
             jsonb_build_object('param', 'messages', 'limit', v_model.context_window));
     end if;
-    v_output := coalesce(p_output_limit, v_model.max_output_tokens, 4096);
-    if v_model.max_output_tokens is not null and v_output > v_model.max_output_tokens then
-        if p_output_limit is not null then
-            perform vanilla.refuse('VS400', format('max_tokens is at most %s for this model', v_model.max_output_tokens),
-                jsonb_build_object('param', 'max_tokens', 'limit', v_model.max_output_tokens));
-        end if;
-        v_output := v_model.max_output_tokens;
+    v_output := coalesce(p_output_limit, coalesce(v_model.max_output_tokens, 4096) * p_choices);
+    if v_output > v_model.max_output_tokens * p_choices then
+        perform vanilla.refuse('VS400', format('max_tokens is at most %s for this model', v_model.max_output_tokens),
+            jsonb_build_object('param', 'max_tokens', 'limit', v_model.max_output_tokens));
     end if;
     v_wallet := vanilla.lock_wallet(v_caller.tenant_id, v_payer);
     if p_idempotency_key is not null then
@@ -1610,13 +1607,13 @@ begin
         end if;
     end if;
     v_input := vanilla.call_tokens(v_call, v_prompt, 0, 0);
-    v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output * p_choices);
+    v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output);
     if p_output_limit is null and v_wallet.enforcement_mode = 'hard' and v_needed > v_wallet.available_tokens and v_model.output_weight > 0 then
-        v_least := coalesce((vanilla.setting(v_wallet.tenant_id, 'gateway.min_output_tokens'))::bigint, 16);
-        v_output := floor((v_wallet.available_tokens - v_input) / (v_model.output_weight * p_choices));
+        v_least := coalesce((vanilla.setting(v_wallet.tenant_id, 'gateway.min_output_tokens'))::bigint, 16) * p_choices;
         v_clamped := true;
-        if v_output < v_least then v_output := v_least; end if;      -- and be refused below, with the figures
-        v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output * p_choices);
+        -- below the least the call is refused, with the figures
+        v_output := greatest(floor((v_wallet.available_tokens - v_input) / v_model.output_weight), v_least);
+        v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output);
     end if;
     v_entry := vanilla.reserve_tokens(v_wallet, v_needed, p_ttl, 'model call', 'gateway', 'ai_execution', p_execution_id, p_execution_id,
         p_idempotency_key, v_caller.key_id, v_call, v_caller.user_id);
@@ -1636,7 +1633,7 @@ begin
 end
 $f$;
 comment on function vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text) is
-    'Before a model call, in one round trip: key, payer, model, price, worst case reserved. Sizes in model tokens; returns where to call and with what output limit.';
+    'Before a model call, in one round trip: key, payer, model, price, worst case reserved. Sizes in model tokens, the output limit over all choices; returns where to call and with what limit.';
 
 create or replace function vanilla.settle_call(
     p_tenant_id uuid, p_hold_id uuid, p_status text, p_input bigint, p_output bigint, p_cached bigint, p_reasoning bigint,

@@ -54,4 +54,51 @@ select '00000000-0000-0000-0000-000000000000', m.id, '00000000-0000-0000-0000-00
 from (values ('00000000-0000-7000-8000-000000000401'::uuid, 'sandbox-small', 'Sandbox small', 100000, 400000),
              ('00000000-0000-7000-8000-000000000402'::uuid, 'sandbox-large', 'Sandbox large', 1000000, 4000000)) m (id, slug, name, input_price, output_price)
 on conflict do nothing;
+
+-- facts of genai-prices 0.2.3, micros of USD per million tokens; `vanilla-saas models sync` refreshes them
+insert into public.ai_models (tenant_id, id, provider_tenant_id, provider_id, slug, upstream_model, name, context_window,
+                              input_price, output_price, cached_input_price, price_source, created_at)
+select '00000000-0000-0000-0000-000000000000', ('00000000-0000-7000-8000-00000000' || m.id)::uuid, '00000000-0000-0000-0000-000000000000',
+       ('00000000-0000-7000-8000-000000000' || m.provider)::uuid, m.slug, m.slug, m.name, m.context_window,
+       m.input_price, m.output_price, m.cached_input_price, 'genai-prices 0.2.3', '2026-01-01+00'
+from (values
+    ('301', '5101', 'gpt-6.1-sol', 'GPT-6.1 Sol', 1050000, 4000000, 15000000, 200000),
+    ('301', '5102', 'gpt-6.1-terra', 'GPT-6.1 Terra', 1050000, 2000000, 7500000, 100000),
+    ('301', '5103', 'gpt-6-astra', 'GPT-6 Astra', 1050000, 20000000, 75000000, 2000000),
+    ('301', '5104', 'gpt-6-sol', 'GPT-6 Sol', 1050000, 4000000, 15000000, 400000),
+    ('301', '5105', 'gpt-6-luna', 'GPT-6 Luna', 1050000, 200000, 750000, 20000),
+    ('301', '5106', 'gpt-5.6-sol', 'GPT-5.6 Sol', 1050000, 8000000, 30000000, 800000),
+    ('301', '5107', 'gpt-5.6-terra', 'GPT-5.6 Terra', 1050000, 4000000, 18000000, 400000),
+    ('301', '5108', 'gpt-5.6-luna', 'GPT-5.6 Luna', 1050000, 400000, 1800000, 40000),
+    ('301', '5109', 'gpt-5.4-mini', 'GPT-5.4 mini', 400000, 750000, 4500000, 75000),
+    ('301', '5110', 'gpt-5-mini', 'GPT-5 mini', 400000, 250000, 2000000, 25000),
+    ('301', '5111', 'gpt-4.1', 'gpt 4.1', 1000000, 2000000, 8000000, 500000),
+    ('301', '5112', 'gpt-4o-mini', 'gpt 4o mini', 128000, 150000, 600000, 75000),
+    ('302', '5201', 'claude-fable-5-2', 'Claude Fable 5.2', 1000000, 8000000, 40000000, 200000),
+    ('302', '5202', 'claude-opus-5-5', 'Claude Opus 5.5', 1000000, 4000000, 20000000, 200000),
+    ('302', '5203', 'claude-opus-5', 'Claude Opus 5', 1000000, 5000000, 25000000, 500000),
+    ('302', '5204', 'claude-opus-4-8', 'Claude Opus 4.8', 1000000, 5000000, 25000000, 500000),
+    ('302', '5205', 'claude-sonnet-5-5', 'Claude Sonnet 5.5', 1000000, 2000000, 10000000, 100000),
+    ('302', '5206', 'claude-sonnet-5', 'Claude Sonnet 5', 1000000, 2000000, 10000000, 200000),
+    ('302', '5207', 'claude-sonnet-4-6', 'Claude Sonnet 4.6', 1000000, 3000000, 15000000, 300000),
+    ('302', '5208', 'claude-haiku-5-5', 'Claude Haiku 5.5', 1000000, 500000, 2500000, 50000),
+    ('302', '5209', 'claude-haiku-4-5', 'Claude Haiku 4.5', 200000, 1000000, 5000000, 100000),
+    ('303', '5301', 'gemini-4-argon', 'Gemini 4 Argon', 1048576, 4000000, 20000000, 200000),
+    ('303', '5302', 'gemini-3.8-flash', 'Gemini 3.8 Flash', 1000000, 1500000, 7500000, 150000),
+    ('303', '5303', 'gemini-3.7-flash', 'Gemini 3.7 Flash', 1000000, 1500000, 7500000, 150000),
+    ('303', '5304', 'gemini-3.6-flash', 'Gemini 3.6 Flash', 1000000, 1500000, 7500000, 150000),
+    ('303', '5305', 'gemini-3.5-flash', 'Gemini 3.5 Flash', 1000000, 1500000, 9000000, 150000),
+    ('303', '5306', 'gemini-3.5-flash-lite', 'Gemini 3.5 Flash Lite', 1000000, 300000, 2500000, 30000),
+    ('303', '5307', 'gemini-3.1-pro-preview', 'Gemini 3.1 Pro Preview', null, 4000000, 18000000, 400000),
+    ('303', '5308', 'gemini-3.1-flash-lite', 'Gemini 3.1 Flash Lite', 1000000, 250000, 1500000, 25000),
+    ('303', '5309', 'gemini-2.5-pro', 'Gemini 2.5 Pro', null, 2500000, 15000000, 250000),
+    ('303', '5310', 'gemini-2.5-flash', 'Gemini 2.5 Flash', 1048576, 300000, 2500000, 30000),
+    ('303', '5311', 'gemini-2.5-flash-lite', 'Gemini 2.5 Flash Lite', 1000000, 100000, 400000, 10000)
+    ) m (provider, id, slug, name, context_window, input_price, output_price, cached_input_price)
+on conflict do nothing;
+
+insert into public.system_configurations (tenant_id, key, value, description, updated_at) values
+    ('00000000-0000-0000-0000-000000000000', 'gateway.min_output_tokens', '16',
+     'The least output, in tokens a choice, to which a call without max_tokens is clamped; a wallet that affords less refuses.', '2026-01-01+00')
+on conflict do nothing;
 commit;

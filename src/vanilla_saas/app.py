@@ -11,6 +11,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,6 +19,11 @@ from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
+from vanilla_saas.providers.adapters import UpstreamClient
+from vanilla_saas.providers.gateway import Gateway
+from vanilla_saas.providers.metering import MeteredCalls
+from vanilla_saas.providers.sandbox import SandboxServer
+from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
 
 log = structlog.get_logger()
@@ -32,26 +38,43 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         signer = load_signer(settings)
         with addresses(settings, signer) as where:
-            app.state.database = await Database.open(
+            database = await Database.open(
                 where.app, where.runtime, signer, size=settings.pool_size, allow_superuser=settings.allow_superuser
             )
-            ticker = asyncio.create_task(_tick(app.state.database))
-            try:
-                yield
-            finally:
-                ticker.cancel()
-                with suppress(asyncio.CancelledError):
-                    await ticker
-                await app.state.database.close()
+            async with _sandbox(settings) as sandbox_url, UpstreamClient() as client:
+                secrets = SecretBox.from_settings(settings)
+                calls = MeteredCalls(database, client, secrets, sandbox_url, settings.max_running_calls)
+                app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
+                app.state.gateway = Gateway(calls, settings.max_body_bytes)
+                ticker = asyncio.create_task(_tick(database))
+                try:
+                    yield
+                finally:
+                    ticker.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await ticker
+                    await calls.close()
+                    await database.close()
 
     app = FastAPI(title="Vanilla SaaS", version="0.1.0", lifespan=lifespan, redirect_slashes=False)
     app.state.settings = settings
+    app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
     app.add_exception_handler(VanillaError, _refusal)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Exception, _failure)
     return app
+
+
+@asynccontextmanager
+async def _sandbox(settings: Settings) -> AsyncIterator[str]:
+    """Address of the sandbox provider: the configured one, else a server of this process on loopback."""
+    if settings.sandbox_url:
+        yield settings.sandbox_url
+        return
+    async with SandboxServer() as server:
+        yield server.url
 
 
 async def _tick(database: Database) -> None:
@@ -62,6 +85,18 @@ async def _tick(database: Database) -> None:
         except (VanillaError, asyncpg.PostgresError, OSError) as error:
             log.warning("maintenance_failed", error=str(error))
         await asyncio.sleep(TICK_SECONDS)
+
+
+class OpenAISurface:
+    """Sends `/v1` to the gateway, past the framework."""
+
+    def __init__(self, app: ASGIApp, state: State):
+        self.app = app
+        self.state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        to_gateway = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        await (self.state.gateway if to_gateway else self.app)(scope, receive, send)
 
 
 class RequestIds:

@@ -14,7 +14,7 @@ from vanilla_saas.database.errors import VanillaError, from_postgres
 ACQUIRE_TIMEOUT_S = 5.0
 
 
-class _Connection(asyncpg.Connection):
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """All state is transaction-local, so nothing is reset when a connection goes back: one round trip less."""
 
     def get_reset_query(self) -> str:

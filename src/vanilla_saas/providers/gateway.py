@@ -1,0 +1,198 @@
+"""The OpenAI surface, `/v1`: a plain ASGI endpoint, because a framework's request handling would cost more than the
+two database calls. Errors have OpenAI's shape, so that its SDKs raise the classes their users expect.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import asyncpg
+import orjson
+import structlog
+from starlette.types import Message, Receive, Scope, Send
+
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.providers.adapters import UpstreamError
+from vanilla_saas.providers.estimate import InvalidRequest
+from vanilla_saas.providers.metering import Call, MeteredCalls, Settlement
+
+log = structlog.get_logger()
+JSON = b"application/json"
+_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    404: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class Gateway:
+    """`POST /v1/chat/completions`, `GET /v1/models` and `GET /v1/models/{id}` of one process."""
+
+    def __init__(self, calls: MeteredCalls, max_body_bytes: int):
+        self._calls = calls
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        request_id = scope.get("state", {}).get("request_id")
+        try:
+            token = _bearer(headers)
+            path, method = scope["path"], scope["method"]
+            if path == "/v1/chat/completions" and method == "POST":
+                await self._chat(token, headers, request_id, receive, send)
+            elif path.startswith("/v1/models") and method == "GET":
+                await self._models(token, path.removeprefix("/v1/models").removeprefix("/"), send)
+            else:
+                raise VanillaError(
+                    "not_found", f"There is no {method} {path}.", hint="GET /v1/models, POST /v1/chat/completions"
+                )
+        except InvalidRequest as error:
+            await _respond(send, error.status, error.body())
+        except UpstreamError as error:
+            await _respond(send, error.client_status, error.client_body(), _retry_after(error.retry_after))
+        except VanillaError as error:
+            await _respond(send, error.status, _error_body(error), _retry_after(error.detail.get("retry_after_s")))
+        except (asyncpg.PostgresError, OSError) as error:
+            log.error("gateway_failed", request_id=request_id, exc_info=error)
+            failure = VanillaError("internal_error", f"Something failed on our side; request {request_id}.")
+            await _respond(send, failure.status, _error_body(failure))
+
+    async def _chat(
+        self, token: str, headers: Mapping[bytes, bytes], request_id: str | None, receive: Receive, send: Send
+    ) -> None:
+        self._calls.enter()
+        try:
+            body = _parse(await _read_body(headers, receive, self._max_body_bytes))
+            payer = headers.get(b"x-vanilla-user", b"").decode("latin-1") or body.get("user")
+            call = await self._calls.admit(
+                token,
+                body,
+                payer=payer or None,
+                idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1") or None,
+                request_id=request_id,
+            )
+            if call.body.get("stream") is True:
+                await self._stream(call, receive, send)
+            else:
+                answer, settled = await self._calls.complete(call)
+                await _respond(send, 200, answer, _call_headers(call) + _settled_headers(settled))
+        finally:
+            self._calls.leave()
+
+    async def _stream(self, call: Call, receive: Receive, send: Send) -> None:
+        gone = asyncio.Event()
+        watcher = asyncio.create_task(_watch(receive, gone))
+
+        async def start() -> None:
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers + _call_headers(call)})
+
+        async def write(chunk: bytes) -> None:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+        try:
+            _, failure = await self._calls.stream(call, start, write, gone)
+            if failure is not None and not gone.is_set():
+                await write(b"data: " + failure.client_body() + b"\n\n")
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            watcher.cancel()
+
+    async def _models(self, token: str, name: str, send: Send) -> None:
+        models = await self._calls.models(token)
+        rows = [
+            {"id": m["id"], "object": "model", "created": m["created"], "owned_by": m["owned_by"]}
+            for m in models
+            if m["ready"]
+        ]
+        if not name:
+            await _respond(send, 200, orjson.dumps({"object": "list", "data": rows}))
+            return
+        found = next((row for row in rows if row["id"] == name), None)
+        if found is None:
+            raise VanillaError("model_not_found", f"the model {name} does not exist", {"model": name})
+        await _respond(send, 200, orjson.dumps(found))
+
+
+def _bearer(headers: Mapping[bytes, bytes]) -> str:
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise VanillaError("authentication_failed", "No API key was sent.", hint="Send Authorization: Bearer <key>.")
+    return token.strip()
+
+
+async def _read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
+    """The request's body; refuses one above `most` bytes before it is read, or as soon as it is seen."""
+    declared = headers.get(b"content-length", b"0")
+    parts, size = [], int(declared) if declared.isdigit() else 0
+    if size > most:
+        raise VanillaError("body_too_large", f"The body has {size} bytes; the most is {most}.", {"limit": most})
+    size = 0
+    while True:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            raise VanillaError("invalid_request", "The client left before its request was whole.")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            raise VanillaError("body_too_large", f"The body is above {most} bytes.", {"limit": most})
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest("invalid_json", f"The body is not JSON: {error}.") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("invalid_json", "The body must be a JSON object.")
+    return body
+
+
+async def _watch(receive: Receive, gone: asyncio.Event) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+
+
+def _error_body(error: VanillaError) -> bytes:
+    message = error.message[:1].upper() + error.message[1:]
+    if not message.endswith("."):
+        message += "."
+    if error.hint:
+        message += " " + error.hint
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    fields = {"message": message, "type": kind, "param": error.detail.get("param"), "code": error.name}
+    return orjson.dumps({"error": fields | {k: v for k, v in error.detail.items() if k not in fields}})
+
+
+def _retry_after(seconds: float | None) -> list[tuple[bytes, bytes]]:
+    return [] if seconds is None else [(b"retry-after", str(max(1, round(seconds))).encode())]
+
+
+def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-vanilla-execution", str(call.execution_id).encode()),
+        (b"x-vanilla-reserved-tokens", str(call.reserved_tokens).encode()),
+    ]
+
+
+def _settled_headers(settled: Settlement) -> list[tuple[bytes, bytes]]:
+    if settled.charged_tokens is None:
+        return []
+    return [
+        (b"x-vanilla-charged-tokens", str(settled.charged_tokens).encode()),
+        (b"x-vanilla-available-tokens", str(settled.available_tokens).encode()),
+    ]
+
+
+async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    base = [(b"content-type", JSON), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": base + (headers or [])})
+    await send({"type": "http.response.body", "body": body})

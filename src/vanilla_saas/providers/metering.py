@@ -1,0 +1,330 @@
+"""The metered call: admit and reserve, call the provider, settle what was used.
+
+One round trip to the database before the call and one after. Whatever ends a call (an answer, an error, a client
+that leaves, a server that stops) its hold is settled here; only the death of this process leaves that to the hold's
+expiry. Settling is fenced in SQL, so it is repeated without harm while the database is away.
+"""
+
+import asyncio
+import base64
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.pool import Database
+from vanilla_saas.providers.adapters import Upstream, UpstreamClient, UpstreamError, UpstreamStream, with_output_limit
+from vanilla_saas.providers.estimate import (
+    choices,
+    estimate_prompt_tokens,
+    prompt_upper_bound,
+    refuse_unpriced,
+    requested_output_limit,
+)
+from vanilla_saas.providers.secrets import SecretBox, SecretError
+from vanilla_saas.providers.sse import Usage
+from vanilla_saas.tenancy.identity import KEY_PREFIX, token_hash
+
+log = structlog.get_logger()
+
+CALL_SECONDS = 600.0
+"""Longest call; a hold outlives it by a minute."""
+_TTL = timedelta(seconds=CALL_SECONDS + 60)
+SETTLE_WAIT_S = 2.0
+"""How long an answer waits for its settlement when the database is away."""
+SETTLE_RETRY_S = 600.0
+"""How long a settlement is tried again before the hold is left to expire."""
+
+ADMIT = "select vanilla.admit_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+MODELS = "select vanilla.list_models($1, $2)"
+SETTLE = "select vanilla.settle_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An admitted call: its hold, its limits and where it goes."""
+
+    tenant_id: UUID
+    hold_id: UUID
+    execution_id: UUID
+    reserved_tokens: int
+    available_tokens: int
+    output_limit: int
+    """Output tokens over all choices that the reservation covers."""
+    upstream: Upstream
+    body: Mapping[str, Any]
+    started: float
+    """Moment of admission on the loop's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a call came to; amounts are None while the database is away and the settlement is still being tried."""
+
+    status: str
+    usage: Usage
+    charged_tokens: int | None
+    available_tokens: int | None
+    latency_ms: int
+
+
+class MeteredCalls:
+    """The calls of one process."""
+
+    def __init__(self, database: Database, client: UpstreamClient, secrets: SecretBox, sandbox_url: str, most: int):
+        self._database = database
+        self._client = client
+        self._secrets = secrets
+        self._sandbox_url = sandbox_url
+        self._most = most
+        self._running = 0
+        self._opened_secrets: dict[str, str] = {}
+        self._settling: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """Waits for settlements under way, at most ten seconds; what is left expires with its hold."""
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=10)
+
+    def enter(self) -> None:
+        """Takes a place among the running calls; raises VanillaError `saturated` when there is none."""
+        if self._running >= self._most:
+            raise VanillaError(
+                "saturated",
+                f"This server has {self._most} calls in flight and takes no more now.",
+                {"retry_after_s": 1},
+                "Try again after the time in Retry-After.",
+            )
+        self._running += 1
+
+    def leave(self) -> None:
+        self._running -= 1
+
+    async def admit(
+        self,
+        token: str,
+        body: Mapping[str, Any],
+        *,
+        payer: str | None = None,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+    ) -> Call:
+        """Authenticates, prices and reserves the worst case. `token` is an API key or a session token.
+
+        Raises InvalidRequest for a body that cannot be sent, VanillaError for every refusal.
+        """
+        limit = requested_output_limit(body)
+        refuse_unpriced(body)
+        hashed = token_hash(token)
+        is_key = token.startswith(KEY_PREFIX)
+        execution_id = uuid4()
+        started = asyncio.get_running_loop().time()
+        found = await self._database.call(
+            ADMIT,
+            hashed if is_key else None,
+            None if is_key else hashed,
+            payer,
+            body["model"],
+            prompt_upper_bound(body),
+            estimate_prompt_tokens("sandbox", body),
+            limit,
+            choices(body),
+            execution_id,
+            body.get("stream") is True,
+            _TTL,
+            idempotency_key,
+            request_id,
+        )
+        call = Call(
+            UUID(found["tenant_id"]),
+            UUID(found["hold_id"]),
+            execution_id,
+            found["reserved"],
+            found["available"],
+            found["output_limit"],
+            Upstream(found["kind"], found["base_url"] or self._sandbox_url, None, found["upstream_model"]),
+            body,
+            started,
+        )
+        try:
+            return self._ready(call, found)
+        except BaseException as error:
+            code = error.name if isinstance(error, VanillaError) else "internal_error"
+            await self._settle(call, "failed", Usage(0, 0), False, code, None)
+            raise
+
+    def _ready(self, call: Call, found: Mapping[str, Any]) -> Call:
+        """The call with its secret opened and its output limit set."""
+        body = with_output_limit(call.upstream.provider, call.upstream.model, call.body, call.output_limit)
+        return replace(call, body=body, upstream=replace(call.upstream, api_key=self._open_secret(found)))
+
+    def _open_secret(self, found: Mapping[str, Any]) -> str | None:
+        sealed: str | None = found["secret"]
+        if sealed is None:
+            return None
+        if sealed not in self._opened_secrets:
+            try:
+                opened = self._secrets.decrypt(
+                    UUID(found["provider_tenant_id"]), UUID(found["provider_id"]), base64.b64decode(sealed)
+                )
+            except SecretError as error:
+                log.error("provider_secret_unreadable", provider=found["provider"], error=str(error))
+                raise VanillaError(
+                    "provider_not_ready",
+                    f"The stored key of {found['provider']} cannot be opened.",
+                    hint=f"An operator sets it again: vanilla-saas providers set-key {found['provider']}",
+                ) from None
+            if len(self._opened_secrets) >= 1000:
+                self._opened_secrets.clear()
+            self._opened_secrets[sealed] = opened
+        return self._opened_secrets[sealed]
+
+    async def models(self, token: str) -> list[dict[str, Any]]:
+        """What the caller's tenant can call, `ready` or not yet; the fields of vanilla.list_models."""
+        hashed = token_hash(token)
+        is_key = token.startswith(KEY_PREFIX)
+        rows: list[dict[str, Any]] = await self._database.call(
+            MODELS, hashed if is_key else None, None if is_key else hashed
+        )
+        return rows
+
+    async def complete(self, call: Call) -> tuple[bytes, Settlement]:
+        """One whole answer and what it came to.
+
+        Raises UpstreamError, after the call was settled: nothing is charged for an answer that did not come.
+        """
+        try:
+            answer = await self._client.complete(call.upstream, call.body, deadline=call.started + CALL_SECONDS)
+        except UpstreamError as error:
+            await self._settle(call, "failed", Usage(0, 0), False, f"upstream_{error.kind}", None)
+            raise
+        except BaseException:
+            await self._settle(call, "failed", Usage(0, 0), False, "internal_error", None)
+            raise
+        usage, estimated = answer.usage, answer.usage is None
+        if usage is None:
+            usage = Usage(self._prompt_estimate(call), answer.completion_tokens_estimate)
+        return answer.body, await self._settle(call, "succeeded", usage, estimated, None, None)
+
+    async def stream(
+        self,
+        call: Call,
+        start: Callable[[], Awaitable[None]],
+        write: Callable[[bytes], Awaitable[None]],
+        gone: asyncio.Event,
+    ) -> tuple[Settlement, UpstreamError | None]:
+        """Passes an answer on as it arrives: `start` once the provider answers, `write` for every chunk.
+
+        `gone` is set when the client has left: the provider's connection is cut and what was generated is charged.
+        An error before the first byte is raised as UpstreamError; one after it is returned. The last chunk is
+        written after the settlement, so a client that has read [DONE] finds its wallet charged.
+        """
+        loop = asyncio.get_running_loop()
+        answer: UpstreamStream | None = None
+        failure: UpstreamError | None = None
+        first_token_ms: int | None = None
+        status, code, last = "failed", "internal_error", b""
+        try:
+            async with self._client.stream(call.upstream, call.body, deadline=call.started + CALL_SECONDS) as answer:
+                cutter = asyncio.create_task(_cut_when(gone, answer))
+                try:
+                    await start()
+                    async for chunk in answer:
+                        if first_token_ms is None:
+                            first_token_ms = round((loop.time() - call.started) * 1000)
+                        if gone.is_set():
+                            break
+                        if answer.finished:
+                            last += chunk
+                        else:
+                            await write(chunk)
+                finally:
+                    cutter.cancel()
+            if gone.is_set() and not answer.finished:
+                status, code = "cancelled", "client_disconnected"
+            elif answer.finished:
+                status, code = "succeeded", ""
+            else:
+                failure = UpstreamError("connection", answer.status, "it ended the stream before its end", charged=True)
+                code = "upstream_connection"
+        except UpstreamError as error:
+            if gone.is_set():
+                status, code = "cancelled", "client_disconnected"
+            else:
+                failure, code = error, f"upstream_{error.kind}"
+        finally:
+            usage, estimated = self._used(call, answer, status)
+            settlement = await self._settle(call, status, usage, estimated, code or None, first_token_ms)
+        if failure is not None and answer is None:
+            raise failure
+        if last and not gone.is_set():
+            await write(last)
+        return settlement, failure
+
+    def _used(self, call: Call, answer: UpstreamStream | None, status: str) -> tuple[Usage, bool]:
+        """What a stream consumed, and whether that is an estimate."""
+        if answer is None:
+            return Usage(0, 0), False
+        generated = answer.delivered_completion_tokens_estimate
+        if answer.usage is not None and status == "succeeded":
+            return answer.usage, False
+        if answer.usage is not None:
+            return Usage(answer.usage.prompt_tokens, generated, answer.usage.cached_tokens), True
+        return Usage(self._prompt_estimate(call), generated), True
+
+    @staticmethod
+    def _prompt_estimate(call: Call) -> int:
+        return estimate_prompt_tokens(call.upstream.provider, call.body)
+
+    async def _settle(
+        self, call: Call, status: str, usage: Usage, estimated: bool, code: str | None, first_token_ms: int | None
+    ) -> Settlement:
+        latency_ms = round((asyncio.get_running_loop().time() - call.started) * 1000)
+        task = asyncio.create_task(
+            self._settle_surely(
+                call.hold_id,
+                call.tenant_id,
+                call.hold_id,
+                status,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.cached_tokens,
+                usage.reasoning_tokens,
+                estimated,
+                code,
+                latency_ms,
+                first_token_ms,
+            )
+        )
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        try:
+            # a cancelled request does not take its settlement with it
+            result = await asyncio.wait_for(asyncio.shield(task), SETTLE_WAIT_S)
+        except TimeoutError:
+            result = {}
+        return Settlement(status, usage, result.get("charged"), result.get("available"), latency_ms)
+
+    async def _settle_surely(self, hold_id: UUID, *arguments: object) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        give_up, pause = loop.time() + SETTLE_RETRY_S, 0.05
+        while True:
+            try:
+                result: dict[str, Any] = await self._database.call(SETTLE, *arguments)
+                return result
+            except VanillaError as error:
+                if error.name not in ("database_unavailable", "saturated") or loop.time() > give_up:
+                    log.error("settlement_failed", hold_id=str(hold_id), error=str(error))
+                    return {}
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 (jitter)
+            pause = min(pause * 2, 5.0)
+
+
+async def _cut_when(gone: asyncio.Event, answer: UpstreamStream) -> None:
+    await gone.wait()
+    answer.cut()
