@@ -199,9 +199,7 @@ async def test_a_killed_server_comes_back_for_running_processes_with_its_data(ho
 
 
 async def test_a_server_whose_old_backend_still_works_comes_back_when_that_ends(home: Path) -> None:
-    busy = (
-        "do $$ begin while clock_timestamp() < statement_timestamp() + interval '1.5 s' loop end loop; end $$"
-    )
+    busy = "do $$ begin while clock_timestamp() < statement_timestamp() + interval '1.5 s' loop end loop; end $$"
     with attach(Settings(home=home), FAST) as server:
         connection = await asyncpg.connect(server.dsn())
         work = asyncio.create_task(connection.execute(busy))
@@ -222,9 +220,7 @@ async def test_a_server_whose_old_backend_still_works_comes_back_when_that_ends(
 def _activity(server: EmbeddedServer) -> str:
     statement = "select string_agg(state, ' ') from pg_stat_activity where query like 'do $$%'"
     command = [server.bin_dir / "psql", "-XAtqc", statement]
-    return subprocess.run(
-        command, env=server.pg_environment(), capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run(command, env=server.pg_environment(), capture_output=True, text=True, check=True).stdout
 
 
 def test_a_server_whose_keeper_was_killed_gets_a_new_keeper(home: Path) -> None:
@@ -334,9 +330,7 @@ async def test_nothing_listens_on_tcp(server: EmbeddedServer) -> None:
     }
     assert sockets
     tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6"), Path("/proc/net/udp")]
-    listening = {
-        line.split()[9] for table in tables if table.exists() for line in table.read_text().splitlines()[1:]
-    }
+    listening = {line.split()[9] for table in tables if table.exists() for line in table.read_text().splitlines()[1:]}
     assert not sockets & listening
 
 
@@ -376,9 +370,7 @@ def test_the_server_does_not_see_its_starters_secrets(home: Path, monkeypatch: p
 async def test_every_role_may_be_taken_without_a_password(server: EmbeddedServer) -> None:
     await query(server.dsn(), "create role vanilla_app login", "select 1")
     assert await query(server.dsn("vanilla_app"), "select session_user::text") == "vanilla_app"
-    rules = await query(
-        server.dsn(), "select string_agg(type || ' ' || auth_method, ',') from pg_hba_file_rules"
-    )
+    rules = await query(server.dsn(), "select string_agg(type || ' ' || auth_method, ',') from pg_hba_file_rules")
     assert rules == "local peer,local peer"
 
 
@@ -474,9 +466,7 @@ def test_defaults_are_written_where_an_owner_can_change_them(server: EmbeddedSer
         assert any(line.startswith(f"{name} = ") for line in text.splitlines())
 
 
-def test_an_attach_that_fails_leaves_no_server_and_no_lock(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attach_that_fails_leaves_no_server_and_no_lock(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_ensure_database", lambda server: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         attach(Settings(home=home), FAST)

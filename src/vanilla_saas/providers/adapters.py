@@ -7,6 +7,7 @@ A deadline is a moment of the running loop's clock (`loop.time()`), so that retr
 
 import asyncio
 import email.utils
+import io
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -297,7 +298,7 @@ class UpstreamClient:
         try:
             response = await self._session.post(
                 f"{upstream.base_url.rstrip('/')}/{path}",
-                data=orjson.dumps(body),
+                data=_payload(body),
                 headers=headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=remaining, sock_connect=self._connect_seconds),
@@ -364,6 +365,12 @@ def _failed(error: Exception, *, sent: bool) -> UpstreamError:
         return UpstreamError("connection", None, "no connection")
     # most often a kept connection that the provider closed while idle: nothing ran, so nothing is billed
     return UpstreamError("connection", None, "it closed the connection without an answer")
+
+
+def _payload(body: Mapping[str, Any]) -> bytes | io.BytesIO:
+    """As bytes, which one write sends; a large body in parts, so that it does not hold up the loop."""
+    data = orjson.dumps(body)
+    return data if len(data) < 2**20 else io.BytesIO(data)
 
 
 def _refused(response: aiohttp.ClientResponse, raw: bytes, upstream: Upstream) -> UpstreamError:
