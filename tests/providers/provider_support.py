@@ -49,9 +49,7 @@ async def raw_provider(
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(
-                int(line.split(b":")[1])
-                for line in head.split(b"\r\n")
-                if line.lower().startswith(b"content-length")
+                int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
             )
             await reader.readexactly(length)
             await answer(reader, writer)
@@ -78,9 +76,7 @@ def streaming(*writes: bytes, whole: bool = True) -> Any:
     """Sends each of `writes` as its own TCP segment; without `whole`, cuts the connection after them."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        )
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         for data in writes:
             writer.write(b"%x\r\n%b\r\n" % (len(data), data))
             await writer.drain()

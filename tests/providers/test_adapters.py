@@ -125,9 +125,7 @@ async def test_a_stream_without_usage_has_an_estimate(client, upstream):
 
 
 @pytest.mark.parametrize("options", [{}, {"n": 3}])
-async def test_a_provider_that_dies_in_mid_stream_leaves_what_it_delivered(
-    client, upstream, sandbox, options
-):
+async def test_a_provider_that_dies_in_mid_stream_leaves_what_it_delivered(client, upstream, sandbox, options):
     body = scripted(options, completion_tokens=50, error_after_chunks=7)
     chunks, error, stream = await streamed(client, upstream, body)
     assert (error.kind, error.charged, error.retryable) == ("connection", True, False)

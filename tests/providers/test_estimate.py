@@ -69,9 +69,7 @@ def byte_tokens(body: dict[str, Any]) -> int:
         for call in message.get("tool_calls", ()):
             texts += call["function"].values()
         total += 5 + sum(len(text.encode()) for text in texts)
-        total += 1445 * sum(
-            isinstance(p, dict) and "text" not in p for p in content or () if isinstance(content, list)
-        )
+        total += 1445 * sum(isinstance(p, dict) and "text" not in p for p in content or () if isinstance(content, list))
     for tool in body["tools"]:
         total += 40 + sum(len(str(value).encode()) for value in tool["function"].values())
     return total

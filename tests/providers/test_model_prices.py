@@ -56,9 +56,7 @@ def test_every_row_is_sane():
         assert 0 < row.cached_input_price <= row.input_price <= row.cache_write_price, row
         assert 10_000 <= row.input_price < row.output_price * 2 <= 2_000_000_000, row
         assert row.context_window is None or row.context_window >= 4_000
-        assert not any(word in row.model for word in ("image", "audio", "tts", "embed", "live", "whisper")), (
-            row
-        )
+        assert not any(word in row.model for word in ("image", "audio", "tts", "embed", "live", "whisper")), row
     assert any(row.deprecated for row in BY_NAME.values())
 
 

@@ -35,9 +35,7 @@ WEATHER = {
 
 @pytest.fixture(scope="session")
 async def sdk(sandbox_server: SandboxServer) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        base_url=sandbox_server.url, api_key="unused", max_retries=0, timeout=10
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=sandbox_server.url, api_key="unused", max_retries=0, timeout=10) as client:
         yield client
 
 
@@ -52,9 +50,7 @@ def request(text: str = "hello", **options: object) -> dict:
 
 
 async def post(http: aiohttp.ClientSession, sandbox: SandboxServer, body: dict, **headers: str) -> bytes:
-    async with http.post(
-        f"{sandbox.url}/chat/completions", data=orjson.dumps(body), headers=headers
-    ) as answer:
+    async with http.post(f"{sandbox.url}/chat/completions", data=orjson.dumps(body), headers=headers) as answer:
         return await answer.read()
 
 
@@ -86,9 +82,7 @@ async def test_an_answer_stops_at_the_limit(sandbox, sdk, limit):
 async def test_a_stream_has_usage_only_when_asked(sandbox, sdk, asked):
     options = {"stream_options": {"include_usage": True}} if asked else {}
     plain = await sdk.chat.completions.create(**request("Grüße 🙂"))
-    chunks = [
-        c async for c in await sdk.chat.completions.create(**request("Grüße 🙂"), stream=True, **options)
-    ]
+    chunks = [c async for c in await sdk.chat.completions.create(**request("Grüße 🙂"), stream=True, **options)]
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == plain.choices[0].message.content
     reported = [c.usage for c in chunks if c.usage]
@@ -108,9 +102,7 @@ async def test_a_forced_tool_is_called_with_arguments_of_its_schema(sandbox, sdk
 
 
 async def test_scripted_tool_calls_arrive_as_deltas(sandbox, sdk):
-    body = scripted(
-        {"model": "sandbox-small"}, tool_calls=[{"name": "a", "arguments": {"x": "é" * 9}}, {"name": "b"}]
-    )
+    body = scripted({"model": "sandbox-small"}, tool_calls=[{"name": "a", "arguments": {"x": "é" * 9}}, {"name": "b"}])
     chunks = [c async for c in await sdk.chat.completions.create(**body, stream=True)]
     names, arguments = {}, {}
     for delta in (c.choices[0].delta for c in chunks):
@@ -123,9 +115,7 @@ async def test_scripted_tool_calls_arrive_as_deltas(sandbox, sdk):
 
 
 async def test_a_script_sets_the_reply_and_the_usage(sandbox, http):
-    answer = orjson.loads(
-        await post(http, sandbox, request(), **{"x-sandbox-script": '{"reply": "exactly"}'})
-    )
+    answer = orjson.loads(await post(http, sandbox, request(), **{"x-sandbox-script": '{"reply": "exactly"}'}))
     assert answer["choices"][0]["message"]["content"] == "exactly"
     told = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     answer = orjson.loads(await post(http, sandbox, scripted({"model": "sandbox-small"}, usage=told)))

@@ -26,12 +26,8 @@ def event_streams(draw) -> list[bytes]:
     events = []
     for _ in range(draw(st.integers(0, 6))):
         end = draw(LINE_END)
-        value = draw(
-            st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12)
-        )
-        lines = draw(
-            st.lists(st.sampled_from([b"data: ", b"data:", b": ", b"event: ", b"id"]), min_size=1, max_size=3)
-        )
+        value = draw(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12))
+        lines = draw(st.lists(st.sampled_from([b"data: ", b"data:", b": ", b"event: ", b"id"]), min_size=1, max_size=3))
         events.append(b"".join(line + value.encode() + end for line in lines) + end)
     return events
 

@@ -147,9 +147,7 @@ def run_psql(server: EmbeddedServer, arguments: list[str]) -> int:
     # Ctrl-C cancels a statement in psql; this process has to outlive it, for it holds the share
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        return subprocess.run(
-            [str(server.bin_dir / "psql"), *arguments], env=environment, check=False
-        ).returncode
+        return subprocess.run([str(server.bin_dir / "psql"), *arguments], env=environment, check=False).returncode
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -188,8 +186,7 @@ def _start_lock(home: Path) -> int:
         if time.monotonic() > deadline:
             raise EmbeddedServerError(
                 "embedded_busy",
-                f"Another process has been starting or stopping the server of {home} for "
-                f"{LOCK_SECONDS:.0f} s.",
+                f"Another process has been starting or stopping the server of {home} for {LOCK_SECONDS:.0f} s.",
                 f"Look at {home / 'server.log'}; `fuser {home / 'start.lock'}` names the process.",
             )
         time.sleep(postmaster.TICK)

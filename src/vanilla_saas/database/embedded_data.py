@@ -81,9 +81,7 @@ def initialise(place: Place, binaries: Binaries, durable: bool) -> None:
             break
     if "No space left on device" in said:
         raise disk_full(place.data.parent, last_lines(said))
-    raise EmbeddedServerError(
-        "embedded_initdb_failed", f"initdb failed in {place.data.parent}:\n{last_lines(said)}"
-    )
+    raise EmbeddedServerError("embedded_initdb_failed", f"initdb failed in {place.data.parent}:\n{last_lines(said)}")
 
 
 def write_ident_map(data: Path, user: ServerUser) -> None:

@@ -45,9 +45,7 @@ STEADY_SECONDS = 60.0
 def command(*arguments: str) -> list[str]:
     """Command line of a keeper or holder."""
     packages = str(Path(__file__).parents[2])
-    program = (
-        f"import sys; sys.path.append({packages!r}); from vanilla_saas.database.keeper import main; main()"
-    )
+    program = f"import sys; sys.path.append({packages!r}); from vanilla_saas.database.keeper import main; main()"
     return [sys.executable, "-I", "-S", "-c", program, *arguments]
 
 

@@ -39,9 +39,7 @@ __all__ = [
     "with_output_limit",
 ]
 
-Kind = Literal[
-    "timeout", "connection", "rate_limited", "invalid_request", "authentication", "server", "malformed"
-]
+Kind = Literal["timeout", "connection", "rate_limited", "invalid_request", "authentication", "server", "malformed"]
 
 CONNECT_SECONDS = 10.0
 MAX_ERROR_BYTES = 64 * 1024
@@ -273,9 +271,7 @@ class UpstreamClient:
         stream = UpstreamStream(response, upstream, StreamMeter(client_wants_usage=wants_usage))
         try:
             if response.content_type == "application/json":
-                raise UpstreamError(
-                    "malformed", response.status, "it answered a stream with one object", charged=True
-                )
+                raise UpstreamError("malformed", response.status, "it answered a stream with one object", charged=True)
             yield stream
         finally:
             # a finished answer returns its connection to the pool, an unfinished one is cut

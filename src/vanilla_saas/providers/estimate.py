@@ -108,9 +108,7 @@ def requested_output_limit(body: Mapping[str, Any]) -> int | None:
     `max_tokens`.
     """
     limits = {
-        name: _limit(name, body[name])
-        for name in ("max_completion_tokens", "max_tokens")
-        if body.get(name) is not None
+        name: _limit(name, body[name]) for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None
     }
     if len(set(limits.values())) > 1:
         raise InvalidRequest(
@@ -136,9 +134,7 @@ def validate(body: Mapping[str, Any]) -> None:
     """Raises InvalidRequest unless the fields that the metered call relies on are sound."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise InvalidRequest(
-            "invalid_request", "messages must be a list with at least one message.", "messages"
-        )
+        raise InvalidRequest("invalid_request", "messages must be a list with at least one message.", "messages")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise InvalidRequest("invalid_request", "A message must be a JSON object.", f"messages[{index}]")
@@ -156,17 +152,11 @@ def validate_common(body: Mapping[str, Any]) -> None:
     if not isinstance(options, dict | None):
         raise InvalidRequest("invalid_request", "stream_options must be an object.", "stream_options")
     user = body.get("user")
-    if user is not None and (
-        not isinstance(user, str) or len(user.encode(errors="surrogatepass")) > MAX_USER_BYTES
-    ):
-        raise InvalidRequest(
-            "invalid_request", f"user must be a text of at most {MAX_USER_BYTES} bytes.", "user"
-        )
+    if user is not None and (not isinstance(user, str) or len(user.encode(errors="surrogatepass")) > MAX_USER_BYTES):
+        raise InvalidRequest("invalid_request", f"user must be a text of at most {MAX_USER_BYTES} bytes.", "user")
     # the cheap test also meets the six characters \u0000 in honest text, the walk tells them apart
     if b"\\u0000" in _dumps(body) and any("\0" in text for text in _strings(body)):
-        raise InvalidRequest(
-            "invalid_request", "A text contains the character U+0000, which cannot be stored."
-        )
+        raise InvalidRequest("invalid_request", "A text contains the character U+0000, which cannot be stored.")
 
 
 def refuse_unpriced(body: Mapping[str, Any]) -> None:
@@ -206,9 +196,7 @@ def _limit(name: str, value: object) -> int:
 
 
 def _has_parts(message: object) -> bool:
-    return isinstance(message, dict) and (
-        isinstance(message.get("content"), list) or message.get("audio") is not None
-    )
+    return isinstance(message, dict) and (isinstance(message.get("content"), list) or message.get("audio") is not None)
 
 
 def _split_parts(message: Mapping[str, Any], model: str, index: int) -> tuple[int, list[Any]]:

@@ -29,9 +29,7 @@ MAX_DIMENSIONS = 4096
 class SandboxError(Exception):
     """A refusal in the words of OpenAI's error object."""
 
-    def __init__(
-        self, status: int, message: str, *, code: str | None = None, param: str | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
 
@@ -297,9 +295,7 @@ def _stretched(text: str, tokens: int) -> str:
 def _tool_calls(body: Mapping[str, Any], script: Script) -> tuple[ToolCall, ...]:
     if script.tool_calls is not None:
         return tuple(
-            ToolCall(
-                str(call.get("id", f"call_{number}")), call["name"], _arguments(call.get("arguments", "{}"))
-            )
+            ToolCall(str(call.get("id", f"call_{number}")), call["name"], _arguments(call.get("arguments", "{}")))
             for number, call in enumerate(script.tool_calls)
         )
     function = _forced_function(body)
@@ -352,9 +348,7 @@ def example_of(schema: Mapping[str, Any], depth: int = 8) -> Any:
         return {name: example_of(schema.get("properties", {}).get(name, {}), depth - 1) for name in names}
     if kind == "array":
         items = schema.get("items", {})
-        return (
-            [example_of(items, depth - 1) for _ in range(min(schema.get("minItems", 0), 8))] if depth else []
-        )
+        return [example_of(items, depth - 1) for _ in range(min(schema.get("minItems", 0), 8))] if depth else []
     plain = {"integer": schema.get("minimum", 1), "number": schema.get("minimum", 1.0)}
     return {"boolean": True, "null": None, **plain}.get(str(kind), "sandbox")
 

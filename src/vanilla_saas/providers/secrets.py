@@ -62,9 +62,7 @@ class SecretBox:
         Both hold 64 hex digits a key, several keys separated by white space or commas, the newest first.
         """
         if settings.secret_key is not None:
-            return cls(
-                _parse(settings.secret_key.get_secret_value(), "VANILLA_SAAS_SECRET_KEY"), column=column
-            )
+            return cls(_parse(settings.secret_key.get_secret_value(), "VANILLA_SAAS_SECRET_KEY"), column=column)
         path = settings.home / "secret.key"
         if create:
             create_key_file(path)
@@ -84,9 +82,7 @@ class SecretBox:
         """The plaintext as bytes to store in that row."""
         # 96 random bits: safe for 2**32 secrets under one key (NIST SP 800-38D, 8.3)
         nonce = os.urandom(12)
-        sealed = self._ciphers[self._newest].encrypt(
-            nonce, plaintext.encode(), self._context(tenant_id, row_id)
-        )
+        sealed = self._ciphers[self._newest].encrypt(nonce, plaintext.encode(), self._context(tenant_id, row_id))
         return bytes([VERSION]) + self._newest + nonce + sealed
 
     def decrypt(self, tenant_id: UUID, row_id: UUID, stored: bytes) -> str:

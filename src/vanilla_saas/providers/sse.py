@@ -62,12 +62,7 @@ class EventSplitter:
 
 def data_of(event: bytes) -> bytes:
     """The event's data: its `data` lines joined by line feeds, empty for comments and pings."""
-    if (
-        event.startswith(b"data: ")
-        and event.endswith(b"\n\n")
-        and event.count(b"\n") == 2
-        and b"\r" not in event
-    ):
+    if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2 and b"\r" not in event:
         return event[6:-2]
     values = []
     for line in _LINES.split(event.removeprefix(b"\xef\xbb\xbf")):
@@ -128,9 +123,7 @@ def output_bytes(delta: object) -> int:
         if isinstance(value, str):
             size += len(value) if value.isascii() else len(value.encode())
     calls = delta.get("tool_calls")
-    functions = (
-        [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    )
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     for function in (*functions, delta.get("function_call")):
         if isinstance(function, dict):
             for name in ("name", "arguments"):
