@@ -57,7 +57,7 @@ def keeper_pid(home: Path) -> int:
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
+def new_home() -> Iterator[Path]:
     """A short path that the server's user can reach; every process on it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="vs-"))
     folder.chmod(0o755)
@@ -66,6 +66,26 @@ def home() -> Iterator[Path]:
     if (home / "keeper.lock").exists():
         until(lambda: not embedded._keeper_lives(home))
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def stopped() -> Iterator[Path]:
+    """Made once: initdb takes longer than most tests."""
+    folder = Path(tempfile.mkdtemp(prefix="vs-"))
+    folder.chmod(0o755)
+    home = folder / "home"
+    attach(Settings(home=home), FAST).close()
+    until(lambda: not embedded._keeper_lives(home))
+    yield home
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def home(stopped: Path) -> Iterator[Path]:
+    """A home whose server has been used before and does not run, before as after."""
+    (stopped / "server.log").unlink()
+    yield stopped
+    until(lambda: not embedded._keeper_lives(stopped))
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +152,12 @@ async def test_several_processes_share_one_server(home: Path) -> None:
         assert await query(mine.dsn(), "select current_database()") == "vanilla_saas"
 
 
-def test_processes_that_start_together_start_one_server(home: Path) -> None:
+def test_processes_that_start_together_start_one_server(new_home: Path) -> None:
     with contextlib.ExitStack() as users:
         processes = [
             users.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-c", USER_PROCESS, str(home)],
+                    [sys.executable, "-c", USER_PROCESS, str(new_home)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -163,14 +183,14 @@ def test_the_server_stops_when_its_last_user_leaves(home: Path) -> None:
     assert "database system is shut down" in (home / "server.log").read_text()
 
 
-def test_the_server_stops_when_its_last_user_is_killed(home: Path) -> None:
-    with user_process(home) as (process, user):
+def test_the_server_stops_when_its_last_user_is_killed(new_home: Path) -> None:
+    with user_process(new_home) as (process, user):
         data = Path(user["data"])
         assert postmaster.postmaster_pid(data)
         process.kill()
         process.wait()
         until(lambda: not postmaster.postmaster_pid(data))
-    assert "database system is shut down" in (home / "server.log").read_text()
+    assert "database system is shut down" in (new_home / "server.log").read_text()
 
 
 def test_a_held_share_outlives_the_process_that_asked_for_it(home: Path) -> None:
@@ -189,7 +209,12 @@ def test_a_held_share_outlives_the_process_that_asked_for_it(home: Path) -> None
 
 async def test_a_killed_server_comes_back_for_running_processes_with_its_data(home: Path) -> None:
     with attach(Settings(home=home)) as server:
-        await query(server.dsn(), "create table kept (n int)", "insert into kept values (42) returning n")
+        await query(
+            server.dsn(),
+            "drop table if exists kept",
+            "create table kept (n int)",
+            "insert into kept values (42) returning n",
+        )
         for _ in range(3):
             before = server_pid(server)
             os.kill(before, signal.SIGKILL)
@@ -291,22 +316,22 @@ def _write_pid_files(server: EmbeddedServer, pid: int) -> None:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def test_a_half_made_data_directory_is_made_again(home: Path) -> None:
-    home.mkdir(mode=0o711)
-    left = home / "postgresql" / "data.new-left"
+def test_a_half_made_data_directory_is_made_again(new_home: Path) -> None:
+    new_home.mkdir(mode=0o711)
+    left = new_home / "postgresql" / "data.new-left"
     left.mkdir(parents=True)
     (left / "PG_VERSION").write_text("18\n")
-    with attach(Settings(home=home), FAST):
+    with attach(Settings(home=new_home), FAST):
         assert not left.exists()
 
 
-def test_a_large_log_is_moved_aside_at_a_start(home: Path) -> None:
-    home.mkdir(mode=0o711)
-    with (home / "server.log").open("wb") as log:
+def test_a_large_log_is_moved_aside_at_a_start(new_home: Path) -> None:
+    new_home.mkdir(mode=0o711)
+    with (new_home / "server.log").open("wb") as log:
         log.truncate(postmaster.LOG_BYTES + 1)
-    with attach(Settings(home=home), FAST):
-        assert (home / "server.log.1").stat().st_size == postmaster.LOG_BYTES + 1
-        assert 0 < (home / "server.log").stat().st_size < 100_000
+    with attach(Settings(home=new_home), FAST):
+        assert (new_home / "server.log.1").stat().st_size == postmaster.LOG_BYTES + 1
+        assert 0 < (new_home / "server.log").stat().st_size < 100_000
 
 
 # Who may come in
@@ -429,8 +454,8 @@ async def test_an_ordinary_user_runs_the_server_itself() -> None:
 # Versions and settings
 
 
-async def test_the_version_can_be_chosen(home: Path) -> None:
-    with attach(Settings(home=home, pg_version=16), FAST) as server:
+async def test_the_version_can_be_chosen(new_home: Path) -> None:
+    with attach(Settings(home=new_home, pg_version=16), FAST) as server:
         assert server.version == 16
         assert (await query(server.dsn(), "show server_version")).startswith("16.")
         assert await query(server.dsn(), "select upper('é') || current_setting('server_encoding')") == "ÉUTF8"
@@ -466,13 +491,13 @@ def test_defaults_are_written_where_an_owner_can_change_them(server: EmbeddedSer
         assert any(line.startswith(f"{name} = ") for line in text.splitlines())
 
 
-def test_an_attach_that_fails_leaves_no_server_and_no_lock(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attach_that_fails_leaves_no_server_and_no_lock(new_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_ensure_database", lambda server: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        attach(Settings(home=home), FAST)
-    until(lambda: not embedded._keeper_lives(home))
+        attach(Settings(home=new_home), FAST)
+    until(lambda: not embedded._keeper_lives(new_home))
     monkeypatch.undo()
-    with attach(Settings(home=home), FAST) as server:
+    with attach(Settings(home=new_home), FAST) as server:
         assert server.started
 
 

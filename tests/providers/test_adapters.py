@@ -6,8 +6,8 @@ import traceback
 import aiohttp
 import orjson
 import pytest
-from conftest import KEY
-from provider_support import (
+from tests.providers.conftest import KEY
+from tests.providers.provider_support import (
     DONE,
     FINISH,
     USAGE,
