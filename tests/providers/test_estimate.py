@@ -6,8 +6,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.providers.provider_support import chat
 
+from tests.providers.provider_support import chat
 from vanilla_saas.providers import estimate, sandbox_rules
 from vanilla_saas.providers.estimate import (
     InvalidRequest,

@@ -11,8 +11,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.providers.provider_support import chat, eventually, scripted
 
+from tests.providers.provider_support import chat, eventually, scripted
 from vanilla_saas.providers import sandbox_rules as rules
 from vanilla_saas.providers.sandbox import Counters, SandboxServer
 

@@ -1,0 +1,43 @@
+"""Composition root of the command line: the verbs of every room and how refusals are shown."""
+
+import sys
+
+import typer
+
+from vanilla_saas.database.cli import env, psql
+from vanilla_saas.database.embedded import EmbeddedServerError
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.operations.cli import register as register_operations
+from vanilla_saas.providers.cli import models, providers
+
+app = typer.Typer(
+    name="vanilla-saas",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The back end of a multi-tenant AI SaaS: one PostgreSQL database and a thin Python runtime.",
+)
+register_operations(app)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql)
+app.command()(env)
+app.add_typer(providers, name="providers")
+app.add_typer(models, name="models")
+
+
+def main() -> None:
+    """Runs the command line; exit code 0 done, 1 refused, 2 used wrongly."""
+    try:
+        app()
+    except VanillaError as error:
+        _refuse(error.name, error.message, error.hint)
+    except EmbeddedServerError as error:
+        _refuse(error.code, error.detail, error.hint)
+    except ValueError as error:
+        _refuse("invalid_request", str(error), None)
+
+
+def _refuse(code: str, message: str, hint: str | None) -> None:
+    typer.echo(f"error {code}: {message}", err=True)
+    if hint:
+        typer.echo(hint, err=True)
+    sys.exit(1)
