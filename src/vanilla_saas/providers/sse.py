@@ -1,8 +1,8 @@
 """Server-sent events as bytes: where one ends, and what a chat stream has cost so far.
 
-The bytes of an event are never rewritten, only forwarded or withheld. Each is parsed once, about 2 us,
-because three questions need its content: has it usage, is it an error, and how much output did it carry
-(the only honest measure when the stream is cut before its usage arrives).
+The bytes of an event are never rewritten, only forwarded or withheld. Each is parsed once, a few
+microseconds, because three questions need its content: has it usage, is it an error, and how much output did
+it carry (the only honest measure when the stream is cut before its usage arrives).
 """
 
 import re
@@ -39,6 +39,9 @@ class EventSplitter:
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, each with the blank line that ends it."""
         buffer = self._buffer
+        if not buffer and data.endswith(b"\n\n") and b"\r" not in data:
+            # nearly every read: whole events with plain line feeds, twice as fast without the expression
+            return [event + b"\n\n" for event in data.split(b"\n\n")[:-1]]
         buffer += data
         events: list[bytes] = []
         begin = 0
