@@ -202,7 +202,7 @@ class StreamMeter:
         if not isinstance(chunk, dict):
             raise MalformedStream("an event is not a JSON object")
         if chunk.get("error"):
-            raise ProviderErrorEvent(_message_of(chunk["error"]))
+            raise ProviderErrorEvent(message_of(chunk["error"]))
         found = chunk.get("choices")
         for choice in found if isinstance(found, list) else ():
             if isinstance(choice, dict):
@@ -216,12 +216,14 @@ class StreamMeter:
     def _meter(self, choice: dict[str, Any]) -> None:
         size = output_bytes(choice.get("delta"))
         if size:
-            index = choice.get("index", 0)
+            index = choice.get("index")
+            index = index if type(index) is int else 0
             self.sizes[index] = self.sizes.get(index, 0) + size
         if choice.get("finish_reason"):
             self.ended = True
 
 
-def _message_of(error: object) -> str:
+def message_of(error: object) -> str:
+    """The words of an error object of any shape."""
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else "no message"
