@@ -86,6 +86,11 @@ def test_the_bound_holds_for_the_sandbox_and_for_single_byte_tokens(messages, to
     assert estimate_prompt_tokens("sandbox", body) == sandbox_rules.prompt_tokens(body)
 
 
+def test_the_bound_holds_for_messages_shorter_than_their_markers():
+    body = {"model": "m", "messages": [{}] * 1000}
+    assert prompt_upper_bound(body) >= sandbox_rules.prompt_tokens(body) + 1000
+
+
 @given(st.lists(st.integers(0, 200_000), min_size=1))
 def test_the_bound_holds_for_token_ids(ids):
     assert prompt_upper_bound({"model": "m", "input": ids}) >= len(ids)
