@@ -93,7 +93,10 @@ def test_the_bound_holds_for_messages_shorter_than_their_markers():
 
 @given(st.lists(st.integers(0, 200_000), min_size=1))
 def test_the_bound_holds_for_token_ids(ids):
-    assert prompt_upper_bound({"model": "m", "input": ids}) >= len(ids)
+    for given_ids in (ids, [ids, ids]):
+        body = {"model": "m", "input": given_ids}
+        count = len(ids) * (1 if given_ids is ids else 2)
+        assert prompt_upper_bound(body) >= estimate_prompt_tokens("openai", body) >= count
 
 
 @given(TEXT)
@@ -201,11 +204,12 @@ def test_a_request_that_is_not_sound_is_refused(options, param):
 
 
 def test_deep_nesting_is_refused_before_it_exhausts_the_stack():
-    deep: Any = "\0"
-    for _ in range(200):
-        deep = [deep]
-    with pytest.raises(InvalidRequest):
-        requested_output_limit(chat(metadata=deep))
+    for depth in (200, 5_000):
+        deep: Any = "\0"
+        for _ in range(depth):
+            deep = [deep]
+        with pytest.raises(InvalidRequest):
+            requested_output_limit(chat(metadata=deep))
 
 
 @pytest.mark.parametrize(
