@@ -6,6 +6,7 @@ import traceback
 import aiohttp
 import orjson
 import pytest
+
 from tests.providers.conftest import KEY
 from tests.providers.provider_support import (
     DONE,
@@ -21,7 +22,6 @@ from tests.providers.provider_support import (
     sse,
     streaming,
 )
-
 from vanilla_saas.providers import adapters
 from vanilla_saas.providers.adapters import (
     Upstream,

@@ -1,13 +1,14 @@
 """The prompt bound never under-estimates; what is refused is refused with a code and a parameter."""
 
+import contextlib
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.providers.provider_support import chat
 
+from tests.providers.provider_support import chat
 from vanilla_saas.providers import estimate, sandbox_rules
 from vanilla_saas.providers.estimate import (
     InvalidRequest,
@@ -232,3 +233,22 @@ def test_what_the_catalogue_does_not_price_is_refused(options, param):
 
 def test_what_the_catalogue_prices_is_admitted():
     refuse_unpriced(chat(service_tier="default", modalities=["text"]))
+
+
+NAMES = ["role", "content", "tool_calls", "function", "name", "arguments", "type", "text", "image_url", "audio"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | TEXT | st.sampled_from(["text", "image_url", "user"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=12,
+)
+OPTIONS = ["messages", "tools", "functions", "input", "n", "max_tokens", "user", "stream", "modalities"]
+
+
+@given(st.dictionaries(st.sampled_from(OPTIONS), JSON), st.lists(JSON, max_size=3))
+def test_any_json_is_counted_or_refused(options, messages):
+    for body in ({**options, "model": "m"}, {**options, "model": "m", "messages": messages}):
+        sandbox_rules.prompt_tokens(body)
+        for count in (requested_output_limit, refuse_unpriced, prompt_upper_bound):
+            with contextlib.suppress(InvalidRequest):
+                count(body)
+                estimate_prompt_tokens("openai", body)

@@ -14,8 +14,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.providers.provider_support import chat, eventually, scripted
 
+from tests.providers.provider_support import chat, eventually, scripted
 from vanilla_saas.providers import sandbox_rules as rules
 from vanilla_saas.providers.sandbox import Counters, SandboxServer
 
@@ -170,6 +170,9 @@ def test_a_script_that_is_wrong_is_refused(script):
         ({"n": 0}, 400),
         ({"n": True}, 400),
         ({"max_tokens": 0}, 400),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": [1]}}}, 400),
+        ({"response_format": {"type": "json_schema", "json_schema": 1}}, 400),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 7}}], "tool_choice": "required"}, 400),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400),
     ],
 )

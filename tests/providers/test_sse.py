@@ -4,8 +4,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.providers.provider_support import DONE, FINISH, USAGE, delta, sse
 
+from tests.providers.provider_support import DONE, FINISH, USAGE, delta, sse
 from vanilla_saas.providers.sse import (
     MAX_EVENT_BYTES,
     EventSplitter,
