@@ -122,6 +122,13 @@ def test_the_data_of_an_event(event, data):
     assert data_of(event) == data
 
 
+@pytest.mark.parametrize("index", [None, [], {}, "0", 1.5, True])
+def test_a_choice_of_any_index_is_metered(index):
+    meter = StreamMeter(client_wants_usage=False)
+    assert meter.feed(sse(delta("abcd", index))[0])[1] is None
+    assert sum(meter.sizes.values()) == 4
+
+
 def test_an_endless_event_is_refused():
     meter = StreamMeter(client_wants_usage=False)
     errors = [meter.feed(b"x" * (1024 * 1024))[1] for _ in range(MAX_EVENT_BYTES // 2**20 + 1)]
