@@ -19,6 +19,7 @@ from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
+from vanilla_saas.operations import routes as operations_routes
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.gateway import Gateway
 from vanilla_saas.providers.metering import MeteredCalls
@@ -56,7 +57,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     await calls.close()
                     await database.close()
 
-    app = FastAPI(title="Vanilla SaaS", version="0.1.0", lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Vanilla SaaS", version="0.1.0", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
+    )
     app.state.settings = settings
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
@@ -64,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Exception, _failure)
+    app.include_router(operations_routes.router)
     return app
 
 
