@@ -16,7 +16,11 @@ class Settings(BaseSettings):
     """One field a setting; `VANILLA_SAAS_` is prefixed to its name but for `DATABASE_URL`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="VANILLA_SAAS_", env_file=".env", extra="ignore", populate_by_name=True
+        env_prefix="VANILLA_SAAS_",
+        env_file=".env",
+        extra="ignore",
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
     database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")
