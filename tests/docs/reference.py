@@ -60,8 +60,8 @@ def errors_page() -> str:
         "# Errors",
         "",
         GENERATED,
-        "The same code is in the `code` of a problem+json answer (`/api/v1`), in the `code` of an OpenAI error (`/v1`), on",
-        "the first line of a refused command and, as SQLSTATE, in SQL. `detail` and `hint` say which figure and what to do.",
+        "The same code is in `code` of a problem+json answer (`/api/v1`), in `code` of an OpenAI error (`/v1`), on the",
+        "first line of a refused command and, as SQLSTATE, in SQL. `detail` and `hint` say which figure and what to do.",
         "",
         "| code | HTTP | SQLSTATE | meaning |",
         "|---|---|---|---|",
@@ -100,8 +100,8 @@ def commands() -> Iterator[tuple[str, "click.Command"]]:
 async def sql_page(connection: asyncpg.Connection) -> str:
     """Every table with its ownership class and every function with its comment, from the catalog."""
     lines = ["# SQL", "", GENERATED, "## Tables", "", "| table | ownership | meaning |", "|---|---|---|"]
-    for row in await connection.fetch(TABLES):
-        lines.append(f"| `{row['name']}` | {row['ownership']} | {row['meaning']} |")
+    tables = await connection.fetch(TABLES)
+    lines += [f"| `{row['name']}` | {row['ownership']} | {row['meaning']} |" for row in tables]
     for schema, title in (("public", "Functions"), ("vanilla", "Private machinery (schema `vanilla`)")):
         lines += ["", f"## {title}", ""]
         for row in await connection.fetch(OBJECTS):
