@@ -18,7 +18,7 @@ from vanilla_saas.database.migrator import migrate
 from vanilla_saas.operations.first_run import FirstRun, prepare_first_run
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["docs/tutorial.md"]
+PAGES = ["README.md", "docs/tutorial.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
