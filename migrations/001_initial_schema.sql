@@ -71,6 +71,9 @@ $do$;
 -- 2. ground --------------------------------------------------------------------------------------------------------
 create schema if not exists vanilla authorization vanilla_owner;
 grant usage, create on schema public to vanilla_owner;
+-- no login makes objects: a table, type or cast left in a pooled session would be found before ours by the next request
+revoke create on schema public from public;
+do $do$ begin execute format('revoke temporary on database %I from public', current_database()); end $do$;
 set local role vanilla_owner;
 -- the global form: IN SCHEMA cannot take away what PUBLIC has by default; each section repeats it for its owner
 alter default privileges revoke execute on functions from public;
@@ -94,8 +97,8 @@ begin
         create or replace function vanilla.uuid7() returns uuid language sql volatile parallel safe as $f$
             select encode(
                 substring(int8send(floor(extract(epoch from t) * 1000)::bigint) from 3)
-                || int2send((28672 + floor(mod((extract(epoch from t) * 1000000)::numeric, 1000) * 4.096))::int2)
-                || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::uuid
+                || int2send((28672 + floor(mod((extract(epoch from t) * 1000000)::numeric, 1000) * 4.096))::smallint)
+                || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::pg_catalog.uuid
             from (select clock_timestamp() t) s $f$;
     end if;
 end
@@ -107,7 +110,7 @@ create or replace function vanilla.clock() returns timestamptz language sql vola
 comment on function vanilla.clock() is 'The time of every rule. Tests replace it; running 001 again restores it.';
 
 create or replace function vanilla.platform() returns uuid language sql immutable parallel safe
-    as $f$ select '00000000-0000-0000-0000-000000000000'::uuid $f$;
+    return '00000000-0000-0000-0000-000000000000'::uuid;
 comment on function vanilla.platform() is 'The tenant that owns platform-wide rows.';
 
 -- Every refusal leaves through here: p_detail is a JSON object that API, CLI and console show.
@@ -725,12 +728,13 @@ comment on function vanilla.claim(integer) is 'The only verifier of context toke
 grant execute on function vanilla.claim(integer) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
 
 set local role vanilla_owner;
--- plain SQL without SET: inlined into policies, so they cost nothing on top of claim
-create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
-create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
-create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted as 'select vanilla.claim(5)';
-create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
-create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
+-- Plain SQL without SET: inlined into policies, so they cost nothing on top of claim. "return" bodies are parsed here and
+-- now: as text, the caller's pg_temp.uuid with a cast of its own would be found first and name another tenant.
+create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
+create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
+create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted return vanilla.claim(5);
+create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
+create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
 comment on function vanilla.current_tenant_id() is 'Tenant of this transaction''s context, or null.';
 comment on function vanilla.current_user_id() is 'User of this transaction''s context, or null.';
 comment on function vanilla.current_user_role() is 'Role of this transaction''s context (user, admin, superadmin, service), or null.';

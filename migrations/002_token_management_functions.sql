@@ -26,11 +26,10 @@ alter default privileges revoke execute on functions from public;
 
 -- the ledger -------------------------------------------------------------------------------------------------------
 -- The binary form of the row: lengths and types are in it, so no two rows share a form. Inlined.
-create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_token_ledger) returns bytea language sql stable parallel safe as $f$
-    select sha256(p_head || record_send(row(p_row.tenant_id, p_row.user_id, p_row.seq, p_row.id, p_row.created_at, p_row.amount, p_row.reserved_amount,
+create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_token_ledger) returns bytea language sql stable parallel safe
+    return sha256(p_head || record_send(row(p_row.tenant_id, p_row.user_id, p_row.seq, p_row.id, p_row.created_at, p_row.amount, p_row.reserved_amount,
         p_row.available_after, p_row.reserved_after, p_row.borrowed_after, p_row.direction, p_row.reason, p_row.source, p_row.reference_type,
-        p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)))
-$f$;
+        p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)));
 comment on function vanilla.ledger_hash(bytea, public.user_token_ledger) is 'Chain link: SHA-256 of the link before and of every column but hash.';
 
 create or replace function vanilla.post_entry(p_wallet public.user_token_wallets, p_entry public.user_token_ledger) returns public.user_token_ledger
