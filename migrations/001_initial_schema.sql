@@ -605,6 +605,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.close_partition(regclass) is
+    'Row-level security for a partition, which its parent''s policies do not protect: nobody reaches it directly.';
 
 create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
@@ -769,6 +771,8 @@ begin
     execute format('comment on policy %I on %s is %L', p_name, p_table, v_mark);
 end
 $f$;
+comment on function vanilla.ensure_policy(regclass, text, text, text, text, text) is
+    'Makes a policy, unless the same one is there already (fingerprint in its comment): no lock on a re-run.';
 
 create or replace function vanilla.grant_columns(p_table regclass, p_privilege text, p_columns name[], p_to text)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
@@ -779,6 +783,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.grant_columns(regclass, text, name[], text) is
+    'Grants a privilege on some columns; none when the list is empty.';
 
 create or replace function vanilla.protect_table(
     p_table regclass,
@@ -863,6 +869,8 @@ set search_path = pg_catalog, pg_temp as $f$
     select r.rolsuper or pg_has_role(r.oid, 'vanilla_operator', 'usage') or pg_has_role(r.oid, 'vanilla_system', 'usage')
     from pg_roles r where r.rolname = coalesce(nullif(current_setting('role'), 'none'), session_user)
 $f$;
+comment on function vanilla.caller_is_operator() is
+    'Whether the role that called, not the owner of this function, is operator, system or superuser.';
 
 create or replace function vanilla.acting_tenant(p_tenant_id uuid default null) returns uuid language plpgsql stable
 set search_path = pg_catalog, pg_temp as $f$
@@ -1045,6 +1053,8 @@ begin
     return v_id;
 end
 $f$;
+comment on function vanilla.make_user(uuid, text, text, text, text, text, boolean, uuid) is
+    'A user, a wallet and the tokens of the level (null: the default one); the caller has checked who may.';
 
 create or replace function public.create_user(
     p_email text, p_role text default 'user', p_display_name text default '', p_password_hash text default null,
@@ -1081,6 +1091,8 @@ begin
     return v_user;
 end
 $f$;
+comment on function vanilla.find_user(uuid, uuid) is
+    'The user by id in a tenant, or in any for the operator (null); VS404 in the same words whether absent or another tenant''s.';
 
 create or replace function public.set_user_role(p_user_id uuid, p_role text, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1193,6 +1205,8 @@ begin
     return ceil(extract(epoch from v_row.window_ends_at - v_now))::integer;
 end
 $f$;
+comment on function vanilla.count_sign_in(text, integer) is
+    'Counts one attempt of a subject within 15 minutes; returns the seconds to wait above the limit, else 0.';
 
 create or replace function vanilla.begin_sign_in(p_tenant text, p_email text, p_ip text,
     out password_hash text, out retry_after_s integer)
