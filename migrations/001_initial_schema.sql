@@ -71,6 +71,9 @@ $do$;
 -- 2. ground --------------------------------------------------------------------------------------------------------
 create schema if not exists vanilla authorization vanilla_owner;
 grant usage, create on schema public to vanilla_owner;
+-- no login makes objects: a table, type or cast left in a pooled session would be found before ours by the next request
+revoke create on schema public from public;
+do $do$ begin execute format('revoke temporary on database %I from public', current_database()); end $do$;
 set local role vanilla_owner;
 -- the global form: IN SCHEMA cannot take away what PUBLIC has by default; each section repeats it for its owner
 alter default privileges revoke execute on functions from public;
@@ -94,8 +97,8 @@ begin
         create or replace function vanilla.uuid7() returns uuid language sql volatile parallel safe as $f$
             select encode(
                 substring(int8send(floor(extract(epoch from t) * 1000)::bigint) from 3)
-                || int2send((28672 + floor(mod((extract(epoch from t) * 1000000)::numeric, 1000) * 4.096))::int2)
-                || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::uuid
+                || int2send((28672 + floor(mod((extract(epoch from t) * 1000000)::numeric, 1000) * 4.096))::smallint)
+                || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::pg_catalog.uuid
             from (select clock_timestamp() t) s $f$;
     end if;
 end
@@ -107,7 +110,7 @@ create or replace function vanilla.clock() returns timestamptz language sql vola
 comment on function vanilla.clock() is 'The time of every rule. Tests replace it; running 001 again restores it.';
 
 create or replace function vanilla.platform() returns uuid language sql immutable parallel safe
-    as $f$ select '00000000-0000-0000-0000-000000000000'::uuid $f$;
+    return '00000000-0000-0000-0000-000000000000'::uuid;
 comment on function vanilla.platform() is 'The tenant that owns platform-wide rows.';
 
 -- Every refusal leaves through here: p_detail is a JSON object that API, CLI and console show.
@@ -602,6 +605,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.close_partition(regclass) is
+    'Row-level security for a partition, which its parent''s policies do not protect: nobody reaches it directly.';
 
 create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
@@ -725,12 +730,13 @@ comment on function vanilla.claim(integer) is 'The only verifier of context toke
 grant execute on function vanilla.claim(integer) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
 
 set local role vanilla_owner;
--- plain SQL without SET: inlined into policies, so they cost nothing on top of claim
-create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
-create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
-create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted as 'select vanilla.claim(5)';
-create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
-create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
+-- Plain SQL without SET: inlined into policies, so they cost nothing on top of claim. "return" bodies are parsed here and
+-- now: as text, the caller's pg_temp.uuid with a cast of its own would be found first and name another tenant.
+create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
+create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
+create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted return vanilla.claim(5);
+create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
+create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
 comment on function vanilla.current_tenant_id() is 'Tenant of this transaction''s context, or null.';
 comment on function vanilla.current_user_id() is 'User of this transaction''s context, or null.';
 comment on function vanilla.current_user_role() is 'Role of this transaction''s context (user, admin, superadmin, service), or null.';
@@ -765,6 +771,8 @@ begin
     execute format('comment on policy %I on %s is %L', p_name, p_table, v_mark);
 end
 $f$;
+comment on function vanilla.ensure_policy(regclass, text, text, text, text, text) is
+    'Makes a policy, unless the same one is there already (fingerprint in its comment): no lock on a re-run.';
 
 create or replace function vanilla.grant_columns(p_table regclass, p_privilege text, p_columns name[], p_to text)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
@@ -775,6 +783,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.grant_columns(regclass, text, name[], text) is
+    'Grants a privilege on some columns; none when the list is empty.';
 
 create or replace function vanilla.protect_table(
     p_table regclass,
@@ -859,6 +869,8 @@ set search_path = pg_catalog, pg_temp as $f$
     select r.rolsuper or pg_has_role(r.oid, 'vanilla_operator', 'usage') or pg_has_role(r.oid, 'vanilla_system', 'usage')
     from pg_roles r where r.rolname = coalesce(nullif(current_setting('role'), 'none'), session_user)
 $f$;
+comment on function vanilla.caller_is_operator() is
+    'Whether the role that called, not the owner of this function, is operator, system or superuser.';
 
 create or replace function vanilla.acting_tenant(p_tenant_id uuid default null) returns uuid language plpgsql stable
 set search_path = pg_catalog, pg_temp as $f$
@@ -1041,6 +1053,8 @@ begin
     return v_id;
 end
 $f$;
+comment on function vanilla.make_user(uuid, text, text, text, text, text, boolean, uuid) is
+    'A user, a wallet and the tokens of the level (null: the default one); the caller has checked who may.';
 
 create or replace function public.create_user(
     p_email text, p_role text default 'user', p_display_name text default '', p_password_hash text default null,
@@ -1077,6 +1091,8 @@ begin
     return v_user;
 end
 $f$;
+comment on function vanilla.find_user(uuid, uuid) is
+    'The user by id in a tenant, or in any for the operator (null); VS404 in the same words whether absent or another tenant''s.';
 
 create or replace function public.set_user_role(p_user_id uuid, p_role text, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1189,6 +1205,8 @@ begin
     return ceil(extract(epoch from v_row.window_ends_at - v_now))::integer;
 end
 $f$;
+comment on function vanilla.count_sign_in(text, integer) is
+    'Counts one attempt of a subject within 15 minutes; returns the seconds to wait above the limit, else 0.';
 
 create or replace function vanilla.begin_sign_in(p_tenant text, p_email text, p_ip text,
     out password_hash text, out retry_after_s integer)
