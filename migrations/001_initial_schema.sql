@@ -1240,6 +1240,9 @@ begin
     update public.users set last_sign_in_at = v_now where tenant_id = v_user.tenant_id and id = v_user.id;
     delete from public.sign_in_throttles where tenant_id = vanilla.platform()
         and subject_hash = sha256(convert_to('email:' || lower(p_tenant) || ':' || lower(p_email), 'UTF8'));
+    -- many people behind one address: only failures count against a network
+    update public.sign_in_throttles set failures = greatest(failures - 1, 0) where tenant_id = vanilla.platform()
+        and subject_hash = sha256(convert_to('ip:' || coalesce(p_ip, ''), 'UTF8'));
     perform vanilla.audit(v_user.tenant_id, 'session.opened', 'user', v_user.id, jsonb_build_object('session_id', v_id), v_user.id, v_user.role);
     return jsonb_build_object('tenant_id', v_user.tenant_id, 'user_id', v_user.id, 'role', v_user.role,
         'must_change_password', v_user.must_change_password, 'expires_at', v_now + p_ttl);
@@ -1683,6 +1686,9 @@ begin
                 else greatest(k.used_tokens + v_charged - case when v_entry.metadata ? 'late' then 0 else v_hold.requested end, 0) end
         where k.tenant_id = p_tenant_id and k.id = v_hold.api_key_id
           and (k.budget_tokens is not null or k.last_used_at is null or k.last_used_at < vanilla.clock() - interval '1 minute');
+    end if;
+    if v_entry.metadata ? 'late' then              -- its row stands already, as abandoned
+        delete from public.ai_executions where tenant_id = p_tenant_id and id = v_hold.execution_id and status = 'abandoned';
     end if;
     insert into public.ai_executions (tenant_id, created_at, id, user_id, api_key_id, provider_id, model_id, hold_id, provider, model, status, error_code,
         input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, charged_tokens, cost_micros, latency_ms, first_token_ms, streamed, usage_estimated, request_id)

@@ -61,7 +61,7 @@ def errors_page() -> str:
         "",
         GENERATED,
         "The same code is in `code` of a problem+json answer (`/api/v1`), in `code` of an OpenAI error (`/v1`), on the",
-        "first line of a refused command and, as SQLSTATE, in SQL. `detail` and `hint` say which figure and what to do.",
+        "first line of a refused command and, as SQLSTATE, in SQL. `detail` and `hint` say what to do.",
         "",
         "| code | HTTP | SQLSTATE | meaning |",
         "|---|---|---|---|",
