@@ -14,6 +14,7 @@ from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
+from vanilla_saas.logs import configure_logs
 from vanilla_saas.operations import routes as operations_routes
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.gateway import Gateway
@@ -30,6 +31,7 @@ TICK_SECONDS = 30.0
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API over the configured database; opens pools at start-up and closes them at shutdown."""
     settings = settings or Settings()
+    configure_logs(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
