@@ -1,4 +1,4 @@
-"""Logs go to standard error, one line an event: readable in a terminal, JSON elsewhere. Never content, never secrets."""
+"""Logs go to standard error, one line an event: readable in a terminal, JSON elsewhere. Never content or secrets."""
 
 import logging
 import sys
