@@ -25,6 +25,7 @@ from vanilla_saas.providers.metering import MeteredCalls
 from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
+from vanilla_saas.tokens.routes import router as tokens_router
 
 log = structlog.get_logger()
 TICK_SECONDS = 30.0
@@ -58,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="Vanilla SaaS", version="0.1.0", lifespan=lifespan, redirect_slashes=False)
     app.state.settings = settings
+    app.include_router(tokens_router)
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
     app.add_exception_handler(VanillaError, _refusal)
