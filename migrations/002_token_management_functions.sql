@@ -5,6 +5,7 @@
 -- Private, in the order they stand on each other:
 --   post_entry       the only writer of a wallet's amounts and of the ledger: one update, one insert, one chain link
 --   add_spendable    tokens come in: debt is repaid first
+--   grants_after_burn what readers see of the grants
 --   fold_wallet      takes what was burned from the grants, then plays every event that is due, in order of time
 --   lock_wallet      row lock, then fold when due: every operation starts here
 --   spend, reserve_tokens, settle_tokens, release_tokens, reap_holds
@@ -106,6 +107,18 @@ begin
 end
 $f$;
 comment on function vanilla.settle_burn(public.user_token_wallets) is 'Takes what was consumed since the last fold from the grants, in order of burning.';
+
+-- The same order of burning, for readers: row-level security decides whose grants they see.
+create or replace function vanilla.grants_after_burn(p_tenant_id uuid, p_user_id uuid) returns table (
+    id uuid, kind text, priority smallint, amount bigint, remaining bigint, effective_at timestamptz, expires_at timestamptz, level_id uuid)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select g.id, g.kind, g.priority, g.amount, g.remaining - least(g.remaining, greatest(w.burn - g.before, 0)), g.effective_at, g.expires_at, g.level_id
+    from (select *, sum(x.remaining) over (order by x.priority, x.expires_at, x.id) - x.remaining as before
+          from public.user_token_grants x where x.tenant_id = p_tenant_id and x.user_id = p_user_id and x.state = 'active') g
+    join public.user_token_wallets w on w.tenant_id = g.tenant_id and w.user_id = g.user_id
+$f$;
+comment on function vanilla.grants_after_burn(uuid, uuid) is 'A wallet''s active grants with what is left of each, the burn taken off.';
+grant execute on function vanilla.grants_after_burn(uuid, uuid) to vanilla_app, vanilla_readonly, vanilla_operator;
 
 create or replace function vanilla.effective_policy(p_tenant_id uuid, p_user_id uuid, p_level_id uuid,
     out base_allocation bigint, out monthly_allocation bigint, out period text, out period_anchor text, out rollover_percent integer,

@@ -15,13 +15,14 @@ from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.logs import configure_logs
-from vanilla_saas.operations import routes as operations_routes
+from vanilla_saas.operations.routes import router as operations_router
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.gateway import Gateway
 from vanilla_saas.providers.metering import MeteredCalls
 from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
+from vanilla_saas.tokens.routes import router as tokens_router
 from vanilla_saas.web import RequestIds, install_problems
 
 log = structlog.get_logger()
@@ -62,7 +63,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
     install_problems(app)
-    app.include_router(operations_routes.router)
+    for router in (operations_router, tokens_router):
+        app.include_router(router)
     return app
 
 
