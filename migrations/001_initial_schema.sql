@@ -542,7 +542,8 @@ create table if not exists public.system_configurations (
     constraint system_configurations_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
     constraint system_configurations_key_check check (key ~ '^[a-z][a-z0-9_.]{0,99}$')
 );
-comment on table public.system_configurations is 'Settings the runtime reads: the tenant''s value, else the platform''s.';
+comment on table public.system_configurations is
+    'Settings the runtime reads: the tenant''s value, else the platform''s. Public rows are readable by all, others by admins.';
 
 create table if not exists public.ai_executions (
     tenant_id uuid not null,
@@ -792,7 +793,8 @@ create or replace function vanilla.protect_table(
     p_hidden name[] default '{}',        -- secret columns that nobody may select
     p_writable name[] default '{}',      -- columns that requests may insert and update; empty: functions write
     p_owner name default 'user_id',      -- column that names the owner
-    p_append_only boolean default false) -- nobody updates; only what is past retention is deleted, by the operator
+    p_append_only boolean default false, -- nobody updates; only what is past retention is deleted, by the operator
+    p_public name default null)          -- platform_catalog: the flag of rows that are for everyone; others are the admins'
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
     v_readable name[] := array(select attname from pg_attribute
@@ -833,6 +835,9 @@ begin
         when 'admin_only' then v_read := v_mine || ' and ' || v_admin; v_write := v_mine || ' and ' || v_admin;
         when 'platform_catalog' then
             v_read := '(' || v_mine || ' or (tenant_id = ''00000000-0000-0000-0000-000000000000'' and (select vanilla.current_tenant_id()) is not null))';
+            if p_public is not null then
+                v_read := format('(%s and %I) or (%s and %s)', v_read, p_public, v_mine, v_admin);
+            end if;
             v_write := v_mine || ' and ' || v_admin;
         when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
             v_read := '(' || v_mine || ' or ((select vanilla.current_user_role()) = ''superadmin'' and (select vanilla.current_tenant_id()) = ''00000000-0000-0000-0000-000000000000''))';
@@ -856,7 +861,7 @@ begin
     on conflict (relation) do update set ownership = excluded.ownership where table_ownership.ownership <> excluded.ownership;
 end
 $f$;
-comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean) is
+comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean, name) is
     'Grants, FORCE and ENABLE, and policies of one table by its ownership class.';
 
 -- 7. tenancy -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,10 @@ WRITABLE = {"ai_providers", "ai_models", "system_configurations"}
 """Tables that a request may write without a function."""
 
 
+PUBLIC_FLAG = {"system_configurations": "is_public"}
+"""Of a platform_catalog, the column that says which rows are for everyone; the others are for the tenant's admins."""
+
+
 @dataclass(frozen=True)
 class Column:
     name: str
@@ -70,7 +74,10 @@ class Table:
         if self.ownership in ("tenant_shared", "tenant_registry"):
             return own
         if self.ownership == "platform_catalog":
-            return f"tenant_id in ('{tenant}', '{PLATFORM}')"
+            catalog = f"tenant_id in ('{tenant}', '{PLATFORM}')"
+            if self.name not in PUBLIC_FLAG:
+                return catalog
+            return f"({catalog} and {PUBLIC_FLAG[self.name]})" + (f" or {own}" if member == "admin" else "")
         if self.ownership == "admin_only":
             return own if member == "admin" else "false"
         if self.owner:

@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 
 import asyncpg
 
-from tests.isolation.catalog import Column, Table, read_tables
+from tests.isolation.catalog import PLATFORM, PUBLIC_FLAG, Column, Table, read_tables
 from vanilla_saas.database.context import ContextSigner, Identity, Role
 
 CANARY = "canary5e1f7c"
@@ -70,6 +70,10 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
     for tenant in (a, b):
         for table in _referenced_first(tables):
             await _fill(connection, world, table, tenant)
+    for tenant in (a.id, PLATFORM):
+        for table, flag in PUBLIC_FLAG.items():
+            for value in (True, False):
+                await insert(connection, world, world.table(table), a, {"tenant_id": tenant, flag: value})
     for table in tables:
         if not table.parent:
             await _plant_canaries(connection, table, b.id)
