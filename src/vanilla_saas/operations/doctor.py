@@ -11,7 +11,7 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrations
 from vanilla_saas.database.pool import Database, translated_errors
 
-UNCHANGED_PASSWORD = """
+STILL_FIRST = """
 select email from users
 where role = 'superadmin' and status = 'active' and must_change_password and password_hash is not null
 """
@@ -46,7 +46,7 @@ async def diagnose(where: Addresses, signer: ContextSigner) -> list[Diagnosis]:
                     f"{row['email']} still has the password of the first start",
                     "Sign in and change it, or vanilla-saas users set-password",
                 )
-                for row in await connection.fetch(UNCHANGED_PASSWORD)
+                for row in await connection.fetch(STILL_FIRST)
             ]
             found += [Diagnosis(f.check.name, str(f), f.check.mend) for f in await run_checks(connection)]
         finally:
