@@ -5,10 +5,10 @@ Order of the database: `DATABASE_URL`, then libpq's `PG*` variables, then the em
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     """Embedded data directory, keys and logs."""
     pg_bin: Path | None = None
     """Folder of PostgreSQL binaries for the embedded server, instead of the wheel's."""
-    pg_version: Literal[16, 18] = 18
+    # the environment gives a string, which a literal of numbers refuses
+    pg_version: Annotated[Literal[16, 18], BeforeValidator(int)] = 18
     """Major version of the embedded server."""
     context_key: SecretStr | None = None
     """64 hex digits that sign request contexts; else `$VANILLA_SAAS_HOME/context.key`."""

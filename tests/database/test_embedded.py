@@ -183,14 +183,14 @@ def test_the_server_stops_when_its_last_user_leaves(home: Path) -> None:
     assert "database system is shut down" in (home / "server.log").read_text()
 
 
-def test_the_server_stops_when_its_last_user_is_killed(new_home: Path) -> None:
-    with user_process(new_home) as (process, user):
+def test_the_server_stops_when_its_last_user_is_killed(home: Path) -> None:
+    with user_process(home) as (process, user):
         data = Path(user["data"])
         assert postmaster.postmaster_pid(data)
         process.kill()
         process.wait()
         until(lambda: not postmaster.postmaster_pid(data))
-    assert "database system is shut down" in (new_home / "server.log").read_text()
+    assert "database system is shut down" in (home / "server.log").read_text()
 
 
 def test_a_held_share_outlives_the_process_that_asked_for_it(home: Path) -> None:
@@ -325,13 +325,12 @@ def test_a_half_made_data_directory_is_made_again(new_home: Path) -> None:
         assert not left.exists()
 
 
-def test_a_large_log_is_moved_aside_at_a_start(new_home: Path) -> None:
-    new_home.mkdir(mode=0o711)
-    with (new_home / "server.log").open("wb") as log:
+def test_a_large_log_is_moved_aside_at_a_start(home: Path) -> None:
+    with (home / "server.log").open("wb") as log:
         log.truncate(postmaster.LOG_BYTES + 1)
-    with attach(Settings(home=new_home), FAST):
-        assert (new_home / "server.log.1").stat().st_size == postmaster.LOG_BYTES + 1
-        assert 0 < (new_home / "server.log").stat().st_size < 100_000
+    with attach(Settings(home=home), FAST):
+        assert (home / "server.log.1").stat().st_size == postmaster.LOG_BYTES + 1
+        assert 0 < (home / "server.log").stat().st_size < 100_000
 
 
 # Who may come in
@@ -454,8 +453,9 @@ async def test_an_ordinary_user_runs_the_server_itself() -> None:
 # Versions and settings
 
 
-async def test_the_version_can_be_chosen(new_home: Path) -> None:
-    with attach(Settings(home=new_home, pg_version=16), FAST) as server:
+async def test_the_version_can_be_chosen(new_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VANILLA_SAAS_PG_VERSION", "16")
+    with attach(Settings(home=new_home), FAST) as server:
         assert server.version == 16
         assert (await query(server.dsn(), "show server_version")).startswith("16.")
         assert await query(server.dsn(), "select upper('é') || current_setting('server_encoding')") == "ÉUTF8"
@@ -491,13 +491,13 @@ def test_defaults_are_written_where_an_owner_can_change_them(server: EmbeddedSer
         assert any(line.startswith(f"{name} = ") for line in text.splitlines())
 
 
-def test_an_attach_that_fails_leaves_no_server_and_no_lock(new_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attach_that_fails_leaves_no_server_and_no_lock(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_ensure_database", lambda server: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        attach(Settings(home=new_home), FAST)
-    until(lambda: not embedded._keeper_lives(new_home))
+        attach(Settings(home=home), FAST)
+    until(lambda: not embedded._keeper_lives(home))
     monkeypatch.undo()
-    with attach(Settings(home=new_home), FAST) as server:
+    with attach(Settings(home=home), FAST) as server:
         assert server.started
 
 
