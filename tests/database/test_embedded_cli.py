@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.database.test_embedded import query, until
+from tests.database.test_embedded import FAST, query, until
 from tests.postgres import create_database, remove_home, session_server
-from vanilla_saas.database import embedded, postmaster
+from vanilla_saas.database import embedded, embedded_upgrade, postmaster
 from vanilla_saas.database.cli import app, url_environment
-from vanilla_saas.database.embedded import EmbeddedServer
+from vanilla_saas.database.embedded import EmbeddedServer, EmbeddedServerError, attach
+from vanilla_saas.database.embedded_upgrade import upgrade
+from vanilla_saas.settings import Settings
 
 
 @pytest.fixture
@@ -82,6 +84,34 @@ def test_env_keeps_the_server_up_for_the_session_that_asked() -> None:
         assert done.stdout == "1\n"
         session.kill()
     until(lambda: not embedded._keeper_lives(folder / "home"))
+    shutil.rmtree(folder)
+
+
+async def test_data_moves_to_the_next_major_version_when_nobody_uses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="vs-"))
+    folder.chmod(0o755)
+    home = folder / "home"
+    monkeypatch.setattr(embedded_upgrade, "STOPPING_SECONDS", 1.0)
+    with attach(Settings(home=home, pg_version=16), FAST) as old:
+        await query(old.dsn(), "create table kept as select 42 as n", "select 1")
+        with pytest.raises(EmbeddedServerError) as caught:
+            upgrade(Settings(home=home))
+        assert caught.value.code == "embedded_busy"
+    kept = upgrade(Settings(home=home))
+    assert kept
+    assert (kept / "PG_VERSION").read_text() == "16\n"
+    assert upgrade(Settings(home=home)) is None
+    with attach(Settings(home=home), FAST) as new:
+        assert new.started
+        assert await query(new.dsn(), "select n from kept") == 42
+        assert (await query(new.dsn(), "show server_version")).startswith("18.")
+    until(lambda: not embedded._keeper_lives(home))
+    shutil.rmtree(new.data_dir)
+    with pytest.raises(EmbeddedServerError) as caught:
+        attach(Settings(home=home))
+    assert caught.value.code == "embedded_data_damaged"
     shutil.rmtree(folder)
 
 
