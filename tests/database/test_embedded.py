@@ -116,6 +116,16 @@ def user_process(home: Path, **popen: Any) -> Iterator[tuple["subprocess.Popen[s
         yield process, json.loads(line)
 
 
+@contextlib.contextmanager
+def stranger(**popen: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """A living process that has nothing to do with PostgreSQL."""
+    with subprocess.Popen(["sleep", "600"], **popen) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 async def query(dsn: str, *statements: str, seconds: float = 15.0) -> Any:
     """Value of the last statement; connects again while the server is coming back."""
     deadline = time.monotonic() + seconds
@@ -194,7 +204,7 @@ def test_the_server_stops_when_its_last_user_is_killed(home: Path) -> None:
 
 
 def test_a_held_share_outlives_the_process_that_asked_for_it(home: Path) -> None:
-    with subprocess.Popen(["sleep", "600"]) as shell:
+    with stranger() as shell:
         with attach(Settings(home=home), FAST) as server:
             server.hold_for(shell.pid)
         with pytest.raises(AssertionError):
@@ -299,12 +309,11 @@ def test_the_pid_file_of_a_living_stranger_does_not_stop_a_start(home: Path) -> 
     _stop(server)
     owner = server.data_dir.stat()
     as_owner = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
-    with subprocess.Popen(["sleep", "600"], **as_owner) as stranger:
-        _write_pid_files(server, stranger.pid)
+    with stranger(**as_owner) as process:
+        _write_pid_files(server, process.pid)
         with attach(Settings(home=home), FAST) as again:
             assert again.started
-        assert stranger.poll() is None
-        stranger.kill()
+        assert process.poll() is None
     assert "removed the stale postmaster.pid" in (home / "server.log").read_text()
 
 
