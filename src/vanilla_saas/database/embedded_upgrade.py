@@ -1,7 +1,7 @@
 """Moves the embedded server's data to another major version with pg_upgrade; the old data is kept."""
 
-import fcntl
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +13,9 @@ from vanilla_saas.database.binaries import Binaries, find_binaries, runnable_by
 from vanilla_saas.database.embedded_data import SUPERUSER, initialise, last_lines
 from vanilla_saas.database.embedded_place import EmbeddedServerError, Place, find_place, prepare_home
 from vanilla_saas.settings import Settings
+
+if sys.platform != "win32":
+    import fcntl
 
 STOPPING_SECONDS = 30.0
 """How long the stop of a server whose last user has just left is waited for."""
