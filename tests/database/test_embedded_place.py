@@ -64,8 +64,13 @@ def test_a_short_socket_folder_that_is_not_ours_is_refused(folder: Path, kind: s
     home = folder / ("deep" * 30)
     parent = Path("/run" if os.geteuid() == 0 and Path("/run").is_dir() else "/tmp")
     path = parent / f"vanilla-saas-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
+    target = folder / "target"
     if kind == "link":
-        path.symlink_to(folder)
+        # to a folder that would do, were it not for the link
+        target.mkdir(mode=0o755)
+        if os.geteuid() == 0:
+            os.chown(target, embedded_place._system_user().uid, -1)
+        path.symlink_to(target)
     elif kind == "file":
         path.touch()
     else:
@@ -75,7 +80,7 @@ def test_a_short_socket_folder_that_is_not_ours_is_refused(folder: Path, kind: s
         error = refused(Settings(home=home))
         assert error.code == "embedded_socket_directory"
         assert str(path) in error.detail
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+        assert not target.exists() or stat.S_IMODE(target.stat().st_mode) == 0o755
     finally:
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
