@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from vanilla_saas.database.cli import env, psql
+from vanilla_saas.database.cli import env, pg_upgrade, psql
 from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations.cli import register as register_operations
@@ -20,6 +20,7 @@ app = typer.Typer(
 register_operations(app)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql)
 app.command()(env)
+app.command("pg-upgrade")(pg_upgrade)
 app.add_typer(providers, name="providers")
 app.add_typer(models, name="models")
 
