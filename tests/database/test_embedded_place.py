@@ -311,10 +311,10 @@ def test_a_server_whose_disk_has_filled_up_says_so_and_starts_when_there_is_spac
     stop(server)
 
 
-def test_windows_is_told_to_use_a_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_is_told_to_use_a_database_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(EmbeddedServerError) as caught:
-        attach(Settings())
+        attach(Settings(home=tmp_path))
     assert caught.value.code == "embedded_platform"
     assert "DATABASE_URL" in caught.value.hint
 
