@@ -5,7 +5,7 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from vanilla_saas.database.cli import env, psql
+from vanilla_saas.database.cli import env, pg_upgrade, psql
 from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations.cli import register as register_operations
@@ -25,6 +25,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(env)
 app.command("reset-tokens")(reset_tokens)
 app.add_typer(wallets, name="wallets")
+app.command("pg-upgrade")(pg_upgrade)
 app.add_typer(providers, name="providers")
 app.add_typer(models, name="models")
 
