@@ -949,18 +949,24 @@ end
 $f$;
 comment on function vanilla.reap_holds(integer) is 'Returns expired holds of wallets that nobody is using now; the number of wallets.';
 
-create or replace function vanilla.run_maintenance() returns jsonb
+create or replace function vanilla.run_maintenance(p_limit integer default 50) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_reaped integer;
+    v_reset integer;
 begin
     -- one ticker at a time; the others go on serving
     if not pg_try_advisory_xact_lock(hashtext('vanilla_saas.maintenance')) then
-        return '{"ran": false}';
+        return '{"ran": false, "more": false}';
     end if;
-    return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', vanilla.reap_holds(1000),
-        'wallets_reset', vanilla.fold_due_wallets(1000));
+    v_reaped := vanilla.reap_holds(p_limit);
+    v_reset := vanilla.fold_due_wallets(p_limit);
+    return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', v_reaped, 'wallets_reset', v_reset,
+        'more', v_reaped >= p_limit or v_reset >= p_limit);
 end
 $f$;
-comment on function vanilla.run_maintenance() is 'One tick: partitions ahead, expired holds, due periods. Any process may call it; one runs.';
+comment on function vanilla.run_maintenance(integer) is
+    'A part of a tick: partitions ahead, then expired holds and due periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
 
 grant execute on function
     public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz),
@@ -969,7 +975,7 @@ grant execute on function
     public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid),
     public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz)
     to vanilla_app, vanilla_operator, vanilla_system;
-grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance() to vanilla_runtime, vanilla_operator, vanilla_system;
+grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance(integer) to vanilla_runtime, vanilla_operator, vanilla_system;
 
 set local role vanilla_owner;
 revoke create on schema vanilla from vanilla_definer;

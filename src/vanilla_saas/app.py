@@ -82,7 +82,9 @@ async def _tick(database: Database) -> None:
     """Expired holds, due periods and partitions; the database lets one ticker run at a time."""
     while True:
         try:
-            await database.call("select vanilla.run_maintenance()")
+            # in small parts, so that no wallet is locked for long at the turn of a month
+            while (await database.call("select vanilla.run_maintenance()"))["more"]:
+                pass
         except (VanillaError, asyncpg.PostgresError, OSError) as error:
             log.warning("maintenance_failed", error=str(error))
         await asyncio.sleep(TICK_SECONDS)
