@@ -573,13 +573,10 @@ begin
         perform vanilla.refuse('VS400', 'a credit is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
     end if;
     if p_direction in ('debit', 'reserve', 'release') then v_amount := abs(v_amount); end if;
-    if p_expires_at is null or p_expires_at <= vanilla.clock() then
-        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
-    end if;
     v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
     if p_idempotency_key is not null then
         v_hash := sha256(convert_to(jsonb_build_array(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id,
-            p_metadata, p_expires_at)::text, 'UTF8'));
+            p_metadata, p_expires_at at time zone 'UTC')::text, 'UTF8'));       -- the same body in every session's time zone
         select * into v_old from public.user_token_ledger
             where tenant_id = v_user.tenant_id and user_id = v_user.id and idempotency_key = p_idempotency_key;
         if found then
@@ -588,6 +585,10 @@ begin
             end if;
             return vanilla.entry_json(v_old, true);
         end if;
+    end if;
+    -- after the replay, which may come when the grant has lapsed
+    if p_expires_at is null or p_expires_at <= vanilla.clock() then
+        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
     end if;
     v_entry.direction := p_direction;
     v_entry.reason := coalesce(p_reason, p_direction);
