@@ -69,6 +69,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
         'reference_type', p_entry.reference_type, 'reference_id', p_entry.reference_id, 'execution_id', p_entry.execution_id,
         'hold_id', p_entry.hold_id, 'metadata', p_entry.metadata, 'created_at', p_entry.created_at, 'replayed', p_replayed)
         || case when p_entry.direction in ('debit', 'settle', 'debt', 'reserve') and p_entry.borrowed_after > 0
+                 and not exists (select from public.user_token_wallets w where w.tenant_id = p_entry.tenant_id and w.user_id = p_entry.user_id
+                                 and w.enforcement_mode = 'monitor')
                 then '{"warning": "the wallet is in debt; the next credit repays it"}' else '{}' end::jsonb
 $f$;
 comment on function vanilla.entry_json(public.user_token_ledger, boolean) is 'A ledger entry as the API shows it.';

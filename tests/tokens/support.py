@@ -10,7 +10,7 @@ import asyncpg
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TEST_CLOCK = """
 create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe
-    as $f$ select coalesce(nullif(current_setting('vanilla_test.now', true), '')::timestamptz, pg_catalog.clock_timestamp()) $f$
+    as $f$ select coalesce(nullif(current_setting('vanilla_test.now', true), '')::timestamptz, clock_timestamp()) $f$
 """
 
 

@@ -126,10 +126,10 @@ async def test_an_unknown_user_is_not_found(books: Books) -> None:
 @pytest.mark.parametrize("role", ["vanilla_app", "vanilla_readonly", "vanilla_runtime"])
 async def test_nobody_adjusts_without_a_context(books: Books, role: str) -> None:
     user = await books.user(balance=100)
+    await books.connection.execute(f"set role {role}")
     with pytest.raises(asyncpg.PostgresError) as refused:
-        async with books.connection.transaction():
-            await books.connection.execute(f"set local role {role}")
-            await books.adjust(user, 5, "credit")
+        await books.adjust(user, 5, "credit")
+    await books.connection.execute("reset role")
     assert refused.value.sqlstate in ("VS401", "42501")
 
 
@@ -209,3 +209,10 @@ async def test_a_hard_wallet_in_debt_pays_nothing_until_it_is_repaid(books: Book
     assert await books.figures(user) == (0, 0, 0)
     await books.adjust(user, 5, "credit")
     await books.adjust(user, 5, "debit")
+
+
+async def test_a_wallet_that_warns_says_so_and_one_that_only_monitors_does_not(books: Books) -> None:
+    warned = await books.adjust(await books.user("warn"), 5, "debit")
+    assert "debt" in warned["warning"]
+    assert "warning" not in await books.adjust(await books.user("monitor"), 5, "debit")
+    assert "warning" not in await books.adjust(await books.user("warn", balance=9), 5, "debit")
