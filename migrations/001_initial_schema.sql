@@ -215,8 +215,9 @@ create table if not exists public.level_token_policies (
     constraint level_token_policies_pkey primary key (tenant_id, id),
     constraint level_token_policies_level_key unique (tenant_id, level_id),
     constraint level_token_policies_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
-    constraint level_token_policies_amounts_check check (base_allocation >= 0 and monthly_allocation >= 0
-        and rollover_cap >= 0 and monthly_cap >= 0),
+    constraint level_token_policies_amounts_check check (base_allocation between 0 and 1000000000000000
+        and monthly_allocation between 0 and 1000000000000000 and rollover_cap between 0 and 1000000000000000
+        and monthly_cap between 0 and 1000000000000000),
     constraint level_token_policies_period_check check (period in ('day', 'week', 'month', 'year')),
     constraint level_token_policies_period_anchor_check check (period_anchor in ('calendar', 'anniversary')),
     constraint level_token_policies_rollover_percent_check check (rollover_percent between 0 and 100),
@@ -239,7 +240,8 @@ create table if not exists public.user_token_policies (
     constraint user_token_policies_pkey primary key (tenant_id, id),
     constraint user_token_policies_user_key unique (tenant_id, user_id),
     constraint user_token_policies_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
-    constraint user_token_policies_amounts_check check (monthly_allocation >= 0 and rollover_cap >= 0 and monthly_cap >= 0),
+    constraint user_token_policies_amounts_check check (monthly_allocation between 0 and 1000000000000000
+        and rollover_cap between 0 and 1000000000000000 and monthly_cap between 0 and 1000000000000000),
     constraint user_token_policies_rollover_percent_check check (rollover_percent between 0 and 100),
     constraint user_token_policies_warning_percent_check check (warning_percent between 0 and 100),
     constraint user_token_policies_enforcement_mode_check check (enforcement_mode in ('hard', 'warn', 'monitor'))

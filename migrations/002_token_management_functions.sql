@@ -605,6 +605,10 @@ begin
         v_wallet := vanilla.require_tokens(v_wallet, 0);
     end if;
     if p_direction = 'credit' or (p_direction = 'adjustment' and v_amount > 0) then
+        if v_wallet.available_tokens + v_wallet.reserved_tokens + v_amount > 100000000000000000 then
+            -- far from 2^63: a period that ends can always grant, so one wallet never stops maintenance for all
+            perform vanilla.refuse('VS400', 'a wallet holds at most 100,000,000,000,000,000 tokens', '{"param": "amount"}');
+        end if;
         v_wallet := vanilla.settle_burn(v_wallet);
         v_entry := vanilla.grant_tokens(v_wallet, case when p_direction = 'adjustment' then 'adjustment'
             when p_source in ('purchase', 'promo', 'trial', 'refund') then p_source else 'adjustment' end, v_amount, vanilla.clock(), p_expires_at, null, v_entry);
@@ -824,9 +828,9 @@ begin
         perform vanilla.refuse('VS400', 'the policy is not valid: ' || sqlerrm, '{}', 'Amounts are not negative, percentages 0 to 100, period day, week, month or year, enforcement hard, warn or monitor.');
     end;
     -- enforcement at once; amounts from the next period on
-    update public.user_token_wallets w set enforcement_mode = (vanilla.effective_policy(w.tenant_id, w.user_id, w.level_id)).enforcement_mode,
-            warn_below = p_monthly_allocation * p_warning_percent / 100
-        where w.tenant_id = v_tenant and w.level_id = p_level_id;
+    update public.user_token_wallets w set enforcement_mode = e.enforcement_mode, warn_below = e.monthly_allocation * e.warning_percent / 100
+        from public.users u, vanilla.effective_policy(u.tenant_id, u.id, p_level_id) e
+        where w.tenant_id = v_tenant and w.level_id = p_level_id and u.tenant_id = w.tenant_id and u.id = w.user_id;
     perform vanilla.audit(v_tenant, 'level.policy', 'level', p_level_id, jsonb_build_object('monthly_allocation', p_monthly_allocation, 'enforcement_mode', p_enforcement_mode));
 end
 $f$;

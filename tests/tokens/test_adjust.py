@@ -216,3 +216,44 @@ async def test_a_wallet_that_warns_says_so_and_one_that_only_monitors_does_not(b
     assert "debt" in warned["warning"]
     assert "warning" not in await books.adjust(await books.user("monitor"), 5, "debit")
     assert "warning" not in await books.adjust(await books.user("warn", balance=9), 5, "debit")
+
+
+async def test_wallets_cannot_be_credited_beyond_what_the_next_period_can_add_to(books: Books) -> None:
+    user = await books.user()
+    for _ in range(100):
+        await books.adjust(user, MOST, "credit")
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await books.adjust(user, MOST, "credit")
+    assert refused.value.sqlstate == "VS400"
+
+
+@pytest.mark.parametrize(
+    "amounts",
+    [
+        {"monthly_allocation": 2**63 - 1},
+        {"monthly_allocation": 2**63 - 1, "warning_percent": 0},
+        {"base_allocation": MOST + 1},
+        {"rollover_cap": MOST + 1},
+        {"monthly_cap": MOST + 1},
+    ],
+)
+async def test_a_policy_cannot_grant_so_much_that_a_period_could_not_be_closed(
+    books: Books, amounts: dict[str, int]
+) -> None:
+    user = await books.user()
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await books.policy(user.tenant_id, user.levels["free"], **amounts)
+    assert refused.value.sqlstate == "VS400"
+
+
+async def test_a_new_policy_of_a_level_leaves_the_exceptions_of_its_users(books: Books) -> None:
+    user = await books.user(monthly_allocation=1000)
+    await books.connection.execute(
+        "insert into user_token_policies (tenant_id, user_id, enforcement_mode, monthly_allocation, warning_percent)"
+        " values ($1, $2, 'warn', 5000, 50)",
+        user.tenant_id,
+        user.id,
+    )
+    await books.policy(user.tenant_id, user.levels["free"], monthly_allocation=3000, warning_percent=10)
+    wallet = await books.wallet(user)
+    assert (wallet["enforcement_mode"], wallet["warn_below"]) == ("warn", 2500)
