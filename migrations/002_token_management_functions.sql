@@ -138,24 +138,19 @@ create or replace function vanilla.period_at(p_period text, p_period_anchor text
     out starts_at timestamptz, out ends_at timestamptz)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_anchor timestamp := p_anchor at time zone p_time_zone;
     v_at timestamp := p_at at time zone p_time_zone;
+    v_anchor timestamp := case when p_period_anchor = 'calendar' then date_trunc(p_period, v_at) else p_anchor at time zone p_time_zone end;
     v_step interval := case p_period when 'day' then interval '1 day' when 'week' then interval '1 week' when 'year' then interval '1 year' else interval '1 month' end;
-    v_n integer;
-begin
-    if p_period_anchor = 'calendar' then
-        starts_at := date_trunc(p_period, v_at) at time zone p_time_zone;
-        ends_at := (date_trunc(p_period, v_at) + v_step) at time zone p_time_zone;
-        return;
-    end if;
     -- always counted from the anchor: the 31st comes back after a shorter month
-    v_n := case p_period
+    v_n integer := case p_period
         when 'day' then floor(extract(epoch from v_at - v_anchor) / 86400)
         when 'week' then floor(extract(epoch from v_at - v_anchor) / 604800)
         when 'year' then extract(year from v_at) - extract(year from v_anchor)
         else (extract(year from v_at) - extract(year from v_anchor)) * 12 + extract(month from v_at) - extract(month from v_anchor) end;
-    while v_anchor + v_n * v_step > v_at loop v_n := v_n - 1; end loop;
-    while v_anchor + (v_n + 1) * v_step <= v_at loop v_n := v_n + 1; end loop;
+begin
+    -- compared as instants: where the clock changes, a local time may not exist or come twice
+    while (v_anchor + v_n * v_step) at time zone p_time_zone > p_at loop v_n := v_n - 1; end loop;
+    while (v_anchor + (v_n + 1) * v_step) at time zone p_time_zone <= p_at loop v_n := v_n + 1; end loop;
     starts_at := (v_anchor + v_n * v_step) at time zone p_time_zone;
     ends_at := (v_anchor + (v_n + 1) * v_step) at time zone p_time_zone;
 end
