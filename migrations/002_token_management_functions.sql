@@ -402,9 +402,9 @@ begin
     if p_wallet.status <> 'active' then
         perform vanilla.refuse('VS415', format('the wallet is %s', p_wallet.status), jsonb_build_object('status', p_wallet.status), 'An admin of the tenant can open it again.');
     end if;
-    if p_wallet.enforcement_mode = 'hard' and (p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0) then
+    if p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0 then
         p_wallet := vanilla.reap_wallet(p_wallet);      -- expired holds return at the first touch that needs them
-        if p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0 then
+        if p_wallet.enforcement_mode = 'hard' and (p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0) then
             perform vanilla.refuse('VS402', 'not enough tokens', jsonb_build_object('needed', p_amount, 'available', p_wallet.available_tokens,
                 'reserved', p_wallet.reserved_tokens, 'borrowed', p_wallet.borrowed_tokens, 'resets_at', p_wallet.next_reset_at),
                 'An admin of the tenant can add tokens or change the level.');
@@ -620,7 +620,7 @@ begin
             perform vanilla.refuse('VS404', 'no open hold of this user has that id or reference', jsonb_build_object('reference_id', p_reference_id),
                 'Pass hold_id of the reserve, or the reference it was made with, as p_reference_id.');
         end if;
-        if v_hold.amount <> v_amount then
+        if v_amount not in (v_hold.amount, v_hold.requested) then
             perform vanilla.refuse('VS409', format('the hold is of %s tokens, not %s', v_hold.amount, v_amount), jsonb_build_object('hold_id', v_hold.id, 'amount', v_hold.amount),
                 'A hold is released whole; settle_user_tokens charges a part and returns the rest.');
         end if;
