@@ -670,6 +670,8 @@ declare
     v_wallet public.user_token_wallets := vanilla.lock_wallet(p_tenant_id, p_user_id);
     v_policy record;
     v_period record;
+    v_granted_from timestamptz;
+    v_granted_until timestamptz;
     v_zone text;
     v_grant public.user_token_grants;
     v_entry public.user_token_ledger;
@@ -705,8 +707,11 @@ begin
         v_base := (vanilla.grant_tokens(v_wallet, 'base', v_policy.base_allocation, v_now, 'infinity', p_level_id, v_entry)).amount;
         v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
     end if;
-    if not exists (select from public.user_token_grants g where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.kind in ('plan', 'rollover')
-                   and g.level_id = p_level_id and g.expires_at > v_now and g.effective_at >= v_period.starts_at) then
+    -- a period once granted runs to its end, though the policy or the time zone would now draw its borders elsewhere
+    select g.effective_at, g.expires_at into v_granted_from, v_granted_until from public.user_token_grants g
+        where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.kind in ('plan', 'rollover') and g.level_id = p_level_id and g.expires_at > v_now
+        order by g.expires_at desc limit 1;
+    if not found then
         perform vanilla.open_period(v_wallet, 0, v_period.starts_at, v_period.ends_at);
     else
         -- left and came back within a period: what was left then, and no more
@@ -725,7 +730,7 @@ begin
             end if;
             v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
         end loop;
-        update public.user_token_wallets w set period_start = v_period.starts_at, next_reset_at = v_period.ends_at
+        update public.user_token_wallets w set period_start = v_granted_from, next_reset_at = v_granted_until
             where w.tenant_id = p_tenant_id and w.user_id = p_user_id;
     end if;
     v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
