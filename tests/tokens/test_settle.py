@@ -194,7 +194,7 @@ async def test_a_late_charge_of_an_expired_hold_is_paid_once(books: Books) -> No
     await books.at(START + HOUR)
     await books.reap()
     late = "select from vanilla.settle_tokens($1, $2, 50, true, 'late', null)"
-    await books.connection.fetchval(late, user.tenant_id, hold)
-    await books.connection.fetchval(late, user.tenant_id, hold)
+    await books.connection.execute(late, user.tenant_id, hold)
+    await books.connection.execute(late, user.tenant_id, hold)
     assert await books.figures(user) == (50, 0, 0)
     assert [direction for direction, _, _ in await books.entries(user)] == ["credit", "reserve", "release", "settle"]
