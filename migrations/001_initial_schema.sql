@@ -383,6 +383,7 @@ comment on table public.user_token_ledger is
     'One row per change of a wallet: gap-free seq, signed amounts, SHA-256 chain (hash covers the row and the hash before it).';
 comment on column public.user_token_ledger.amount is 'Change of available - borrowed; sums to the balance.';
 comment on column public.user_token_ledger.reserved_amount is 'Change of reserved; sums to what is held.';
+revoke update, delete, truncate on public.user_token_ledger from vanilla_owner;      -- owning it is not a way around
 
 create table if not exists public.ai_providers (
     tenant_id uuid not null,
