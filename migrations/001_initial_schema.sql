@@ -750,6 +750,7 @@ create table if not exists vanilla.table_ownership (
     constraint table_ownership_pkey primary key (relation)
 );
 comment on table vanilla.table_ownership is 'What protect_table was told; doctor and tests compare it with the catalog.';
+grant select on vanilla.table_ownership to vanilla_operator;
 
 create or replace function vanilla.ensure_policy(p_table regclass, p_name text, p_to text, p_command text, p_using text, p_check text)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
