@@ -218,8 +218,9 @@ create table if not exists public.level_token_policies (
     constraint level_token_policies_pkey primary key (tenant_id, id),
     constraint level_token_policies_level_key unique (tenant_id, level_id),
     constraint level_token_policies_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
-    constraint level_token_policies_amounts_check check (base_allocation >= 0 and monthly_allocation >= 0
-        and rollover_cap >= 0 and monthly_cap >= 0),
+    constraint level_token_policies_amounts_check check (base_allocation between 0 and 1000000000000000
+        and monthly_allocation between 0 and 1000000000000000 and rollover_cap between 0 and 1000000000000000
+        and monthly_cap between 0 and 1000000000000000),
     constraint level_token_policies_period_check check (period in ('day', 'week', 'month', 'year')),
     constraint level_token_policies_period_anchor_check check (period_anchor in ('calendar', 'anniversary')),
     constraint level_token_policies_rollover_percent_check check (rollover_percent between 0 and 100),
@@ -242,7 +243,8 @@ create table if not exists public.user_token_policies (
     constraint user_token_policies_pkey primary key (tenant_id, id),
     constraint user_token_policies_user_key unique (tenant_id, user_id),
     constraint user_token_policies_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
-    constraint user_token_policies_amounts_check check (monthly_allocation >= 0 and rollover_cap >= 0 and monthly_cap >= 0),
+    constraint user_token_policies_amounts_check check (monthly_allocation between 0 and 1000000000000000
+        and rollover_cap between 0 and 1000000000000000 and monthly_cap between 0 and 1000000000000000),
     constraint user_token_policies_rollover_percent_check check (rollover_percent between 0 and 100),
     constraint user_token_policies_warning_percent_check check (warning_percent between 0 and 100),
     constraint user_token_policies_enforcement_mode_check check (enforcement_mode in ('hard', 'warn', 'monitor'))
@@ -384,6 +386,7 @@ comment on table public.user_token_ledger is
     'One row per change of a wallet: gap-free seq, signed amounts, SHA-256 chain (hash covers the row and the hash before it).';
 comment on column public.user_token_ledger.amount is 'Change of available - borrowed; sums to the balance.';
 comment on column public.user_token_ledger.reserved_amount is 'Change of reserved; sums to what is held.';
+revoke update, delete, truncate on public.user_token_ledger from vanilla_owner;      -- owning it is not a way around
 
 create table if not exists public.ai_providers (
     tenant_id uuid not null,
@@ -754,6 +757,7 @@ create table if not exists vanilla.table_ownership (
     constraint table_ownership_pkey primary key (relation)
 );
 comment on table vanilla.table_ownership is 'What protect_table was told; doctor and tests compare it with the catalog.';
+grant select on vanilla.table_ownership to vanilla_operator;
 
 create or replace function vanilla.ensure_policy(p_table regclass, p_name text, p_to text, p_command text, p_using text, p_check text)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$

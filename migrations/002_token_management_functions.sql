@@ -68,6 +68,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
         'reference_type', p_entry.reference_type, 'reference_id', p_entry.reference_id, 'execution_id', p_entry.execution_id,
         'hold_id', p_entry.hold_id, 'metadata', p_entry.metadata, 'created_at', p_entry.created_at, 'replayed', p_replayed)
         || case when p_entry.direction in ('debit', 'settle', 'debt', 'reserve') and p_entry.borrowed_after > 0
+                 and not exists (select from public.user_token_wallets w where w.tenant_id = p_entry.tenant_id and w.user_id = p_entry.user_id
+                                 and w.enforcement_mode = 'monitor')
                 then '{"warning": "the wallet is in debt; the next credit repays it"}' else '{}' end::jsonb
 $f$;
 comment on function vanilla.entry_json(public.user_token_ledger, boolean) is 'A ledger entry as the API shows it.';
@@ -137,24 +139,19 @@ create or replace function vanilla.period_at(p_period text, p_period_anchor text
     out starts_at timestamptz, out ends_at timestamptz)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_anchor timestamp := p_anchor at time zone p_time_zone;
     v_at timestamp := p_at at time zone p_time_zone;
+    v_anchor timestamp := case when p_period_anchor = 'calendar' then date_trunc(p_period, v_at) else p_anchor at time zone p_time_zone end;
     v_step interval := case p_period when 'day' then interval '1 day' when 'week' then interval '1 week' when 'year' then interval '1 year' else interval '1 month' end;
-    v_n integer;
-begin
-    if p_period_anchor = 'calendar' then
-        starts_at := date_trunc(p_period, v_at) at time zone p_time_zone;
-        ends_at := (date_trunc(p_period, v_at) + v_step) at time zone p_time_zone;
-        return;
-    end if;
     -- always counted from the anchor: the 31st comes back after a shorter month
-    v_n := case p_period
+    v_n integer := case p_period
         when 'day' then floor(extract(epoch from v_at - v_anchor) / 86400)
         when 'week' then floor(extract(epoch from v_at - v_anchor) / 604800)
         when 'year' then extract(year from v_at) - extract(year from v_anchor)
         else (extract(year from v_at) - extract(year from v_anchor)) * 12 + extract(month from v_at) - extract(month from v_anchor) end;
-    while v_anchor + v_n * v_step > v_at loop v_n := v_n - 1; end loop;
-    while v_anchor + (v_n + 1) * v_step <= v_at loop v_n := v_n + 1; end loop;
+begin
+    -- compared as instants: where the clock changes, a local time may not exist or come twice
+    while (v_anchor + v_n * v_step) at time zone p_time_zone > p_at loop v_n := v_n - 1; end loop;
+    while (v_anchor + (v_n + 1) * v_step) at time zone p_time_zone <= p_at loop v_n := v_n + 1; end loop;
     starts_at := (v_anchor + v_n * v_step) at time zone p_time_zone;
     ends_at := (v_anchor + (v_n + 1) * v_step) at time zone p_time_zone;
 end
@@ -415,9 +412,9 @@ begin
     if p_wallet.status <> 'active' then
         perform vanilla.refuse('VS415', format('the wallet is %s', p_wallet.status), jsonb_build_object('status', p_wallet.status), 'An admin of the tenant can open it again.');
     end if;
-    if p_wallet.enforcement_mode = 'hard' and (p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0) then
+    if p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0 then
         p_wallet := vanilla.reap_wallet(p_wallet);      -- expired holds return at the first touch that needs them
-        if p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0 then
+        if p_wallet.enforcement_mode = 'hard' and (p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0) then
             perform vanilla.refuse('VS402', 'not enough tokens', jsonb_build_object('needed', p_amount, 'available', p_wallet.available_tokens,
                 'reserved', p_wallet.reserved_tokens, 'borrowed', p_wallet.borrowed_tokens, 'resets_at', p_wallet.next_reset_at),
                 'An admin of the tenant can add tokens or change the level.');
@@ -587,13 +584,10 @@ begin
         perform vanilla.refuse('VS400', 'a credit is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
     end if;
     if p_direction in ('debit', 'reserve', 'release') then v_amount := abs(v_amount); end if;
-    if p_expires_at is null or p_expires_at <= vanilla.clock() then
-        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
-    end if;
     v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
     if p_idempotency_key is not null then
         v_hash := sha256(convert_to(jsonb_build_array(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id,
-            p_metadata, p_expires_at)::text, 'UTF8'));
+            p_metadata, p_expires_at at time zone 'UTC')::text, 'UTF8'));       -- the same body in every session's time zone
         select * into v_old from public.user_token_ledger
             where tenant_id = v_user.tenant_id and user_id = v_user.id and idempotency_key = p_idempotency_key;
         if found then
@@ -602,6 +596,10 @@ begin
             end if;
             return vanilla.entry_json(v_old, true);
         end if;
+    end if;
+    -- after the replay, which may come when the grant has lapsed
+    if p_expires_at is null or p_expires_at <= vanilla.clock() then
+        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
     end if;
     v_entry.direction := p_direction;
     v_entry.reason := coalesce(p_reason, p_direction);
@@ -616,6 +614,10 @@ begin
         v_wallet := vanilla.require_tokens(v_wallet, 0);
     end if;
     if p_direction = 'credit' or (p_direction = 'adjustment' and v_amount > 0) then
+        if v_wallet.available_tokens + v_wallet.reserved_tokens + v_amount > 100000000000000000 then
+            -- far from 2^63: a period that ends can always grant, so one wallet never stops maintenance for all
+            perform vanilla.refuse('VS400', 'a wallet holds at most 100,000,000,000,000,000 tokens', '{"param": "amount"}');
+        end if;
         v_wallet := vanilla.settle_burn(v_wallet);
         v_entry := vanilla.grant_tokens(v_wallet, case when p_direction = 'adjustment' then 'adjustment'
             when p_source in ('purchase', 'promo', 'trial', 'refund') then p_source else 'adjustment' end, v_amount, vanilla.clock(), p_expires_at, null, v_entry);
@@ -632,7 +634,7 @@ begin
             perform vanilla.refuse('VS404', 'no open hold of this user has that id or reference', jsonb_build_object('reference_id', p_reference_id),
                 'Pass hold_id of the reserve, or the reference it was made with, as p_reference_id.');
         end if;
-        if v_hold.amount <> v_amount then
+        if v_amount not in (v_hold.amount, v_hold.requested) then
             perform vanilla.refuse('VS409', format('the hold is of %s tokens, not %s', v_hold.amount, v_amount), jsonb_build_object('hold_id', v_hold.id, 'amount', v_hold.amount),
                 'A hold is released whole; settle_user_tokens charges a part and returns the rest.');
         end if;
@@ -682,6 +684,8 @@ declare
     v_wallet public.user_token_wallets := vanilla.lock_wallet(p_tenant_id, p_user_id);
     v_policy record;
     v_period record;
+    v_granted_from timestamptz;
+    v_granted_until timestamptz;
     v_zone text;
     v_grant public.user_token_grants;
     v_entry public.user_token_ledger;
@@ -717,8 +721,11 @@ begin
         v_base := (vanilla.grant_tokens(v_wallet, 'base', v_policy.base_allocation, v_now, 'infinity', p_level_id, v_entry)).amount;
         v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
     end if;
-    if not exists (select from public.user_token_grants g where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.kind in ('plan', 'rollover')
-                   and g.level_id = p_level_id and g.expires_at > v_now and g.effective_at >= v_period.starts_at) then
+    -- a period once granted runs to its end, though the policy or the time zone would now draw its borders elsewhere
+    select g.effective_at, g.expires_at into v_granted_from, v_granted_until from public.user_token_grants g
+        where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.kind in ('plan', 'rollover') and g.level_id = p_level_id and g.expires_at > v_now
+        order by g.expires_at desc limit 1;
+    if not found then
         perform vanilla.open_period(v_wallet, 0, v_period.starts_at, v_period.ends_at);
     else
         -- left and came back within a period: what was left then, and no more
@@ -737,7 +744,7 @@ begin
             end if;
             v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
         end loop;
-        update public.user_token_wallets w set period_start = v_period.starts_at, next_reset_at = v_period.ends_at
+        update public.user_token_wallets w set period_start = v_granted_from, next_reset_at = v_granted_until
             where w.tenant_id = p_tenant_id and w.user_id = p_user_id;
     end if;
     v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
@@ -837,9 +844,9 @@ begin
         perform vanilla.refuse('VS400', 'the policy is not valid: ' || sqlerrm, '{}', 'Amounts are not negative, percentages 0 to 100, period day, week, month or year, enforcement hard, warn or monitor.');
     end;
     -- enforcement at once; amounts from the next period on
-    update public.user_token_wallets w set enforcement_mode = (vanilla.effective_policy(w.tenant_id, w.user_id, w.level_id)).enforcement_mode,
-            warn_below = p_monthly_allocation * p_warning_percent / 100
-        where w.tenant_id = v_tenant and w.level_id = p_level_id;
+    update public.user_token_wallets w set enforcement_mode = e.enforcement_mode, warn_below = e.monthly_allocation * e.warning_percent / 100
+        from public.users u, vanilla.effective_policy(u.tenant_id, u.id, p_level_id) e
+        where w.tenant_id = v_tenant and w.level_id = p_level_id and u.tenant_id = w.tenant_id and u.id = w.user_id;
     perform vanilla.audit(v_tenant, 'level.policy', 'level', p_level_id, jsonb_build_object('monthly_allocation', p_monthly_allocation, 'enforcement_mode', p_enforcement_mode));
 end
 $f$;
