@@ -934,9 +934,10 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_id uuid := vanilla.uuid7();
 begin
-    if not (vanilla.acting_tenant(vanilla.platform()) = vanilla.platform()) then
-        perform vanilla.refuse('VS403', 'only a super admin makes tenants');
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin makes tenants', '{"need": "superadmin"}');
     end if;
+    perform vanilla.acting_tenant(vanilla.platform());
     if not exists (select from pg_timezone_names where name = p_time_zone) then
         perform vanilla.refuse('VS400', format('unknown time zone %s', p_time_zone), '{"param": "time_zone"}', 'Use a name such as Europe/Berlin.');
     end if;
@@ -970,10 +971,10 @@ comment on function public.create_tenant(text, text, text) is 'Makes a tenant wi
 create or replace function public.set_tenant_status(p_tenant_id uuid, p_status text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 begin
-    perform vanilla.acting_tenant(vanilla.platform());
-    if vanilla.claim(3) is not null and vanilla.claim(3)::uuid <> vanilla.platform() then
-        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants');
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
     end if;
+    perform vanilla.acting_tenant(vanilla.platform());
     if p_status not in ('active', 'suspended', 'closed') then
         perform vanilla.refuse('VS400', format('unknown status %s', p_status), '{"param": "status"}');
     end if;
