@@ -1207,28 +1207,38 @@ comment on function vanilla.begin_sign_in(text, text, text) is
     'Counts the attempt and returns the hash to compare (null for unknown users) and the seconds to wait (0: none). Ten attempts per address, a hundred per network, in 15 minutes.';
 
 create or replace function vanilla.finish_sign_in(p_tenant text, p_email text, p_token_hash bytea, p_refresh_hash bytea,
-    p_ip text, p_user_agent text, p_ttl interval default '1 hour', p_refresh_ttl interval default '30 days') returns jsonb
+    p_ip text, p_user_agent text, p_ttl interval default '1 hour', p_refresh_ttl interval default '30 days',
+    p_verified_hash text default null, p_rehashed text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_id uuid := vanilla.uuid7();
     v_user public.users;
 begin
+    -- locked: a password set while the old one was being compared has ended all sessions, and this is none of its own
     select u.* into v_user from public.users u
         join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
-        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active';
-    if not found then perform vanilla.refuse('VS411', 'email or password is wrong'); end if;
+        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active'
+        for no key update of u;
+    if not found or (p_verified_hash is not null and v_user.password_hash is distinct from p_verified_hash) then
+        perform vanilla.refuse('VS411', 'tenant, email or password is wrong');
+    end if;
     insert into public.sessions (tenant_id, id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at, ip, user_agent, created_at)
     values (v_user.tenant_id, v_id, v_user.id, v_id, p_token_hash, p_refresh_hash, v_now + p_ttl, v_now + p_refresh_ttl, p_ip, left(p_user_agent, 300), v_now);
-    update public.users set last_sign_in_at = v_now where tenant_id = v_user.tenant_id and id = v_user.id;
+    update public.users set last_sign_in_at = v_now, password_hash = coalesce(p_rehashed, password_hash)
+        where tenant_id = v_user.tenant_id and id = v_user.id;
     delete from public.sign_in_throttles where tenant_id = vanilla.platform()
         and subject_hash = sha256(convert_to('email:' || lower(p_tenant) || ':' || lower(p_email), 'UTF8'));
+    -- a right password takes back its own count only: an office signs in all morning, a guesser gains nothing
+    update public.sign_in_throttles set failures = greatest(failures - 1, 0) where tenant_id = vanilla.platform()
+        and subject_hash = sha256(convert_to('ip:' || coalesce(p_ip, ''), 'UTF8'));
     perform vanilla.audit(v_user.tenant_id, 'session.opened', 'user', v_user.id, jsonb_build_object('session_id', v_id), v_user.id, v_user.role);
     return jsonb_build_object('tenant_id', v_user.tenant_id, 'user_id', v_user.id, 'role', v_user.role,
         'must_change_password', v_user.must_change_password, 'expires_at', v_now + p_ttl);
 end
 $f$;
-comment on function vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval) is 'Opens a session after the password was found right.';
+comment on function vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval, text, text) is
+    'Opens a session after the password was found right: refuses when p_verified_hash, which was compared, is no longer the user''s. p_rehashed is the same password under newer parameters.';
 
 create or replace function vanilla.fail_sign_in(p_tenant text, p_email text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1237,6 +1247,10 @@ begin
     perform vanilla.audit(u.tenant_id, 'session.refused', 'user', u.id, '{}', u.id, u.role)
         from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
         where t.slug = lower(p_tenant) and u.email = lower(p_email);
+    if not found then      -- a write and a commit as well: the answer takes as long
+        update public.sign_in_throttles set failures = failures where tenant_id = vanilla.platform()
+            and subject_hash = sha256(convert_to('email:' || lower(p_tenant) || ':' || lower(p_email), 'UTF8'));
+    end if;
 end
 $f$;
 comment on function vanilla.fail_sign_in(text, text) is 'Writes the audit row of a wrong password.';
@@ -1463,7 +1477,8 @@ grant execute on function
     to vanilla_app, vanilla_operator;
 grant execute on function vanilla.claim_super_admin() to vanilla_operator;
 grant execute on function
-    vanilla.begin_sign_in(text, text, text), vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval),
+    vanilla.begin_sign_in(text, text, text), 
+    vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval, text, text),
     vanilla.fail_sign_in(text, text), vanilla.session_identity(bytea, uuid),
     vanilla.rotate_session(bytea, bytea, bytea, interval, interval), vanilla.close_session(bytea),
     vanilla.session_password_hash(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
