@@ -1114,6 +1114,14 @@ end
 $f$;
 comment on function public.set_user_status(uuid, text, uuid) is 'active or disabled; disabling ends sign-ins and keys at once.';
 
+create or replace function vanilla.close_links(p_tenant_id uuid, p_user_id uuid) returns void language sql volatile
+set search_path = pg_catalog, pg_temp as $f$
+    update public.one_time_tokens set used_at = vanilla.clock()
+    where tenant_id = p_tenant_id and user_id = p_user_id and used_at is null
+$f$;
+comment on function vanilla.close_links(uuid, uuid) is
+    'A new password ends every link that could set another; the caller holds the user''s row.';
+
 create or replace function public.set_user_password(
     p_user_id uuid, p_password_hash text, p_must_change_password boolean default true, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1125,12 +1133,13 @@ begin
     end if;
     update public.users set password_hash = p_password_hash, must_change_password = p_must_change_password
         where tenant_id = v_user.tenant_id and id = v_user.id;
+    perform vanilla.close_links(v_user.tenant_id, v_user.id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
     perform vanilla.audit(v_user.tenant_id, 'user.password_set', 'user', v_user.id);
 end
 $f$;
-comment on function public.set_user_password(uuid, text, boolean, uuid) is 'Sets an Argon2id hash and ends all sign-ins; by an admin or the operator.';
+comment on function public.set_user_password(uuid, text, boolean, uuid) is 'Sets an Argon2id hash and ends all sign-ins and open links; by an admin or the operator.';
 
 create or replace function public.issue_one_time_token(p_user_id uuid, p_token_hash bytea, p_tenant_id uuid default null) returns timestamptz
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1337,19 +1346,23 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_row public.sessions;
 begin
+    -- users before sessions; a session that a new password has just ended changes nothing
+    perform from public.users u join public.sessions s on s.tenant_id = u.tenant_id and s.user_id = u.id
+        where s.token_hash = p_token_hash for no key update of u;
     select * into v_row from public.sessions
         where token_hash = p_token_hash and revoked_at is null and rotated_at is null and expires_at > vanilla.clock();
     if not found then return false; end if;
     if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
     update public.users set password_hash = p_password_hash, must_change_password = false
         where tenant_id = v_row.tenant_id and id = v_row.user_id;
+    perform vanilla.close_links(v_row.tenant_id, v_row.user_id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_row.tenant_id and user_id = v_row.user_id and family_id <> v_row.family_id and revoked_at is null;
     perform vanilla.audit(v_row.tenant_id, 'user.password_changed', 'user', v_row.user_id, '{}', v_row.user_id, 'user');
     return true;
 end
 $f$;
-comment on function vanilla.change_password(bytea, text) is 'Sets a new hash for the session''s user and ends their other sessions.';
+comment on function vanilla.change_password(bytea, text) is 'Sets a new hash for the session''s user and ends their other sessions and open links.';
 
 create or replace function vanilla.redeem_one_time_token(p_token_hash bytea, p_password_hash text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1357,12 +1370,16 @@ declare
     v_row public.one_time_tokens;
 begin
     if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
+    -- users before one-time tokens: two links of one user redeemed at once
+    perform from public.users u join public.one_time_tokens o on o.tenant_id = u.tenant_id and o.user_id = u.id
+        where o.token_hash = p_token_hash for no key update of u;
     update public.one_time_tokens set used_at = vanilla.clock()
         where token_hash = p_token_hash and used_at is null and expires_at > vanilla.clock() returning * into v_row;
     if not found then perform vanilla.refuse('VS411', 'the link is used up or too old', '{}', 'Ask an admin for a new one.'); end if;
     update public.users set password_hash = p_password_hash, must_change_password = false
         where tenant_id = v_row.tenant_id and id = v_row.user_id and status = 'active';
-    if not found then perform vanilla.refuse('VS411', 'the link is used up or too old'); end if;
+    if not found then perform vanilla.refuse('VS411', 'the link is used up or too old', '{}', 'Ask an admin for a new one.'); end if;
+    perform vanilla.close_links(v_row.tenant_id, v_row.user_id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_row.tenant_id and user_id = v_row.user_id and revoked_at is null;
     perform vanilla.audit(v_row.tenant_id, 'user.password_changed', 'user', v_row.user_id, jsonb_build_object('by', v_row.purpose), v_row.user_id, 'user');
@@ -1371,7 +1388,7 @@ begin
             where u.tenant_id = v_row.tenant_id and u.id = v_row.user_id);
 end
 $f$;
-comment on function vanilla.redeem_one_time_token(bytea, text) is 'Sets a password with a one-time token and ends all sign-ins.';
+comment on function vanilla.redeem_one_time_token(bytea, text) is 'Sets a password with a one-time token and ends all sign-ins and other links.';
 
 create or replace function vanilla.register_user(p_tenant text, p_email text, p_password_hash text, p_display_name text, p_ip text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
