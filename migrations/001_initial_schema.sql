@@ -12,7 +12,8 @@
 --
 -- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
 -- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
--- Lock order: user_token_wallets, then user_token_holds, then user_token_grants, then api_keys.
+-- Lock order: user_token_wallets, then user_token_holds, then user_token_grants, then api_keys;
+-- of a sign-in: users, then one_time_tokens, then sessions.
 -- Functions of 002 (wallet) are called from here by name and exist before anyone can call these.
 --
 -- Runs as superuser or as a NOSUPERUSER CREATEROLE database owner; PostgreSQL 15 to 18; any number of times.
@@ -1297,6 +1298,9 @@ declare
     v_now timestamptz := vanilla.clock();
     v_old public.sessions;
 begin
+    -- users before sessions: two old tokens of one family reused at once would each hold a row the other revokes
+    perform from public.users u join public.sessions s on s.tenant_id = u.tenant_id and s.user_id = u.id
+        where s.refresh_hash = p_refresh_hash for no key update of u;
     select * into v_old from public.sessions where refresh_hash = p_refresh_hash for update;
     if not found or v_old.revoked_at is not null or v_old.refresh_expires_at <= v_now
        or not exists (select from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
@@ -1323,6 +1327,9 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_row public.sessions;
 begin
+    -- users before sessions, as in rotate_session: a refresh at the same moment is ended with the family
+    perform from public.users u join public.sessions s on s.tenant_id = u.tenant_id and s.user_id = u.id
+        where s.token_hash = p_token_hash for no key update of u;
     select * into v_row from public.sessions where token_hash = p_token_hash;
     if not found then return false; end if;
     update public.sessions set revoked_at = vanilla.clock()
