@@ -1397,16 +1397,19 @@ end
 $f$;
 comment on function vanilla.redeem_one_time_token(bytea, text) is 'Sets a password with a one-time token and ends all sign-ins and other links.';
 
-create or replace function vanilla.register_user(p_tenant text, p_email text, p_password_hash text, p_display_name text, p_ip text) returns jsonb
+create or replace function vanilla.begin_registration(p_ip text) returns integer
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+    select vanilla.count_sign_in('register:' || coalesce(p_ip, ''), 100)
+$f$;
+comment on function vanilla.begin_registration(text) is
+    'Counts an attempt to register and returns the seconds to wait (0: none). Its own transaction, before the password is hashed: a refused registration counts too.';
+
+create or replace function vanilla.register_user(p_tenant text, p_email text, p_password_hash text, p_display_name text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant public.tenants;
     v_id uuid;
-    v_wait integer := vanilla.count_sign_in('register:' || coalesce(p_ip, ''), 100);
 begin
-    if v_wait > 0 then
-        perform vanilla.refuse('VS429', 'too many registrations from this network', jsonb_build_object('retry_after_s', v_wait));
-    end if;
     select * into v_tenant from public.tenants where slug = lower(p_tenant) and status = 'active';
     if not found or not v_tenant.self_registration then
         perform vanilla.refuse('VS403', 'this tenant does not take registrations', '{"need": "self_registration"}', 'An admin of the tenant can add users.');
@@ -1417,7 +1420,7 @@ begin
     return jsonb_build_object('tenant_id', v_tenant.id, 'user_id', v_id);
 end
 $f$;
-comment on function vanilla.register_user(text, text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
+comment on function vanilla.register_user(text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
 
 create or replace function public.create_api_key(
     p_name text, p_prefix text, p_key_hash bytea, p_scopes text[] default '{chat}', p_expires_at timestamptz default 'infinity',
@@ -1506,7 +1509,7 @@ grant execute on function
     vanilla.fail_sign_in(text, text), vanilla.session_identity(bytea, uuid),
     vanilla.rotate_session(bytea, bytea, bytea, interval, interval), vanilla.close_session(bytea),
     vanilla.session_password_hash(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
-    vanilla.register_user(text, text, text, text, text), vanilla.key_identity(bytea)
+    vanilla.begin_registration(text), vanilla.register_user(text, text, text, text), vanilla.key_identity(bytea)
     to vanilla_runtime;
 
 -- 8. metered call --------------------------------------------------------------------------------------------------
