@@ -1341,12 +1341,22 @@ end
 $f$;
 comment on function vanilla.close_session(bytea) is 'Signs out: revokes the session''s whole family.';
 
-create or replace function vanilla.session_password_hash(p_token_hash bytea) returns text
-language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
-    select u.password_hash from public.sessions s join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
-    where s.token_hash = p_token_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock() and u.status = 'active'
+create or replace function vanilla.begin_password_change(p_token_hash bytea,
+    out password_hash text, out retry_after_s integer)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users;
+begin
+    select u.* into v_user from public.sessions s join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
+        where s.token_hash = p_token_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock() and u.status = 'active';
+    if not found then return; end if;
+    -- whoever found an open session may not guess the password with it
+    retry_after_s := vanilla.count_sign_in('password:' || v_user.id, 10);
+    password_hash := v_user.password_hash;
+end
 $f$;
-comment on function vanilla.session_password_hash(bytea) is 'The hash to compare before a password is changed.';
+comment on function vanilla.begin_password_change(bytea) is
+    'Counts the attempt and returns the hash to compare before a password is changed and the seconds to wait; nulls when the session is not live.';
 
 create or replace function vanilla.change_password(p_token_hash bytea, p_password_hash text) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1365,6 +1375,8 @@ begin
     perform vanilla.close_links(v_row.tenant_id, v_row.user_id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_row.tenant_id and user_id = v_row.user_id and family_id <> v_row.family_id and revoked_at is null;
+    delete from public.sign_in_throttles where tenant_id = vanilla.platform()
+        and subject_hash = sha256(convert_to('password:' || v_row.user_id, 'UTF8'));
     perform vanilla.audit(v_row.tenant_id, 'user.password_changed', 'user', v_row.user_id, '{}', v_row.user_id, 'user');
     return true;
 end
@@ -1508,7 +1520,7 @@ grant execute on function
     vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval, text, text),
     vanilla.fail_sign_in(text, text), vanilla.session_identity(bytea, uuid),
     vanilla.rotate_session(bytea, bytea, bytea, interval, interval), vanilla.close_session(bytea),
-    vanilla.session_password_hash(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
+    vanilla.begin_password_change(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
     vanilla.begin_registration(text), vanilla.register_user(text, text, text, text), vanilla.key_identity(bytea)
     to vanilla_runtime;
 
