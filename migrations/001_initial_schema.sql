@@ -179,6 +179,7 @@ create table if not exists public.users (
     constraint users_platform_check check ((role = 'superadmin') = (tenant_id = '00000000-0000-0000-0000-000000000000')),
     constraint users_status_check check (status in ('active', 'disabled', 'deleted'))
 );
+create index if not exists users_created_idx on public.users (tenant_id, created_at, id);
 comment on table public.users is 'A person or, by external_id, a customer''s own user that a key pays for.';
 
 create table if not exists public.levels (
@@ -463,6 +464,7 @@ create table if not exists public.api_keys (
     constraint api_keys_budget_check check (budget_tokens > 0 and used_tokens >= 0)
 ) with (fillfactor = 80);
 create index if not exists api_keys_user_idx on public.api_keys (tenant_id, user_id);
+create index if not exists api_keys_created_idx on public.api_keys (tenant_id, created_at, id);
 comment on table public.api_keys is 'Keys of programs: shown once, kept as prefix and SHA-256; budget in tokens over the key''s life.';
 
 create table if not exists public.sessions (
@@ -1080,6 +1082,28 @@ begin
 end
 $f$;
 
+create or replace function public.set_display_name(p_name text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.claim(3)::uuid;
+    v_user uuid := vanilla.claim(4)::uuid;
+begin
+    if v_user is null then
+        perform vanilla.refuse('VS401', 'no context', '{}', 'Set a signed context first.');
+    end if;
+    begin
+        update public.users set display_name = p_name where tenant_id = v_tenant and id = v_user;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'a display name has at most 200 bytes', '{"param": "display_name"}');
+    end;
+    if not found then
+        perform vanilla.refuse('VS404', 'no such user', '{}', 'A super admin changes their name outside an opened tenant.');
+    end if;
+    perform vanilla.audit(v_tenant, 'user.display_name', 'user', v_user);
+end
+$f$;
+comment on function public.set_display_name(text) is 'The name of the user of this context; their own and nobody else''s.';
+
 create or replace function public.set_user_role(p_user_id uuid, p_role text, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -1383,6 +1407,42 @@ end
 $f$;
 comment on function vanilla.change_password(bytea, text) is 'Sets a new hash for the session''s user and ends their other sessions and open links.';
 
+create or replace function vanilla.request_password_link(p_tenant text, p_email text, p_ip text, p_token_hash bytea) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users;
+begin
+    if octet_length(p_token_hash) is distinct from 32 then
+        perform vanilla.refuse('VS400', 'a SHA-256 hash is expected', '{"param": "token_hash"}');
+    end if;
+    -- nobody's mailbox is filled by a stranger
+    if greatest(vanilla.count_sign_in('link:' || lower(p_tenant) || ':' || lower(p_email), 3),
+                vanilla.count_sign_in('link-ip:' || coalesce(p_ip, ''), 30)) > 0 then
+        return null;
+    end if;
+    select u.* into v_user from public.users u
+        join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active';
+    if not found then return null; end if;
+    insert into public.one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at, created_at)
+    values (v_user.tenant_id, v_user.id, 'set_password', p_token_hash, vanilla.clock() + interval '1 hour', vanilla.clock());
+    perform vanilla.audit(v_user.tenant_id, 'user.password_link', 'user', v_user.id, '{"by": "forgot"}', v_user.id, v_user.role);
+    return v_user.email;
+end
+$f$;
+comment on function vanilla.request_password_link(text, text, text, bytea) is
+    'Keeps a one-time token of an hour for a user who forgot the password and returns the address to send it to; null when there is none, or after three links in 15 minutes.';
+
+create or replace function vanilla.one_time_token_user(p_token_hash bytea) returns jsonb
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('tenant', t.slug, 'email', u.email) from public.one_time_tokens o
+    join public.users u on u.tenant_id = o.tenant_id and u.id = o.user_id
+    join public.tenants t on t.tenant_id = o.tenant_id and t.id = o.tenant_id
+    where o.token_hash = p_token_hash and o.used_at is null and o.expires_at > vanilla.clock() and u.status = 'active'
+$f$;
+comment on function vanilla.one_time_token_user(bytea) is
+    'Whose password a live one-time token sets, or null: a dead one is refused before the new password is hashed.';
+
 create or replace function vanilla.redeem_one_time_token(p_token_hash bytea, p_password_hash text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -1495,7 +1555,8 @@ declare
     v record;
 begin
     select k.id as key_id, k.tenant_id, k.user_id, k.scopes,
-           case when 'admin' = any (k.scopes) then u.role else 'user' end as role, u.email, t.slug as tenant, t.name as tenant_name
+           case when 'admin' = any (k.scopes) then u.role else 'user' end as role, u.email, u.display_name,
+           t.slug as tenant, t.name as tenant_name
         into v from public.api_keys k
         join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
         join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
@@ -1510,7 +1571,7 @@ comment on function vanilla.key_identity(bytea) is 'Who a key is, or null; witho
 grant execute on function
     public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.open_tenant(uuid, text),
     public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
-    public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
+    public.set_display_name(text), public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
     public.issue_one_time_token(uuid, bytea, uuid),
     public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid), public.revoke_api_key(uuid, uuid)
     to vanilla_app, vanilla_operator;
@@ -1521,6 +1582,7 @@ grant execute on function
     vanilla.fail_sign_in(text, text), vanilla.session_identity(bytea, uuid),
     vanilla.rotate_session(bytea, bytea, bytea, interval, interval), vanilla.close_session(bytea),
     vanilla.begin_password_change(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
+    vanilla.request_password_link(text, text, text, bytea), vanilla.one_time_token_user(bytea),
     vanilla.begin_registration(text), vanilla.register_user(text, text, text, text), vanilla.key_identity(bytea)
     to vanilla_runtime;
 
