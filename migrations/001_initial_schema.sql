@@ -1340,7 +1340,8 @@ begin
     update public.sessions set rotated_at = v_now where tenant_id = v_old.tenant_id and id = v_old.id;
     insert into public.sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at, ip, user_agent, created_at)
     values (v_old.tenant_id, v_old.user_id, v_old.family_id, p_token_hash, p_new_refresh_hash, v_now + p_ttl, v_now + p_refresh_ttl, v_old.ip, v_old.user_agent, v_now);
-    return jsonb_build_object('outcome', 'rotated', 'expires_at', v_now + p_ttl);
+    return (select jsonb_build_object('outcome', 'rotated', 'expires_at', v_now + p_ttl, 'must_change_password', u.must_change_password)
+            from public.users u where u.tenant_id = v_old.tenant_id and u.id = v_old.user_id);
 end
 $f$;
 comment on function vanilla.rotate_session(bytea, bytea, bytea, interval, interval) is

@@ -21,6 +21,7 @@ from vanilla_saas.providers.metering import MeteredCalls
 from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
+from vanilla_saas.tenancy import routes as tenancy_routes
 from vanilla_saas.web import RequestIds, install_problems
 
 log = structlog.get_logger()
@@ -61,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestIds)
     install_problems(app)
     app.include_router(operations_routes.router)
+    app.include_router(tenancy_routes.router)
     return app
 
 

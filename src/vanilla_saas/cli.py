@@ -9,6 +9,7 @@ from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations.cli import register as register_operations
 from vanilla_saas.providers.cli import models, providers
+from vanilla_saas.tenancy.cli import keys, tenants, users
 
 app = typer.Typer(
     name="vanilla-saas",
@@ -22,6 +23,9 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(env)
 app.add_typer(providers, name="providers")
 app.add_typer(models, name="models")
+app.add_typer(tenants, name="tenants")
+app.add_typer(users, name="users")
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:
