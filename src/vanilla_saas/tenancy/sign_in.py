@@ -84,7 +84,7 @@ async def sign_in(
 
 
 async def refresh(database: Database, refresh_token: str) -> Tokens:
-    """New tokens for a refresh token, once: used twice it ends the sign-in. Raises VanillaError `authentication_failed`."""
+    """New tokens for a refresh token, once: used twice it ends the sign-in. Raises `authentication_failed`."""
     access, renewed = new_token(SESSION_PREFIX), new_token(REFRESH_PREFIX)
     facts = await store.rotate_session(database, token_hash(refresh_token), token_hash(access), token_hash(renewed))
     if facts["outcome"] != "rotated":
