@@ -22,7 +22,7 @@ from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import routes as tenancy_routes
-from vanilla_saas.web import RequestIds, install_problems
+from vanilla_saas.web import BodyLimit, RequestIds, configure_logging, install_problems
 
 log = structlog.get_logger()
 TICK_SECONDS = 30.0
@@ -31,6 +31,7 @@ TICK_SECONDS = 30.0
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API over the configured database; opens pools at start-up and closes them at shutdown."""
     settings = settings or Settings()
+    configure_logging()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Vanilla SaaS", version="0.1.0", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
     )
     app.state.settings = settings
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
     install_problems(app)
