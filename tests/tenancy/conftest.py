@@ -1,7 +1,7 @@
 """A client that speaks JSON to the running API, and people who sign in."""
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ import aiohttp
 import asyncpg
 import pytest
 
-from tests.conftest import DEFAULT_TENANT, People, Person
+from tests.conftest import DEFAULT_TENANT, Cluster, People, Person, serve, settings_for
+from vanilla_saas.app import create_app
 from vanilla_saas.database.context import PLATFORM, Identity, Role
 from vanilla_saas.tenancy.passwords import hash_password
 
@@ -50,6 +51,13 @@ class Api:
 
     async def sign_in(self, person: Person, password: str = PASSWORD, tenant: str = "default") -> Reply:
         return await self("POST", "/auth/sign-in", {"tenant": tenant, "email": person.email, "password": password})
+
+
+@pytest.fixture(scope="session")
+async def api(cluster: Cluster, database_name: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """One server for all tests of the room."""
+    async with serve(create_app(settings_for(cluster, database_name, tmp_path_factory.mktemp("home")))) as address:
+        yield address
 
 
 @pytest.fixture

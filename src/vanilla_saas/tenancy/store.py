@@ -283,7 +283,7 @@ async def create_api_key(
 ) -> UUID:
     """A key of `user_id`, or of the caller."""
     made: UUID = await connection.fetchval(
-        "select create_api_key($1, $2, $3, $4, coalesce($5, 'infinity'), $6, $7, $8)",
+        "select create_api_key($1, $2, $3, $4, coalesce($5::timestamptz, 'infinity'), $6, $7, $8)",
         name,
         prefix,
         key_hash,
