@@ -12,7 +12,8 @@
 --
 -- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
 -- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
--- Lock order: user_token_wallets, then user_token_holds, then user_token_grants, then api_keys.
+-- Lock order: user_token_wallets, then user_token_holds, then user_token_grants, then api_keys;
+-- of a sign-in: users, then one_time_tokens, then sessions.
 -- Functions of 002 (wallet) are called from here by name and exist before anyone can call these.
 --
 -- Runs as superuser or as a NOSUPERUSER CREATEROLE database owner; PostgreSQL 15 to 18; any number of times.
@@ -181,6 +182,7 @@ create table if not exists public.users (
     constraint users_platform_check check ((role = 'superadmin') = (tenant_id = '00000000-0000-0000-0000-000000000000')),
     constraint users_status_check check (status in ('active', 'disabled', 'deleted'))
 );
+create index if not exists users_created_idx on public.users (tenant_id, created_at, id);
 comment on table public.users is 'A person or, by external_id, a customer''s own user that a key pays for.';
 
 create table if not exists public.levels (
@@ -468,6 +470,7 @@ create table if not exists public.api_keys (
     constraint api_keys_budget_check check (budget_tokens > 0 and used_tokens >= 0)
 ) with (fillfactor = 80);
 create index if not exists api_keys_user_idx on public.api_keys (tenant_id, user_id);
+create index if not exists api_keys_created_idx on public.api_keys (tenant_id, created_at, id);
 comment on table public.api_keys is 'Keys of programs: shown once, kept as prefix and SHA-256; budget in tokens over the key''s life.';
 
 create table if not exists public.sessions (
@@ -955,9 +958,10 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_id uuid := vanilla.uuid7();
 begin
-    if not (vanilla.acting_tenant(vanilla.platform()) = vanilla.platform()) then
-        perform vanilla.refuse('VS403', 'only a super admin makes tenants');
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin makes tenants', '{"need": "superadmin"}');
     end if;
+    perform vanilla.acting_tenant(vanilla.platform());
     if not exists (select from pg_timezone_names where name = p_time_zone) then
         perform vanilla.refuse('VS400', format('unknown time zone %s', p_time_zone), '{"param": "time_zone"}', 'Use a name such as Europe/Berlin.');
     end if;
@@ -991,10 +995,10 @@ comment on function public.create_tenant(text, text, text) is 'Makes a tenant wi
 create or replace function public.set_tenant_status(p_tenant_id uuid, p_status text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 begin
-    perform vanilla.acting_tenant(vanilla.platform());
-    if vanilla.claim(3) is not null and vanilla.claim(3)::uuid <> vanilla.platform() then
-        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants');
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
     end if;
+    perform vanilla.acting_tenant(vanilla.platform());
     if p_status not in ('active', 'suspended', 'closed') then
         perform vanilla.refuse('VS400', format('unknown status %s', p_status), '{"param": "status"}');
     end if;
@@ -1103,6 +1107,28 @@ $f$;
 comment on function vanilla.find_user(uuid, uuid) is
     'The user by id in a tenant, or in any for the operator (null); VS404 in the same words whether absent or another tenant''s.';
 
+create or replace function public.set_display_name(p_name text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.claim(3)::uuid;
+    v_user uuid := vanilla.claim(4)::uuid;
+begin
+    if v_user is null then
+        perform vanilla.refuse('VS401', 'no context', '{}', 'Set a signed context first.');
+    end if;
+    begin
+        update public.users set display_name = p_name where tenant_id = v_tenant and id = v_user;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'a display name has at most 200 bytes', '{"param": "display_name"}');
+    end;
+    if not found then
+        perform vanilla.refuse('VS404', 'no such user', '{}', 'A super admin changes their name outside an opened tenant.');
+    end if;
+    perform vanilla.audit(v_tenant, 'user.display_name', 'user', v_user);
+end
+$f$;
+comment on function public.set_display_name(text) is 'The name of the user of this context; their own and nobody else''s.';
+
 create or replace function public.set_user_role(p_user_id uuid, p_role text, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -1138,6 +1164,14 @@ end
 $f$;
 comment on function public.set_user_status(uuid, text, uuid) is 'active or disabled; disabling ends sign-ins and keys at once.';
 
+create or replace function vanilla.close_links(p_tenant_id uuid, p_user_id uuid) returns void language sql volatile
+set search_path = pg_catalog, pg_temp as $f$
+    update public.one_time_tokens set used_at = vanilla.clock()
+    where tenant_id = p_tenant_id and user_id = p_user_id and used_at is null
+$f$;
+comment on function vanilla.close_links(uuid, uuid) is
+    'A new password ends every link that could set another; the caller holds the user''s row.';
+
 create or replace function public.set_user_password(
     p_user_id uuid, p_password_hash text, p_must_change_password boolean default true, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1149,12 +1183,13 @@ begin
     end if;
     update public.users set password_hash = p_password_hash, must_change_password = p_must_change_password
         where tenant_id = v_user.tenant_id and id = v_user.id;
+    perform vanilla.close_links(v_user.tenant_id, v_user.id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
     perform vanilla.audit(v_user.tenant_id, 'user.password_set', 'user', v_user.id);
 end
 $f$;
-comment on function public.set_user_password(uuid, text, boolean, uuid) is 'Sets an Argon2id hash and ends all sign-ins; by an admin or the operator.';
+comment on function public.set_user_password(uuid, text, boolean, uuid) is 'Sets an Argon2id hash and ends all sign-ins and open links; by an admin or the operator.';
 
 create or replace function public.issue_one_time_token(p_user_id uuid, p_token_hash bytea, p_tenant_id uuid default null) returns timestamptz
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1233,23 +1268,29 @@ comment on function vanilla.begin_sign_in(text, text, text) is
     'Counts the attempt and returns the hash to compare (null for unknown users) and the seconds to wait (0: none). Ten attempts per address, a hundred per network, in 15 minutes.';
 
 create or replace function vanilla.finish_sign_in(p_tenant text, p_email text, p_token_hash bytea, p_refresh_hash bytea,
-    p_ip text, p_user_agent text, p_ttl interval default '1 hour', p_refresh_ttl interval default '30 days') returns jsonb
+    p_ip text, p_user_agent text, p_ttl interval default '1 hour', p_refresh_ttl interval default '30 days',
+    p_verified_hash text default null, p_rehashed text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_id uuid := vanilla.uuid7();
     v_user public.users;
 begin
+    -- locked: a password set while the old one was being compared has ended all sessions, and this is none of its own
     select u.* into v_user from public.users u
         join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
-        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active';
-    if not found then perform vanilla.refuse('VS411', 'email or password is wrong'); end if;
+        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active'
+        for no key update of u;
+    if not found or (p_verified_hash is not null and v_user.password_hash is distinct from p_verified_hash) then
+        perform vanilla.refuse('VS411', 'tenant, email or password is wrong');
+    end if;
     insert into public.sessions (tenant_id, id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at, ip, user_agent, created_at)
     values (v_user.tenant_id, v_id, v_user.id, v_id, p_token_hash, p_refresh_hash, v_now + p_ttl, v_now + p_refresh_ttl, p_ip, left(p_user_agent, 300), v_now);
-    update public.users set last_sign_in_at = v_now where tenant_id = v_user.tenant_id and id = v_user.id;
+    update public.users set last_sign_in_at = v_now, password_hash = coalesce(p_rehashed, password_hash)
+        where tenant_id = v_user.tenant_id and id = v_user.id;
     delete from public.sign_in_throttles where tenant_id = vanilla.platform()
         and subject_hash = sha256(convert_to('email:' || lower(p_tenant) || ':' || lower(p_email), 'UTF8'));
-    -- many people behind one address: only failures count against a network
+    -- a right password takes back its own count only: an office signs in all morning, a guesser gains nothing
     update public.sign_in_throttles set failures = greatest(failures - 1, 0) where tenant_id = vanilla.platform()
         and subject_hash = sha256(convert_to('ip:' || coalesce(p_ip, ''), 'UTF8'));
     perform vanilla.audit(v_user.tenant_id, 'session.opened', 'user', v_user.id, jsonb_build_object('session_id', v_id), v_user.id, v_user.role);
@@ -1257,7 +1298,8 @@ begin
         'must_change_password', v_user.must_change_password, 'expires_at', v_now + p_ttl);
 end
 $f$;
-comment on function vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval) is 'Opens a session after the password was found right.';
+comment on function vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval, text, text) is
+    'Opens a session after the password was found right: refuses when p_verified_hash, which was compared, is no longer the user''s. p_rehashed is the same password under newer parameters.';
 
 create or replace function vanilla.fail_sign_in(p_tenant text, p_email text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1266,6 +1308,10 @@ begin
     perform vanilla.audit(u.tenant_id, 'session.refused', 'user', u.id, '{}', u.id, u.role)
         from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
         where t.slug = lower(p_tenant) and u.email = lower(p_email);
+    if not found then      -- a write and a commit as well: the answer takes as long
+        update public.sign_in_throttles set failures = failures where tenant_id = vanilla.platform()
+            and subject_hash = sha256(convert_to('email:' || lower(p_tenant) || ':' || lower(p_email), 'UTF8'));
+    end if;
 end
 $f$;
 comment on function vanilla.fail_sign_in(text, text) is 'Writes the audit row of a wrong password.';
@@ -1303,6 +1349,9 @@ declare
     v_now timestamptz := vanilla.clock();
     v_old public.sessions;
 begin
+    -- users before sessions: two old tokens of one family reused at once would each hold a row the other revokes
+    perform from public.users u join public.sessions s on s.tenant_id = u.tenant_id and s.user_id = u.id
+        where s.refresh_hash = p_refresh_hash for no key update of u;
     select * into v_old from public.sessions where refresh_hash = p_refresh_hash for update;
     if not found or v_old.revoked_at is not null or v_old.refresh_expires_at <= v_now
        or not exists (select from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
@@ -1318,7 +1367,8 @@ begin
     update public.sessions set rotated_at = v_now where tenant_id = v_old.tenant_id and id = v_old.id;
     insert into public.sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at, ip, user_agent, created_at)
     values (v_old.tenant_id, v_old.user_id, v_old.family_id, p_token_hash, p_new_refresh_hash, v_now + p_ttl, v_now + p_refresh_ttl, v_old.ip, v_old.user_agent, v_now);
-    return jsonb_build_object('outcome', 'rotated', 'expires_at', v_now + p_ttl);
+    return (select jsonb_build_object('outcome', 'rotated', 'expires_at', v_now + p_ttl, 'must_change_password', u.must_change_password)
+            from public.users u where u.tenant_id = v_old.tenant_id and u.id = v_old.user_id);
 end
 $f$;
 comment on function vanilla.rotate_session(bytea, bytea, bytea, interval, interval) is
@@ -1329,6 +1379,9 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_row public.sessions;
 begin
+    -- users before sessions, as in rotate_session: a refresh at the same moment is ended with the family
+    perform from public.users u join public.sessions s on s.tenant_id = u.tenant_id and s.user_id = u.id
+        where s.token_hash = p_token_hash for no key update of u;
     select * into v_row from public.sessions where token_hash = p_token_hash;
     if not found then return false; end if;
     update public.sessions set revoked_at = vanilla.clock()
@@ -1340,31 +1393,83 @@ end
 $f$;
 comment on function vanilla.close_session(bytea) is 'Signs out: revokes the session''s whole family.';
 
-create or replace function vanilla.session_password_hash(p_token_hash bytea) returns text
-language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
-    select u.password_hash from public.sessions s join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
-    where s.token_hash = p_token_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock() and u.status = 'active'
+create or replace function vanilla.begin_password_change(p_token_hash bytea,
+    out password_hash text, out retry_after_s integer)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users;
+begin
+    select u.* into v_user from public.sessions s join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
+        where s.token_hash = p_token_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock() and u.status = 'active';
+    if not found then return; end if;
+    -- whoever found an open session may not guess the password with it
+    retry_after_s := vanilla.count_sign_in('password:' || v_user.id, 10);
+    password_hash := v_user.password_hash;
+end
 $f$;
-comment on function vanilla.session_password_hash(bytea) is 'The hash to compare before a password is changed.';
+comment on function vanilla.begin_password_change(bytea) is
+    'Counts the attempt and returns the hash to compare before a password is changed and the seconds to wait; nulls when the session is not live.';
 
 create or replace function vanilla.change_password(p_token_hash bytea, p_password_hash text) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_row public.sessions;
 begin
+    -- users before sessions; a session that a new password has just ended changes nothing
+    perform from public.users u join public.sessions s on s.tenant_id = u.tenant_id and s.user_id = u.id
+        where s.token_hash = p_token_hash for no key update of u;
     select * into v_row from public.sessions
         where token_hash = p_token_hash and revoked_at is null and rotated_at is null and expires_at > vanilla.clock();
     if not found then return false; end if;
     if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
     update public.users set password_hash = p_password_hash, must_change_password = false
         where tenant_id = v_row.tenant_id and id = v_row.user_id;
+    perform vanilla.close_links(v_row.tenant_id, v_row.user_id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_row.tenant_id and user_id = v_row.user_id and family_id <> v_row.family_id and revoked_at is null;
+    delete from public.sign_in_throttles where tenant_id = vanilla.platform()
+        and subject_hash = sha256(convert_to('password:' || v_row.user_id, 'UTF8'));
     perform vanilla.audit(v_row.tenant_id, 'user.password_changed', 'user', v_row.user_id, '{}', v_row.user_id, 'user');
     return true;
 end
 $f$;
-comment on function vanilla.change_password(bytea, text) is 'Sets a new hash for the session''s user and ends their other sessions.';
+comment on function vanilla.change_password(bytea, text) is 'Sets a new hash for the session''s user and ends their other sessions and open links.';
+
+create or replace function vanilla.request_password_link(p_tenant text, p_email text, p_ip text, p_token_hash bytea) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users;
+begin
+    if octet_length(p_token_hash) is distinct from 32 then
+        perform vanilla.refuse('VS400', 'a SHA-256 hash is expected', '{"param": "token_hash"}');
+    end if;
+    -- nobody's mailbox is filled by a stranger
+    if greatest(vanilla.count_sign_in('link:' || lower(p_tenant) || ':' || lower(p_email), 3),
+                vanilla.count_sign_in('link-ip:' || coalesce(p_ip, ''), 30)) > 0 then
+        return null;
+    end if;
+    select u.* into v_user from public.users u
+        join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active';
+    if not found then return null; end if;
+    insert into public.one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at, created_at)
+    values (v_user.tenant_id, v_user.id, 'set_password', p_token_hash, vanilla.clock() + interval '1 hour', vanilla.clock());
+    perform vanilla.audit(v_user.tenant_id, 'user.password_link', 'user', v_user.id, '{"by": "forgot"}', v_user.id, v_user.role);
+    return v_user.email;
+end
+$f$;
+comment on function vanilla.request_password_link(text, text, text, bytea) is
+    'Keeps a one-time token of an hour for a user who forgot the password and returns the address to send it to; null when there is none, or after three links in 15 minutes.';
+
+create or replace function vanilla.one_time_token_user(p_token_hash bytea) returns jsonb
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('tenant', t.slug, 'email', u.email) from public.one_time_tokens o
+    join public.users u on u.tenant_id = o.tenant_id and u.id = o.user_id
+    join public.tenants t on t.tenant_id = o.tenant_id and t.id = o.tenant_id
+    where o.token_hash = p_token_hash and o.used_at is null and o.expires_at > vanilla.clock() and u.status = 'active'
+$f$;
+comment on function vanilla.one_time_token_user(bytea) is
+    'Whose password a live one-time token sets, or null: a dead one is refused before the new password is hashed.';
 
 create or replace function vanilla.redeem_one_time_token(p_token_hash bytea, p_password_hash text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1372,12 +1477,16 @@ declare
     v_row public.one_time_tokens;
 begin
     if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
+    -- users before one-time tokens: two links of one user redeemed at once
+    perform from public.users u join public.one_time_tokens o on o.tenant_id = u.tenant_id and o.user_id = u.id
+        where o.token_hash = p_token_hash for no key update of u;
     update public.one_time_tokens set used_at = vanilla.clock()
         where token_hash = p_token_hash and used_at is null and expires_at > vanilla.clock() returning * into v_row;
     if not found then perform vanilla.refuse('VS411', 'the link is used up or too old', '{}', 'Ask an admin for a new one.'); end if;
     update public.users set password_hash = p_password_hash, must_change_password = false
         where tenant_id = v_row.tenant_id and id = v_row.user_id and status = 'active';
-    if not found then perform vanilla.refuse('VS411', 'the link is used up or too old'); end if;
+    if not found then perform vanilla.refuse('VS411', 'the link is used up or too old', '{}', 'Ask an admin for a new one.'); end if;
+    perform vanilla.close_links(v_row.tenant_id, v_row.user_id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_row.tenant_id and user_id = v_row.user_id and revoked_at is null;
     perform vanilla.audit(v_row.tenant_id, 'user.password_changed', 'user', v_row.user_id, jsonb_build_object('by', v_row.purpose), v_row.user_id, 'user');
@@ -1386,18 +1495,21 @@ begin
             where u.tenant_id = v_row.tenant_id and u.id = v_row.user_id);
 end
 $f$;
-comment on function vanilla.redeem_one_time_token(bytea, text) is 'Sets a password with a one-time token and ends all sign-ins.';
+comment on function vanilla.redeem_one_time_token(bytea, text) is 'Sets a password with a one-time token and ends all sign-ins and other links.';
 
-create or replace function vanilla.register_user(p_tenant text, p_email text, p_password_hash text, p_display_name text, p_ip text) returns jsonb
+create or replace function vanilla.begin_registration(p_ip text) returns integer
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+    select vanilla.count_sign_in('register:' || coalesce(p_ip, ''), 100)
+$f$;
+comment on function vanilla.begin_registration(text) is
+    'Counts an attempt to register and returns the seconds to wait (0: none). Its own transaction, before the password is hashed: a refused registration counts too.';
+
+create or replace function vanilla.register_user(p_tenant text, p_email text, p_password_hash text, p_display_name text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant public.tenants;
     v_id uuid;
-    v_wait integer := vanilla.count_sign_in('register:' || coalesce(p_ip, ''), 100);
 begin
-    if v_wait > 0 then
-        perform vanilla.refuse('VS429', 'too many registrations from this network', jsonb_build_object('retry_after_s', v_wait));
-    end if;
     select * into v_tenant from public.tenants where slug = lower(p_tenant) and status = 'active';
     if not found or not v_tenant.self_registration then
         perform vanilla.refuse('VS403', 'this tenant does not take registrations', '{"need": "self_registration"}', 'An admin of the tenant can add users.');
@@ -1408,7 +1520,7 @@ begin
     return jsonb_build_object('tenant_id', v_tenant.id, 'user_id', v_id);
 end
 $f$;
-comment on function vanilla.register_user(text, text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
+comment on function vanilla.register_user(text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
 
 create or replace function public.create_api_key(
     p_name text, p_prefix text, p_key_hash bytea, p_scopes text[] default '{chat}', p_expires_at timestamptz default 'infinity',
@@ -1471,7 +1583,8 @@ declare
     v record;
 begin
     select k.id as key_id, k.tenant_id, k.user_id, k.scopes,
-           case when 'admin' = any (k.scopes) then u.role else 'user' end as role, u.email, t.slug as tenant, t.name as tenant_name
+           case when 'admin' = any (k.scopes) then u.role else 'user' end as role, u.email, u.display_name,
+           t.slug as tenant, t.name as tenant_name
         into v from public.api_keys k
         join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
         join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
@@ -1486,17 +1599,19 @@ comment on function vanilla.key_identity(bytea) is 'Who a key is, or null; witho
 grant execute on function
     public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.open_tenant(uuid, text),
     public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
-    public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
+    public.set_display_name(text), public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
     public.issue_one_time_token(uuid, bytea, uuid),
     public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid), public.revoke_api_key(uuid, uuid)
     to vanilla_app, vanilla_operator;
 grant execute on function vanilla.claim_super_admin() to vanilla_operator;
 grant execute on function
-    vanilla.begin_sign_in(text, text, text), vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval),
+    vanilla.begin_sign_in(text, text, text), 
+    vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval, text, text),
     vanilla.fail_sign_in(text, text), vanilla.session_identity(bytea, uuid),
     vanilla.rotate_session(bytea, bytea, bytea, interval, interval), vanilla.close_session(bytea),
-    vanilla.session_password_hash(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
-    vanilla.register_user(text, text, text, text, text), vanilla.key_identity(bytea)
+    vanilla.begin_password_change(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
+    vanilla.request_password_link(text, text, text, bytea), vanilla.one_time_token_user(bytea),
+    vanilla.begin_registration(text), vanilla.register_user(text, text, text, text), vanilla.key_identity(bytea)
     to vanilla_runtime;
 
 -- 8. metered call --------------------------------------------------------------------------------------------------

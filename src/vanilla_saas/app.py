@@ -22,8 +22,9 @@ from vanilla_saas.providers.metering import MeteredCalls
 from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
+from vanilla_saas.tenancy.routes import router as tenancy_router
 from vanilla_saas.tokens.routes import router as tokens_router
-from vanilla_saas.web import RequestIds, install_problems
+from vanilla_saas.web import BodyLimit, RequestIds, install_problems
 
 log = structlog.get_logger()
 TICK_SECONDS = 30.0
@@ -60,10 +61,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Vanilla SaaS", version="0.1.0", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
     )
     app.state.settings = settings
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
     install_problems(app)
-    for router in (operations_router, tokens_router):
+    for router in (operations_router, tenancy_router, tokens_router):
         app.include_router(router)
     return app
 

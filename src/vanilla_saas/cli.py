@@ -10,6 +10,7 @@ from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations.cli import register as register_operations
 from vanilla_saas.providers.cli import models, providers
+from vanilla_saas.tenancy.cli import keys, tenants, users
 from vanilla_saas.tokens.cli import app as wallets
 from vanilla_saas.tokens.cli import reset_tokens
 
@@ -28,6 +29,9 @@ app.add_typer(wallets, name="wallets")
 app.command("pg-upgrade")(pg_upgrade)
 app.add_typer(providers, name="providers")
 app.add_typer(models, name="models")
+app.add_typer(tenants, name="tenants")
+app.add_typer(users, name="users")
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:

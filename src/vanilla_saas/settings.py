@@ -5,10 +5,10 @@ Order of the database: `DATABASE_URL`, then libpq's `PG*` variables, then the em
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -54,9 +54,21 @@ class Settings(BaseSettings):
     """Largest request body that is read."""
     max_running_calls: int = 512
     """Model calls in flight in one process; one more is answered 429 with Retry-After."""
+    public_url: str | None = None
+    """Address under which people reach this installation; links in mails and answers begin with it."""
+    smtp_url: SecretStr | None = None
+    """`smtp://user:password@host:587?from=name@host` (or `smtps://`) sends links to people who forgot a password;
+    needs `VANILLA_SAAS_PUBLIC_URL`. Without it an admin hands out links."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     allow_superuser: bool = False
     """Serve although the configured database login is a superuser or bypasses row-level security."""
+
+    @model_validator(mode="after")
+    def _mails_have_links(self) -> Self:
+        if self.smtp_url and not self.public_url:
+            # never from the request: whoever asks for a link chooses its Host header
+            raise ValueError("VANILLA_SAAS_SMTP_URL needs VANILLA_SAAS_PUBLIC_URL, with which links in mails begin")
+        return self
 
     def uses_embedded_server(self) -> bool:
         """True when neither `DATABASE_URL` nor `PGHOST` names another server."""

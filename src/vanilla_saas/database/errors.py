@@ -86,7 +86,8 @@ def from_postgres(error: asyncpg.PostgresError) -> VanillaError | None:
     state = getattr(error, "sqlstate", None) or ""
     if code := _BY_SQLSTATE.get(state):
         return VanillaError(code.name, error.message, _detail(error.detail), error.hint)
-    if state in ("22P02", "22003", "22007", "22008", "22021", "22P05"):
+    # 22000 is asyncpg's own: a value that its type cannot carry never left the process
+    if state in ("22000", "22P02", "22003", "22007", "22008", "22021", "22P05"):
         return VanillaError("invalid_request", "A value has the wrong form or is out of range.")
     if state.startswith(("08", "57P", "53")):
         return VanillaError("database_unavailable", "The database does not answer; nothing was charged.")
