@@ -72,6 +72,9 @@ $do$;
 -- 2. ground --------------------------------------------------------------------------------------------------------
 create schema if not exists vanilla authorization vanilla_owner;
 grant usage, create on schema public to vanilla_owner;
+-- no login makes objects: a table, type or cast left in a pooled session would be found before ours by the next request
+revoke create on schema public from public;
+do $do$ begin execute format('revoke temporary on database %I from public', current_database()); end $do$;
 set local role vanilla_owner;
 -- the global form: IN SCHEMA cannot take away what PUBLIC has by default; each section repeats it for its owner
 alter default privileges revoke execute on functions from public;
@@ -95,8 +98,8 @@ begin
         create or replace function vanilla.uuid7() returns uuid language sql volatile parallel safe as $f$
             select encode(
                 substring(int8send(floor(extract(epoch from t) * 1000)::bigint) from 3)
-                || int2send((28672 + floor(mod((extract(epoch from t) * 1000000)::numeric, 1000) * 4.096))::int2)
-                || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::uuid
+                || int2send((28672 + floor(mod((extract(epoch from t) * 1000000)::numeric, 1000) * 4.096))::smallint)
+                || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::pg_catalog.uuid
             from (select clock_timestamp() t) s $f$;
     end if;
 end
@@ -108,7 +111,7 @@ create or replace function vanilla.clock() returns timestamptz language sql vola
 comment on function vanilla.clock() is 'The time of every rule. Tests replace it; running 001 again restores it.';
 
 create or replace function vanilla.platform() returns uuid language sql immutable parallel safe
-    as $f$ select '00000000-0000-0000-0000-000000000000'::uuid $f$;
+    return '00000000-0000-0000-0000-000000000000'::uuid;
 comment on function vanilla.platform() is 'The tenant that owns platform-wide rows.';
 
 -- Every refusal leaves through here: p_detail is a JSON object that API, CLI and console show.
@@ -217,8 +220,9 @@ create table if not exists public.level_token_policies (
     constraint level_token_policies_pkey primary key (tenant_id, id),
     constraint level_token_policies_level_key unique (tenant_id, level_id),
     constraint level_token_policies_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
-    constraint level_token_policies_amounts_check check (base_allocation >= 0 and monthly_allocation >= 0
-        and rollover_cap >= 0 and monthly_cap >= 0),
+    constraint level_token_policies_amounts_check check (base_allocation between 0 and 1000000000000000
+        and monthly_allocation between 0 and 1000000000000000 and rollover_cap between 0 and 1000000000000000
+        and monthly_cap between 0 and 1000000000000000),
     constraint level_token_policies_period_check check (period in ('day', 'week', 'month', 'year')),
     constraint level_token_policies_period_anchor_check check (period_anchor in ('calendar', 'anniversary')),
     constraint level_token_policies_rollover_percent_check check (rollover_percent between 0 and 100),
@@ -241,7 +245,8 @@ create table if not exists public.user_token_policies (
     constraint user_token_policies_pkey primary key (tenant_id, id),
     constraint user_token_policies_user_key unique (tenant_id, user_id),
     constraint user_token_policies_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
-    constraint user_token_policies_amounts_check check (monthly_allocation >= 0 and rollover_cap >= 0 and monthly_cap >= 0),
+    constraint user_token_policies_amounts_check check (monthly_allocation between 0 and 1000000000000000
+        and rollover_cap between 0 and 1000000000000000 and monthly_cap between 0 and 1000000000000000),
     constraint user_token_policies_rollover_percent_check check (rollover_percent between 0 and 100),
     constraint user_token_policies_warning_percent_check check (warning_percent between 0 and 100),
     constraint user_token_policies_enforcement_mode_check check (enforcement_mode in ('hard', 'warn', 'monitor'))
@@ -383,6 +388,7 @@ comment on table public.user_token_ledger is
     'One row per change of a wallet: gap-free seq, signed amounts, SHA-256 chain (hash covers the row and the hash before it).';
 comment on column public.user_token_ledger.amount is 'Change of available - borrowed; sums to the balance.';
 comment on column public.user_token_ledger.reserved_amount is 'Change of reserved; sums to what is held.';
+revoke update, delete, truncate on public.user_token_ledger from vanilla_owner;      -- owning it is not a way around
 
 create table if not exists public.ai_providers (
     tenant_id uuid not null,
@@ -542,7 +548,8 @@ create table if not exists public.system_configurations (
     constraint system_configurations_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
     constraint system_configurations_key_check check (key ~ '^[a-z][a-z0-9_.]{0,99}$')
 );
-comment on table public.system_configurations is 'Settings the runtime reads: the tenant''s value, else the platform''s.';
+comment on table public.system_configurations is
+    'Settings the runtime reads: the tenant''s value, else the platform''s. Public rows are readable by all, others by admins.';
 
 create table if not exists public.ai_executions (
     tenant_id uuid not null,
@@ -605,6 +612,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.close_partition(regclass) is
+    'Row-level security for a partition, which its parent''s policies do not protect: nobody reaches it directly.';
 
 create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
@@ -728,12 +737,13 @@ comment on function vanilla.claim(integer) is 'The only verifier of context toke
 grant execute on function vanilla.claim(integer) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
 
 set local role vanilla_owner;
--- plain SQL without SET: inlined into policies, so they cost nothing on top of claim
-create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
-create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
-create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted as 'select vanilla.claim(5)';
-create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
-create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
+-- Plain SQL without SET: inlined into policies, so they cost nothing on top of claim. "return" bodies are parsed here and
+-- now: as text, the caller's pg_temp.uuid with a cast of its own would be found first and name another tenant.
+create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
+create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
+create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted return vanilla.claim(5);
+create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
+create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
 comment on function vanilla.current_tenant_id() is 'Tenant of this transaction''s context, or null.';
 comment on function vanilla.current_user_id() is 'User of this transaction''s context, or null.';
 comment on function vanilla.current_user_role() is 'Role of this transaction''s context (user, admin, superadmin, service), or null.';
@@ -750,6 +760,7 @@ create table if not exists vanilla.table_ownership (
     constraint table_ownership_pkey primary key (relation)
 );
 comment on table vanilla.table_ownership is 'What protect_table was told; doctor and tests compare it with the catalog.';
+grant select on vanilla.table_ownership to vanilla_operator;
 
 create or replace function vanilla.ensure_policy(p_table regclass, p_name text, p_to text, p_command text, p_using text, p_check text)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
@@ -768,6 +779,8 @@ begin
     execute format('comment on policy %I on %s is %L', p_name, p_table, v_mark);
 end
 $f$;
+comment on function vanilla.ensure_policy(regclass, text, text, text, text, text) is
+    'Makes a policy, unless the same one is there already (fingerprint in its comment): no lock on a re-run.';
 
 create or replace function vanilla.grant_columns(p_table regclass, p_privilege text, p_columns name[], p_to text)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
@@ -778,6 +791,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.grant_columns(regclass, text, name[], text) is
+    'Grants a privilege on some columns; none when the list is empty.';
 
 create or replace function vanilla.protect_table(
     p_table regclass,
@@ -785,7 +800,8 @@ create or replace function vanilla.protect_table(
     p_hidden name[] default '{}',        -- secret columns that nobody may select
     p_writable name[] default '{}',      -- columns that requests may insert and update; empty: functions write
     p_owner name default 'user_id',      -- column that names the owner
-    p_append_only boolean default false) -- nobody updates; only what is past retention is deleted, by the operator
+    p_append_only boolean default false, -- nobody updates; only what is past retention is deleted, by the operator
+    p_public name default null)          -- platform_catalog: the flag of rows that are for everyone; others are the admins'
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
     v_readable name[] := array(select attname from pg_attribute
@@ -826,6 +842,9 @@ begin
         when 'admin_only' then v_read := v_mine || ' and ' || v_admin; v_write := v_mine || ' and ' || v_admin;
         when 'platform_catalog' then
             v_read := '(' || v_mine || ' or (tenant_id = ''00000000-0000-0000-0000-000000000000'' and (select vanilla.current_tenant_id()) is not null))';
+            if p_public is not null then
+                v_read := format('(%s and %I) or (%s and %s)', v_read, p_public, v_mine, v_admin);
+            end if;
             v_write := v_mine || ' and ' || v_admin;
         when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
             v_read := '(' || v_mine || ' or ((select vanilla.current_user_role()) = ''superadmin'' and (select vanilla.current_tenant_id()) = ''00000000-0000-0000-0000-000000000000''))';
@@ -849,7 +868,7 @@ begin
     on conflict (relation) do update set ownership = excluded.ownership where table_ownership.ownership <> excluded.ownership;
 end
 $f$;
-comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean) is
+comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean, name) is
     'Grants, FORCE and ENABLE, and policies of one table by its ownership class.';
 
 -- 7. tenancy -------------------------------------------------------------------------------------------------------
@@ -862,6 +881,8 @@ set search_path = pg_catalog, pg_temp as $f$
     select r.rolsuper or pg_has_role(r.oid, 'vanilla_operator', 'usage') or pg_has_role(r.oid, 'vanilla_system', 'usage')
     from pg_roles r where r.rolname = coalesce(nullif(current_setting('role'), 'none'), session_user)
 $f$;
+comment on function vanilla.caller_is_operator() is
+    'Whether the role that called, not the owner of this function, is operator, system or superuser.';
 
 create or replace function vanilla.acting_tenant(p_tenant_id uuid default null) returns uuid language plpgsql stable
 set search_path = pg_catalog, pg_temp as $f$
@@ -1045,6 +1066,8 @@ begin
     return v_id;
 end
 $f$;
+comment on function vanilla.make_user(uuid, text, text, text, text, text, boolean, uuid) is
+    'A user, a wallet and the tokens of the level (null: the default one); the caller has checked who may.';
 
 create or replace function public.create_user(
     p_email text, p_role text default 'user', p_display_name text default '', p_password_hash text default null,
@@ -1081,6 +1104,8 @@ begin
     return v_user;
 end
 $f$;
+comment on function vanilla.find_user(uuid, uuid) is
+    'The user by id in a tenant, or in any for the operator (null); VS404 in the same words whether absent or another tenant''s.';
 
 create or replace function public.set_display_name(p_name text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1224,6 +1249,8 @@ begin
     return ceil(extract(epoch from v_row.window_ends_at - v_now))::integer;
 end
 $f$;
+comment on function vanilla.count_sign_in(text, integer) is
+    'Counts one attempt of a subject within 15 minutes; returns the seconds to wait above the limit, else 0.';
 
 create or replace function vanilla.begin_sign_in(p_tenant text, p_email text, p_ip text,
     out password_hash text, out retry_after_s integer)
@@ -1783,6 +1810,9 @@ begin
                 else greatest(k.used_tokens + v_charged - case when v_entry.metadata ? 'late' then 0 else v_hold.requested end, 0) end
         where k.tenant_id = p_tenant_id and k.id = v_hold.api_key_id
           and (k.budget_tokens is not null or k.last_used_at is null or k.last_used_at < vanilla.clock() - interval '1 minute');
+    end if;
+    if v_entry.metadata ? 'late' then              -- its row stands already, as abandoned
+        delete from public.ai_executions where tenant_id = p_tenant_id and id = v_hold.execution_id and status = 'abandoned';
     end if;
     insert into public.ai_executions (tenant_id, created_at, id, user_id, api_key_id, provider_id, model_id, hold_id, provider, model, status, error_code,
         input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, charged_tokens, cost_micros, latency_ms, first_token_ms, streamed, usage_estimated, request_id)

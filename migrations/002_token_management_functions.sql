@@ -5,6 +5,7 @@
 -- Private, in the order they stand on each other:
 --   post_entry       the only writer of a wallet's amounts and of the ledger: one update, one insert, one chain link
 --   add_spendable    tokens come in: debt is repaid first
+--   grants_after_burn what readers see of the grants
 --   fold_wallet      takes what was burned from the grants, then plays every event that is due, in order of time
 --   lock_wallet      row lock, then fold when due: every operation starts here
 --   spend, reserve_tokens, settle_tokens, release_tokens, reap_holds
@@ -26,11 +27,10 @@ alter default privileges revoke execute on functions from public;
 
 -- the ledger -------------------------------------------------------------------------------------------------------
 -- The binary form of the row: lengths and types are in it, so no two rows share a form. Inlined.
-create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_token_ledger) returns bytea language sql stable parallel safe as $f$
-    select sha256(p_head || record_send(row(p_row.tenant_id, p_row.user_id, p_row.seq, p_row.id, p_row.created_at, p_row.amount, p_row.reserved_amount,
+create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_token_ledger) returns bytea language sql stable parallel safe
+    return sha256(p_head || record_send(row(p_row.tenant_id, p_row.user_id, p_row.seq, p_row.id, p_row.created_at, p_row.amount, p_row.reserved_amount,
         p_row.available_after, p_row.reserved_after, p_row.borrowed_after, p_row.direction, p_row.reason, p_row.source, p_row.reference_type,
-        p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)))
-$f$;
+        p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)));
 comment on function vanilla.ledger_hash(bytea, public.user_token_ledger) is 'Chain link: SHA-256 of the link before and of every column but hash.';
 
 create or replace function vanilla.post_entry(p_wallet public.user_token_wallets, p_entry public.user_token_ledger) returns public.user_token_ledger
@@ -68,6 +68,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
         'reference_type', p_entry.reference_type, 'reference_id', p_entry.reference_id, 'execution_id', p_entry.execution_id,
         'hold_id', p_entry.hold_id, 'metadata', p_entry.metadata, 'created_at', p_entry.created_at, 'replayed', p_replayed)
         || case when p_entry.direction in ('debit', 'settle', 'debt', 'reserve') and p_entry.borrowed_after > 0
+                 and not exists (select from public.user_token_wallets w where w.tenant_id = p_entry.tenant_id and w.user_id = p_entry.user_id
+                                 and w.enforcement_mode = 'monitor')
                 then '{"warning": "the wallet is in debt; the next credit repays it"}' else '{}' end::jsonb
 $f$;
 comment on function vanilla.entry_json(public.user_token_ledger, boolean) is 'A ledger entry as the API shows it.';
@@ -83,6 +85,8 @@ begin
     return p_wallet;
 end
 $f$;
+comment on function vanilla.add_spendable(public.user_token_wallets, bigint) is
+    'Adds tokens to a copy of the wallet: debt first, the rest becomes available.';
 
 -- p_wallet is a copy of the locked row; the caller posts nothing in between
 create or replace function vanilla.settle_burn(p_wallet public.user_token_wallets) returns public.user_token_wallets
@@ -106,6 +110,18 @@ end
 $f$;
 comment on function vanilla.settle_burn(public.user_token_wallets) is 'Takes what was consumed since the last fold from the grants, in order of burning.';
 
+-- The same order of burning, for readers: row-level security decides whose grants they see.
+create or replace function vanilla.grants_after_burn(p_tenant_id uuid, p_user_id uuid) returns table (
+    id uuid, kind text, priority smallint, amount bigint, remaining bigint, effective_at timestamptz, expires_at timestamptz, level_id uuid)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select g.id, g.kind, g.priority, g.amount, g.remaining - least(g.remaining, greatest(w.burn - g.before, 0)), g.effective_at, g.expires_at, g.level_id
+    from (select *, sum(x.remaining) over (order by x.priority, x.expires_at, x.id) - x.remaining as before
+          from public.user_token_grants x where x.tenant_id = p_tenant_id and x.user_id = p_user_id and x.state = 'active') g
+    join public.user_token_wallets w on w.tenant_id = g.tenant_id and w.user_id = g.user_id
+$f$;
+comment on function vanilla.grants_after_burn(uuid, uuid) is 'A wallet''s active grants with what is left of each, the burn taken off.';
+grant execute on function vanilla.grants_after_burn(uuid, uuid) to vanilla_app, vanilla_readonly, vanilla_operator;
+
 create or replace function vanilla.effective_policy(p_tenant_id uuid, p_user_id uuid, p_level_id uuid,
     out base_allocation bigint, out monthly_allocation bigint, out period text, out period_anchor text, out rollover_percent integer,
     out rollover_cap bigint, out monthly_cap bigint, out enforcement_mode text, out warning_percent integer)
@@ -123,24 +139,19 @@ create or replace function vanilla.period_at(p_period text, p_period_anchor text
     out starts_at timestamptz, out ends_at timestamptz)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_anchor timestamp := p_anchor at time zone p_time_zone;
     v_at timestamp := p_at at time zone p_time_zone;
+    v_anchor timestamp := case when p_period_anchor = 'calendar' then date_trunc(p_period, v_at) else p_anchor at time zone p_time_zone end;
     v_step interval := case p_period when 'day' then interval '1 day' when 'week' then interval '1 week' when 'year' then interval '1 year' else interval '1 month' end;
-    v_n integer;
-begin
-    if p_period_anchor = 'calendar' then
-        starts_at := date_trunc(p_period, v_at) at time zone p_time_zone;
-        ends_at := (date_trunc(p_period, v_at) + v_step) at time zone p_time_zone;
-        return;
-    end if;
     -- always counted from the anchor: the 31st comes back after a shorter month
-    v_n := case p_period
+    v_n integer := case p_period
         when 'day' then floor(extract(epoch from v_at - v_anchor) / 86400)
         when 'week' then floor(extract(epoch from v_at - v_anchor) / 604800)
         when 'year' then extract(year from v_at) - extract(year from v_anchor)
         else (extract(year from v_at) - extract(year from v_anchor)) * 12 + extract(month from v_at) - extract(month from v_anchor) end;
-    while v_anchor + v_n * v_step > v_at loop v_n := v_n - 1; end loop;
-    while v_anchor + (v_n + 1) * v_step <= v_at loop v_n := v_n + 1; end loop;
+begin
+    -- compared as instants: where the clock changes, a local time may not exist or come twice
+    while (v_anchor + v_n * v_step) at time zone p_time_zone > p_at loop v_n := v_n - 1; end loop;
+    while (v_anchor + (v_n + 1) * v_step) at time zone p_time_zone <= p_at loop v_n := v_n + 1; end loop;
     starts_at := (v_anchor + v_n * v_step) at time zone p_time_zone;
     ends_at := (v_anchor + (v_n + 1) * v_step) at time zone p_time_zone;
 end
@@ -154,6 +165,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
     from public.user_token_grants g
     where g.tenant_id = p_wallet.tenant_id and g.user_id = p_wallet.user_id and g.state in ('active', 'scheduled')
 $f$;
+comment on function vanilla.next_event(public.user_token_wallets) is
+    'When the next grant starts or lapses or the period ends, or infinity.';
 
 -- Gives tokens to a wallet whose burn is settled: the grant, the ledger row, and debt repaid from it.
 create or replace function vanilla.grant_tokens(p_wallet public.user_token_wallets, p_kind text, p_amount bigint, p_effective_at timestamptz,
@@ -176,11 +189,14 @@ begin
     return p_entry;
 end
 $f$;
+comment on function vanilla.grant_tokens(public.user_token_wallets, text, bigint, timestamptz, timestamptz, uuid, public.user_token_ledger) is
+    'Gives tokens to a wallet whose burn is settled: the grant, its ledger row, debt repaid from it.';
 
 create or replace function vanilla.read_wallet(p_tenant_id uuid, p_user_id uuid) returns public.user_token_wallets
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
     select * from public.user_token_wallets where tenant_id = p_tenant_id and user_id = p_user_id
 $f$;
+comment on function vanilla.read_wallet(uuid, uuid) is 'The wallet as it is now; the caller holds its lock.';
 
 -- Plan and rollover of one period, into a wallet whose burn is settled.
 create or replace function vanilla.open_period(p_wallet public.user_token_wallets, p_unused bigint, p_starts_at timestamptz, p_ends_at timestamptz) returns void
@@ -212,6 +228,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.open_period(public.user_token_wallets, bigint, timestamptz, timestamptz) is
+    'Plan and rollover of one period, into a wallet whose burn is settled.';
 
 -- Tokens leave without being spent: a grant lapses or is voided.
 create or replace function vanilla.drop_grant(p_wallet public.user_token_wallets, p_grant public.user_token_grants, p_state text, p_direction text, p_reason text) returns void
@@ -234,6 +252,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.drop_grant(public.user_token_wallets, public.user_token_grants, text, text, text) is
+    'Takes the rest of a grant away unspent: it lapses (expired) or is voided.';
 
 create or replace function vanilla.fold_wallet(p_wallet public.user_token_wallets) returns public.user_token_wallets
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -392,9 +412,9 @@ begin
     if p_wallet.status <> 'active' then
         perform vanilla.refuse('VS415', format('the wallet is %s', p_wallet.status), jsonb_build_object('status', p_wallet.status), 'An admin of the tenant can open it again.');
     end if;
-    if p_wallet.enforcement_mode = 'hard' and (p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0) then
+    if p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0 then
         p_wallet := vanilla.reap_wallet(p_wallet);      -- expired holds return at the first touch that needs them
-        if p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0 then
+        if p_wallet.enforcement_mode = 'hard' and (p_wallet.available_tokens < p_amount or p_wallet.borrowed_tokens > 0) then
             perform vanilla.refuse('VS402', 'not enough tokens', jsonb_build_object('needed', p_amount, 'available', p_wallet.available_tokens,
                 'reserved', p_wallet.reserved_tokens, 'borrowed', p_wallet.borrowed_tokens, 'resets_at', p_wallet.next_reset_at),
                 'An admin of the tenant can add tokens or change the level.');
@@ -414,6 +434,8 @@ begin
     return p_amount::bigint;
 end
 $f$;
+comment on function vanilla.check_amount(numeric) is
+    'The amount in tokens when it is not zero and at most 10^15 either way, else VS400.';
 
 create or replace function vanilla.reserve_tokens(p_wallet public.user_token_wallets, p_amount bigint, p_ttl interval, p_reason text, p_source text,
     p_reference_type text, p_reference_id uuid, p_execution_id uuid, p_idempotency_key text, p_api_key_id uuid, p_call jsonb, p_actor_id uuid,
@@ -526,6 +548,8 @@ begin
     return vanilla.post_entry(p_wallet, p_entry);
 end
 $f$;
+comment on function vanilla.release_tokens(public.user_token_wallets, public.user_token_holds, public.user_token_ledger) is
+    'Returns a whole hold to its wallet and writes the entry.';
 
 -- the seed's functions ---------------------------------------------------------------------------------------------
 create or replace function public.adjust_user_tokens(
@@ -560,13 +584,10 @@ begin
         perform vanilla.refuse('VS400', 'a credit is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
     end if;
     if p_direction in ('debit', 'reserve', 'release') then v_amount := abs(v_amount); end if;
-    if p_expires_at is null or p_expires_at <= vanilla.clock() then
-        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
-    end if;
     v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
     if p_idempotency_key is not null then
         v_hash := sha256(convert_to(jsonb_build_array(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id,
-            p_metadata, p_expires_at)::text, 'UTF8'));
+            p_metadata, p_expires_at at time zone 'UTC')::text, 'UTF8'));       -- the same body in every session's time zone
         select * into v_old from public.user_token_ledger
             where tenant_id = v_user.tenant_id and user_id = v_user.id and idempotency_key = p_idempotency_key;
         if found then
@@ -575,6 +596,10 @@ begin
             end if;
             return vanilla.entry_json(v_old, true);
         end if;
+    end if;
+    -- after the replay, which may come when the grant has lapsed
+    if p_expires_at is null or p_expires_at <= vanilla.clock() then
+        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
     end if;
     v_entry.direction := p_direction;
     v_entry.reason := coalesce(p_reason, p_direction);
@@ -589,6 +614,10 @@ begin
         v_wallet := vanilla.require_tokens(v_wallet, 0);
     end if;
     if p_direction = 'credit' or (p_direction = 'adjustment' and v_amount > 0) then
+        if v_wallet.available_tokens + v_wallet.reserved_tokens + v_amount > 100000000000000000 then
+            -- far from 2^63: a period that ends can always grant, so one wallet never stops maintenance for all
+            perform vanilla.refuse('VS400', 'a wallet holds at most 100,000,000,000,000,000 tokens', '{"param": "amount"}');
+        end if;
         v_wallet := vanilla.settle_burn(v_wallet);
         v_entry := vanilla.grant_tokens(v_wallet, case when p_direction = 'adjustment' then 'adjustment'
             when p_source in ('purchase', 'promo', 'trial', 'refund') then p_source else 'adjustment' end, v_amount, vanilla.clock(), p_expires_at, null, v_entry);
@@ -605,7 +634,7 @@ begin
             perform vanilla.refuse('VS404', 'no open hold of this user has that id or reference', jsonb_build_object('reference_id', p_reference_id),
                 'Pass hold_id of the reserve, or the reference it was made with, as p_reference_id.');
         end if;
-        if v_hold.amount <> v_amount then
+        if v_amount not in (v_hold.amount, v_hold.requested) then
             perform vanilla.refuse('VS409', format('the hold is of %s tokens, not %s', v_hold.amount, v_amount), jsonb_build_object('hold_id', v_hold.id, 'amount', v_hold.amount),
                 'A hold is released whole; settle_user_tokens charges a part and returns the rest.');
         end if;
@@ -655,6 +684,8 @@ declare
     v_wallet public.user_token_wallets := vanilla.lock_wallet(p_tenant_id, p_user_id);
     v_policy record;
     v_period record;
+    v_granted_from timestamptz;
+    v_granted_until timestamptz;
     v_zone text;
     v_grant public.user_token_grants;
     v_entry public.user_token_ledger;
@@ -690,8 +721,11 @@ begin
         v_base := (vanilla.grant_tokens(v_wallet, 'base', v_policy.base_allocation, v_now, 'infinity', p_level_id, v_entry)).amount;
         v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
     end if;
-    if not exists (select from public.user_token_grants g where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.kind in ('plan', 'rollover')
-                   and g.level_id = p_level_id and g.expires_at > v_now and g.effective_at >= v_period.starts_at) then
+    -- a period once granted runs to its end, though the policy or the time zone would now draw its borders elsewhere
+    select g.effective_at, g.expires_at into v_granted_from, v_granted_until from public.user_token_grants g
+        where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.kind in ('plan', 'rollover') and g.level_id = p_level_id and g.expires_at > v_now
+        order by g.expires_at desc limit 1;
+    if not found then
         perform vanilla.open_period(v_wallet, 0, v_period.starts_at, v_period.ends_at);
     else
         -- left and came back within a period: what was left then, and no more
@@ -710,7 +744,7 @@ begin
             end if;
             v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
         end loop;
-        update public.user_token_wallets w set period_start = v_period.starts_at, next_reset_at = v_period.ends_at
+        update public.user_token_wallets w set period_start = v_granted_from, next_reset_at = v_granted_until
             where w.tenant_id = p_tenant_id and w.user_id = p_user_id;
     end if;
     v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
@@ -760,6 +794,8 @@ begin
     return v_reset;
 end
 $f$;
+comment on function vanilla.fold_due_wallets(integer) is
+    'Folds up to p_limit wallets with an event due (null: all) that nobody is using; the number whose period ended.';
 
 create or replace function public.reset_monthly_tokens(p_limit integer default null) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -808,9 +844,9 @@ begin
         perform vanilla.refuse('VS400', 'the policy is not valid: ' || sqlerrm, '{}', 'Amounts are not negative, percentages 0 to 100, period day, week, month or year, enforcement hard, warn or monitor.');
     end;
     -- enforcement at once; amounts from the next period on
-    update public.user_token_wallets w set enforcement_mode = (vanilla.effective_policy(w.tenant_id, w.user_id, w.level_id)).enforcement_mode,
-            warn_below = p_monthly_allocation * p_warning_percent / 100
-        where w.tenant_id = v_tenant and w.level_id = p_level_id;
+    update public.user_token_wallets w set enforcement_mode = e.enforcement_mode, warn_below = e.monthly_allocation * e.warning_percent / 100
+        from public.users u, vanilla.effective_policy(u.tenant_id, u.id, p_level_id) e
+        where w.tenant_id = v_tenant and w.level_id = p_level_id and u.tenant_id = w.tenant_id and u.id = w.user_id;
     perform vanilla.audit(v_tenant, 'level.policy', 'level', p_level_id, jsonb_build_object('monthly_allocation', p_monthly_allocation, 'enforcement_mode', p_enforcement_mode));
 end
 $f$;
@@ -920,18 +956,24 @@ end
 $f$;
 comment on function vanilla.reap_holds(integer) is 'Returns expired holds of wallets that nobody is using now; the number of wallets.';
 
-create or replace function vanilla.run_maintenance() returns jsonb
+create or replace function vanilla.run_maintenance(p_limit integer default 50) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_reaped integer;
+    v_reset integer;
 begin
     -- one ticker at a time; the others go on serving
     if not pg_try_advisory_xact_lock(hashtext('vanilla_saas.maintenance')) then
-        return '{"ran": false}';
+        return '{"ran": false, "more": false}';
     end if;
-    return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', vanilla.reap_holds(1000),
-        'wallets_reset', vanilla.fold_due_wallets(1000));
+    v_reaped := vanilla.reap_holds(p_limit);
+    v_reset := vanilla.fold_due_wallets(p_limit);
+    return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', v_reaped, 'wallets_reset', v_reset,
+        'more', v_reaped >= p_limit or v_reset >= p_limit);
 end
 $f$;
-comment on function vanilla.run_maintenance() is 'One tick: partitions ahead, expired holds, due periods. Any process may call it; one runs.';
+comment on function vanilla.run_maintenance(integer) is
+    'A part of a tick: partitions ahead, then expired holds and due periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
 
 grant execute on function
     public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz),
@@ -940,7 +982,7 @@ grant execute on function
     public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid),
     public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz)
     to vanilla_app, vanilla_operator, vanilla_system;
-grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance() to vanilla_runtime, vanilla_operator, vanilla_system;
+grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance(integer) to vanilla_runtime, vanilla_operator, vanilla_system;
 
 set local role vanilla_owner;
 revoke create on schema vanilla from vanilla_definer;

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from pydantic import SecretStr
 
+from tests.books import require_clean_books
 from vanilla_saas.app import create_app
 from vanilla_saas.database.context import ContextSigner, Identity, Role
 from vanilla_saas.database.migrator import migrate
@@ -54,11 +55,12 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 async def database_name(cluster: Cluster) -> AsyncIterator[str]:
-    """A migrated database of this worker, dropped at the end."""
+    """A migrated database of this worker, dropped at the end, when its books must be right."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     async with create_database(cluster, name):
         await migrate(cluster.url(database=name), ContextSigner(bytes.fromhex(TEST_KEY)))
         yield name
+        await require_clean_books(cluster.url(database=name))
 
 
 @asynccontextmanager

@@ -14,15 +14,17 @@ from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
-from vanilla_saas.operations import routes as operations_routes
+from vanilla_saas.logs import configure_logs
+from vanilla_saas.operations.routes import router as operations_router
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.gateway import Gateway
 from vanilla_saas.providers.metering import MeteredCalls
 from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
-from vanilla_saas.tenancy import routes as tenancy_routes
-from vanilla_saas.web import BodyLimit, RequestIds, configure_logging, install_problems
+from vanilla_saas.tenancy.routes import router as tenancy_router
+from vanilla_saas.tokens.routes import router as tokens_router
+from vanilla_saas.web import BodyLimit, RequestIds, install_problems
 
 log = structlog.get_logger()
 TICK_SECONDS = 30.0
@@ -31,7 +33,7 @@ TICK_SECONDS = 30.0
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API over the configured database; opens pools at start-up and closes them at shutdown."""
     settings = settings or Settings()
-    configure_logging()
+    configure_logs(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -63,8 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
     install_problems(app)
-    app.include_router(operations_routes.router)
-    app.include_router(tenancy_routes.router)
+    for router in (operations_router, tenancy_router, tokens_router):
+        app.include_router(router)
     return app
 
 
@@ -82,7 +84,9 @@ async def _tick(database: Database) -> None:
     """Expired holds, due periods and partitions; the database lets one ticker run at a time."""
     while True:
         try:
-            await database.call("select vanilla.run_maintenance()")
+            # in small parts, so that no wallet is locked for long at the turn of a month
+            while (await database.call("select vanilla.run_maintenance()"))["more"]:
+                pass
         except (VanillaError, asyncpg.PostgresError, OSError) as error:
             log.warning("maintenance_failed", error=str(error))
         await asyncio.sleep(TICK_SECONDS)

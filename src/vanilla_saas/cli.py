@@ -3,13 +3,16 @@
 import sys
 
 import typer
+from pydantic import ValidationError
 
-from vanilla_saas.database.cli import env, psql
+from vanilla_saas.database.cli import env, pg_upgrade, psql
 from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations.cli import register as register_operations
 from vanilla_saas.providers.cli import models, providers
 from vanilla_saas.tenancy.cli import keys, tenants, users
+from vanilla_saas.tokens.cli import app as wallets
+from vanilla_saas.tokens.cli import reset_tokens
 
 app = typer.Typer(
     name="vanilla-saas",
@@ -21,6 +24,9 @@ app = typer.Typer(
 register_operations(app)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql)
 app.command()(env)
+app.command("reset-tokens")(reset_tokens)
+app.add_typer(wallets, name="wallets")
+app.command("pg-upgrade")(pg_upgrade)
 app.add_typer(providers, name="providers")
 app.add_typer(models, name="models")
 app.add_typer(tenants, name="tenants")
@@ -36,6 +42,11 @@ def main() -> None:
         _refuse(error.name, error.message, error.hint)
     except EmbeddedServerError as error:
         _refuse(error.code, error.detail, error.hint)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = str(wrong["loc"][0]) if wrong["loc"] else "settings"
+        variable = name if name.isupper() else f"VANILLA_SAAS_{name.upper()}"
+        _refuse("invalid_request", f"{variable}: {wrong['msg']}.", "docs/reference/settings.md explains every setting.")
     except ValueError as error:
         _refuse("invalid_request", str(error), None)
 

@@ -5,11 +5,16 @@ Order of the database: `DATABASE_URL`, then libpq's `PG*` variables, then the em
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _whole_number(value: object) -> object:
+    """The environment has text only."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 class Settings(BaseSettings):
@@ -33,7 +38,7 @@ class Settings(BaseSettings):
     """Embedded data directory, keys and logs."""
     pg_bin: Path | None = None
     """Folder of PostgreSQL binaries for the embedded server, instead of the wheel's."""
-    pg_version: Literal[16, 18] = 18
+    pg_version: Annotated[Literal[16, 18], BeforeValidator(_whole_number)] = 18
     """Major version of the embedded server."""
     context_key: SecretStr | None = None
     """64 hex digits that sign request contexts; else `$VANILLA_SAAS_HOME/context.key`."""

@@ -15,12 +15,6 @@ from vanilla_saas.database.errors import VanillaError
 log = structlog.get_logger()
 
 
-def configure_logging() -> None:
-    """Tracebacks without the values of variables, among which are passwords and tokens of the request."""
-    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
-
-
 def install_problems(app: FastAPI) -> None:
     """Answers refusals, malformed requests and failures of the framework's routes as problem+json."""
     app.add_exception_handler(VanillaError, _refusal)

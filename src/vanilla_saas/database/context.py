@@ -43,10 +43,6 @@ class ContextSigner:
         payload = f"v1.{self.key_id}.{identity.tenant_id}.{identity.user_id}.{identity.role}.{expiry}"
         return f"{payload}.{hmac.new(self._key, payload.encode(), hashlib.sha256).hexdigest()}"
 
-    def seal(self, purpose: str, payload: bytes) -> bytes:
-        """Sixteen bytes that only this key makes for `payload`; of one purpose they are worth nothing for another."""
-        return hmac.digest(self._key, purpose.encode() + b"\0" + payload, "sha256")[:16]
-
     def login_password(self, role: str) -> str:
         """Password of a run-time login, derived so that one secret serves API, workers and migrate."""
         return hmac.new(self._key, f"login:{role}".encode(), hashlib.sha256).hexdigest()

@@ -39,10 +39,6 @@ class Database:
         self._runtime = runtime
         self._signer = signer
 
-    @property
-    def signer(self) -> ContextSigner:
-        return self._signer
-
     @classmethod
     async def open(
         cls,

@@ -12,6 +12,7 @@ from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.migrator import migrate as run_migrations
 from vanilla_saas.operations import serving
+from vanilla_saas.operations.doctor import diagnose
 from vanilla_saas.settings import Settings
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [VANILLA_SAAS_HOST, 127.0.0.1].")]
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(serve)
     app.command()(migrate)
+    app.command()(doctor)
     app.command()(demo)
 
 
@@ -58,6 +60,21 @@ def migrate(as_json: AsJson = False) -> None:
         typer.echo(f"applied {name}")
     if not ran:
         typer.echo("The schema is current.")
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Look for what is wrong and say how to mend it; exit code 1 when something is."""
+    settings = Settings()
+    signer = load_signer(settings)
+    with addresses(settings, signer) as where:
+        found = asyncio.run(diagnose(where, signer))
+    if as_json:
+        typer.echo(orjson.dumps([finding.as_dict() for finding in found]))
+    else:
+        for finding in found:
+            typer.echo(f"{finding.check}: {finding.found}\n  mend: {finding.mend}")
+        typer.echo(f"{len(found)} findings." if found else "All is well.")
+    raise typer.Exit(1 if found else 0)
 
 
 def demo(

@@ -1,0 +1,239 @@
+"""`vanilla-saas wallets ...` and `vanilla-saas reset-tokens`: the books, as the operator."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import asyncpg
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vanilla_saas.database.connection import addresses
+from vanilla_saas.database.context import load_signer
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.pool import translated_errors
+from vanilla_saas.settings import Settings
+from vanilla_saas.tokens import store
+from vanilla_saas.tokens.models import MAX_TOKENS, Adjustment, Direction
+
+app = typer.Typer(no_args_is_help=True, help="Wallets: balances, ledger, proof. Amounts are tokens.")
+
+T = TypeVar("T")
+User = Annotated[str, typer.Argument(help="Email, external id or UUID.")]
+Amount = Annotated[int, typer.Argument(min=-MAX_TOKENS, max=MAX_TOKENS, help="Tokens.")]
+Tenant = Annotated[str, typer.Option(help="Slug of the user's tenant.")]
+Reason = Annotated[str, typer.Option(help="Why; it stands in the ledger.")]
+Key = Annotated[str | None, typer.Option(help="Repeating the command with this key changes nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SIGNED = {"ignore_unknown_options": True}
+"""Lets -5 be an amount instead of an option."""
+
+
+def as_operator(work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    """The result of `work` in a transaction of the login that administers; a refusal is printed and exits with 1."""
+
+    async def run(dsn: str) -> T:
+        async with translated_errors():
+            connection = await asyncpg.connect(dsn, timeout=10)
+            try:
+                await connection.set_type_codec(
+                    "jsonb", encoder=lambda v: orjson.dumps(v).decode(), decoder=orjson.loads, schema="pg_catalog"
+                )
+                async with connection.transaction():
+                    return await work(connection)
+            finally:
+                await connection.close()
+
+    try:
+        settings = Settings()
+        with addresses(settings, load_signer(settings)) as where:
+            return asyncio.run(run(where.admin))
+    except VanillaError as error:
+        typer.echo(f"{error.name}: {error.message}", err=True)
+        if error.hint:
+            typer.echo(error.hint, err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def show(user: User, tenant: Tenant = "default", as_json: AsJson = False) -> None:
+    """Print a wallet and its open grants."""
+
+    async def work(connection: asyncpg.Connection) -> dict[str, Any]:
+        wallet = await store.read_wallet(connection, *await store.find_user(connection, tenant, user))
+        return wallet.model_dump(mode="json")
+
+    wallet = as_operator(work)
+    if as_json:
+        typer.echo(json.dumps(wallet))
+        return
+    grants, level = wallet.pop("grants"), wallet.pop("level")
+    _print_table([{"": name, "wallet": value} for name, value in ({"level": level and level["slug"]} | wallet).items()])
+    _print_table([{k: grant[k] for k in ("kind", "remaining", "amount", "expires_at")} for grant in grants])
+
+
+@app.command()
+def ledger(
+    user: User,
+    limit: Annotated[int, typer.Option(min=1, help="Newest entries to print.")] = 20,
+    tenant: Tenant = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Print a user's newest ledger entries."""
+
+    async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
+        owner = await store.find_user(connection, tenant, user)
+        return [entry.model_dump(mode="json") for entry in await store.read_ledger(connection, *owner, limit=limit)]
+
+    entries = as_operator(work)
+    if as_json:
+        typer.echo(json.dumps(entries))
+        return
+    columns = ("seq", "created_at", "direction", "amount", "available_after", "borrowed_after", "reason")
+    _print_table([{column: entry[column] for column in columns} for entry in entries])
+
+
+@app.command()
+def credit(
+    user: User,
+    amount: Amount,
+    reason: Reason,
+    source: Annotated[str, typer.Option(help="manual, purchase, promo, trial or refund.")] = "manual",
+    key: Key = None,
+    tenant: Tenant = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Give tokens; debt is repaid first."""
+    _adjust(user, amount, "credit", reason, source, key, tenant, as_json)
+
+
+@app.command()
+def debit(
+    user: User, amount: Amount, reason: Reason, key: Key = None, tenant: Tenant = "default", as_json: AsJson = False
+) -> None:
+    """Charge tokens."""
+    _adjust(user, amount, "debit", reason, "manual", key, tenant, as_json)
+
+
+@app.command(context_settings=SIGNED)
+def adjust(
+    user: User, amount: Amount, reason: Reason, key: Key = None, tenant: Tenant = "default", as_json: AsJson = False
+) -> None:
+    """Correct a balance by a signed amount; it does not count as spent."""
+    _adjust(user, amount, "adjustment", reason, "manual", key, tenant, as_json)
+
+
+@app.command()
+def level(
+    user: User,
+    name: Annotated[str, typer.Argument(metavar="LEVEL", help="Slug or UUID.")],
+    tenant: Tenant = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Put a user on a level and grant its tokens, once a period."""
+
+    async def work(connection: asyncpg.Connection) -> dict[str, Any]:
+        _, user_id = await store.find_user(connection, tenant, user)
+        return await store.allocate_level(connection, user_id, await store.find_level(connection, tenant, name))
+
+    granted = as_operator(work)
+    if as_json:
+        typer.echo(json.dumps(granted))
+        return
+    typer.echo(
+        f"{user} is on {name}: {granted['base_granted']} tokens for joining,"
+        f" {granted['period_granted']} for the period, {granted['restored']} restored;"
+        f" available {granted['available_tokens']}"
+    )
+
+
+@app.command()
+def lock(user: User, reason: Reason, tenant: Tenant = "default", as_json: AsJson = False) -> None:
+    """Refuse debits and reservations of a wallet."""
+    _set_status(user, "locked", reason, tenant, as_json)
+
+
+@app.command()
+def unlock(user: User, reason: Reason, tenant: Tenant = "default", as_json: AsJson = False) -> None:
+    """Open a locked or suspended wallet."""
+    _set_status(user, "active", reason, tenant, as_json)
+
+
+@app.command()
+def verify(
+    user: Annotated[str | None, typer.Argument(help="Email, external id or UUID; all wallets when left out.")] = None,
+    tenant: Tenant = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Recompute the ledger's hash chains; exit with 1 when a row was changed, removed or reordered."""
+
+    async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
+        if user is None:
+            return await store.broken_chains(connection)
+        tenant_id, user_id = await store.find_user(connection, tenant, user)
+        found = await store.verify(connection, tenant_id, user_id)
+        return [{"tenant_id": tenant_id, "user_id": user_id} | problem.model_dump() for problem in found.problems]
+
+    _report(as_operator(work), "Every chain is whole.", as_json)
+
+
+@app.command()
+def reconcile(as_json: AsJson = False) -> None:
+    """Compare wallets with ledger, holds and grants; exit with 1 when they differ."""
+    _report(as_operator(store.differences), "The books are right.", as_json)
+
+
+def reset_tokens(as_json: AsJson = False) -> None:
+    """Close every period that is due and grant the next allocation."""
+    count = as_operator(store.reset_due)
+    typer.echo(json.dumps({"wallets_reset": count}) if as_json else f"{count} wallets reset")
+
+
+def _adjust(
+    user: str, amount: int, direction: Direction, reason: str, source: str, key: str | None, tenant: str, as_json: bool
+) -> None:
+    async def work(connection: asyncpg.Connection) -> dict[str, Any]:
+        _, user_id = await store.find_user(connection, tenant, user)
+        body = Adjustment(amount=amount, direction=direction, reason=reason, source=source)
+        return await store.adjust(connection, user_id, body, key)
+
+    entry = as_operator(work)
+    if as_json:
+        typer.echo(json.dumps(entry))
+        return
+    again = " (done before, nothing changed)" if entry["replayed"] else ""
+    typer.echo(
+        f"{direction} {entry['amount']}: available {entry['available_tokens']}, debt {entry['borrowed_tokens']}{again}"
+    )
+
+
+def _set_status(user: str, status: str, reason: str, tenant: str, as_json: bool) -> None:
+    async def work(connection: asyncpg.Connection) -> None:
+        _, user_id = await store.find_user(connection, tenant, user)
+        await store.set_status(connection, user_id, status, reason)
+
+    as_operator(work)
+    typer.echo(json.dumps({"user": user, "status": status}) if as_json else f"the wallet of {user} is {status}")
+
+
+def _report(rows: list[dict[str, Any]], all_well: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, default=str))
+    elif rows:
+        _print_table(rows)
+    else:
+        typer.echo(all_well)
+    if rows:
+        raise typer.Exit(1)
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console().print(table)
