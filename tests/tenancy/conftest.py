@@ -17,6 +17,11 @@ from vanilla_saas.tenancy.passwords import hash_password
 PASSWORD = "four short words here"
 
 
+def stranger(email: str) -> Person:
+    """Somebody of whom only an address is known."""
+    return Person(Identity(DEFAULT_TENANT, uuid.UUID(int=0), "user"), "", uuid.UUID(int=0), email)
+
+
 @dataclass
 class Reply:
     status: int
