@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import aiohttp
 import asyncpg
 
 from tests.conftest import TEST_KEY, Cluster
+from vanilla_saas.database import embedded
 
 COMMAND = Path(sys.executable).with_name("vanilla-saas")
 START_SECONDS = 90.0
@@ -193,3 +195,24 @@ async def assert_books_are_clean(operator: asyncpg.Connection) -> None:
 def _somewhere(home: Path) -> Path:
     """A folder without an .env file of ours."""
     return home if home.is_dir() else Path("/")
+
+
+async def keeper_has_left(home: Path) -> None:
+    """Waits until the embedded server of a home has stopped, if there is one."""
+    if not (home / "keeper.lock").exists():
+        return
+
+    async def stopped() -> bool:
+        return not embedded._keeper_lives(home)
+
+    await eventually(stopped, STOP_SECONDS)
+
+
+@asynccontextmanager
+async def new_home() -> AsyncIterator[Path]:
+    """A home that is not there yet, short and where root's server user can reach it; stopped and removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="vs-"))
+    folder.chmod(0o755)
+    yield folder / "home"
+    await keeper_has_left(folder / "home")
+    shutil.rmtree(folder)

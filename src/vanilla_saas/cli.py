@@ -50,7 +50,7 @@ def main() -> None:
         variable = name if name.isupper() else f"VANILLA_SAAS_{name.upper()}"
         _refuse("invalid_request", f"{variable}: {wrong['msg']}.", "docs/reference/settings.md explains every setting.")
     except SecretError as error:
-        _refuse(error.code, str(error), None)
+        _refuse(error.code, str(error), "`openssl rand -hex 32` makes a key; without the variable the home keeps one.")
     except ValueError as error:
         _refuse("invalid_request", str(error), None)
     except asyncpg.PostgresError as error:

@@ -4,9 +4,7 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import signal
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -20,8 +18,8 @@ import pytest
 
 from tests.conftest import People, Person
 from tests.crash.test_gateway_crash import move_clock, request
-from tests.processes import Installation, assert_books_are_clean, eventually
-from vanilla_saas.database import embedded, postmaster
+from tests.processes import Installation, assert_books_are_clean, eventually, new_home
+from vanilla_saas.database import postmaster
 from vanilla_saas.database.pool import _prepare
 
 LONG = bool(os.environ.get("VANILLA_SAAS_LONG"))
@@ -68,16 +66,8 @@ class Load:
 
 @pytest.fixture
 async def home() -> AsyncIterator[Path]:
-    """A home that the embedded server's user can reach."""
-    folder = Path(tempfile.mkdtemp(prefix="vs-"))
-    folder.chmod(0o755)
-    yield folder / "home"
-
-    async def stopped() -> bool:
-        return not embedded._keeper_lives(folder / "home")
-
-    await eventually(stopped, 60)
-    shutil.rmtree(folder)
+    async with new_home() as home:
+        yield home
 
 
 async def operator_of(installation: Installation) -> asyncpg.Connection:
