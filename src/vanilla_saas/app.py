@@ -14,11 +14,15 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vanilla_saas import console
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
+from vanilla_saas.providers import pages as providers_pages
 from vanilla_saas.settings import Settings
+from vanilla_saas.tenancy import pages as tenancy_pages
+from vanilla_saas.tokens import pages as tokens_pages
 
 log = structlog.get_logger()
 TICK_SECONDS = 30.0
@@ -51,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Exception, _failure)
+    console.install(app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM)
     return app
 
 
