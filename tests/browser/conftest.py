@@ -48,8 +48,8 @@ class Visitor:
         await self.page.fill("#tenant", tenant)
         await self.page.fill("#email", email)
         await self.page.fill("#password", password)
-        await self.page.click("main button.primary")
-        await self.page.wait_for_load_state("networkidle")
+        async with self.page.expect_navigation(wait_until="networkidle"):
+            await self.page.click("main button.primary")
 
     async def theme(self, name: str) -> None:
         await self.context.add_cookies([{"name": "vs_theme", "value": name, "url": self.address}])

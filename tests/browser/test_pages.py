@@ -8,14 +8,23 @@ import pytest
 
 from tests.browser.conftest import Visitor
 from tests.browser.history import month_of_calls
-from tests.console.console_support import PASSWORD, set_password, super_admin
 from tests.conftest import DEFAULT_TENANT, People, Person
+from tests.console.console_support import PASSWORD, set_password, super_admin
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.pool import Database
 
 Visit = Callable[..., Awaitable[Visitor]]
 EVERYBODY = ["/sign-in", "/register", "/password/set?token=vst_x", "/nowhere"]
-ADMIN = ["/wallet", "/playground", "/keys", "/users", "/audit", "/password", "/executions/{execution}", "/wallet/{other}"]
+ADMIN = [
+    "/wallet",
+    "/playground",
+    "/keys",
+    "/users",
+    "/audit",
+    "/password",
+    "/executions/{execution}",
+    "/wallet/{other}",
+]
 SUPER = ["/tenants", "/providers"]
 
 
@@ -70,7 +79,7 @@ async def test_every_page_is_accessible_and_fits_its_window(
 
     root = await visitor(width)
     await root.theme(theme)
-    await set_password(people, await super_admin(people))
+    await super_admin(people)
     await root.sign_in("platform", "admin@localhost", PASSWORD)
     for path in SUPER:
         await look(root, path, path)

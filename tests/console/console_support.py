@@ -8,8 +8,8 @@ from typing import Any
 
 import aiohttp
 
-from tests.conftest import People, Person
-from vanilla_saas.database.context import Role
+from tests.conftest import SUPER_ADMIN, People, Person
+from vanilla_saas.database.context import PLATFORM, Identity
 from vanilla_saas.tenancy.passwords import hash_password
 
 PASSWORD = "correct horse battery staple"
@@ -67,7 +67,9 @@ async def tenant_slug(people: People, person: Person) -> str:
     return slug
 
 
-async def submit(http: aiohttp.ClientSession, path: str, headers: dict[str, str] | None = None, **form: Any) -> tuple[int, str, Any]:
+async def submit(
+    http: aiohttp.ClientSession, path: str, headers: dict[str, str] | None = None, **form: Any
+) -> tuple[int, str, Any]:
     """Posts a form as a page of the console would: status, body and headers, redirects not followed."""
     async with http.post(path, data=form, headers=FORM | (headers or {}), allow_redirects=False) as answer:
         return answer.status, await answer.text(), answer.headers
@@ -98,9 +100,7 @@ async def signed_in(api: str, people: People, person: Person) -> AsyncIterator[a
 
 
 async def super_admin(people: People) -> Person:
-    from tests.conftest import DEFAULT_TENANT, SUPER_ADMIN
-    from vanilla_saas.database.context import PLATFORM, Identity
-
-    role: Role = "superadmin"
-    assert DEFAULT_TENANT
-    return Person(Identity(PLATFORM, SUPER_ADMIN, role), "", SUPER_ADMIN, "admin@localhost")
+    """The seed's super admin, with a password that signs in."""
+    root = Person(Identity(PLATFORM, SUPER_ADMIN, "superadmin"), "", SUPER_ADMIN, "admin@localhost")
+    await set_password(people, root)
+    return root

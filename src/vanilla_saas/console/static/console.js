@@ -75,7 +75,7 @@
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 8, fill: line } },
       scales: { x: { time: false }, y: { range: [0, top * 1.15] } },
       axes: [
-        { ...axis, grid: { show: false }, space: 70, values: (_, ticks) => ticks.map((i) => (Number.isInteger(i) && days[i] ? dayName.format(days[i] * 1000) : "")) },
+        { ...axis, grid: { show: false }, size: 30, space: 70, values: (_, ticks) => ticks.map((i) => (Number.isInteger(i) && days[i] ? dayName.format(days[i] * 1000) : "")) },
         { ...axis, grid: { stroke: colour("c-grid"), width: 1 }, size: 52, space: 44, values: (_, ticks) => ticks.map((v) => compact.format(v)) },
       ],
       series: [
