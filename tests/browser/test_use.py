@@ -111,7 +111,7 @@ async def test_an_answer_streams_and_shows_what_it_cost(visitor: Visit, people: 
     assert await one.violations() == []
     await one.picture("playground-answered")
     await page.fill("#max_tokens", "8192")
-    await page.fill("#prompt", "x" * 15_000)
+    await page.fill("#prompt", "x" * 60_000)
     await page.click("#send")
     await expect(page.locator("#refusal")).to_contain_text("available")
     await one.picture("playground-refused")

@@ -39,13 +39,12 @@ async def levels(connection: asyncpg.Connection, tenant_id: UUID) -> Rows:
 
 async def create_user(
     connection: asyncpg.Connection, email: str, role: str, name: str, level_id: UUID | None, link_hash: bytes
-) -> UUID:
-    """A user without a password, and the one-time token with which they set it."""
+) -> datetime:
+    """A user without a password and the one-time token with which they set it; returns until when that works."""
     user_id: UUID = await connection.fetchval(
         "select create_user($1, $2, $3, p_level_id => $4)", email, role, name, level_id
     )
-    await connection.fetchval("select issue_one_time_token($1, $2)", user_id, link_hash)
-    return user_id
+    return await issue_link(connection, user_id, link_hash)
 
 
 async def issue_link(connection: asyncpg.Connection, user_id: UUID, link_hash: bytes) -> datetime:

@@ -76,17 +76,21 @@ async def create_user(
 ) -> Response:
     token = new_token(ONE_TIME_PREFIX)
     async with acting(request, caller) as connection:
-        await store.create_user(connection, email.strip(), role, display_name.strip(), level_id, token_hash(token))
-    return render(request, "tenancy/link.html", email=email.strip(), link=_link(request, token), created=True)
+        until = await store.create_user(
+            connection, email.strip(), role, display_name.strip(), level_id, token_hash(token)
+        )
+    return render(
+        request, "tenancy/link.html", email=email.strip(), link=_link(request, token), until=until, created=True
+    )
 
 
 @router.post("/users/{user_id}/link")
 async def password_link(request: Request, caller: PageAdmin, user_id: UUID) -> Response:
     token = new_token(ONE_TIME_PREFIX)
     async with acting(request, caller) as connection:
-        await store.issue_link(connection, user_id, token_hash(token))
+        until = await store.issue_link(connection, user_id, token_hash(token))
         email = await store.user_email(connection, caller.identity.tenant_id, user_id)
-    return render(request, "tenancy/link.html", email=email, link=_link(request, token), created=False)
+    return render(request, "tenancy/link.html", email=email, link=_link(request, token), until=until, created=False)
 
 
 @router.post("/users/{user_id}/role")

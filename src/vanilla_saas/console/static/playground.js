@@ -38,7 +38,7 @@ function refuse(problem) {
   box.setAttribute("role", "alert");
   const inner = document.createElement("div");
   const line = document.createElement("p");
-  line.textContent = problem.detail;
+  line.textContent = problem.detail[0].toUpperCase() + problem.detail.slice(1);
   if (problem.needed !== undefined && problem.available !== undefined) {
     line.textContent += `: ${whole.format(problem.needed)} needed, ${whole.format(problem.available)} available`;
   }
