@@ -9,16 +9,16 @@ from fastapi.responses import RedirectResponse, Response
 from vanilla_saas.console import page_router, render
 from vanilla_saas.console.security import local_path, read_cookie, set_cookie
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy import sign_in as door
+from vanilla_saas.tenancy import store
+from vanilla_saas.tenancy.identity import client_ip, token_hash
 from vanilla_saas.tenancy.page_session import (
     SESSION_COOKIE,
+    SESSION_LIFETIME,
     PageCaller,
-    client_ip,
     forget_session,
     keep_session,
-    open_session,
 )
-from vanilla_saas.tenancy.passwords import check_policy, hash_password, verify_password
 
 ORGANISATION_COOKIE = "vs_organisation"
 _YEAR_S = 365 * 24 * 3600
@@ -50,9 +50,19 @@ def _check_repeated(password: str, again: str) -> None:
 
 
 async def _enter(request: Request, tenant: str, email: str, password: str, wanted: str) -> Response:
-    token, facts = await open_session(request, tenant, email, password)
-    response = RedirectResponse("/password" if facts["must_change_password"] else local_path(wanted), 303)
-    keep_session(request, response, token)
+    # pages sign in again instead of refreshing: nobody keeps the refresh token
+    tokens = await door.sign_in(
+        request.app.state.database,
+        tenant,
+        email,
+        password,
+        client_ip(request),
+        request.headers.get("user-agent", ""),
+        SESSION_LIFETIME,
+        SESSION_LIFETIME,
+    )
+    response = RedirectResponse("/password" if tokens.must_change_password else local_path(wanted), 303)
+    keep_session(request, response, tokens.access_token)
     set_cookie(request, response, ORGANISATION_COOKIE, tenant[:64], max_age_s=_YEAR_S)
     return response
 
@@ -88,14 +98,8 @@ async def register(
     tenant, email = tenant.strip(), email.strip()
     try:
         _check_repeated(password, again)
-        check_policy(password, email)
-        await request.app.state.database.call(
-            "select vanilla.register_user($1, $2, $3, $4, $5)",
-            tenant,
-            email,
-            await hash_password(password),
-            display_name.strip(),
-            client_ip(request),
+        await door.register(
+            request.app.state.database, tenant, email, password, display_name.strip(), client_ip(request)
         )
         return await _enter(request, tenant, email, password, "/")
     except VanillaError as error:
@@ -112,16 +116,9 @@ async def password_form(request: Request, caller: PageCaller, notice: str = "") 
 
 @router.post("/password")
 async def change_password(request: Request, caller: PageCaller, current: Text, password: Text, again: Text) -> Response:
-    database, session = request.app.state.database, token_hash(caller.token)
     try:
-        stored = await database.call("select vanilla.session_password_hash($1)", session)
-        if not await verify_password(stored, current):
-            raise VanillaError("authentication_failed", "The current password is wrong.")
         _check_repeated(password, again)
-        check_policy(password, caller.email or "")
-        if password == current:
-            raise VanillaError("invalid_request", "The new password is the old one.", {"param": "password"})
-        await database.call("select vanilla.change_password($1, $2)", session, await hash_password(password))
+        await door.change_password(request.app.state.database, caller.token, caller.email, current, password)
     except VanillaError as error:
         context = {"forced": caller.must_change_password, "email": caller.email, "notice": ""}
         return _refused(request, "tenancy/password.html", error, **context)
@@ -137,10 +134,7 @@ async def set_password_form(request: Request, token: str = "") -> Response:
 async def set_password(request: Request, token: Text, password: Text, again: Text) -> Response:
     try:
         _check_repeated(password, again)
-        check_policy(password, "")
-        user = await request.app.state.database.call(
-            "select vanilla.redeem_one_time_token($1, $2)", token_hash(token.strip()), await hash_password(password)
-        )
+        user = await door.redeem(request.app.state.database, token.strip(), password)
     except VanillaError as error:
         return _refused(request, "tenancy/set_password.html", error, token=token)
     response = RedirectResponse("/sign-in?" + urlencode({**user, "notice": "password-set"}), 303)
@@ -151,7 +145,7 @@ async def set_password(request: Request, token: Text, password: Text, again: Tex
 @router.post("/sign-out")
 async def sign_out(request: Request) -> Response:
     if token := read_cookie(request, SESSION_COOKIE):
-        await request.app.state.database.call("select vanilla.close_session($1)", token_hash(token))
+        await store.close_session(request.app.state.database, token_hash(token))
     response = RedirectResponse("/sign-in?notice=signed-out", 303)
     forget_session(request, response)
     return response
