@@ -719,7 +719,7 @@ declare
     v_outer bytea;
 begin
     if v_token is null or v_token = '' then return null; end if;            -- no identity: null, hence no rows
-    if octet_length(v_token) between 150 and 220 then
+    if octet_length(v_token) between 150 and 220 and left(v_token, 3) = 'v1.' then     -- of a v2 nothing here is known
         v_payload := left(v_token, -65);
         select k.inner_key, k.outer_key into v_inner, v_outer from vanilla.context_keys k
             where k.key_id = split_part(v_payload, '.', 2) and k.accept_until > clock_timestamp();

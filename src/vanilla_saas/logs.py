@@ -24,7 +24,7 @@ def configure_logs(settings: Settings) -> None:
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.log_level.upper()]),
-        # standard error as it is when an event is logged: a kept one may have been replaced and closed since
+        # asked anew for each logger: whoever replaces standard error gets the lines
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )

@@ -122,7 +122,7 @@ async def _try(connection: asyncpg.Connection, world: World, table: Table, attem
         if attempt.returns is not None:
             answer = await connection.fetchval(attempt.statement)
             return None if answer == attempt.returns else "other rows are visible than the ownership class says"
-        reached = int((await connection.execute(attempt.statement)).rsplit(" ", 1)[-1])
+        reached = rows_of(await connection.execute(attempt.statement))
         if attempt.writes and reached:
             await connection.execute("reset role")
             if await world.digest(connection, [table.parent or table.name]) != digest:
@@ -134,6 +134,12 @@ async def _try(connection: asyncpg.Connection, world: World, table: Table, attem
         return None if attempt.rows == 0 and not attempt.returns else f"refused: {error}"
     finally:
         await connection.execute("rollback to savepoint attempt; release savepoint attempt")
+
+
+def rows_of(status: str) -> int:
+    """The rows of a command's status; a command that does not count them (TRUNCATE TABLE) has reached something."""
+    count = status.rsplit(" ", 1)[-1]
+    return int(count) if count.isdigit() else 1
 
 
 async def attempts(

@@ -24,7 +24,8 @@ class Member:
     id: str
     role: Role
     key_hash: bytes
-    session_hash: bytes = b""
+    session_hash: bytes
+    refresh_hash: bytes
 
 
 @dataclass
@@ -51,12 +52,14 @@ class World:
     def table(self, name: str) -> Table:
         return next(t for t in self.tables if t.name == name)
 
-    async def digest(self, connection: asyncpg.Connection, tables: list[str] | None = None) -> str:
-        """MD5 over all rows that are not A's: B's, the platform's, those of no tenant."""
+    async def digest(
+        self, connection: asyncpg.Connection, tables: list[str] | None = None, *, of_b: bool = False
+    ) -> str:
+        """MD5 over all rows that are not A's: B's, the platform's, those of no tenant; or over B's alone."""
         names = tables or [t.name for t in self.tables if not t.parent]
+        whose = f"tenant_id = '{self.b.id}'" if of_b else f"tenant_id is distinct from '{self.a.id}'"
         rows = " union all ".join(
-            f"select md5('{name}' || x::text) as d from public.{name} x where tenant_id is distinct from '{self.a.id}'"
-            for name in names
+            f"select md5('{name}' || x::text) as d from public.{name} x where {whose}" for name in names
         )
         return await connection.fetchval(f"select md5(string_agg(d, ',' order by d)) from ({rows}) s")
 
@@ -102,7 +105,8 @@ async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
             word,
             uuid.uuid4(),
         )
-        await _call_model(connection, member, word)
+        for settled in (True, False):
+            await _call_model(connection, member, word, settled)
         await connection.fetchval("select issue_one_time_token($1, sha256($2))", member.id, uuid.uuid4().bytes)
     return Tenant(tenant, word, *members)
 
@@ -118,7 +122,7 @@ async def _make_member(connection: asyncpg.Connection, tenant: str, word: str, n
         password,
         tenant,
     )
-    member = Member(str(user), role, uuid.uuid4().bytes * 2, uuid.uuid4().bytes * 2)
+    member = Member(str(user), role, *(uuid.uuid4().bytes * 2 for _ in range(3)))
     await connection.fetchval(
         "select create_api_key($1, $1, $2, $3, p_user_id => $4)",
         word,
@@ -136,7 +140,7 @@ async def _make_member(connection: asyncpg.Connection, tenant: str, word: str, n
     return member
 
 
-async def _call_model(connection: asyncpg.Connection, member: Member, word: str) -> None:
+async def _call_model(connection: asyncpg.Connection, member: Member, word: str, settled: bool) -> None:
     admitted = json.loads(
         await connection.fetchval(
             "select vanilla.admit_call($1, null, null, 'sandbox-small', 10, 10, 10, 1, $2, false, '60 s', null, $3)",
@@ -145,9 +149,10 @@ async def _call_model(connection: asyncpg.Connection, member: Member, word: str)
             word,
         )
     )
-    await connection.fetchval(
-        "select vanilla.settle_call($1, $2, 'succeeded', 5, 5, 0, 0)", admitted["tenant_id"], admitted["hold_id"]
-    )
+    if settled:
+        await connection.fetchval(
+            "select vanilla.settle_call($1, $2, 'succeeded', 5, 5, 0, 0)", admitted["tenant_id"], admitted["hold_id"]
+        )
 
 
 async def _fill(connection: asyncpg.Connection, world: World, table: Table, tenant: Tenant) -> None:

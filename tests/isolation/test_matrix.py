@@ -16,6 +16,7 @@ from tests.isolation.matrix import (
     fresh,
     insertion,
     rolled_back,
+    rows_of,
     run_matrix,
     template,
 )
@@ -61,7 +62,7 @@ async def _commit(connection: asyncpg.Connection, login: str, context: object, a
             if attempt.returns is not None:
                 answer = await connection.fetchval(attempt.statement)
                 return None if answer == attempt.returns else "other rows are visible"
-            reached = int((await connection.execute(attempt.statement)).rsplit(" ", 1)[-1])
+            reached = rows_of(await connection.execute(attempt.statement))
             return f"{reached} rows" if reached else None
     except asyncpg.PostgresError as error:
         if CANARY in str(error.as_dict()) and CANARY not in attempt.statement:

@@ -1,6 +1,9 @@
 """Runs the numbered files with a checksum table; psql may run the same files before, after or in between."""
 
+import asyncio
 import hashlib
+import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +56,41 @@ async def migrate(dsn: str, signer: ContextSigner) -> list[str]:
         for file in files:
             if applied.get(file.name) == file.checksum:
                 continue
-            await connection.execute(file.path.read_text())
-            await _record(connection, file)
+            await _apply(connection, file)
             ran.append(file.name)
-        await _install_logins(connection, signer)
+        await _retried(lambda: _install_logins(connection, signer))
         return ran
     finally:
         await connection.close()
+
+
+async def _apply(connection: asyncpg.Connection, file: Migration) -> None:
+    text = file.path.read_text()
+
+    async def step() -> None:
+        try:
+            await connection.execute(text)
+        finally:
+            if connection.is_in_transaction():  # the file's own begin, after an error
+                await connection.execute("rollback")
+
+    await _retried(step)
+    await _record(connection, file)
+
+
+async def _retried(step: Callable[[], Awaitable[None]], attempts: int = 20) -> None:
+    """Runs a transaction again when a migrator of another database changed the same role meanwhile.
+
+    Roles are cluster-wide, and PostgreSQL answers `tuple concurrently updated` instead of waiting.
+    """
+    for attempt in range(attempts):
+        try:
+            await step()
+            return
+        except (asyncpg.InternalServerError, asyncpg.UniqueViolationError, asyncpg.DuplicateObjectError):
+            if attempt == attempts - 1:
+                raise
+            await asyncio.sleep(random.uniform(0, 0.02 * (attempt + 1)))  # noqa: S311
 
 
 async def _applied(connection: asyncpg.Connection) -> dict[str, str]:

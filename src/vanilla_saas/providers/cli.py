@@ -1,29 +1,21 @@
-"""`vanilla-saas providers` and `models`: keys of the platform's providers, and prices from the installed catalogue."""
+"""`vanilla-saas providers` and `models`: those of the platform; tenants manage their own in the console."""
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import asyncpg
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from vanilla_saas.database.connection import addresses
-from vanilla_saas.database.context import PLATFORM, load_signer
+from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.database.pool import translated_errors
+from vanilla_saas.database.operator import AsJson, as_operator, show
 from vanilla_saas.providers.prices import PRICES_VERSION, catalogue
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
 
 providers = typer.Typer(no_args_is_help=True, help="Model providers and their keys.")
-T = TypeVar("T")
 models = typer.Typer(no_args_is_help=True, help="The model catalogue.")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-"""Providers and models of the platform tenant; tenants manage their own in the console."""
 
 PROVIDERS = """
 select slug, name, kind, base_url, status, secret is not null as has_key, secret_hint
@@ -53,7 +45,7 @@ returning (xmax = 0) as added
 @providers.command("list")
 def list_providers(as_json: AsJson = False) -> None:
     """Providers of the platform, and whether they have a key."""
-    _print(asyncio.run(_fetch(PROVIDERS)), as_json)
+    show(as_operator(lambda connection: connection.fetch(PROVIDERS)), as_json)
 
 
 @providers.command("set-key")
@@ -65,41 +57,34 @@ def set_key(
     key = sys.stdin.readline().strip() if stdin else typer.prompt(f"API key of {slug}", hide_input=True).strip()
     if not 8 <= len(key) <= 4096:
         raise VanillaError("invalid_request", "A key has 8 to 4096 characters.")
-    asyncio.run(_store_key(slug, key))
+    _store_key(slug, key)
     typer.echo(f"The key of {slug} is stored (ends in {key[-4:]}).")
 
 
 @providers.command("clear-key")
 def clear_key(slug: str) -> None:
     """Forget a provider's API key; its models are refused from the next call on."""
-    asyncio.run(_store_key(slug, None))
+    _store_key(slug, None)
     typer.echo(f"The key of {slug} is forgotten.")
 
 
 @models.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Models of the platform. Prices are micros of USD per million tokens, weights wallet tokens per model token."""
-    _print(asyncio.run(_fetch(MODELS)), as_json)
+    show(as_operator(lambda connection: connection.fetch(MODELS)), as_json)
 
 
 @models.command("sync")
 def sync(as_json: AsJson = False) -> None:
     """Refresh names, context windows and prices from the installed genai-prices package."""
-    added, updated = asyncio.run(_sync())
+    added, updated = as_operator(_sync)
     if as_json:
         typer.echo(orjson.dumps({"added": added, "updated": updated, "source": f"genai-prices {PRICES_VERSION}"}))
     else:
         typer.echo(f"{added} models added, {updated} updated from genai-prices {PRICES_VERSION}.")
 
 
-async def _fetch(statement: str) -> list[dict[str, Any]]:
-    async def run(connection: asyncpg.Connection) -> list[dict[str, Any]]:
-        return [dict(row) for row in await connection.fetch(statement)]
-
-    return await _as_platform(run)
-
-
-async def _store_key(slug: str, key: str | None) -> None:
+def _store_key(slug: str, key: str | None) -> None:
     async def run(connection: asyncpg.Connection) -> None:
         provider_id = await connection.fetchval(
             "select id from ai_providers where tenant_id = vanilla.platform() and slug = $1", slug
@@ -111,51 +96,27 @@ async def _store_key(slug: str, key: str | None) -> None:
             "select set_provider_secret($1, $2, $3, $4)", provider_id, sealed, key and key[-4:], PLATFORM
         )
 
-    await _as_platform(run)
+    as_operator(run)
 
 
-async def _sync() -> tuple[int, int]:
-    async def run(connection: asyncpg.Connection) -> tuple[int, int]:
-        outcomes: list[bool] = []
-        async with connection.transaction():
-            await connection.execute("set local role vanilla_system")
-            for row in catalogue():
-                outcomes += [
-                    r["added"]
-                    for r in await connection.fetch(
-                        SYNC,
-                        row.provider,
-                        row.model,
-                        row.display_name,
-                        row.context_window,
-                        row.input_price,
-                        row.output_price,
-                        row.cached_input_price,
-                        f"genai-prices {PRICES_VERSION}",
-                        row.deprecated,
-                    )
-                ]
-        return outcomes.count(True), outcomes.count(False)
-
-    return await _as_platform(run)
-
-
-async def _as_platform(run: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    settings = Settings()
-    with addresses(settings, load_signer(settings)) as where:
-        async with translated_errors():
-            connection = await asyncpg.connect(where.admin, timeout=10)
-            try:
-                return await run(connection)
-            finally:
-                await connection.close()
-
-
-def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(orjson.dumps(rows, default=str))
-        return
-    table = Table(*(rows[0] if rows else ()), box=None, header_style="dim")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console().print(table)
+async def _sync(connection: asyncpg.Connection) -> tuple[int, int]:
+    """How many models were added and how many brought up to date."""
+    await connection.execute("set local role vanilla_system")
+    outcomes: list[bool] = []
+    for row in catalogue():
+        outcomes += [
+            r["added"]
+            for r in await connection.fetch(
+                SYNC,
+                row.provider,
+                row.model,
+                row.display_name,
+                row.context_window,
+                row.input_price,
+                row.output_price,
+                row.cached_input_price,
+                f"genai-prices {PRICES_VERSION}",
+                row.deprecated,
+            )
+        ]
+    return outcomes.count(True), outcomes.count(False)
