@@ -1780,6 +1780,26 @@ $f$;
 comment on function vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text) is
     'Before a model call, in one round trip: key, payer, model, price, worst case reserved. Sizes in model tokens, the output limit over all choices; returns where to call and with what limit.';
 
+create or replace function vanilla.quote_call(p_session_hash bytea, p_model text, p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint,
+    p_output_limit bigint, p_choices integer default 1) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_admitted jsonb;
+begin
+    -- admitted and undone: the quote is what the call will reserve, by the same lines, refusals included
+    begin
+        v_admitted := vanilla.admit_call(null, p_session_hash, null, p_model, p_prompt_tokens, p_sandbox_prompt_tokens,
+            p_output_limit, p_choices, vanilla.uuid7(), true, interval '1 minute');
+        raise exception 'undo' using errcode = 'VSUND';
+    exception when sqlstate 'VSUND' then null;
+    end;
+    return jsonb_build_object('reserved', v_admitted -> 'reserved', 'output_limit', v_admitted -> 'output_limit',
+        'clamped', v_admitted -> 'clamped', 'available_after', v_admitted -> 'available');
+end
+$f$;
+comment on function vanilla.quote_call(bytea, text, bigint, bigint, bigint, integer) is
+    'What admit_call would reserve for a session, and leave available; nothing is written.';
+
 create or replace function vanilla.settle_call(
     p_tenant_id uuid, p_hold_id uuid, p_status text, p_input bigint, p_output bigint, p_cached bigint, p_reasoning bigint,
     p_estimated boolean default false, p_error_code text default null, p_latency_ms integer default null, p_first_token_ms integer default null)
@@ -1858,6 +1878,7 @@ comment on function public.set_provider_secret(uuid, bytea, text, uuid) is 'Keep
 
 grant execute on function
     vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text),
+    vanilla.quote_call(bytea, text, bigint, bigint, bigint, integer),
     vanilla.settle_call(uuid, uuid, text, bigint, bigint, bigint, bigint, boolean, text, integer, integer),
     vanilla.list_models(bytea, bytea) to vanilla_runtime;
 grant execute on function public.set_provider_secret(uuid, bytea, text, uuid) to vanilla_app, vanilla_operator;
