@@ -1504,19 +1504,18 @@ set search_path = pg_catalog, pg_temp as $f$
 $f$;
 comment on function vanilla.setting(uuid, text) is 'The tenant''s value of a setting, else the platform''s, else null.';
 
+-- bodies of standard SQL: names are resolved here and now, so no SET is needed and plpgsql inlines the expression
 create or replace function vanilla.call_tokens(p_call jsonb, p_input bigint, p_cached bigint, p_output bigint) returns bigint
-language sql immutable set search_path = pg_catalog, pg_temp as $f$
-    select ceil((p_input - p_cached) * (p_call ->> 'input_weight')::numeric + p_cached * (p_call ->> 'cached_input_weight')::numeric
-        + p_output * (p_call ->> 'output_weight')::numeric)::bigint
-$f$;
+language sql immutable
+    return ceil((p_input - p_cached) * (p_call ->> 'input_weight')::numeric + p_cached * (p_call ->> 'cached_input_weight')::numeric
+        + p_output * (p_call ->> 'output_weight')::numeric)::bigint;
 comment on function vanilla.call_tokens(jsonb, bigint, bigint, bigint) is 'Wallet tokens of a call: model tokens times the weights pinned at admission, rounded up once.';
 
 create or replace function vanilla.call_cost_micros(p_call jsonb, p_input bigint, p_cached bigint, p_output bigint) returns bigint
-language sql immutable set search_path = pg_catalog, pg_temp as $f$
-    select ceil(((p_input - p_cached)::numeric * (p_call ->> 'input_price')::bigint
+language sql immutable
+    return ceil(((p_input - p_cached)::numeric * (p_call ->> 'input_price')::bigint
         + p_cached::numeric * coalesce((p_call ->> 'cached_input_price')::bigint, (p_call ->> 'input_price')::bigint)
-        + p_output::numeric * (p_call ->> 'output_price')::bigint) / 1000000)::bigint
-$f$;
+        + p_output::numeric * (p_call ->> 'output_price')::bigint) / 1000000)::bigint;
 comment on function vanilla.call_cost_micros(jsonb, bigint, bigint, bigint) is 'Micros of USD that the provider charges: tokens times price per million, rounded up once.';
 
 -- enable_seqscan: connections keep the plans of their first calls, and those are made while tables are nearly empty. A table
