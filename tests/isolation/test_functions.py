@@ -122,6 +122,16 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
         OK,
         {"p_status": "'succeeded'", "p_input": "1", "p_output": "1", "p_cached": "0", "p_reasoning": "0"},
     ),
+    "vanilla.quote_call": (
+        OK,
+        {
+            "p_session_hash": "{session}",
+            "p_model": "'sandbox-small'",
+            "p_prompt_tokens": "1",
+            "p_sandbox_prompt_tokens": "1",
+            "p_output_limit": "1",
+        },
+    ),
     "vanilla.list_models": (OK, {"p_key_hash": "{key}"}),
     "vanilla.ensure_partitions": (OK, {}),
     "vanilla.reap_holds": (OK, {}),
