@@ -29,7 +29,7 @@ async def test_a_wrong_password_and_an_unknown_address_are_refused_in_the_same_w
         assert "set-cookie" not in headers
         answers.append(text.replace("nobody@example.test", person.email).replace("no-such", "default"))
     assert len(set(answers)) == 1
-    assert "Organisation, e-mail or password is wrong." in answers[0]
+    assert "Tenant, email or password is wrong." in answers[0]
 
 
 async def test_too_many_sign_ins_say_how_long_to_wait(http: aiohttp.ClientSession, people: People) -> None:
@@ -68,9 +68,9 @@ async def test_a_given_password_must_be_changed_before_anything_else(api: str, p
         assert page.navigation() == set()
 
         for form, said in (
-            ({"current": "wrong"}, "current password is wrong"),
+            ({"current": "wrong"}, "old password is wrong"),
             ({"again": "something else"}, "new passwords differ"),
-            ({"password": "short", "again": "short"}, "at least 12 characters"),
+            ({"password": "short", "again": "short"}, "12 to 128 characters"),
             ({"password": PASSWORD, "again": PASSWORD}, "is the old one"),
         ):
             status, text, _ = await submit(

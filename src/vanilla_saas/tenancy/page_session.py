@@ -1,7 +1,7 @@
 """The session behind a page: a cookie, the person it stands for, and the tenant a super admin has opened."""
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -12,16 +12,7 @@ from vanilla_saas.console import Redirect, Viewer
 from vanilla_saas.console.security import forget_cookie, is_fragment, read_cookie, set_cookie
 from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.database.pool import Database
-from vanilla_saas.tenancy.identity import (
-    REFRESH_PREFIX,
-    SESSION_PREFIX,
-    Caller,
-    identify,
-    new_token,
-    token_hash,
-)
-from vanilla_saas.tenancy.passwords import verify_password
+from vanilla_saas.tenancy.identity import SESSION_PREFIX, Caller, identify
 
 SESSION_COOKIE, TENANT_COOKIE = "vs_session", "vs_tenant"
 SESSION_LIFETIME = timedelta(hours=12)
@@ -102,40 +93,6 @@ PageAdmin = Annotated[Caller, Depends(_admin)]
 """An admin of the tenant, or a super admin who has opened it."""
 PlatformCaller = Annotated[Caller, Depends(_at_platform)]
 """A super admin, acting at the platform even while a tenant is open."""
-
-
-def client_ip(request: Request) -> str:
-    return request.client.host if request.client else ""
-
-
-async def open_session(request: Request, tenant: str, email: str, password: str) -> tuple[str, dict[str, Any]]:
-    """Compares the password and opens a session: its token, and what finish_sign_in says about the user.
-
-    Raises VanillaError `limit_reached` with retry_after_s, or `authentication_failed` in the same words and
-    after the same time for a wrong tenant, address or password.
-    """
-    database: Database = request.app.state.database
-    begun = await database.call_row(
-        "select password_hash, retry_after_s from vanilla.begin_sign_in($1, $2, $3)", tenant, email, client_ip(request)
-    )
-    if begun["retry_after_s"] > 0:
-        raise VanillaError("limit_reached", "Too many sign-ins.", {"retry_after_s": begun["retry_after_s"]})
-    if not await verify_password(begun["password_hash"], password):
-        await database.call("select vanilla.fail_sign_in($1, $2)", tenant, email)
-        raise VanillaError("authentication_failed", "Organisation, e-mail or password is wrong.")
-    token = new_token(SESSION_PREFIX)
-    facts: dict[str, Any] = await database.call(
-        "select vanilla.finish_sign_in($1, $2, $3, $4, $5, $6, $7, $7)",
-        tenant,
-        email,
-        token_hash(token),
-        # pages sign in again instead of refreshing: nobody keeps this one
-        token_hash(new_token(REFRESH_PREFIX)),
-        client_ip(request),
-        request.headers.get("user-agent", ""),
-        SESSION_LIFETIME,
-    )
-    return token, facts
 
 
 def keep_session(request: Request, response: Response, token: str) -> None:

@@ -2,7 +2,6 @@
 
 from datetime import datetime
 from typing import Annotated
-from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import Form, Request
@@ -11,10 +10,12 @@ from fastapi.responses import RedirectResponse, Response
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.console.security import forget_cookie, set_cookie
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import page_store as store
 from vanilla_saas.tenancy import sign_in_pages
 from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, acting, new_token, token_hash
 from vanilla_saas.tenancy.page_session import TENANT_COOKIE, PageAdmin, PageCaller, PlatformCaller
+from vanilla_saas.tenancy.sign_in import password_link
 
 PREFIX_LENGTH = 12
 """How much of a key is kept in the clear, to recognise it by."""
@@ -34,7 +35,9 @@ def _optional_number(text: str, name: str) -> int | None:
 
 
 def _link(request: Request, token: str) -> str:
-    return f"{str(request.base_url).rstrip('/')}/password/set?{urlencode({'token': token})}"
+    # shown to the admin who asks, on the address they use, unless the installation knows a better one
+    settings: Settings = request.app.state.settings
+    return password_link(settings.public_url or str(request.base_url), token)
 
 
 @router.get("/")
@@ -85,7 +88,7 @@ async def create_user(
 
 
 @router.post("/users/{user_id}/link")
-async def password_link(request: Request, caller: PageAdmin, user_id: UUID) -> Response:
+async def issue_link(request: Request, caller: PageAdmin, user_id: UUID) -> Response:
     token = new_token(ONE_TIME_PREFIX)
     async with acting(request, caller) as connection:
         until = await store.issue_link(connection, user_id, token_hash(token))

@@ -9,18 +9,17 @@ from fastapi.responses import RedirectResponse, Response
 from vanilla_saas.console import page_router, render
 from vanilla_saas.console.security import local_path, read_cookie, set_cookie
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy import sign_in, store
+from vanilla_saas.tenancy.identity import client_ip, token_hash
 from vanilla_saas.tenancy.page_session import (
     SESSION_COOKIE,
+    SESSION_LIFETIME,
     PageCaller,
-    client_ip,
     forget_session,
     keep_session,
-    open_session,
 )
-from vanilla_saas.tenancy.passwords import check_policy, hash_password, verify_password
 
-ORGANISATION_COOKIE = "vs_organisation"
+TENANT_NAME_COOKIE = "vs_tenant_name"
 _YEAR_S = 365 * 24 * 3600
 
 router = page_router()
@@ -50,10 +49,20 @@ def _check_repeated(password: str, again: str) -> None:
 
 
 async def _enter(request: Request, tenant: str, email: str, password: str, wanted: str) -> Response:
-    token, facts = await open_session(request, tenant, email, password)
-    response = RedirectResponse("/password" if facts["must_change_password"] else local_path(wanted), 303)
-    keep_session(request, response, token)
-    set_cookie(request, response, ORGANISATION_COOKIE, tenant[:64], max_age_s=_YEAR_S)
+    session = await sign_in.sign_in(
+        request.app.state.database,
+        tenant,
+        email,
+        password,
+        client_ip(request),
+        request.headers.get("user-agent", ""),
+        SESSION_LIFETIME,
+        # pages sign in again instead of refreshing: the refresh token is dropped here
+        SESSION_LIFETIME,
+    )
+    response = RedirectResponse("/password" if session.must_change_password else local_path(wanted), 303)
+    keep_session(request, response, session.access_token)
+    set_cookie(request, response, TENANT_NAME_COOKIE, tenant[:64], max_age_s=_YEAR_S)
     return response
 
 
@@ -61,12 +70,12 @@ async def _enter(request: Request, tenant: str, email: str, password: str, wante
 async def sign_in_form(
     request: Request, tenant: str = "", email: str = "", next: str = "/", notice: str = ""
 ) -> Response:
-    known = tenant or read_cookie(request, ORGANISATION_COOKIE) or "default"
+    known = tenant or read_cookie(request, TENANT_NAME_COOKIE) or "default"
     return _door(request, "tenancy/sign_in.html", tenant=known, email=email, next=local_path(next), notice=notice)
 
 
 @router.post("/sign-in")
-async def sign_in(request: Request, tenant: Text, email: Text, password: Text, next: Text = "/") -> Response:
+async def enter(request: Request, tenant: Text, email: Text, password: Text, next: Text = "/") -> Response:
     tenant, email = tenant.strip(), email.strip()
     try:
         return await _enter(request, tenant, email, password, next)
@@ -77,7 +86,7 @@ async def sign_in(request: Request, tenant: Text, email: Text, password: Text, n
 
 @router.get("/register")
 async def register_form(request: Request, tenant: str = "") -> Response:
-    known = tenant or read_cookie(request, ORGANISATION_COOKIE) or "default"
+    known = tenant or read_cookie(request, TENANT_NAME_COOKIE) or "default"
     return _door(request, "tenancy/register.html", tenant=known, email="", display_name="")
 
 
@@ -88,14 +97,8 @@ async def register(
     tenant, email = tenant.strip(), email.strip()
     try:
         _check_repeated(password, again)
-        check_policy(password, email)
-        await request.app.state.database.call(
-            "select vanilla.register_user($1, $2, $3, $4, $5)",
-            tenant,
-            email,
-            await hash_password(password),
-            display_name.strip(),
-            client_ip(request),
+        await sign_in.register(
+            request.app.state.database, tenant, email, password, display_name.strip(), client_ip(request)
         )
         return await _enter(request, tenant, email, password, "/")
     except VanillaError as error:
@@ -112,16 +115,9 @@ async def password_form(request: Request, caller: PageCaller, notice: str = "") 
 
 @router.post("/password")
 async def change_password(request: Request, caller: PageCaller, current: Text, password: Text, again: Text) -> Response:
-    database, session = request.app.state.database, token_hash(caller.token)
     try:
-        stored = await database.call("select vanilla.session_password_hash($1)", session)
-        if not await verify_password(stored, current):
-            raise VanillaError("authentication_failed", "The current password is wrong.")
         _check_repeated(password, again)
-        check_policy(password, caller.email or "")
-        if password == current:
-            raise VanillaError("invalid_request", "The new password is the old one.", {"param": "password"})
-        await database.call("select vanilla.change_password($1, $2)", session, await hash_password(password))
+        await sign_in.change_password(request.app.state.database, caller.token, caller.email, current, password)
     except VanillaError as error:
         context = {"forced": caller.must_change_password, "email": caller.email, "notice": ""}
         return _refused(request, "tenancy/password.html", error, **context)
@@ -137,10 +133,7 @@ async def set_password_form(request: Request, token: str = "") -> Response:
 async def set_password(request: Request, token: Text, password: Text, again: Text) -> Response:
     try:
         _check_repeated(password, again)
-        check_policy(password, "")
-        user = await request.app.state.database.call(
-            "select vanilla.redeem_one_time_token($1, $2)", token_hash(token.strip()), await hash_password(password)
-        )
+        user = await sign_in.redeem(request.app.state.database, token.strip(), password)
     except VanillaError as error:
         return _refused(request, "tenancy/set_password.html", error, token=token)
     response = RedirectResponse("/sign-in?" + urlencode({**user, "notice": "password-set"}), 303)
@@ -151,7 +144,7 @@ async def set_password(request: Request, token: Text, password: Text, again: Tex
 @router.post("/sign-out")
 async def sign_out(request: Request) -> Response:
     if token := read_cookie(request, SESSION_COOKIE):
-        await request.app.state.database.call("select vanilla.close_session($1)", token_hash(token))
+        await store.close_session(request.app.state.database, token_hash(token))
     response = RedirectResponse("/sign-in?notice=signed-out", 303)
     forget_session(request, response)
     return response
