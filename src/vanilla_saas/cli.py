@@ -2,6 +2,7 @@
 
 import sys
 
+import asyncpg
 import typer
 from pydantic import ValidationError
 
@@ -10,6 +11,7 @@ from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations.cli import register as register_operations
 from vanilla_saas.providers.cli import models, providers
+from vanilla_saas.providers.secrets import SecretError
 from vanilla_saas.tenancy.cli import keys, tenants, users
 from vanilla_saas.tokens.cli import app as wallets
 from vanilla_saas.tokens.cli import reset_tokens
@@ -47,8 +49,15 @@ def main() -> None:
         name = str(wrong["loc"][0]) if wrong["loc"] else "settings"
         variable = name if name.isupper() else f"VANILLA_SAAS_{name.upper()}"
         _refuse("invalid_request", f"{variable}: {wrong['msg']}.", "docs/reference/settings.md explains every setting.")
+    except SecretError as error:
+        _refuse(error.code, str(error), None)
     except ValueError as error:
         _refuse("invalid_request", str(error), None)
+    except asyncpg.PostgresError as error:
+        _refuse("internal_error", f"PostgreSQL refused this: {error}", f"SQLSTATE {error.sqlstate}.")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _refuse("invalid_state", f"{where}{error.strerror or error}", None)
 
 
 def _refuse(code: str, message: str, hint: str | None) -> None:

@@ -10,6 +10,8 @@ from vanilla_saas.settings import Settings
 
 def configure_logs(settings: Settings) -> None:
     """Sets up structlog for this process at `settings.log_level`."""
+    # while the database is away a pool tries again by itself; a traceback at each attempt would say nothing more
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
     terminal = sys.stderr.isatty()
     # tracebacks without the values of variables, among which are passwords and tokens
     console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)

@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vanilla_saas.database.connection import addresses
+from vanilla_saas.database.connection import addresses, connect_admin
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import _prepare, translated_errors
@@ -44,12 +44,7 @@ def as_operator(run: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
 
 
 async def _run(url: str, run: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    try:
-        connection = await asyncpg.connect(url, timeout=10)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise VanillaError(
-            "database_unavailable", f"Cannot connect to the database: {error}", hint="Check DATABASE_URL."
-        ) from error
+    connection = await connect_admin(url)
     try:
         async with translated_errors(), connection.transaction():
             if await connection.fetchval("select to_regclass('public.tenants') is null"):

@@ -15,7 +15,7 @@ import uvicorn
 from rich.console import Console
 from rich.table import Table
 
-from vanilla_saas.database.connection import addresses
+from vanilla_saas.database.connection import addresses, connect_admin
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate
@@ -55,7 +55,7 @@ def run_demo(settings: Settings, console: Console, url: str | None) -> None:
 
 async def _tour(admin_url: str, settings: Settings, console: Console, url: str | None) -> None:
     await migrate(admin_url, load_signer(settings))
-    operator = await asyncpg.connect(admin_url)
+    operator = await connect_admin(admin_url)
     await operator.set_type_codec(
         "jsonb", encoder=lambda v: orjson.dumps(v).decode(), decoder=orjson.loads, schema="pg_catalog"
     )

@@ -7,6 +7,7 @@ from uuid import UUID
 import asyncpg
 from argon2 import PasswordHasher
 
+from vanilla_saas.database.connection import connect_admin
 from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
 
 DEFAULT_TENANT = UUID("00000000-0000-7000-8000-000000000001")
@@ -25,7 +26,7 @@ class FirstRun:
 
 async def prepare_first_run(admin_url: str, *, with_demo: bool) -> FirstRun | None:
     """Sets a random super-admin password that must be changed; None when there is one already."""
-    connection = await asyncpg.connect(admin_url)
+    connection = await connect_admin(admin_url)
     try:
         async with connection.transaction():
             # two that start at once: the second waits here and finds it done

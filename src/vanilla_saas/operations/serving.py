@@ -2,24 +2,35 @@
 
 import asyncio
 import errno
+import importlib
+import multiprocessing
+import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-import asyncpg
 import uvicorn
 from rich.console import Console
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from vanilla_saas.database.connection import Addresses, addresses
-from vanilla_saas.database.context import load_signer
+from vanilla_saas.database.connection import Addresses, addresses, connect_admin
+from vanilla_saas.database.context import ContextSigner, load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate
+from vanilla_saas.database.pool import Database
 from vanilla_saas.operations.first_run import DEMO_EMAIL, FirstRun, prepare_first_run
+from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
 
 APPLICATION = "vanilla_saas.app:create_app"
+CHILD_APPLICATION = "vanilla_saas.operations.serving:create_child_app"
+BACKLOG = 2048
+Ready = Callable[[], Coroutine[Any, Any, None]]
 
 
 def up(settings: Settings, console: Console) -> None:
@@ -27,19 +38,21 @@ def up(settings: Settings, console: Console) -> None:
     began = time.perf_counter()
     with ExitStack() as stack:
         listener = stack.enter_context(bind(settings))
-        signer = load_signer(settings)
+        signer, _ = load_signer(settings), SecretBox.from_settings(settings)
         with console.status("Starting PostgreSQL"):
             where = stack.enter_context(addresses(settings, signer))
             asyncio.run(refuse_superuser(where, settings))
         database_s = time.perf_counter() - began
         with console.status("Migrating"):
             ran = asyncio.run(migrate(where.admin, signer))
-            first = asyncio.run(prepare_first_run(where.admin, with_demo=where.server is not None))
+            asyncio.run(check_logins(where, settings, signer))
         migrated_s = time.perf_counter() - began - database_s
 
-        def ready() -> None:
+        async def ready() -> None:
+            # the secrets are made when nothing more can fail, so that those that are made are also shown
+            first = await prepare_first_run(where.admin, with_demo=where.server is not None)
             total = time.perf_counter() - began
-            _announce(console, settings, where, first, len(ran), (total, database_s, migrated_s))
+            _announce(console, _url(settings, listener), where, first, len(ran), (total, database_s, migrated_s))
 
         _run(settings, listener, ready)
 
@@ -48,18 +61,18 @@ def serve(settings: Settings, console: Console, processes: int) -> None:
     """The API and the console over a migrated database, in `processes` processes that share one port."""
     with ExitStack() as stack:
         listener = stack.enter_context(bind(settings))
-        where = stack.enter_context(addresses(settings, load_signer(settings)))
+        signer, _ = load_signer(settings), SecretBox.from_settings(settings)
+        where = stack.enter_context(addresses(settings, signer))
         asyncio.run(refuse_superuser(where, settings))
+        asyncio.run(check_logins(where, settings, signer))
 
-        def ready() -> None:
-            console.print(f"Serving http://{settings.host}:{listener.getsockname()[1]} (Ctrl+C stops)")
+        async def ready() -> None:
+            console.out(f"Serving {_url(settings, listener)} (Ctrl+C stops)")
 
         if processes == 1:
             _run(settings, listener, ready)
-            return
-        config = _config(settings, processes)
-        ready()
-        Multiprocess(config, [listener]).run()
+        else:
+            _run_many(settings, listener, ready, processes)
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -72,6 +85,8 @@ def bind(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        # listening already: two that only bind may both have the port, and clients wait instead of being refused
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
@@ -92,14 +107,7 @@ async def refuse_superuser(where: Addresses, settings: Settings) -> None:
     """
     if where.server is not None or settings.allow_superuser:
         return
-    try:
-        connection = await asyncpg.connect(where.admin, timeout=10)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-        raise VanillaError(
-            "database_unavailable",
-            f"DATABASE_URL cannot be reached: {error or type(error).__name__}",
-            hint="Check host, port, name and password; without DATABASE_URL and PGHOST the embedded server is used.",
-        ) from None
+    connection = await connect_admin(where.admin)
     try:
         row = await connection.fetchrow(
             "select rolname, rolsuper, rolbypassrls from pg_roles where rolname = session_user"
@@ -115,14 +123,29 @@ async def refuse_superuser(where: Addresses, settings: Settings) -> None:
         )
 
 
-def _config(settings: Settings, processes: int = 1) -> uvicorn.Config:
+async def check_logins(where: Addresses, settings: Settings, signer: ContextSigner) -> None:
+    """Refuses in plain words what would otherwise end every server process at its start.
+
+    Raises VanillaError `database_unavailable`, `forbidden`, `invalid_state`, `context_invalid`.
+    """
+    database = await Database.open(where.app, where.runtime, signer, size=1, allow_superuser=settings.allow_superuser)
+    await database.close()
+
+
+def _url(settings: Settings, listener: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _config(settings: Settings, application: str = APPLICATION, processes: int = 1) -> uvicorn.Config:
     """The factory reads its settings from the environment, in this process and in children alike."""
     return uvicorn.Config(
-        APPLICATION,
+        application,
         factory=True,
         host=settings.host,
         port=settings.port,
         workers=processes,
+        backlog=BACKLOG,
         log_level="warning",
         access_log=False,
         lifespan="on",
@@ -131,33 +154,70 @@ def _config(settings: Settings, processes: int = 1) -> uvicorn.Config:
     )
 
 
-def _run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+def _run(settings: Settings, listener: socket.socket, ready: Ready) -> None:
     server = _Server(_config(settings), ready)
     server.run(sockets=[listener])
+    if server.failure is not None:
+        raise server.failure
     if not server.started:
         raise VanillaError("internal_error", "The server did not start; the log above says why.")
 
 
+def _run_many(settings: Settings, listener: socket.socket, ready: Ready, processes: int) -> None:
+    supervisor = Multiprocess(_config(settings, CHILD_APPLICATION, processes), [listener])
+    asyncio.run(ready())
+    supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        raise VanillaError("internal_error", "A server process did not start; the log above says why.")
+
+
+def create_child_app() -> Any:
+    """The application in one of several processes, which ends in good order when the process above it is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    module, _, factory = APPLICATION.partition(":")
+    return getattr(importlib.import_module(module), factory)()
+
+
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
+    """Says when it is ready; ends normally, not by the signal that asked for it."""
+
+    def __init__(self, config: uvicorn.Config, ready: Ready):
         super().__init__(config)
         self._ready = ready
+        self.failure: Exception | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         if self.started:
-            self._ready()
+            try:
+                await self._ready()
+            except Exception as error:
+                self.failure = error
+                self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            # uvicorn would raise them again, which ends the process before the shares of the database are given up
+            self._captured_signals.clear()
 
 
 def _announce(
     console: Console,
-    settings: Settings,
+    base: str,
     where: Addresses,
     first: FirstRun | None,
     migrations: int,
     seconds: tuple[float, float, float],
 ) -> None:
-    base = f"http://{settings.host}:{settings.port}"
     applied = f"{migrations} migrations {seconds[2]:.1f} s" if migrations else f"schema current {seconds[2]:.1f} s"
     say = console.out
     say(f"Vanilla SaaS is ready in {seconds[0]:.1f} s (database {seconds[1]:.1f} s, {applied})\n")

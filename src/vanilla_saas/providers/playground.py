@@ -9,7 +9,7 @@ import orjson
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.providers.adapters import UpstreamError
 from vanilla_saas.providers.estimate import InvalidRequest
-from vanilla_saas.providers.metering import Call, MeteredCalls, Settlement
+from vanilla_saas.providers.metering import Call, MeteredCalls, Settlement, Streamed
 from vanilla_saas.providers.sse import EventSplitter, data_of
 
 Event = tuple[str, dict[str, Any]]
@@ -55,25 +55,25 @@ async def _events(calls: MeteredCalls, session_token: str, body: dict[str, Any])
                 for text in _texts(data_of(event)):
                     yield "delta", {"text": text}
         try:
-            settled, failure = await running
+            streamed = await running
         except UpstreamError as error:
             yield "refused", _problem(error)
             return
-        if failure is not None:
-            yield "refused", _problem(failure)
-        yield "settled", _summary(settled)
+        if streamed.failure is not None:
+            yield "refused", _problem(streamed.failure)
+        yield "settled", _summary(streamed.settlement)
     finally:
         gone.set()
 
 
-async def _run(
-    calls: MeteredCalls, call: Call, chunks: "asyncio.Queue[bytes | None]", gone: asyncio.Event
-) -> tuple[Settlement, UpstreamError | None]:
+async def _run(calls: MeteredCalls, call: Call, chunks: "asyncio.Queue[bytes | None]", gone: asyncio.Event) -> Streamed:
     async def start() -> None:
         """The page's answer has begun already."""
 
     try:
-        return await calls.stream(call, start, chunks.put, gone)
+        streamed = await calls.stream(call, start, chunks.put, gone)
+        chunks.put_nowait(streamed.last)
+        return streamed
     finally:
         chunks.put_nowait(None)
 

@@ -6,6 +6,8 @@ from uuid import UUID
 
 import asyncpg
 
+from vanilla_saas.tenancy import store
+
 PAGE = 50
 Rows = list[asyncpg.Record]
 
@@ -38,18 +40,19 @@ async def levels(connection: asyncpg.Connection, tenant_id: UUID) -> Rows:
 
 
 async def create_user(
-    connection: asyncpg.Connection, email: str, role: str, name: str, level_id: UUID | None, link_hash: bytes
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    email: str,
+    role: str,
+    name: str,
+    level_id: UUID | None,
+    link_hash: bytes,
 ) -> datetime:
     """A user without a password and the one-time token with which they set it; returns until when that works."""
     user_id: UUID = await connection.fetchval(
         "select create_user($1, $2, $3, p_level_id => $4)", email, role, name, level_id
     )
-    return await issue_link(connection, user_id, link_hash)
-
-
-async def issue_link(connection: asyncpg.Connection, user_id: UUID, link_hash: bytes) -> datetime:
-    until: datetime = await connection.fetchval("select issue_one_time_token($1, $2)", user_id, link_hash)
-    return until
+    return await store.issue_one_time_token(connection, tenant_id, user_id, link_hash)
 
 
 async def user_email(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID) -> str:
@@ -57,14 +60,6 @@ async def user_email(connection: asyncpg.Connection, tenant_id: UUID, user_id: U
         "select coalesce(email, external_id) from users where tenant_id = $1 and id = $2", tenant_id, user_id
     )
     return found or ""
-
-
-async def set_role(connection: asyncpg.Connection, user_id: UUID, role: str) -> None:
-    await connection.fetchval("select set_user_role($1, $2)", user_id, role)
-
-
-async def set_status(connection: asyncpg.Connection, user_id: UUID, status: str) -> None:
-    await connection.fetchval("select set_user_status($1, $2)", user_id, status)
 
 
 async def keys(connection: asyncpg.Connection, tenant_id: UUID, before: UUID | None) -> Rows:
@@ -104,10 +99,6 @@ async def create_key(
     )
 
 
-async def revoke_key(connection: asyncpg.Connection, key_id: UUID) -> None:
-    await connection.fetchval("select revoke_api_key($1)", key_id)
-
-
 async def audit(
     connection: asyncpg.Connection, tenant_id: UUID, action: str, before: tuple[datetime, UUID] | None
 ) -> Rows:
@@ -143,19 +134,6 @@ async def tenants(connection: asyncpg.Connection, search: str, before: UUID | No
         PAGE + 1,
     )
     return rows
-
-
-async def create_tenant(connection: asyncpg.Connection, slug: str, name: str, time_zone: str) -> None:
-    await connection.fetchval("select create_tenant($1, $2, $3)", slug, name, time_zone)
-
-
-async def set_tenant_status(connection: asyncpg.Connection, tenant_id: UUID, status: str) -> None:
-    await connection.fetchval("select set_tenant_status($1, $2)", tenant_id, status)
-
-
-async def open_tenant(connection: asyncpg.Connection, tenant_id: UUID, reason: str) -> datetime:
-    until: datetime = await connection.fetchval("select open_tenant($1, $2)", tenant_id, reason)
-    return until
 
 
 def cursor_of(rows: Rows, name: str = "id") -> tuple[Rows, Any]:

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from typing import Annotated
+from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import Form, Request
@@ -10,12 +11,9 @@ from fastapi.responses import RedirectResponse, Response
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.console.security import forget_cookie, set_cookie
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.settings import Settings
-from vanilla_saas.tenancy import page_store as store
-from vanilla_saas.tenancy import sign_in_pages
+from vanilla_saas.tenancy import page_store, sign_in_pages, store
 from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, acting, new_token, token_hash
 from vanilla_saas.tenancy.page_session import TENANT_COOKIE, PageAdmin, PageCaller, PlatformCaller
-from vanilla_saas.tenancy.sign_in import password_link
 
 PREFIX_LENGTH = 12
 """How much of a key is kept in the clear, to recognise it by."""
@@ -35,9 +33,7 @@ def _optional_number(text: str, name: str) -> int | None:
 
 
 def _link(request: Request, token: str) -> str:
-    # shown to the admin who asks, on the address they use, unless the installation knows a better one
-    settings: Settings = request.app.state.settings
-    return password_link(settings.public_url or str(request.base_url), token)
+    return f"{str(request.base_url).rstrip('/')}/password/set?{urlencode({'token': token})}"
 
 
 @router.get("/")
@@ -54,8 +50,8 @@ async def users(
 ) -> Response:
     tenant_id = caller.identity.tenant_id
     async with acting(request, caller, read_only=True) as connection:
-        rows, older = store.cursor_of(await store.users(connection, tenant_id, q.strip(), before))
-        levels = await store.levels(connection, tenant_id)
+        rows, older = page_store.cursor_of(await page_store.users(connection, tenant_id, q.strip(), before))
+        levels = await page_store.levels(connection, tenant_id)
     return render(
         request,
         "tenancy/users.html",
@@ -79,8 +75,14 @@ async def create_user(
 ) -> Response:
     token = new_token(ONE_TIME_PREFIX)
     async with acting(request, caller) as connection:
-        until = await store.create_user(
-            connection, email.strip(), role, display_name.strip(), level_id, token_hash(token)
+        until = await page_store.create_user(
+            connection,
+            caller.identity.tenant_id,
+            email.strip(),
+            role,
+            display_name.strip(),
+            level_id,
+            token_hash(token),
         )
     return render(
         request, "tenancy/link.html", email=email.strip(), link=_link(request, token), until=until, created=True
@@ -88,25 +90,25 @@ async def create_user(
 
 
 @router.post("/users/{user_id}/link")
-async def issue_link(request: Request, caller: PageAdmin, user_id: UUID) -> Response:
+async def password_link(request: Request, caller: PageAdmin, user_id: UUID) -> Response:
     token = new_token(ONE_TIME_PREFIX)
     async with acting(request, caller) as connection:
-        until = await store.issue_link(connection, user_id, token_hash(token))
-        email = await store.user_email(connection, caller.identity.tenant_id, user_id)
+        until = await store.issue_one_time_token(connection, caller.identity.tenant_id, user_id, token_hash(token))
+        email = await page_store.user_email(connection, caller.identity.tenant_id, user_id)
     return render(request, "tenancy/link.html", email=email, link=_link(request, token), until=until, created=False)
 
 
 @router.post("/users/{user_id}/role")
 async def set_role(request: Request, caller: PageAdmin, user_id: UUID, role: Text) -> Response:
     async with acting(request, caller) as connection:
-        await store.set_role(connection, user_id, role)
+        await store.set_user_role(connection, caller.identity.tenant_id, user_id, role)
     return redirect(request, "/users?notice=saved")
 
 
 @router.post("/users/{user_id}/status")
 async def set_status(request: Request, caller: PageAdmin, user_id: UUID, status: Text) -> Response:
     async with acting(request, caller) as connection:
-        await store.set_status(connection, user_id, status)
+        await store.set_user_status(connection, caller.identity.tenant_id, user_id, status)
     return redirect(request, "/users?notice=saved")
 
 
@@ -116,7 +118,7 @@ async def set_status(request: Request, caller: PageAdmin, user_id: UUID, status:
 @router.get("/keys")
 async def keys(request: Request, caller: PageCaller, before: UUID | None = None, notice: str = "") -> Response:
     async with acting(request, caller, read_only=True) as connection:
-        rows, older = store.cursor_of(await store.keys(connection, caller.identity.tenant_id, before))
+        rows, older = page_store.cursor_of(await page_store.keys(connection, caller.identity.tenant_id, before))
     return render(
         request,
         "tenancy/keys.html",
@@ -139,7 +141,7 @@ async def create_key(
 ) -> Response:
     key = new_token(KEY_PREFIX)
     async with acting(request, caller) as connection:
-        await store.create_key(
+        await page_store.create_key(
             connection,
             name.strip(),
             key[:PREFIX_LENGTH],
@@ -154,7 +156,7 @@ async def create_key(
 @router.post("/keys/{key_id}/revoke")
 async def revoke_key(request: Request, caller: PageCaller, key_id: UUID) -> Response:
     async with acting(request, caller) as connection:
-        await store.revoke_key(connection, key_id)
+        await store.revoke_api_key(connection, caller.identity.tenant_id, key_id)
     return redirect(request, "/keys?notice=revoked")
 
 
@@ -172,8 +174,8 @@ def _audit_cursor(text: str) -> tuple[datetime, UUID] | None:
 @router.get("/audit")
 async def audit(request: Request, caller: PageAdmin, action: str = "", before: str = "") -> Response:
     async with acting(request, caller, read_only=True) as connection:
-        found = await store.audit(connection, caller.identity.tenant_id, action.strip(), _audit_cursor(before))
-    rows, last = store.cursor_of(found)
+        found = await page_store.audit(connection, caller.identity.tenant_id, action.strip(), _audit_cursor(before))
+    rows, last = page_store.cursor_of(found)
     older = f"{rows[-1]['created_at'].isoformat()}|{last}" if last else None
     return render(request, "tenancy/audit.html", rows=rows, older=older, action=action)
 
@@ -186,7 +188,7 @@ async def tenants(
     request: Request, caller: PlatformCaller, q: str = "", before: UUID | None = None, notice: str = ""
 ) -> Response:
     async with acting(request, caller, read_only=True) as connection:
-        rows, older = store.cursor_of(await store.tenants(connection, q.strip(), before))
+        rows, older = page_store.cursor_of(await page_store.tenants(connection, q.strip(), before))
     return render(request, "tenancy/tenants.html", rows=rows, older=older, q=q, notice=notice)
 
 

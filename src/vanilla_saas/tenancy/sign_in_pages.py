@@ -9,7 +9,8 @@ from fastapi.responses import RedirectResponse, Response
 from vanilla_saas.console import page_router, render
 from vanilla_saas.console.security import local_path, read_cookie, set_cookie
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.tenancy import sign_in, store
+from vanilla_saas.tenancy import sign_in as door
+from vanilla_saas.tenancy import store
 from vanilla_saas.tenancy.identity import client_ip, token_hash
 from vanilla_saas.tenancy.page_session import (
     SESSION_COOKIE,
@@ -49,7 +50,8 @@ def _check_repeated(password: str, again: str) -> None:
 
 
 async def _enter(request: Request, tenant: str, email: str, password: str, wanted: str) -> Response:
-    session = await sign_in.sign_in(
+    # pages sign in again instead of refreshing: nobody keeps the refresh token
+    tokens = await door.sign_in(
         request.app.state.database,
         tenant,
         email,
@@ -57,11 +59,10 @@ async def _enter(request: Request, tenant: str, email: str, password: str, wante
         client_ip(request),
         request.headers.get("user-agent", ""),
         SESSION_LIFETIME,
-        # pages sign in again instead of refreshing: the refresh token is dropped here
         SESSION_LIFETIME,
     )
-    response = RedirectResponse("/password" if session.must_change_password else local_path(wanted), 303)
-    keep_session(request, response, session.access_token)
+    response = RedirectResponse("/password" if tokens.must_change_password else local_path(wanted), 303)
+    keep_session(request, response, tokens.access_token)
     set_cookie(request, response, TENANT_NAME_COOKIE, tenant[:64], max_age_s=_YEAR_S)
     return response
 
@@ -75,7 +76,7 @@ async def sign_in_form(
 
 
 @router.post("/sign-in")
-async def enter(request: Request, tenant: Text, email: Text, password: Text, next: Text = "/") -> Response:
+async def sign_in(request: Request, tenant: Text, email: Text, password: Text, next: Text = "/") -> Response:
     tenant, email = tenant.strip(), email.strip()
     try:
         return await _enter(request, tenant, email, password, next)
@@ -97,7 +98,7 @@ async def register(
     tenant, email = tenant.strip(), email.strip()
     try:
         _check_repeated(password, again)
-        await sign_in.register(
+        await door.register(
             request.app.state.database, tenant, email, password, display_name.strip(), client_ip(request)
         )
         return await _enter(request, tenant, email, password, "/")
@@ -117,7 +118,7 @@ async def password_form(request: Request, caller: PageCaller, notice: str = "") 
 async def change_password(request: Request, caller: PageCaller, current: Text, password: Text, again: Text) -> Response:
     try:
         _check_repeated(password, again)
-        await sign_in.change_password(request.app.state.database, caller.token, caller.email, current, password)
+        await door.change_password(request.app.state.database, caller.token, caller.email, current, password)
     except VanillaError as error:
         context = {"forced": caller.must_change_password, "email": caller.email, "notice": ""}
         return _refused(request, "tenancy/password.html", error, **context)
@@ -133,7 +134,7 @@ async def set_password_form(request: Request, token: str = "") -> Response:
 async def set_password(request: Request, token: Text, password: Text, again: Text) -> Response:
     try:
         _check_repeated(password, again)
-        user = await sign_in.redeem(request.app.state.database, token.strip(), password)
+        user = await door.redeem(request.app.state.database, token.strip(), password)
     except VanillaError as error:
         return _refused(request, "tenancy/set_password.html", error, token=token)
     response = RedirectResponse("/sign-in?" + urlencode({**user, "notice": "password-set"}), 303)
