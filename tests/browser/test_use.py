@@ -57,7 +57,7 @@ async def test_a_given_password_is_changed_first(visitor: Visit, people: People)
 async def test_a_wrong_password_is_said_accessibly(visitor: Visit, people: People) -> None:
     one = await visitor()
     await one.sign_in("default", "nobody@example.test", "wrong")
-    await expect(one.page.get_by_role("alert")).to_contain_text("Organisation, e-mail or password is wrong.")
+    await expect(one.page.get_by_role("alert")).to_contain_text("Tenant, email or password is wrong.")
     assert await one.violations() == []
     await one.picture("sign-in-refused")
 

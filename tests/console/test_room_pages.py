@@ -94,11 +94,15 @@ async def test_the_chain_is_verified_and_a_changed_entry_is_named(api: str, peop
         _, text, _ = await submit(http, f"/wallet/{user_id}/verify", FRAGMENT)
         entries = (await people.wallet(person))["seq"]
         assert f"verified: {entries} entries" in text
-        await people.operator.execute("set session_replication_role = replica")
-        await people.operator.execute(
-            "update user_token_ledger set reason = 'forged' where user_id = $1 and seq = 1", user_id
+        forge = "update user_token_ledger set reason = $2 where user_id = $1 and seq = 1"
+        kept = await people.operator.fetchval(
+            "select reason from user_token_ledger where user_id = $1 and seq = 1", user_id
         )
-        _, text, _ = await submit(http, f"/wallet/{user_id}/verify", FRAGMENT)
+        await people.operator.execute(forge, user_id, "forged")
+        try:
+            _, text, _ = await submit(http, f"/wallet/{user_id}/verify", FRAGMENT)
+        finally:
+            await people.operator.execute(forge, user_id, kept)
         assert "verified" not in text
         assert "entry 1: the row or the one before it was changed" in text
 

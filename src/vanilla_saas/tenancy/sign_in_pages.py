@@ -20,7 +20,7 @@ from vanilla_saas.tenancy.page_session import (
     keep_session,
 )
 
-ORGANISATION_COOKIE = "vs_organisation"
+TENANT_NAME_COOKIE = "vs_tenant_name"
 _YEAR_S = 365 * 24 * 3600
 
 router = page_router()
@@ -63,7 +63,7 @@ async def _enter(request: Request, tenant: str, email: str, password: str, wante
     )
     response = RedirectResponse("/password" if tokens.must_change_password else local_path(wanted), 303)
     keep_session(request, response, tokens.access_token)
-    set_cookie(request, response, ORGANISATION_COOKIE, tenant[:64], max_age_s=_YEAR_S)
+    set_cookie(request, response, TENANT_NAME_COOKIE, tenant[:64], max_age_s=_YEAR_S)
     return response
 
 
@@ -71,7 +71,7 @@ async def _enter(request: Request, tenant: str, email: str, password: str, wante
 async def sign_in_form(
     request: Request, tenant: str = "", email: str = "", next: str = "/", notice: str = ""
 ) -> Response:
-    known = tenant or read_cookie(request, ORGANISATION_COOKIE) or "default"
+    known = tenant or read_cookie(request, TENANT_NAME_COOKIE) or "default"
     return _door(request, "tenancy/sign_in.html", tenant=known, email=email, next=local_path(next), notice=notice)
 
 
@@ -87,7 +87,7 @@ async def sign_in(request: Request, tenant: Text, email: Text, password: Text, n
 
 @router.get("/register")
 async def register_form(request: Request, tenant: str = "") -> Response:
-    known = tenant or read_cookie(request, ORGANISATION_COOKIE) or "default"
+    known = tenant or read_cookie(request, TENANT_NAME_COOKIE) or "default"
     return _door(request, "tenancy/register.html", tenant=known, email="", display_name="")
 
 
