@@ -86,7 +86,7 @@ def from_postgres(error: asyncpg.PostgresError) -> VanillaError | None:
     state = getattr(error, "sqlstate", None) or ""
     if code := _BY_SQLSTATE.get(state):
         return VanillaError(code.name, error.message, _detail(error.detail), error.hint)
-    if state in ("22P02", "22003", "22007", "22008", "22021", "22P05"):
+    if state in ("22000", "22P02", "22003", "22007", "22008", "22021", "22P05"):
         return VanillaError("invalid_request", "A value has the wrong form or is out of range.")
     if state.startswith(("08", "57P", "53")):
         return VanillaError("database_unavailable", "The database does not answer; nothing was charged.")

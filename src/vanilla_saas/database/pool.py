@@ -113,8 +113,6 @@ async def translated_errors() -> AsyncIterator[None]:
             raise
         raise known from None
     except (asyncpg.InterfaceError, ConnectionError, OSError) as error:
-        if isinstance(error, asyncpg.DataError):
-            raise VanillaError("invalid_request", "A value has the wrong form or is out of range.") from None
         raise VanillaError("database_unavailable", "The database does not answer; nothing was charged.") from error
 
 
