@@ -14,7 +14,8 @@ from vanilla_saas.database.errors import VanillaError
 
 def encode_cursor(values: Sequence[int | str | datetime | UUID]) -> str:
     """base64url of the JSON array of the values, without padding."""
-    return base64.urlsafe_b64encode(orjson.dumps(list(values))).rstrip(b"=").decode()
+    # default: asyncpg reads UUIDs as a class of its own
+    return base64.urlsafe_b64encode(orjson.dumps(list(values), default=str)).rstrip(b"=").decode()
 
 
 def decode_cursor(text: str, types: Sequence[type]) -> list[Any]:
