@@ -779,16 +779,17 @@ comment on function public.auto_allocate_tokens_for_level(uuid, uuid) is
 create or replace function vanilla.fold_due_wallets(p_limit integer) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
+    v_now timestamptz := vanilla.clock();      -- no index is searched for a volatile function
     v_wallet public.user_token_wallets;
     v_reset integer := 0;
 begin
     for v_wallet in
         select w.* from public.tenants t
-        join public.user_token_wallets w on w.tenant_id = t.id and w.next_event_at <= vanilla.clock()
+        join public.user_token_wallets w on w.tenant_id = t.id and w.next_event_at <= v_now and w.next_event_at < 'infinity'
         where t.tenant_id = t.id
         order by w.tenant_id, w.user_id limit p_limit for update of w skip locked
     loop
-        if v_wallet.next_reset_at <= vanilla.clock() then v_reset := v_reset + 1; end if;
+        if v_wallet.next_reset_at <= v_now then v_reset := v_reset + 1; end if;
         perform vanilla.fold_wallet(v_wallet);
     end loop;
     return v_reset;
@@ -940,12 +941,13 @@ comment on function public.token_balance_at(uuid, timestamptz) is 'available - b
 create or replace function vanilla.reap_holds(p_limit integer default 1000) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
+    v_now timestamptz := vanilla.clock();
     v_wallet record;
     v_count integer := 0;
 begin
     for v_wallet in
         select w.tenant_id, w.user_id from public.user_token_wallets w
-        where (w.tenant_id, w.user_id) in (select h.tenant_id, h.user_id from public.user_token_holds h where h.state = 'open' and h.expires_at <= vanilla.clock() limit p_limit)
+        where (w.tenant_id, w.user_id) in (select h.tenant_id, h.user_id from public.user_token_holds h where h.state = 'open' and h.expires_at <= v_now limit p_limit)
         order by w.tenant_id, w.user_id for update skip locked
     loop
         perform vanilla.reap_wallet(vanilla.lock_wallet(v_wallet.tenant_id, v_wallet.user_id));
