@@ -12,7 +12,8 @@
 --
 -- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
 -- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
--- Lock order: user_token_wallets, then user_token_holds, then user_token_grants, then api_keys.
+-- Lock order: user_token_wallets, then user_token_holds, then user_token_grants, then api_keys;
+-- of a sign-in: users, then one_time_tokens, then sessions.
 -- Functions of 002 (wallet) are called from here by name and exist before anyone can call these.
 --
 -- Runs as superuser or as a NOSUPERUSER CREATEROLE database owner; PostgreSQL 15 to 18; any number of times.
@@ -71,6 +72,9 @@ $do$;
 -- 2. ground --------------------------------------------------------------------------------------------------------
 create schema if not exists vanilla authorization vanilla_owner;
 grant usage, create on schema public to vanilla_owner;
+-- no login makes objects: a table, type or cast left in a pooled session would be found before ours by the next request
+revoke create on schema public from public;
+do $do$ begin execute format('revoke temporary on database %I from public', current_database()); end $do$;
 set local role vanilla_owner;
 -- the global form: IN SCHEMA cannot take away what PUBLIC has by default; each section repeats it for its owner
 alter default privileges revoke execute on functions from public;
@@ -94,8 +98,8 @@ begin
         create or replace function vanilla.uuid7() returns uuid language sql volatile parallel safe as $f$
             select encode(
                 substring(int8send(floor(extract(epoch from t) * 1000)::bigint) from 3)
-                || int2send((28672 + floor(mod((extract(epoch from t) * 1000000)::numeric, 1000) * 4.096))::int2)
-                || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::uuid
+                || int2send((28672 + floor(mod((extract(epoch from t) * 1000000)::numeric, 1000) * 4.096))::smallint)
+                || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::pg_catalog.uuid
             from (select clock_timestamp() t) s $f$;
     end if;
 end
@@ -107,7 +111,7 @@ create or replace function vanilla.clock() returns timestamptz language sql vola
 comment on function vanilla.clock() is 'The time of every rule. Tests replace it; running 001 again restores it.';
 
 create or replace function vanilla.platform() returns uuid language sql immutable parallel safe
-    as $f$ select '00000000-0000-0000-0000-000000000000'::uuid $f$;
+    return '00000000-0000-0000-0000-000000000000'::uuid;
 comment on function vanilla.platform() is 'The tenant that owns platform-wide rows.';
 
 -- Every refusal leaves through here: p_detail is a JSON object that API, CLI and console show.
@@ -178,6 +182,7 @@ create table if not exists public.users (
     constraint users_platform_check check ((role = 'superadmin') = (tenant_id = '00000000-0000-0000-0000-000000000000')),
     constraint users_status_check check (status in ('active', 'disabled', 'deleted'))
 );
+create index if not exists users_created_idx on public.users (tenant_id, created_at, id);
 comment on table public.users is 'A person or, by external_id, a customer''s own user that a key pays for.';
 
 create table if not exists public.levels (
@@ -312,6 +317,9 @@ create index if not exists user_token_grants_level_idx on public.user_token_gran
 comment on table public.user_token_grants is
     'Tokens given. Burned by (priority, expires_at, id); touched only when a wallet is folded.';
 
+-- Written only by functions that hold the wallet's row, and wallets are never deleted: checks/grants_of_another_tenant.sql
+-- stands for the foreign key. The index it needs, (tenant_id, user_id), would cost more than its two writes a call: before
+-- the first ANALYZE the planner prefers it to the primary key, and every settlement reads all holds of the tenant.
 create table if not exists public.user_token_holds (
     tenant_id uuid not null,
     id uuid not null default vanilla.uuid7(),
@@ -330,14 +338,11 @@ create table if not exists public.user_token_holds (
     created_at timestamptz not null default clock_timestamp(),
     closed_at timestamptz,
     constraint user_token_holds_pkey primary key (tenant_id, id),
-    constraint user_token_holds_wallet_fkey foreign key (tenant_id, user_id)
-        references public.user_token_wallets (tenant_id, user_id),
     constraint user_token_holds_state_check check (state in ('open', 'settled', 'released', 'expired')),
     constraint user_token_holds_amount_check check (amount >= 0 and requested >= amount and settled >= 0),
     constraint user_token_holds_closed_check check ((state = 'open') = (closed_at is null))
 ) with (fillfactor = 80);
 create index if not exists user_token_holds_open_idx on public.user_token_holds (tenant_id, user_id, expires_at) where state = 'open';
-create index if not exists user_token_holds_user_idx on public.user_token_holds (tenant_id, user_id);
 create index if not exists user_token_holds_reference_idx on public.user_token_holds (tenant_id, reference_id) where reference_id is not null;
 comment on table public.user_token_holds is 'Tokens reserved for one call or step; nobody releases another flow''s hold.';
 comment on column public.user_token_holds.requested is 'What was asked for; in warn and monitor mode amount may be less.';
@@ -465,6 +470,7 @@ create table if not exists public.api_keys (
     constraint api_keys_budget_check check (budget_tokens > 0 and used_tokens >= 0)
 ) with (fillfactor = 80);
 create index if not exists api_keys_user_idx on public.api_keys (tenant_id, user_id);
+create index if not exists api_keys_created_idx on public.api_keys (tenant_id, created_at, id);
 comment on table public.api_keys is 'Keys of programs: shown once, kept as prefix and SHA-256; budget in tokens over the key''s life.';
 
 create table if not exists public.sessions (
@@ -542,7 +548,8 @@ create table if not exists public.system_configurations (
     constraint system_configurations_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
     constraint system_configurations_key_check check (key ~ '^[a-z][a-z0-9_.]{0,99}$')
 );
-comment on table public.system_configurations is 'Settings the runtime reads: the tenant''s value, else the platform''s.';
+comment on table public.system_configurations is
+    'Settings the runtime reads: the tenant''s value, else the platform''s. Public rows are readable by all, others by admins.';
 
 create table if not exists public.ai_executions (
     tenant_id uuid not null,
@@ -605,6 +612,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.close_partition(regclass) is
+    'Row-level security for a partition, which its parent''s policies do not protect: nobody reaches it directly.';
 
 create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
@@ -710,7 +719,7 @@ declare
     v_outer bytea;
 begin
     if v_token is null or v_token = '' then return null; end if;            -- no identity: null, hence no rows
-    if octet_length(v_token) between 150 and 220 then
+    if octet_length(v_token) between 150 and 220 and left(v_token, 3) = 'v1.' then     -- of a v2 nothing here is known
         v_payload := left(v_token, -65);
         select k.inner_key, k.outer_key into v_inner, v_outer from vanilla.context_keys k
             where k.key_id = split_part(v_payload, '.', 2) and k.accept_until > clock_timestamp();
@@ -728,12 +737,13 @@ comment on function vanilla.claim(integer) is 'The only verifier of context toke
 grant execute on function vanilla.claim(integer) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
 
 set local role vanilla_owner;
--- plain SQL without SET: inlined into policies, so they cost nothing on top of claim
-create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
-create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
-create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted as 'select vanilla.claim(5)';
-create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(3)::uuid';
-create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted as 'select vanilla.claim(4)::uuid';
+-- Plain SQL without SET: inlined into policies, so they cost nothing on top of claim. "return" bodies are parsed here and
+-- now: as text, the caller's pg_temp.uuid with a cast of its own would be found first and name another tenant.
+create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
+create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
+create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted return vanilla.claim(5);
+create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
+create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
 comment on function vanilla.current_tenant_id() is 'Tenant of this transaction''s context, or null.';
 comment on function vanilla.current_user_id() is 'User of this transaction''s context, or null.';
 comment on function vanilla.current_user_role() is 'Role of this transaction''s context (user, admin, superadmin, service), or null.';
@@ -769,6 +779,8 @@ begin
     execute format('comment on policy %I on %s is %L', p_name, p_table, v_mark);
 end
 $f$;
+comment on function vanilla.ensure_policy(regclass, text, text, text, text, text) is
+    'Makes a policy, unless the same one is there already (fingerprint in its comment): no lock on a re-run.';
 
 create or replace function vanilla.grant_columns(p_table regclass, p_privilege text, p_columns name[], p_to text)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
@@ -779,6 +791,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.grant_columns(regclass, text, name[], text) is
+    'Grants a privilege on some columns; none when the list is empty.';
 
 create or replace function vanilla.protect_table(
     p_table regclass,
@@ -786,7 +800,8 @@ create or replace function vanilla.protect_table(
     p_hidden name[] default '{}',        -- secret columns that nobody may select
     p_writable name[] default '{}',      -- columns that requests may insert and update; empty: functions write
     p_owner name default 'user_id',      -- column that names the owner
-    p_append_only boolean default false) -- nobody updates; only what is past retention is deleted, by the operator
+    p_append_only boolean default false, -- nobody updates; only what is past retention is deleted, by the operator
+    p_public name default null)          -- platform_catalog: the flag of rows that are for everyone; others are the admins'
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
     v_readable name[] := array(select attname from pg_attribute
@@ -827,6 +842,9 @@ begin
         when 'admin_only' then v_read := v_mine || ' and ' || v_admin; v_write := v_mine || ' and ' || v_admin;
         when 'platform_catalog' then
             v_read := '(' || v_mine || ' or (tenant_id = ''00000000-0000-0000-0000-000000000000'' and (select vanilla.current_tenant_id()) is not null))';
+            if p_public is not null then
+                v_read := format('(%s and %I) or (%s and %s)', v_read, p_public, v_mine, v_admin);
+            end if;
             v_write := v_mine || ' and ' || v_admin;
         when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
             v_read := '(' || v_mine || ' or ((select vanilla.current_user_role()) = ''superadmin'' and (select vanilla.current_tenant_id()) = ''00000000-0000-0000-0000-000000000000''))';
@@ -850,7 +868,7 @@ begin
     on conflict (relation) do update set ownership = excluded.ownership where table_ownership.ownership <> excluded.ownership;
 end
 $f$;
-comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean) is
+comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean, name) is
     'Grants, FORCE and ENABLE, and policies of one table by its ownership class.';
 
 -- 7. tenancy -------------------------------------------------------------------------------------------------------
@@ -863,6 +881,8 @@ set search_path = pg_catalog, pg_temp as $f$
     select r.rolsuper or pg_has_role(r.oid, 'vanilla_operator', 'usage') or pg_has_role(r.oid, 'vanilla_system', 'usage')
     from pg_roles r where r.rolname = coalesce(nullif(current_setting('role'), 'none'), session_user)
 $f$;
+comment on function vanilla.caller_is_operator() is
+    'Whether the role that called, not the owner of this function, is operator, system or superuser.';
 
 create or replace function vanilla.acting_tenant(p_tenant_id uuid default null) returns uuid language plpgsql stable
 set search_path = pg_catalog, pg_temp as $f$
@@ -938,9 +958,10 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_id uuid := vanilla.uuid7();
 begin
-    if not (vanilla.acting_tenant(vanilla.platform()) = vanilla.platform()) then
-        perform vanilla.refuse('VS403', 'only a super admin makes tenants');
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin makes tenants', '{"need": "superadmin"}');
     end if;
+    perform vanilla.acting_tenant(vanilla.platform());
     if not exists (select from pg_timezone_names where name = p_time_zone) then
         perform vanilla.refuse('VS400', format('unknown time zone %s', p_time_zone), '{"param": "time_zone"}', 'Use a name such as Europe/Berlin.');
     end if;
@@ -974,10 +995,10 @@ comment on function public.create_tenant(text, text, text) is 'Makes a tenant wi
 create or replace function public.set_tenant_status(p_tenant_id uuid, p_status text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 begin
-    perform vanilla.acting_tenant(vanilla.platform());
-    if vanilla.claim(3) is not null and vanilla.claim(3)::uuid <> vanilla.platform() then
-        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants');
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
     end if;
+    perform vanilla.acting_tenant(vanilla.platform());
     if p_status not in ('active', 'suspended', 'closed') then
         perform vanilla.refuse('VS400', format('unknown status %s', p_status), '{"param": "status"}');
     end if;
@@ -1045,6 +1066,8 @@ begin
     return v_id;
 end
 $f$;
+comment on function vanilla.make_user(uuid, text, text, text, text, text, boolean, uuid) is
+    'A user, a wallet and the tokens of the level (null: the default one); the caller has checked who may.';
 
 create or replace function public.create_user(
     p_email text, p_role text default 'user', p_display_name text default '', p_password_hash text default null,
@@ -1081,6 +1104,30 @@ begin
     return v_user;
 end
 $f$;
+comment on function vanilla.find_user(uuid, uuid) is
+    'The user by id in a tenant, or in any for the operator (null); VS404 in the same words whether absent or another tenant''s.';
+
+create or replace function public.set_display_name(p_name text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.claim(3)::uuid;
+    v_user uuid := vanilla.claim(4)::uuid;
+begin
+    if v_user is null then
+        perform vanilla.refuse('VS401', 'no context', '{}', 'Set a signed context first.');
+    end if;
+    begin
+        update public.users set display_name = p_name where tenant_id = v_tenant and id = v_user;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'a display name has at most 200 bytes', '{"param": "display_name"}');
+    end;
+    if not found then
+        perform vanilla.refuse('VS404', 'no such user', '{}', 'A super admin changes their name outside an opened tenant.');
+    end if;
+    perform vanilla.audit(v_tenant, 'user.display_name', 'user', v_user);
+end
+$f$;
+comment on function public.set_display_name(text) is 'The name of the user of this context; their own and nobody else''s.';
 
 create or replace function public.set_user_role(p_user_id uuid, p_role text, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1117,6 +1164,14 @@ end
 $f$;
 comment on function public.set_user_status(uuid, text, uuid) is 'active or disabled; disabling ends sign-ins and keys at once.';
 
+create or replace function vanilla.close_links(p_tenant_id uuid, p_user_id uuid) returns void language sql volatile
+set search_path = pg_catalog, pg_temp as $f$
+    update public.one_time_tokens set used_at = vanilla.clock()
+    where tenant_id = p_tenant_id and user_id = p_user_id and used_at is null
+$f$;
+comment on function vanilla.close_links(uuid, uuid) is
+    'A new password ends every link that could set another; the caller holds the user''s row.';
+
 create or replace function public.set_user_password(
     p_user_id uuid, p_password_hash text, p_must_change_password boolean default true, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1128,12 +1183,13 @@ begin
     end if;
     update public.users set password_hash = p_password_hash, must_change_password = p_must_change_password
         where tenant_id = v_user.tenant_id and id = v_user.id;
+    perform vanilla.close_links(v_user.tenant_id, v_user.id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
     perform vanilla.audit(v_user.tenant_id, 'user.password_set', 'user', v_user.id);
 end
 $f$;
-comment on function public.set_user_password(uuid, text, boolean, uuid) is 'Sets an Argon2id hash and ends all sign-ins; by an admin or the operator.';
+comment on function public.set_user_password(uuid, text, boolean, uuid) is 'Sets an Argon2id hash and ends all sign-ins and open links; by an admin or the operator.';
 
 create or replace function public.issue_one_time_token(p_user_id uuid, p_token_hash bytea, p_tenant_id uuid default null) returns timestamptz
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1193,6 +1249,8 @@ begin
     return ceil(extract(epoch from v_row.window_ends_at - v_now))::integer;
 end
 $f$;
+comment on function vanilla.count_sign_in(text, integer) is
+    'Counts one attempt of a subject within 15 minutes; returns the seconds to wait above the limit, else 0.';
 
 create or replace function vanilla.begin_sign_in(p_tenant text, p_email text, p_ip text,
     out password_hash text, out retry_after_s integer)
@@ -1210,28 +1268,38 @@ comment on function vanilla.begin_sign_in(text, text, text) is
     'Counts the attempt and returns the hash to compare (null for unknown users) and the seconds to wait (0: none). Ten attempts per address, a hundred per network, in 15 minutes.';
 
 create or replace function vanilla.finish_sign_in(p_tenant text, p_email text, p_token_hash bytea, p_refresh_hash bytea,
-    p_ip text, p_user_agent text, p_ttl interval default '1 hour', p_refresh_ttl interval default '30 days') returns jsonb
+    p_ip text, p_user_agent text, p_ttl interval default '1 hour', p_refresh_ttl interval default '30 days',
+    p_verified_hash text default null, p_rehashed text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_id uuid := vanilla.uuid7();
     v_user public.users;
 begin
+    -- locked: a password set while the old one was being compared has ended all sessions, and this is none of its own
     select u.* into v_user from public.users u
         join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
-        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active';
-    if not found then perform vanilla.refuse('VS411', 'email or password is wrong'); end if;
+        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active'
+        for no key update of u;
+    if not found or (p_verified_hash is not null and v_user.password_hash is distinct from p_verified_hash) then
+        perform vanilla.refuse('VS411', 'tenant, email or password is wrong');
+    end if;
     insert into public.sessions (tenant_id, id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at, ip, user_agent, created_at)
     values (v_user.tenant_id, v_id, v_user.id, v_id, p_token_hash, p_refresh_hash, v_now + p_ttl, v_now + p_refresh_ttl, p_ip, left(p_user_agent, 300), v_now);
-    update public.users set last_sign_in_at = v_now where tenant_id = v_user.tenant_id and id = v_user.id;
+    update public.users set last_sign_in_at = v_now, password_hash = coalesce(p_rehashed, password_hash)
+        where tenant_id = v_user.tenant_id and id = v_user.id;
     delete from public.sign_in_throttles where tenant_id = vanilla.platform()
         and subject_hash = sha256(convert_to('email:' || lower(p_tenant) || ':' || lower(p_email), 'UTF8'));
+    -- a right password takes back its own count only: an office signs in all morning, a guesser gains nothing
+    update public.sign_in_throttles set failures = greatest(failures - 1, 0) where tenant_id = vanilla.platform()
+        and subject_hash = sha256(convert_to('ip:' || coalesce(p_ip, ''), 'UTF8'));
     perform vanilla.audit(v_user.tenant_id, 'session.opened', 'user', v_user.id, jsonb_build_object('session_id', v_id), v_user.id, v_user.role);
     return jsonb_build_object('tenant_id', v_user.tenant_id, 'user_id', v_user.id, 'role', v_user.role,
         'must_change_password', v_user.must_change_password, 'expires_at', v_now + p_ttl);
 end
 $f$;
-comment on function vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval) is 'Opens a session after the password was found right.';
+comment on function vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval, text, text) is
+    'Opens a session after the password was found right: refuses when p_verified_hash, which was compared, is no longer the user''s. p_rehashed is the same password under newer parameters.';
 
 create or replace function vanilla.fail_sign_in(p_tenant text, p_email text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1240,6 +1308,10 @@ begin
     perform vanilla.audit(u.tenant_id, 'session.refused', 'user', u.id, '{}', u.id, u.role)
         from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
         where t.slug = lower(p_tenant) and u.email = lower(p_email);
+    if not found then      -- a write and a commit as well: the answer takes as long
+        update public.sign_in_throttles set failures = failures where tenant_id = vanilla.platform()
+            and subject_hash = sha256(convert_to('email:' || lower(p_tenant) || ':' || lower(p_email), 'UTF8'));
+    end if;
 end
 $f$;
 comment on function vanilla.fail_sign_in(text, text) is 'Writes the audit row of a wrong password.';
@@ -1277,6 +1349,9 @@ declare
     v_now timestamptz := vanilla.clock();
     v_old public.sessions;
 begin
+    -- users before sessions: two old tokens of one family reused at once would each hold a row the other revokes
+    perform from public.users u join public.sessions s on s.tenant_id = u.tenant_id and s.user_id = u.id
+        where s.refresh_hash = p_refresh_hash for no key update of u;
     select * into v_old from public.sessions where refresh_hash = p_refresh_hash for update;
     if not found or v_old.revoked_at is not null or v_old.refresh_expires_at <= v_now
        or not exists (select from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
@@ -1292,7 +1367,8 @@ begin
     update public.sessions set rotated_at = v_now where tenant_id = v_old.tenant_id and id = v_old.id;
     insert into public.sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at, ip, user_agent, created_at)
     values (v_old.tenant_id, v_old.user_id, v_old.family_id, p_token_hash, p_new_refresh_hash, v_now + p_ttl, v_now + p_refresh_ttl, v_old.ip, v_old.user_agent, v_now);
-    return jsonb_build_object('outcome', 'rotated', 'expires_at', v_now + p_ttl);
+    return (select jsonb_build_object('outcome', 'rotated', 'expires_at', v_now + p_ttl, 'must_change_password', u.must_change_password)
+            from public.users u where u.tenant_id = v_old.tenant_id and u.id = v_old.user_id);
 end
 $f$;
 comment on function vanilla.rotate_session(bytea, bytea, bytea, interval, interval) is
@@ -1303,6 +1379,9 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_row public.sessions;
 begin
+    -- users before sessions, as in rotate_session: a refresh at the same moment is ended with the family
+    perform from public.users u join public.sessions s on s.tenant_id = u.tenant_id and s.user_id = u.id
+        where s.token_hash = p_token_hash for no key update of u;
     select * into v_row from public.sessions where token_hash = p_token_hash;
     if not found then return false; end if;
     update public.sessions set revoked_at = vanilla.clock()
@@ -1314,31 +1393,83 @@ end
 $f$;
 comment on function vanilla.close_session(bytea) is 'Signs out: revokes the session''s whole family.';
 
-create or replace function vanilla.session_password_hash(p_token_hash bytea) returns text
-language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
-    select u.password_hash from public.sessions s join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
-    where s.token_hash = p_token_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock() and u.status = 'active'
+create or replace function vanilla.begin_password_change(p_token_hash bytea,
+    out password_hash text, out retry_after_s integer)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users;
+begin
+    select u.* into v_user from public.sessions s join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
+        where s.token_hash = p_token_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock() and u.status = 'active';
+    if not found then return; end if;
+    -- whoever found an open session may not guess the password with it
+    retry_after_s := vanilla.count_sign_in('password:' || v_user.id, 10);
+    password_hash := v_user.password_hash;
+end
 $f$;
-comment on function vanilla.session_password_hash(bytea) is 'The hash to compare before a password is changed.';
+comment on function vanilla.begin_password_change(bytea) is
+    'Counts the attempt and returns the hash to compare before a password is changed and the seconds to wait; nulls when the session is not live.';
 
 create or replace function vanilla.change_password(p_token_hash bytea, p_password_hash text) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_row public.sessions;
 begin
+    -- users before sessions; a session that a new password has just ended changes nothing
+    perform from public.users u join public.sessions s on s.tenant_id = u.tenant_id and s.user_id = u.id
+        where s.token_hash = p_token_hash for no key update of u;
     select * into v_row from public.sessions
         where token_hash = p_token_hash and revoked_at is null and rotated_at is null and expires_at > vanilla.clock();
     if not found then return false; end if;
     if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
     update public.users set password_hash = p_password_hash, must_change_password = false
         where tenant_id = v_row.tenant_id and id = v_row.user_id;
+    perform vanilla.close_links(v_row.tenant_id, v_row.user_id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_row.tenant_id and user_id = v_row.user_id and family_id <> v_row.family_id and revoked_at is null;
+    delete from public.sign_in_throttles where tenant_id = vanilla.platform()
+        and subject_hash = sha256(convert_to('password:' || v_row.user_id, 'UTF8'));
     perform vanilla.audit(v_row.tenant_id, 'user.password_changed', 'user', v_row.user_id, '{}', v_row.user_id, 'user');
     return true;
 end
 $f$;
-comment on function vanilla.change_password(bytea, text) is 'Sets a new hash for the session''s user and ends their other sessions.';
+comment on function vanilla.change_password(bytea, text) is 'Sets a new hash for the session''s user and ends their other sessions and open links.';
+
+create or replace function vanilla.request_password_link(p_tenant text, p_email text, p_ip text, p_token_hash bytea) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users;
+begin
+    if octet_length(p_token_hash) is distinct from 32 then
+        perform vanilla.refuse('VS400', 'a SHA-256 hash is expected', '{"param": "token_hash"}');
+    end if;
+    -- nobody's mailbox is filled by a stranger
+    if greatest(vanilla.count_sign_in('link:' || lower(p_tenant) || ':' || lower(p_email), 3),
+                vanilla.count_sign_in('link-ip:' || coalesce(p_ip, ''), 30)) > 0 then
+        return null;
+    end if;
+    select u.* into v_user from public.users u
+        join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+        where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active';
+    if not found then return null; end if;
+    insert into public.one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at, created_at)
+    values (v_user.tenant_id, v_user.id, 'set_password', p_token_hash, vanilla.clock() + interval '1 hour', vanilla.clock());
+    perform vanilla.audit(v_user.tenant_id, 'user.password_link', 'user', v_user.id, '{"by": "forgot"}', v_user.id, v_user.role);
+    return v_user.email;
+end
+$f$;
+comment on function vanilla.request_password_link(text, text, text, bytea) is
+    'Keeps a one-time token of an hour for a user who forgot the password and returns the address to send it to; null when there is none, or after three links in 15 minutes.';
+
+create or replace function vanilla.one_time_token_user(p_token_hash bytea) returns jsonb
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('tenant', t.slug, 'email', u.email) from public.one_time_tokens o
+    join public.users u on u.tenant_id = o.tenant_id and u.id = o.user_id
+    join public.tenants t on t.tenant_id = o.tenant_id and t.id = o.tenant_id
+    where o.token_hash = p_token_hash and o.used_at is null and o.expires_at > vanilla.clock() and u.status = 'active'
+$f$;
+comment on function vanilla.one_time_token_user(bytea) is
+    'Whose password a live one-time token sets, or null: a dead one is refused before the new password is hashed.';
 
 create or replace function vanilla.redeem_one_time_token(p_token_hash bytea, p_password_hash text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1346,12 +1477,16 @@ declare
     v_row public.one_time_tokens;
 begin
     if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
+    -- users before one-time tokens: two links of one user redeemed at once
+    perform from public.users u join public.one_time_tokens o on o.tenant_id = u.tenant_id and o.user_id = u.id
+        where o.token_hash = p_token_hash for no key update of u;
     update public.one_time_tokens set used_at = vanilla.clock()
         where token_hash = p_token_hash and used_at is null and expires_at > vanilla.clock() returning * into v_row;
     if not found then perform vanilla.refuse('VS411', 'the link is used up or too old', '{}', 'Ask an admin for a new one.'); end if;
     update public.users set password_hash = p_password_hash, must_change_password = false
         where tenant_id = v_row.tenant_id and id = v_row.user_id and status = 'active';
-    if not found then perform vanilla.refuse('VS411', 'the link is used up or too old'); end if;
+    if not found then perform vanilla.refuse('VS411', 'the link is used up or too old', '{}', 'Ask an admin for a new one.'); end if;
+    perform vanilla.close_links(v_row.tenant_id, v_row.user_id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_row.tenant_id and user_id = v_row.user_id and revoked_at is null;
     perform vanilla.audit(v_row.tenant_id, 'user.password_changed', 'user', v_row.user_id, jsonb_build_object('by', v_row.purpose), v_row.user_id, 'user');
@@ -1360,18 +1495,21 @@ begin
             where u.tenant_id = v_row.tenant_id and u.id = v_row.user_id);
 end
 $f$;
-comment on function vanilla.redeem_one_time_token(bytea, text) is 'Sets a password with a one-time token and ends all sign-ins.';
+comment on function vanilla.redeem_one_time_token(bytea, text) is 'Sets a password with a one-time token and ends all sign-ins and other links.';
 
-create or replace function vanilla.register_user(p_tenant text, p_email text, p_password_hash text, p_display_name text, p_ip text) returns jsonb
+create or replace function vanilla.begin_registration(p_ip text) returns integer
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+    select vanilla.count_sign_in('register:' || coalesce(p_ip, ''), 100)
+$f$;
+comment on function vanilla.begin_registration(text) is
+    'Counts an attempt to register and returns the seconds to wait (0: none). Its own transaction, before the password is hashed: a refused registration counts too.';
+
+create or replace function vanilla.register_user(p_tenant text, p_email text, p_password_hash text, p_display_name text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant public.tenants;
     v_id uuid;
-    v_wait integer := vanilla.count_sign_in('register:' || coalesce(p_ip, ''), 100);
 begin
-    if v_wait > 0 then
-        perform vanilla.refuse('VS429', 'too many registrations from this network', jsonb_build_object('retry_after_s', v_wait));
-    end if;
     select * into v_tenant from public.tenants where slug = lower(p_tenant) and status = 'active';
     if not found or not v_tenant.self_registration then
         perform vanilla.refuse('VS403', 'this tenant does not take registrations', '{"need": "self_registration"}', 'An admin of the tenant can add users.');
@@ -1382,7 +1520,7 @@ begin
     return jsonb_build_object('tenant_id', v_tenant.id, 'user_id', v_id);
 end
 $f$;
-comment on function vanilla.register_user(text, text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
+comment on function vanilla.register_user(text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
 
 create or replace function public.create_api_key(
     p_name text, p_prefix text, p_key_hash bytea, p_scopes text[] default '{chat}', p_expires_at timestamptz default 'infinity',
@@ -1445,7 +1583,8 @@ declare
     v record;
 begin
     select k.id as key_id, k.tenant_id, k.user_id, k.scopes,
-           case when 'admin' = any (k.scopes) then u.role else 'user' end as role, u.email, t.slug as tenant, t.name as tenant_name
+           case when 'admin' = any (k.scopes) then u.role else 'user' end as role, u.email, u.display_name,
+           t.slug as tenant, t.name as tenant_name
         into v from public.api_keys k
         join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
         join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
@@ -1460,17 +1599,19 @@ comment on function vanilla.key_identity(bytea) is 'Who a key is, or null; witho
 grant execute on function
     public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.open_tenant(uuid, text),
     public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
-    public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
+    public.set_display_name(text), public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
     public.issue_one_time_token(uuid, bytea, uuid),
     public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid), public.revoke_api_key(uuid, uuid)
     to vanilla_app, vanilla_operator;
 grant execute on function vanilla.claim_super_admin() to vanilla_operator;
 grant execute on function
-    vanilla.begin_sign_in(text, text, text), vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval),
+    vanilla.begin_sign_in(text, text, text), 
+    vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval, text, text),
     vanilla.fail_sign_in(text, text), vanilla.session_identity(bytea, uuid),
     vanilla.rotate_session(bytea, bytea, bytea, interval, interval), vanilla.close_session(bytea),
-    vanilla.session_password_hash(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
-    vanilla.register_user(text, text, text, text, text), vanilla.key_identity(bytea)
+    vanilla.begin_password_change(bytea), vanilla.change_password(bytea, text), vanilla.redeem_one_time_token(bytea, text),
+    vanilla.request_password_link(text, text, text, bytea), vanilla.one_time_token_user(bytea),
+    vanilla.begin_registration(text), vanilla.register_user(text, text, text, text), vanilla.key_identity(bytea)
     to vanilla_runtime;
 
 -- 8. metered call --------------------------------------------------------------------------------------------------
@@ -1482,27 +1623,28 @@ set search_path = pg_catalog, pg_temp as $f$
 $f$;
 comment on function vanilla.setting(uuid, text) is 'The tenant''s value of a setting, else the platform''s, else null.';
 
+-- bodies of standard SQL: names are resolved here and now, so no SET is needed and plpgsql inlines the expression
 create or replace function vanilla.call_tokens(p_call jsonb, p_input bigint, p_cached bigint, p_output bigint) returns bigint
-language sql immutable set search_path = pg_catalog, pg_temp as $f$
-    select ceil((p_input - p_cached) * (p_call ->> 'input_weight')::numeric + p_cached * (p_call ->> 'cached_input_weight')::numeric
-        + p_output * (p_call ->> 'output_weight')::numeric)::bigint
-$f$;
+language sql immutable
+    return ceil((p_input - p_cached) * (p_call ->> 'input_weight')::numeric + p_cached * (p_call ->> 'cached_input_weight')::numeric
+        + p_output * (p_call ->> 'output_weight')::numeric)::bigint;
 comment on function vanilla.call_tokens(jsonb, bigint, bigint, bigint) is 'Wallet tokens of a call: model tokens times the weights pinned at admission, rounded up once.';
 
 create or replace function vanilla.call_cost_micros(p_call jsonb, p_input bigint, p_cached bigint, p_output bigint) returns bigint
-language sql immutable set search_path = pg_catalog, pg_temp as $f$
-    select ceil(((p_input - p_cached)::numeric * (p_call ->> 'input_price')::bigint
+language sql immutable
+    return ceil(((p_input - p_cached)::numeric * (p_call ->> 'input_price')::bigint
         + p_cached::numeric * coalesce((p_call ->> 'cached_input_price')::bigint, (p_call ->> 'input_price')::bigint)
-        + p_output::numeric * (p_call ->> 'output_price')::bigint) / 1000000)::bigint
-$f$;
+        + p_output::numeric * (p_call ->> 'output_price')::bigint) / 1000000)::bigint;
 comment on function vanilla.call_cost_micros(jsonb, bigint, bigint, bigint) is 'Micros of USD that the provider charges: tokens times price per million, rounded up once.';
 
+-- enable_seqscan: connections keep the plans of their first calls, and those are made while tables are nearly empty. A table
+-- that grows a thousandfold before the next ANALYZE would be read whole by every call.
 create or replace function vanilla.admit_call(
     p_key_hash bytea, p_session_hash bytea, p_payer text, p_model text,
     p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint, p_output_limit bigint, p_choices integer,
     p_execution_id uuid, p_streamed boolean, p_ttl interval,
     p_idempotency_key text default null, p_request_id text default null) returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_caller record;
@@ -1639,11 +1781,31 @@ $f$;
 comment on function vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text) is
     'Before a model call, in one round trip: key, payer, model, price, worst case reserved. Sizes in model tokens, the output limit over all choices; returns where to call and with what limit.';
 
+create or replace function vanilla.quote_call(p_session_hash bytea, p_model text, p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint,
+    p_output_limit bigint, p_choices integer default 1) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_admitted jsonb;
+begin
+    -- admitted and undone: the quote is what the call will reserve, by the same lines, refusals included
+    begin
+        v_admitted := vanilla.admit_call(null, p_session_hash, null, p_model, p_prompt_tokens, p_sandbox_prompt_tokens,
+            p_output_limit, p_choices, vanilla.uuid7(), true, interval '1 minute');
+        raise exception 'undo' using errcode = 'VSUND';
+    exception when sqlstate 'VSUND' then null;
+    end;
+    return jsonb_build_object('reserved', v_admitted -> 'reserved', 'output_limit', v_admitted -> 'output_limit',
+        'clamped', v_admitted -> 'clamped', 'available_after', v_admitted -> 'available');
+end
+$f$;
+comment on function vanilla.quote_call(bytea, text, bigint, bigint, bigint, integer) is
+    'What admit_call would reserve for a session, and leave available; nothing is written.';
+
 create or replace function vanilla.settle_call(
     p_tenant_id uuid, p_hold_id uuid, p_status text, p_input bigint, p_output bigint, p_cached bigint, p_reasoning bigint,
     p_estimated boolean default false, p_error_code text default null, p_latency_ms integer default null, p_first_token_ms integer default null)
 returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_hold public.user_token_holds;
     v_entry public.user_token_ledger;
@@ -1669,6 +1831,9 @@ begin
                 else greatest(k.used_tokens + v_charged - case when v_entry.metadata ? 'late' then 0 else v_hold.requested end, 0) end
         where k.tenant_id = p_tenant_id and k.id = v_hold.api_key_id
           and (k.budget_tokens is not null or k.last_used_at is null or k.last_used_at < vanilla.clock() - interval '1 minute');
+    end if;
+    if v_entry.metadata ? 'late' then              -- its row stands already, as abandoned
+        delete from public.ai_executions where tenant_id = p_tenant_id and id = v_hold.execution_id and status = 'abandoned';
     end if;
     insert into public.ai_executions (tenant_id, created_at, id, user_id, api_key_id, provider_id, model_id, hold_id, provider, model, status, error_code,
         input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, charged_tokens, cost_micros, latency_ms, first_token_ms, streamed, usage_estimated, request_id)
@@ -1714,6 +1879,7 @@ comment on function public.set_provider_secret(uuid, bytea, text, uuid) is 'Keep
 
 grant execute on function
     vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text),
+    vanilla.quote_call(bytea, text, bigint, bigint, bigint, integer),
     vanilla.settle_call(uuid, uuid, text, bigint, bigint, bigint, bigint, boolean, text, integer, integer),
     vanilla.list_models(bytea, bytea) to vanilla_runtime;
 grant execute on function public.set_provider_secret(uuid, bytea, text, uuid) to vanilla_app, vanilla_operator;

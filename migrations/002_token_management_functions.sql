@@ -27,11 +27,10 @@ alter default privileges revoke execute on functions from public;
 
 -- the ledger -------------------------------------------------------------------------------------------------------
 -- The binary form of the row: lengths and types are in it, so no two rows share a form. Inlined.
-create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_token_ledger) returns bytea language sql stable parallel safe as $f$
-    select sha256(p_head || record_send(row(p_row.tenant_id, p_row.user_id, p_row.seq, p_row.id, p_row.created_at, p_row.amount, p_row.reserved_amount,
+create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_token_ledger) returns bytea language sql stable parallel safe
+    return sha256(p_head || record_send(row(p_row.tenant_id, p_row.user_id, p_row.seq, p_row.id, p_row.created_at, p_row.amount, p_row.reserved_amount,
         p_row.available_after, p_row.reserved_after, p_row.borrowed_after, p_row.direction, p_row.reason, p_row.source, p_row.reference_type,
-        p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)))
-$f$;
+        p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)));
 comment on function vanilla.ledger_hash(bytea, public.user_token_ledger) is 'Chain link: SHA-256 of the link before and of every column but hash.';
 
 create or replace function vanilla.post_entry(p_wallet public.user_token_wallets, p_entry public.user_token_ledger) returns public.user_token_ledger
@@ -86,6 +85,8 @@ begin
     return p_wallet;
 end
 $f$;
+comment on function vanilla.add_spendable(public.user_token_wallets, bigint) is
+    'Adds tokens to a copy of the wallet: debt first, the rest becomes available.';
 
 -- p_wallet is a copy of the locked row; the caller posts nothing in between
 create or replace function vanilla.settle_burn(p_wallet public.user_token_wallets) returns public.user_token_wallets
@@ -164,6 +165,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
     from public.user_token_grants g
     where g.tenant_id = p_wallet.tenant_id and g.user_id = p_wallet.user_id and g.state in ('active', 'scheduled')
 $f$;
+comment on function vanilla.next_event(public.user_token_wallets) is
+    'When the next grant starts or lapses or the period ends, or infinity.';
 
 -- Gives tokens to a wallet whose burn is settled: the grant, the ledger row, and debt repaid from it.
 create or replace function vanilla.grant_tokens(p_wallet public.user_token_wallets, p_kind text, p_amount bigint, p_effective_at timestamptz,
@@ -186,11 +189,14 @@ begin
     return p_entry;
 end
 $f$;
+comment on function vanilla.grant_tokens(public.user_token_wallets, text, bigint, timestamptz, timestamptz, uuid, public.user_token_ledger) is
+    'Gives tokens to a wallet whose burn is settled: the grant, its ledger row, debt repaid from it.';
 
 create or replace function vanilla.read_wallet(p_tenant_id uuid, p_user_id uuid) returns public.user_token_wallets
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
     select * from public.user_token_wallets where tenant_id = p_tenant_id and user_id = p_user_id
 $f$;
+comment on function vanilla.read_wallet(uuid, uuid) is 'The wallet as it is now; the caller holds its lock.';
 
 -- Plan and rollover of one period, into a wallet whose burn is settled.
 create or replace function vanilla.open_period(p_wallet public.user_token_wallets, p_unused bigint, p_starts_at timestamptz, p_ends_at timestamptz) returns void
@@ -222,6 +228,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.open_period(public.user_token_wallets, bigint, timestamptz, timestamptz) is
+    'Plan and rollover of one period, into a wallet whose burn is settled.';
 
 -- Tokens leave without being spent: a grant lapses or is voided.
 create or replace function vanilla.drop_grant(p_wallet public.user_token_wallets, p_grant public.user_token_grants, p_state text, p_direction text, p_reason text) returns void
@@ -244,6 +252,8 @@ begin
     end if;
 end
 $f$;
+comment on function vanilla.drop_grant(public.user_token_wallets, public.user_token_grants, text, text, text) is
+    'Takes the rest of a grant away unspent: it lapses (expired) or is voided.';
 
 create or replace function vanilla.fold_wallet(p_wallet public.user_token_wallets) returns public.user_token_wallets
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -424,6 +434,8 @@ begin
     return p_amount::bigint;
 end
 $f$;
+comment on function vanilla.check_amount(numeric) is
+    'The amount in tokens when it is not zero and at most 10^15 either way, else VS400.';
 
 create or replace function vanilla.reserve_tokens(p_wallet public.user_token_wallets, p_amount bigint, p_ttl interval, p_reason text, p_source text,
     p_reference_type text, p_reference_id uuid, p_execution_id uuid, p_idempotency_key text, p_api_key_id uuid, p_call jsonb, p_actor_id uuid,
@@ -536,6 +548,8 @@ begin
     return vanilla.post_entry(p_wallet, p_entry);
 end
 $f$;
+comment on function vanilla.release_tokens(public.user_token_wallets, public.user_token_holds, public.user_token_ledger) is
+    'Returns a whole hold to its wallet and writes the entry.';
 
 -- the seed's functions ---------------------------------------------------------------------------------------------
 create or replace function public.adjust_user_tokens(
@@ -781,6 +795,8 @@ begin
     return v_reset;
 end
 $f$;
+comment on function vanilla.fold_due_wallets(integer) is
+    'Folds up to p_limit wallets with an event due (null: all) that nobody is using; the number whose period ended.';
 
 create or replace function public.reset_monthly_tokens(p_limit integer default null) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -942,18 +958,24 @@ end
 $f$;
 comment on function vanilla.reap_holds(integer) is 'Returns expired holds of wallets that nobody is using now; the number of wallets.';
 
-create or replace function vanilla.run_maintenance() returns jsonb
+create or replace function vanilla.run_maintenance(p_limit integer default 50) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_reaped integer;
+    v_reset integer;
 begin
     -- one ticker at a time; the others go on serving
     if not pg_try_advisory_xact_lock(hashtext('vanilla_saas.maintenance')) then
-        return '{"ran": false}';
+        return '{"ran": false, "more": false}';
     end if;
-    return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', vanilla.reap_holds(1000),
-        'wallets_reset', vanilla.fold_due_wallets(1000));
+    v_reaped := vanilla.reap_holds(p_limit);
+    v_reset := vanilla.fold_due_wallets(p_limit);
+    return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', v_reaped, 'wallets_reset', v_reset,
+        'more', v_reaped >= p_limit or v_reset >= p_limit);
 end
 $f$;
-comment on function vanilla.run_maintenance() is 'One tick: partitions ahead, expired holds, due periods. Any process may call it; one runs.';
+comment on function vanilla.run_maintenance(integer) is
+    'A part of a tick: partitions ahead, then expired holds and due periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
 
 grant execute on function
     public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz),
@@ -962,7 +984,7 @@ grant execute on function
     public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid),
     public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz)
     to vanilla_app, vanilla_operator, vanilla_system;
-grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance() to vanilla_runtime, vanilla_operator, vanilla_system;
+grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance(integer) to vanilla_runtime, vanilla_operator, vanilla_system;
 
 set local role vanilla_owner;
 revoke create on schema vanilla from vanilla_definer;

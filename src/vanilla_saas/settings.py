@@ -5,18 +5,27 @@ Order of the database: `DATABASE_URL`, then libpq's `PG*` variables, then the em
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _whole_number(value: object) -> object:
+    """The environment has text only."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 class Settings(BaseSettings):
     """One field a setting; `VANILLA_SAAS_` is prefixed to its name but for `DATABASE_URL`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="VANILLA_SAAS_", env_file=".env", extra="ignore", populate_by_name=True
+        env_prefix="VANILLA_SAAS_",
+        env_file=".env",
+        extra="ignore",
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
     database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")
@@ -29,7 +38,7 @@ class Settings(BaseSettings):
     """Embedded data directory, keys and logs."""
     pg_bin: Path | None = None
     """Folder of PostgreSQL binaries for the embedded server, instead of the wheel's."""
-    pg_version: Literal[16, 18] = 18
+    pg_version: Annotated[Literal[16, 18], BeforeValidator(_whole_number)] = 18
     """Major version of the embedded server."""
     context_key: SecretStr | None = None
     """64 hex digits that sign request contexts; else `$VANILLA_SAAS_HOME/context.key`."""
@@ -45,9 +54,21 @@ class Settings(BaseSettings):
     """Largest request body that is read."""
     max_running_calls: int = 512
     """Model calls in flight in one process; one more is answered 429 with Retry-After."""
+    public_url: str | None = None
+    """Address under which people reach this installation; links in mails and answers begin with it."""
+    smtp_url: SecretStr | None = None
+    """`smtp://user:password@host:587?from=name@host` (or `smtps://`) sends links to people who forgot a password;
+    needs `VANILLA_SAAS_PUBLIC_URL`. Without it an admin hands out links."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     allow_superuser: bool = False
     """Serve although the configured database login is a superuser or bypasses row-level security."""
+
+    @model_validator(mode="after")
+    def _mails_have_links(self) -> Self:
+        if self.smtp_url and not self.public_url:
+            # never from the request: whoever asks for a link chooses its Host header
+            raise ValueError("VANILLA_SAAS_SMTP_URL needs VANILLA_SAAS_PUBLIC_URL, with which links in mails begin")
+        return self
 
     def uses_embedded_server(self) -> bool:
         """True when neither `DATABASE_URL` nor `PGHOST` names another server."""

@@ -22,7 +22,7 @@ def soon(seconds: float = 10.0) -> float:
 
 async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what it waits for happens in a server
+        while not condition():
             await asyncio.sleep(0.001)
 
 

@@ -6,6 +6,7 @@ import traceback
 import aiohttp
 import orjson
 import pytest
+
 from tests.providers.conftest import KEY
 from tests.providers.provider_support import (
     DONE,
@@ -21,7 +22,7 @@ from tests.providers.provider_support import (
     sse,
     streaming,
 )
-
+from vanilla_saas.providers import adapters
 from vanilla_saas.providers.adapters import (
     Upstream,
     UpstreamClient,
@@ -187,6 +188,40 @@ async def test_a_malformed_answer_is_no_answer(client, body):
     async with raw_provider(answering(200, body)) as url:
         error = await failure(client.complete(elsewhere(url), chat(), deadline=soon()))
     assert (error.kind, error.charged, error.client_status) == ("malformed", True, 502)
+
+
+async def test_an_error_with_status_200_is_an_error_that_was_not_charged(client):
+    async with raw_provider(answering(200, b'{"error":{"message":"no such route"}}')) as url:
+        error = await failure(client.complete(elsewhere(url), chat(), deadline=soon()))
+    assert (error.kind, error.charged, error.detail) == (
+        "server",
+        False,
+        "it reported an error: no such route",
+    )
+
+
+async def test_an_answer_without_end_is_not_held(client, monkeypatch):
+    monkeypatch.setattr(adapters, "MAX_ANSWER_BYTES", 1000)
+    async with raw_provider(answering(200, b'{"a":"' + b"x" * 2000 + b'"}')) as url:
+        error = await failure(client.complete(elsewhere(url), chat(), deadline=soon()))
+    assert error.kind == "malformed"
+
+
+@pytest.mark.parametrize("found", [b"5", b"null", b"[1]", b'[{"message":7}]', b'{"a":1}'])
+async def test_choices_of_any_shape_do_no_harm(client, found):
+    async with raw_provider(answering(200, b'{"choices":%b}' % found)) as url:
+        answer = await client.complete(elsewhere(url), chat(), deadline=soon())
+    assert (answer.usage, answer.completion_tokens_estimate) == (None, 0)
+
+
+async def test_a_refusal_whose_body_is_cut_is_still_a_refusal(client):
+    async def cut(reader, writer):
+        writer.write(b"HTTP/1.1 429 X\r\nretry-after: 2\r\ncontent-length: 99\r\n\r\n{")
+        await writer.drain()
+
+    async with raw_provider(cut) as url:
+        error = await failure(client.complete(elsewhere(url), chat(), deadline=soon()))
+    assert (error.kind, error.charged, error.retry_after) == ("rate_limited", False, 2.0)
 
 
 async def test_an_object_in_place_of_a_stream_is_malformed(client):

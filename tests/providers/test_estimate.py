@@ -1,13 +1,14 @@
 """The prompt bound never under-estimates; what is refused is refused with a code and a parameter."""
 
+import contextlib
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.providers.provider_support import chat
 
+from tests.providers.provider_support import chat
 from vanilla_saas.providers import estimate, sandbox_rules
 from vanilla_saas.providers.estimate import (
     InvalidRequest,
@@ -86,9 +87,17 @@ def test_the_bound_holds_for_the_sandbox_and_for_single_byte_tokens(messages, to
     assert estimate_prompt_tokens("sandbox", body) == sandbox_rules.prompt_tokens(body)
 
 
+def test_the_bound_holds_for_messages_shorter_than_their_markers():
+    body = {"model": "m", "messages": [{}] * 1000}
+    assert prompt_upper_bound(body) >= sandbox_rules.prompt_tokens(body) + 1000
+
+
 @given(st.lists(st.integers(0, 200_000), min_size=1))
 def test_the_bound_holds_for_token_ids(ids):
-    assert prompt_upper_bound({"model": "m", "input": ids}) >= len(ids)
+    for given_ids in (ids, [ids, ids]):
+        body = {"model": "m", "input": given_ids}
+        count = len(ids) * (1 if given_ids is ids else 2)
+        assert prompt_upper_bound(body) >= estimate_prompt_tokens("openai", body) >= count
 
 
 @given(TEXT)
@@ -196,11 +205,12 @@ def test_a_request_that_is_not_sound_is_refused(options, param):
 
 
 def test_deep_nesting_is_refused_before_it_exhausts_the_stack():
-    deep: Any = "\0"
-    for _ in range(200):
-        deep = [deep]
-    with pytest.raises(InvalidRequest):
-        requested_output_limit(chat(metadata=deep))
+    for depth in (200, 5_000):
+        deep: Any = "\0"
+        for _ in range(depth):
+            deep = [deep]
+        with pytest.raises(InvalidRequest):
+            requested_output_limit(chat(metadata=deep))
 
 
 @pytest.mark.parametrize(
@@ -223,3 +233,22 @@ def test_what_the_catalogue_does_not_price_is_refused(options, param):
 
 def test_what_the_catalogue_prices_is_admitted():
     refuse_unpriced(chat(service_tier="default", modalities=["text"]))
+
+
+NAMES = ["role", "content", "tool_calls", "function", "name", "arguments", "type", "text", "image_url", "audio"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | TEXT | st.sampled_from(["text", "image_url", "user"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=12,
+)
+OPTIONS = ["messages", "tools", "functions", "input", "n", "max_tokens", "user", "stream", "modalities"]
+
+
+@given(st.dictionaries(st.sampled_from(OPTIONS), JSON), st.lists(JSON, max_size=3))
+def test_any_json_is_counted_or_refused(options, messages):
+    for body in ({**options, "model": "m"}, {**options, "model": "m", "messages": messages}):
+        sandbox_rules.prompt_tokens(body)
+        for count in (requested_output_limit, refuse_unpriced, prompt_upper_bound):
+            with contextlib.suppress(InvalidRequest):
+                count(body)
+                estimate_prompt_tokens("openai", body)

@@ -1,6 +1,9 @@
 """The sandbox as clients see it: over HTTP, with the official SDK."""
 
 import asyncio
+import logging
+import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import fields
 from pathlib import Path
@@ -11,8 +14,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.providers.provider_support import chat, eventually, scripted
 
+from tests.providers.provider_support import chat, eventually, scripted
 from vanilla_saas.providers import sandbox_rules as rules
 from vanilla_saas.providers.sandbox import Counters, SandboxServer
 
@@ -167,6 +170,9 @@ def test_a_script_that_is_wrong_is_refused(script):
         ({"n": 0}, 400),
         ({"n": True}, 400),
         ({"max_tokens": 0}, 400),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": [1]}}}, 400),
+        ({"response_format": {"type": "json_schema", "json_schema": 1}}, 400),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 7}}], "tool_choice": "required"}, 400),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400),
     ],
 )
@@ -238,3 +244,29 @@ def test_the_page_names_every_script_field_and_counter():
     page = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text()
     names = [*(field.name for field in fields(rules.Script)), *Counters().as_dict()]
     assert [name for name in names if f"`{name}`" not in page] == []
+
+
+async def test_it_serves_alone(http):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vanilla_saas.providers.sandbox", "--port", "0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        url = (await process.stdout.readline()).decode().split()[-1]
+        async with http.post(f"{url}/chat/completions", json=request("alone")) as answer:
+            assert answer.status == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+
+
+async def test_it_is_silent_and_leaves_the_loggers_of_the_product_alone(sandbox, http, caplog):
+    levels = {name: logging.getLogger(name).level for name in ("uvicorn", "uvicorn.error", "uvicorn.access")}
+    caplog.set_level(logging.DEBUG)
+    async with SandboxServer() as server:
+        with pytest.raises(aiohttp.ClientError):
+            await post(http, server, scripted({"model": "sandbox-small"}, error_after_chunks=1))
+    assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+    assert levels == {name: logging.getLogger(name).level for name in levels}

@@ -4,8 +4,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.providers.provider_support import DONE, FINISH, USAGE, delta, sse
 
+from tests.providers.provider_support import DONE, FINISH, USAGE, delta, sse
 from vanilla_saas.providers.sse import (
     MAX_EVENT_BYTES,
     EventSplitter,
@@ -120,6 +120,13 @@ def test_any_json_is_an_answer_or_a_malformed_stream(value):
 )
 def test_the_data_of_an_event(event, data):
     assert data_of(event) == data
+
+
+@pytest.mark.parametrize("index", [None, [], {}, "0", 1.5, True])
+def test_a_choice_of_any_index_is_metered(index):
+    meter = StreamMeter(client_wants_usage=False)
+    assert meter.feed(sse(delta("abcd", index))[0])[1] is None
+    assert sum(meter.sizes.values()) == 4
 
 
 def test_an_endless_event_is_refused():

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import typer
 
 from vanilla_saas.database.embedded import EmbeddedServerError, attach, run_psql
+from vanilla_saas.database.embedded_upgrade import upgrade
 from vanilla_saas.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="The database of this installation.")
@@ -102,6 +103,24 @@ def env(
     else:
         for name, value in variables.items():
             typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@app.command("pg-upgrade")
+def pg_upgrade() -> None:
+    """Move the embedded server's data to VANILLA_SAAS_PG_VERSION (18); keeps the old data."""
+    settings = Settings()
+    if not settings.uses_embedded_server():
+        typer.echo("The database is not the embedded one; upgrade it where it runs.", err=True)
+        raise typer.Exit(2)
+    try:
+        kept = upgrade(settings)
+    except EmbeddedServerError as error:
+        raise _refused(error) from error
+    typer.echo(
+        f"The data is of PostgreSQL {settings.pg_version} now; {kept} can be deleted."
+        if kept
+        else f"The data is of PostgreSQL {settings.pg_version} already."
+    )
 
 
 def _asking_process() -> int:

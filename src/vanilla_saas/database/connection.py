@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit, urlunsplit
 
+import asyncpg
+
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.embedded import EmbeddedServer, attach
+from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.settings import Settings
 
 
@@ -23,12 +26,22 @@ class Addresses:
 
 @contextmanager
 def addresses(settings: Settings, signer: ContextSigner) -> Iterator[Addresses]:
-    """The addresses of the configured database; starts or shares the embedded server for the time of the block."""
+    """The addresses of the configured database; starts or shares the embedded server for the time of the block.
+
+    Raises EmbeddedServerError, VanillaError `invalid_request` for a setting that is no URL.
+    """
     if settings.uses_embedded_server():
         with attach(settings) as server:
             yield Addresses(server.dsn("postgres"), server.dsn("vanilla_app"), server.dsn("vanilla_runtime"), server)
         return
     admin = settings.database_url.get_secret_value() if settings.database_url else _from_libpq_variables()
+    for name, secret in (
+        ("DATABASE_URL", settings.database_url),
+        ("VANILLA_SAAS_APP_URL", settings.app_url),
+        ("VANILLA_SAAS_RUNTIME_URL", settings.runtime_url),
+    ):
+        if secret is not None:
+            _check_url(name, secret.get_secret_value())
     yield Addresses(
         admin,
         settings.app_url.get_secret_value() if settings.app_url else _as_login(admin, "vanilla_app", signer),
@@ -36,6 +49,45 @@ def addresses(settings: Settings, signer: ContextSigner) -> Iterator[Addresses]:
         if settings.runtime_url
         else _as_login(admin, "vanilla_runtime", signer),
     )
+
+
+async def connect_admin(url: str) -> asyncpg.Connection:
+    """A connection of the login that migrates and administers.
+
+    Raises VanillaError `database_unavailable` in an operator's words.
+    """
+    try:
+        return await asyncpg.connect(url, timeout=10)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        raise unreachable(
+            error,
+            "Check host, port, name and password in DATABASE_URL or the PG* variables;"
+            " without both the embedded server is used.",
+        ) from None
+
+
+def unreachable(error: Exception, hint: str) -> VanillaError:
+    """Why a connection could not be made. Never repeats the URL, which holds a password."""
+    why = str(error)
+    if isinstance(error, asyncpg.InterfaceError | ValueError):
+        why = "its address is not valid"
+    elif isinstance(error, OSError) and error.errno:
+        why = os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return VanillaError("database_unavailable", f"The database cannot be reached: {why or 'no answer'}.", hint=hint)
+
+
+def _check_url(name: str, url: str) -> None:
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:
+        scheme = ""
+    if scheme not in ("postgresql", "postgres"):
+        # not repeated: it may hold a password
+        raise VanillaError(
+            "invalid_request",
+            f"{name} is not the URL of a PostgreSQL database.",
+            hint="Its form is postgresql://user:password@host:port/database; special characters are percent-encoded.",
+        )
 
 
 def _from_libpq_variables() -> str:

@@ -1,14 +1,17 @@
 """The signed context of a transaction: who acts, verified by the database itself (docs/design/database.md)."""
 
+import contextlib
 import hashlib
 import hmac
 import os
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
+from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.settings import Settings
 
 Role = Literal["user", "admin", "superadmin", "service"]
@@ -49,45 +52,53 @@ class ContextSigner:
 
 
 def load_signer(settings: Settings) -> ContextSigner:
-    """From `VANILLA_SAAS_CONTEXT_KEY`, else `$VANILLA_SAAS_HOME/context.key`, which is made (0600) when missing."""
-    return ContextSigner(
-        load_key(
-            settings.context_key.get_secret_value() if settings.context_key else None,
-            settings.home / "context.key",
-        )
-    )
+    """From `VANILLA_SAAS_CONTEXT_KEY`, else `$VANILLA_SAAS_HOME/context.key`, which is made (0600) when missing.
 
-
-def load_key(configured: str | None, path: Path) -> bytes:
-    """A 32-byte key from 64 hex digits, else from a file that is created with random bytes.
-
-    Raises ValueError when the text is not 64 hex digits.
+    Raises VanillaError `invalid_request` for a key that is none, `invalid_state` for a file that cannot be used.
     """
-    text = configured
-    if text is None:
-        if not path.exists():
-            _create_key_file(path)
-        text = path.read_text().strip()
+    path = settings.home / "context.key"
+    source = "VANILLA_SAAS_CONTEXT_KEY" if settings.context_key else str(path)
     try:
+        text = settings.context_key.get_secret_value() if settings.context_key else _key_file(path)
         key = bytes.fromhex(text)
+    except OSError as error:
+        raise VanillaError(
+            "invalid_state",
+            f"{path} cannot be used: {error.strerror}.",
+            hint="Set VANILLA_SAAS_HOME to a folder of yours with free space, or VANILLA_SAAS_CONTEXT_KEY.",
+        ) from None
     except ValueError:
         key = b""
     if len(key) != 32:
-        raise ValueError(f"{'the configured key' if configured else path} is not 64 hexadecimal digits")
-    return key
+        raise VanillaError(
+            "invalid_request",
+            f"{source} is not 64 hexadecimal digits.",
+            hint=f"`openssl rand -hex 32` makes a key; without VANILLA_SAAS_CONTEXT_KEY one is kept in {path}.",
+        )
+    return ContextSigner(key)
 
 
-def _create_key_file(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+def _key_file(path: Path) -> str:
+    if not path.exists():
+        create_key_file(path)
+    return path.read_text().strip()
+
+
+def create_key_file(path: Path) -> None:
+    """Writes 64 random hexadecimal digits to a new file, whole or not at all; a file that is there stays.
+
+    Raises OSError.
+    """
+    # the user that root's embedded server runs as must be able to pass through root's home
+    path.parent.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(os.urandom(32).hex() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     try:
-        os.link(temporary, path)  # atomic, and never over another process's key
-    except FileExistsError:
-        pass
+        with os.fdopen(descriptor, "w") as file:
+            file.write(os.urandom(32).hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # atomic, and never over another process's key
     finally:
         temporary.unlink()

@@ -1,15 +1,64 @@
-"""Opaque cursors of keyset pages: the sort key of the last row shown, so that no page skips or repeats a row."""
+"""Pages of a listing by keyset: a page costs the same however deep it is, and none skips or repeats a row.
+
+A cursor is the sort key of the last row shown. It is not a secret and grants nothing: what a caller may see is decided
+by the policies of the transaction that reads the page. A listing by `(created_at, id)` takes `paging: Paging` and ends
+with `paging.page(rows, Model.of)`; its statement binds three values:
+
+    where tenant_id = $1 and (created_at, id) < ($2, $3) order by created_at desc, id desc limit $4
+
+    rows = await connection.fetch(STATEMENT, tenant_id, *paging.bounds)
+"""
 
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
 import orjson
+from fastapi import Depends, Query, Request
+from pydantic import BaseModel
 
 from vanilla_saas.database.errors import VanillaError
+
+Item = TypeVar("Item")
+_NEWEST = (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page; `next_cursor` is null on the last one."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Keyset:
+    """Where a page begins: strictly before `(created_at, id)`; `listing` is what its cursors are good for."""
+
+    limit: int
+    created_at: datetime
+    id: UUID
+    listing: str
+
+    @property
+    def bounds(self) -> tuple[datetime, UUID, int]:
+        """Values for the statement: created_at, id, and a row more than a page, which tells whether there is a next."""
+        return self.created_at, self.id, self.limit + 1
+
+    def page(self, rows: Sequence[Any], make: Callable[[Any], Item]) -> Page[Item]:
+        """The page made of rows with `created_at` and `id`, of which `make` turns each into an item."""
+        shown = rows[: self.limit]
+        last = shown[-1] if len(rows) > self.limit else None
+        cursor = encode_cursor([self.listing, last["created_at"], last["id"]]) if last is not None else None
+        return Page(items=[make(row) for row in shown], next_cursor=cursor)
+
+
+def first_page(limit: int) -> tuple[datetime, UUID, int]:
+    """Values for the statement outside a route: the newest `limit` rows."""
+    return *_NEWEST, limit
 
 
 def encode_cursor(values: Sequence[int | str | datetime | UUID]) -> str:
@@ -29,12 +78,33 @@ def decode_cursor(text: str, types: Sequence[type]) -> list[Any]:
             raise ValueError("not a list")
         return [_READERS[kind](value) for kind, value in zip(types, values, strict=True)]
     except (ValueError, TypeError, binascii.Error):
-        raise VanillaError(
-            "invalid_request",
-            "The cursor is not one of ours.",
-            {"param": "cursor"},
-            "Pass next_cursor of the page before, unchanged.",
-        ) from None
+        raise _not_ours() from None
+
+
+def _not_ours() -> VanillaError:
+    return VanillaError(
+        "invalid_request",
+        "The cursor is not one that this listing gave out.",
+        {"param": "cursor"},
+        "Send next_cursor of the page before as it is, or none for the first page.",
+    )
+
+
+def _paging(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=200, description="Most items of a page.")] = 50,
+    cursor: Annotated[str | None, Query(max_length=300, description="next_cursor of the page before.")] = None,
+) -> Keyset:
+    created_at, id = _NEWEST
+    if cursor is not None:
+        listing, created_at, id = decode_cursor(cursor, [str, datetime, UUID])
+        if listing != request.url.path:
+            raise _not_ours()
+    return Keyset(limit, created_at, id, request.url.path)
+
+
+Paging = Annotated[Keyset, Depends(_paging)]
+"""FastAPI dependency: `limit` 1 to 200, default 50, and `cursor` of a listing route."""
 
 
 def _integer(value: object) -> int:

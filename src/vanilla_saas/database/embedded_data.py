@@ -41,18 +41,30 @@ def check_version(place: Place, binaries: Binaries) -> None:
             "embedded_version_mismatch",
             f"{place.data} was made by PostgreSQL {found}, but the binaries in {binaries.folder} are "
             f"PostgreSQL {binaries.version}.",
-            f"Set VANILLA_SAAS_PG_VERSION={found}, or upgrade the data with pg_upgrade.",
+            f"Set VANILLA_SAAS_PG_VERSION={found}, or stop every process and upgrade the data with "
+            "`vanilla-saas pg-upgrade`.",
         )
 
 
-def initialise(place: Place, binaries: Binaries, durable: bool) -> None:
-    """initdb into a sibling that becomes the data directory only when it is whole."""
+def initialise(place: Place, binaries: Binaries, durable: bool, libc: bool = False) -> None:
+    """initdb into a sibling that becomes the data directory only when it is whole.
+
+    `libc` takes the system's C.UTF-8 although the version has its own: pg_upgrade from 16 asks for the same provider.
+    """
+    if (before := sorted(place.data.parent.glob("data.[0-9]*"))) and place.data.name == "data":
+        raise EmbeddedServerError(
+            "embedded_data_damaged",
+            f"{place.data} is gone, but {before[-1]} is there: an upgrade was cut short.",
+            f"Rename it to {place.data}, and upgrade again.",
+        )
     for left in place.data.parent.glob("data.new-*"):
         shutil.rmtree(left)
     locales = [["--locale-provider=builtin", "--locale=C.UTF-8"]]
     if binaries.version < 17:
         # not every libc has C.UTF-8
         locales = [["--locale=C.UTF-8"], ["--locale=C"]]
+    elif libc:
+        locales = [["--locale-provider=libc", "--locale=C.UTF-8"], ["--locale-provider=libc", "--locale=C"]]
     command = [
         str(binaries.folder / "initdb"),
         "--username",

@@ -50,7 +50,9 @@ class ServerUser:
         """Whether a child must change its user to become this one."""
         return os.geteuid() == 0 and self.uid != 0
 
-    def run(self, command: list[str], text: str = "", env: dict[str, str] | None = None) -> tuple[int, str]:
+    def run(
+        self, command: list[str], text: str = "", env: dict[str, str] | None = None, cwd: str = "/"
+    ) -> tuple[int, str]:
         """Runs a command as this user; exit status and both its streams."""
         done = subprocess.run(
             command,
@@ -60,7 +62,7 @@ class ServerUser:
             text=True,
             errors="replace",
             check=False,
-            cwd="/",
+            cwd=cwd,
             env=env,
             umask=0o077,
             user=self.uid if self.is_other else None,

@@ -86,9 +86,13 @@ def from_postgres(error: asyncpg.PostgresError) -> VanillaError | None:
     state = getattr(error, "sqlstate", None) or ""
     if code := _BY_SQLSTATE.get(state):
         return VanillaError(code.name, error.message, _detail(error.detail), error.hint)
+    # 22000 is asyncpg's own: a value that its type cannot carry never left the process
     if state in ("22000", "22P02", "22003", "22007", "22008", "22021", "22P05"):
         return VanillaError("invalid_request", "A value has the wrong form or is out of range.")
-    if state.startswith(("08", "57P", "53")):
+    if state == "54000":
+        return VanillaError("invalid_request", "A value is too long.")
+    # connection lost, shutting down or recovering, out of room, login refused, another transaction had the rows
+    if state.startswith(("08", "57P", "53", "28")) or state in ("40001", "40P01"):
         return VanillaError("database_unavailable", "The database does not answer; nothing was charged.")
     return None
 

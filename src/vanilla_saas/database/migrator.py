@@ -1,14 +1,22 @@
 """Runs the numbered files with a checksum table; psql may run the same files before, after or in between."""
 
+import asyncio
 import hashlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 
+from vanilla_saas.database.connection import connect_admin
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import translated_errors
+
+WAIT_SECONDS = 120
+"""How long a process waits for another that migrates the same database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +49,84 @@ async def migrate(dsn: str, signer: ContextSigner) -> list[str]:
     """Applies what is missing and makes the run-time logins; returns the names of the files it ran.
 
     A database that psql migrated is adopted: the files run once more, which changes nothing.
-    Raises VanillaError `invalid_state` when an applied file has changed, `database_unavailable`.
+    Raises VanillaError `invalid_state` when an applied file has changed or another process migrates for too long,
+    `forbidden`, `database_unavailable`.
     """
-    async with translated_errors():
-        connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await connect_admin(dsn)
     try:
-        applied = await _applied(connection)
-        files = migrations()
-        _refuse_other_version(files, applied)
-        ran: list[str] = []
-        for file in files:
-            if applied.get(file.name) == file.checksum:
-                continue
-            await connection.execute(file.path.read_text())
-            await _record(connection, file)
-            ran.append(file.name)
-        await _install_logins(connection, signer)
-        return ran
+        async with _alone(dsn), translated_errors():
+            applied = await _applied(connection)
+            files = migrations()
+            _refuse_other_version(files, applied)
+            ran: list[str] = []
+            for file in files:
+                if applied.get(file.name) == file.checksum:
+                    continue
+                await _apply(connection, file)
+                ran.append(file.name)
+            await _retried(lambda: _install_logins(connection, signer))
+            return ran
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise VanillaError(
+            "forbidden",
+            f"This login may not migrate: {error.message}.",
+            {"need": "CREATEROLE"},
+            "Let DATABASE_URL name a login that owns the database and has CREATEROLE.",
+        ) from None
     finally:
         await connection.close()
+
+
+@asynccontextmanager
+async def _alone(dsn: str) -> AsyncIterator[None]:
+    """One process migrates a database at a time.
+
+    The lock is a transaction's, on a connection beside the one that works: a pooler keeps both together until the end.
+    """
+    connection = await connect_admin(dsn)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"set local lock_timeout = '{WAIT_SECONDS}s'")
+            try:
+                await connection.execute("select pg_advisory_xact_lock(hashtext('vanilla_saas.migrating'))")
+            except asyncpg.LockNotAvailableError:
+                raise VanillaError(
+                    "invalid_state",
+                    f"Another process has been migrating this database for {WAIT_SECONDS} s.",
+                    hint="Wait for it to end and try again.",
+                ) from None
+            yield
+    finally:
+        await connection.close()
+
+
+async def _apply(connection: asyncpg.Connection, file: Migration) -> None:
+    text = file.path.read_text()
+
+    async def step() -> None:
+        try:
+            await connection.execute(text)
+        finally:
+            if connection.is_in_transaction():  # the file's own begin, after an error
+                await connection.execute("rollback")
+
+    await _retried(step)
+    await _record(connection, file)
+
+
+async def _retried(step: Callable[[], Awaitable[None]], attempts: int = 20) -> None:
+    """Runs a transaction again when a migrator of another database changed the same role meanwhile.
+
+    Roles are cluster-wide, and PostgreSQL answers `tuple concurrently updated` instead of waiting.
+    """
+    for attempt in range(attempts):
+        try:
+            await step()
+            return
+        except (asyncpg.InternalServerError, asyncpg.UniqueViolationError, asyncpg.DuplicateObjectError):
+            if attempt == attempts - 1:
+                raise
+            await asyncio.sleep(random.uniform(0, 0.02 * (attempt + 1)))  # noqa: S311
 
 
 async def _applied(connection: asyncpg.Connection) -> dict[str, str]:

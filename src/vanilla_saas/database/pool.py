@@ -8,10 +8,13 @@ from typing import Any, cast
 import asyncpg
 import orjson
 
-from vanilla_saas.database.context import ContextSigner, Identity
+from vanilla_saas.database.connection import unreachable
+from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity
 from vanilla_saas.database.errors import VanillaError, from_postgres
 
 ACQUIRE_TIMEOUT_S = 5.0
+_BROKEN = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InternalClientError, OSError)
+"""Errors after which a connection is not used again."""
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
@@ -49,9 +52,9 @@ class Database:
         size: int = 10,
         allow_superuser: bool = False,
     ) -> "Database":
-        """Connects both pools; refuses logins that row-level security does not bind.
+        """Connects both pools; refuses logins that row-level security does not bind, and a database that is not ours.
 
-        Raises VanillaError `database_unavailable` or `forbidden`.
+        Raises VanillaError `database_unavailable`, `forbidden`, `invalid_state`, `context_invalid`.
         """
         pools: list[asyncpg.Pool] = []
         try:
@@ -59,6 +62,7 @@ class Database:
                 pools.append(await _open_pool(dsn, size))
                 if not allow_superuser:
                     await _refuse_unsafe_login(pools[-1])
+            await _refuse_strange_database(pools[0], signer)
         except BaseException:
             for pool in pools:
                 pool.terminate()
@@ -66,7 +70,12 @@ class Database:
         return cls(pools[0], pools[1], signer)
 
     async def close(self) -> None:
-        await asyncio.gather(self._app.close(), self._runtime.close())
+        """Waits for statements under way, at most ten seconds."""
+        try:
+            await asyncio.wait_for(asyncio.gather(self._app.close(), self._runtime.close()), 10)
+        except TimeoutError:
+            self._app.terminate()
+            self._runtime.terminate()
 
     @asynccontextmanager
     async def transaction(
@@ -112,7 +121,7 @@ async def translated_errors() -> AsyncIterator[None]:
         if known is None:
             raise
         raise known from None
-    except (asyncpg.InterfaceError, ConnectionError, OSError) as error:
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         raise VanillaError("database_unavailable", "The database does not answer; nothing was charged.") from error
 
 
@@ -124,6 +133,10 @@ async def _acquired(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
         raise VanillaError("saturated", "All database connections are busy.", {"retry_after_s": 1}) from None
     try:
         yield connection
+    except _BROKEN:
+        # its end may still be on the way: whoever gets it next would find it in the middle of a statement
+        connection.terminate()
+        raise
     finally:
         await pool.release(connection)
 
@@ -133,12 +146,32 @@ async def _open_pool(dsn: str, size: int) -> asyncpg.Pool:
         return await asyncpg.create_pool(
             dsn, min_size=1, max_size=size, connection_class=_Connection, init=_prepare, timeout=10
         )
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise VanillaError(
-            "database_unavailable",
-            f"Cannot connect to the database: {error}",
-            hint="Check DATABASE_URL; after a first `vanilla-saas migrate` the run-time logins exist.",
-        ) from error
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        raise unreachable(
+            error,
+            "Run vanilla-saas migrate: it makes the run-time logins, whose passwords come from the context key.",
+        ) from None
+
+
+async def _refuse_strange_database(app: asyncpg.Pool, signer: ContextSigner) -> None:
+    """A request would fail in a database without the schema, or one that does not know our key."""
+    async with app.acquire() as connection, connection.transaction():
+        if await connection.fetchval("select to_regprocedure('vanilla.set_context(text)') is null"):
+            raise VanillaError(
+                "invalid_state", "The database is not migrated.", hint="Run vanilla-saas migrate, or vanilla-saas up."
+            )
+        token = signer.sign(Identity(PLATFORM, PLATFORM, "user"))
+        await connection.execute("select set_config('vanilla.context', $1, true)", token)
+        try:
+            await connection.fetchval("select vanilla.claim(3)")
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != "VS401":
+                raise
+            raise VanillaError(
+                "context_invalid",
+                "The database does not know this context key.",
+                hint="Run vanilla-saas migrate with it, or put the former key back.",
+            ) from None
 
 
 async def _refuse_unsafe_login(pool: asyncpg.Pool) -> None:

@@ -25,6 +25,7 @@ from vanilla_saas.providers.sse import (
     StreamMeter,
     Usage,
     estimate_completion_tokens,
+    message_of,
     output_bytes,
     usage_from,
 )
@@ -44,6 +45,7 @@ Kind = Literal["timeout", "connection", "rate_limited", "invalid_request", "auth
 
 CONNECT_SECONDS = 10.0
 MAX_ERROR_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 128 * 1024 * 1024
 MAX_DETAIL = 500
 _HEADERS_OF_INTEREST = ("content-type", "retry-after", "x-request-id", "openai-processing-ms")
 _STATUS_TO_CLIENT: dict[Kind, int] = {
@@ -253,13 +255,17 @@ class UpstreamClient:
         failure: UpstreamError | None = None
         raw = b""
         try:
-            raw = await response.read()
+            raw = await _read(response, MAX_ANSWER_BYTES)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = _failed(error, sent=True)
         finally:
             response.release()
         if failure is not None:
             raise failure
+        if len(raw) > MAX_ANSWER_BYTES:
+            raise UpstreamError(
+                "malformed", response.status, f"its answer exceeds {MAX_ANSWER_BYTES} bytes", charged=True
+            )
         return _completion(response, raw, upstream)
 
     @asynccontextmanager
@@ -301,15 +307,14 @@ class UpstreamClient:
                 data=_payload(body),
                 headers=headers,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=remaining, sock_connect=self._connect_seconds),
+                # connecting ends before the deadline does, so that a timeout tells whether the call was sent
+                timeout=aiohttp.ClientTimeout(
+                    total=remaining, sock_connect=min(self._connect_seconds, remaining * 0.9)
+                ),
             )
             if response.status == 200:
                 return response
-            try:
-                raw = await _read_some(response)
-            finally:
-                response.close()
-            failure = _refused(response, raw, upstream)
+            failure = _refused(response, await _read_refusal(response), upstream)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             failure = _failed(error, sent=False)
         # raised out here: an aiohttp error knows the request's headers and must not become its context
@@ -323,9 +328,13 @@ def _completion(response: aiohttp.ClientResponse, raw: bytes, upstream: Upstream
         answer = None
     if not isinstance(answer, dict):
         raise UpstreamError("malformed", response.status, "its answer is not a JSON object", charged=True)
+    found = answer.get("choices")
+    if answer.get("error") and not found:
+        detail = _safe(message_of(answer["error"]), upstream)
+        raise UpstreamError("server", response.status, f"it reported an error: {detail}")
     sizes = {
         index: output_bytes(choice.get("message"))
-        for index, choice in enumerate(answer.get("choices") or ())
+        for index, choice in enumerate(found if isinstance(found, list) else ())
         if isinstance(choice, dict)
     }
     return Completion(
@@ -337,14 +346,24 @@ def _completion(response: aiohttp.ClientResponse, raw: bytes, upstream: Upstream
     )
 
 
-async def _read_some(response: aiohttp.ClientResponse) -> bytes:
-    """The start of an error's body; a provider cannot make us hold more."""
-    raw = b""
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body, or more than `limit` bytes of it: a provider cannot make us hold all it sends."""
+    raw = bytearray()
     async for data in response.content.iter_any():
         raw += data
-        if len(raw) > MAX_ERROR_BYTES:
+        if len(raw) > limit:
             break
-    return raw[:MAX_ERROR_BYTES]
+    return bytes(raw)
+
+
+async def _read_refusal(response: aiohttp.ClientResponse) -> bytes:
+    """The start of an error's body, empty when it does not arrive: the status says enough."""
+    try:
+        return (await _read(response, MAX_ERROR_BYTES))[:MAX_ERROR_BYTES]
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return b""
+    finally:
+        response.release()
 
 
 def _interesting(response: aiohttp.ClientResponse) -> dict[str, str]:

@@ -38,7 +38,6 @@ TOKENS_PER_AUDIO = 64
 MAX_OUTPUT_LIMIT = 10_000_000
 MAX_CHOICES = 16
 MAX_USER_BYTES = 128
-MAX_DEPTH = 128
 
 
 class InvalidRequest(Exception):
@@ -97,8 +96,8 @@ def estimate_prompt_tokens(provider: str, body: Mapping[str, Any]) -> int:
     size = sum(len(text.encode()) for text in _strings(body.get("messages") or body.get("input")))
     if body.get("tools"):
         size += len(_dumps(body["tools"]))
-    likely = -(-size // 4) + 4 * len(_list(body.get("messages"))) + 3
-    return min(likely, prompt_upper_bound(body))
+    ids = sum(_count_ids(item) for item in _list(body.get("input")))
+    return -(-size // 4) + 4 * len(_list(body.get("messages"))) + ids + 3
 
 
 def requested_output_limit(body: Mapping[str, Any]) -> int | None:
@@ -237,6 +236,11 @@ def _audio_tokens(audio: object, where: str) -> int:
     return math.ceil(len(data) * 3 / 4 / AUDIO_BYTES_PER_TOKEN) + TOKENS_PER_AUDIO
 
 
+def _count_ids(item: object) -> int:
+    """Token ids of one element of an embeddings input, itself an id or a list of them."""
+    return 1 if isinstance(item, int) else len(item) if isinstance(item, list) else 0
+
+
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
@@ -248,16 +252,14 @@ def _dumps(value: object) -> bytes:
         raise InvalidRequest("invalid_request", f"The request is not plain JSON: {error}.") from error
 
 
-def _strings(value: object, depth: int = 0) -> Iterator[str]:
-    """Every text in a JSON value, keys included."""
+def _strings(value: object) -> Iterator[str]:
+    """Every text in a JSON value, keys included; `_dumps` has taken it, so it is at most 254 deep."""
     if isinstance(value, str):
         yield value
-    elif depth > MAX_DEPTH:
-        raise InvalidRequest("invalid_request", f"The request is nested deeper than {MAX_DEPTH}.")
     elif isinstance(value, dict):
         for key, item in value.items():
             yield key
-            yield from _strings(item, depth + 1)
+            yield from _strings(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item, depth + 1)
+            yield from _strings(item)

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import asyncpg
 import orjson
 import structlog
 from starlette.types import Message, Receive, Scope, Send
@@ -18,6 +17,7 @@ from vanilla_saas.providers.metering import Call, MeteredCalls, Settlement
 
 log = structlog.get_logger()
 JSON = b"application/json"
+MAX_IDEMPOTENCY_KEY_BYTES = 255
 _TYPES = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -56,9 +56,8 @@ class Gateway:
             await _respond(send, error.client_status, error.client_body(), _retry_after(error.retry_after))
         except VanillaError as error:
             await _respond(send, error.status, _error_body(error), _retry_after(error.detail.get("retry_after_s")))
-        except (asyncpg.PostgresError, OSError) as error:
-            log.error("gateway_failed", request_id=request_id, exc_info=error)
-            failure = VanillaError("internal_error", f"Something failed on our side; request {request_id}.")
+        except Exception as error:
+            failure = _failure(request_id, error)
             await _respond(send, failure.status, _error_body(failure))
 
     async def _chat(
@@ -72,22 +71,30 @@ class Gateway:
                 token,
                 body,
                 payer=payer or None,
-                idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1") or None,
+                idempotency_key=_idempotency_key(headers),
                 request_id=request_id,
             )
             if call.body.get("stream") is True:
-                await self._stream(call, receive, send)
+                end = await self._stream(call, request_id, receive, send)
             else:
                 answer, settled = await self._calls.complete(call)
-                await _respond(send, 200, answer, _call_headers(call) + _settled_headers(settled))
         finally:
             self._calls.leave()
+        # the call is over: a client that does not read its end keeps no place
+        if call.body.get("stream") is True:
+            await send({"type": "http.response.body", "body": end})
+        else:
+            await _respond(send, 200, answer, _call_headers(call) + _settled_headers(settled))
 
-    async def _stream(self, call: Call, receive: Receive, send: Send) -> None:
+    async def _stream(self, call: Call, request_id: str | None, receive: Receive, send: Send) -> bytes:
+        """Sends all but the end, which is returned."""
         gone = asyncio.Event()
         watcher = asyncio.create_task(_watch(receive, gone))
+        started = False
 
         async def start() -> None:
+            nonlocal started
+            started = True
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
             await send({"type": "http.response.start", "status": 200, "headers": headers + _call_headers(call)})
 
@@ -95,12 +102,18 @@ class Gateway:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
         try:
-            _, failure = await self._calls.stream(call, start, write, gone)
-            if failure is not None and not gone.is_set():
-                await write(b"data: " + failure.client_body() + b"\n\n")
-            await send({"type": "http.response.body", "body": b""})
+            streamed = await self._calls.stream(call, start, write, gone)
+        except Exception as error:
+            if not started:
+                raise
+            return b"data: " + _error_body(_failure(request_id, error)) + b"\n\n"
         finally:
             watcher.cancel()
+        if gone.is_set():
+            return b""
+        if streamed.failure is not None:
+            return b"data: " + streamed.failure.client_body() + b"\n\n"
+        return streamed.last
 
     async def _models(self, token: str, name: str, send: Send) -> None:
         models = await self._calls.models(token)
@@ -123,6 +136,15 @@ def _bearer(headers: Mapping[bytes, bytes]) -> str:
     if scheme.lower() != "bearer" or not token.strip():
         raise VanillaError("authentication_failed", "No API key was sent.", hint="Send Authorization: Bearer <key>.")
     return token.strip()
+
+
+def _idempotency_key(headers: Mapping[bytes, bytes]) -> str | None:
+    key = headers.get(b"idempotency-key", b"")
+    if len(key) > MAX_IDEMPOTENCY_KEY_BYTES:
+        raise InvalidRequest(
+            "invalid_request", f"Idempotency-Key has at most {MAX_IDEMPOTENCY_KEY_BYTES} bytes.", "Idempotency-Key"
+        )
+    return key.decode("latin-1") or None
 
 
 async def _read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
@@ -159,6 +181,11 @@ async def _watch(receive: Receive, gone: asyncio.Event) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     gone.set()
+
+
+def _failure(request_id: str | None, error: Exception) -> VanillaError:
+    log.error("gateway_failed", request_id=request_id, exc_info=error)
+    return VanillaError("internal_error", f"Something failed on our side; request {request_id}.")
 
 
 def _error_body(error: VanillaError) -> bytes:

@@ -39,6 +39,9 @@ SETTLE_WAIT_S = 2.0
 """How long an answer waits for its settlement when the database is away."""
 SETTLE_RETRY_S = 600.0
 """How long a settlement is tried again before the hold is left to expire."""
+CLOSE_S = 10.0
+STALL_S = 1.0
+"""How long after its deadline a call waits for a client that does not read."""
 
 ADMIT = "select vanilla.admit_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 MODELS = "select vanilla.list_models($1, $2)"
@@ -73,6 +76,15 @@ class Settlement:
     latency_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """How a stream ended: the chunk that is still to be written, what cut the answer short, what it came to."""
+
+    last: bytes
+    failure: UpstreamError | None
+    settlement: Settlement
+
+
 class MeteredCalls:
     """The calls of one process."""
 
@@ -87,9 +99,12 @@ class MeteredCalls:
         self._settling: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
-        """Waits for settlements under way, at most ten seconds; what is left expires with its hold."""
-        if self._settling:
-            await asyncio.wait(self._settling, timeout=10)
+        """Waits for calls and settlements under way, at most ten seconds; what is left expires with its hold."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + CLOSE_S
+        # a call that was cancelled has yet to begin its settlement
+        while (self._running or self._settling) and loop.time() < give_up:
+            await asyncio.sleep(0.02)
 
     def enter(self) -> None:
         """Takes a place among the running calls; raises VanillaError `saturated` when there is none."""
@@ -217,12 +232,12 @@ class MeteredCalls:
         start: Callable[[], Awaitable[None]],
         write: Callable[[bytes], Awaitable[None]],
         gone: asyncio.Event,
-    ) -> tuple[Settlement, UpstreamError | None]:
-        """Passes an answer on as it arrives: `start` once the provider answers, `write` for every chunk.
+    ) -> Streamed:
+        """Passes an answer on as it arrives: `start` once the provider answers, `write` for every chunk but the last.
 
         `gone` is set when the client has left: the provider's connection is cut and what was generated is charged.
         An error before the first byte is raised as UpstreamError; one after it is returned. The last chunk is
-        written after the settlement, so a client that has read [DONE] finds its wallet charged.
+        returned after the settlement, so a client that has read [DONE] finds its wallet charged.
         """
         loop = asyncio.get_running_loop()
         answer: UpstreamStream | None = None
@@ -233,16 +248,20 @@ class MeteredCalls:
             async with self._client.stream(call.upstream, call.body, deadline=call.started + CALL_SECONDS) as answer:
                 cutter = asyncio.create_task(_cut_when(gone, answer))
                 try:
-                    await start()
-                    async for chunk in answer:
-                        if first_token_ms is None:
-                            first_token_ms = round((loop.time() - call.started) * 1000)
-                        if gone.is_set():
-                            break
-                        if answer.finished:
-                            last += chunk
-                        else:
-                            await write(chunk)
+                    async with asyncio.timeout_at(call.started + CALL_SECONDS + STALL_S):
+                        await start()
+                        async for chunk in answer:
+                            if first_token_ms is None:
+                                first_token_ms = round((loop.time() - call.started) * 1000)
+                            if gone.is_set():
+                                break
+                            if answer.finished:
+                                last += chunk
+                            else:
+                                await write(chunk)
+                except TimeoutError:
+                    # the provider's own deadline has passed: it is the client who does not take what is there
+                    gone.set()
                 finally:
                     cutter.cancel()
             if gone.is_set() and not answer.finished:
@@ -262,9 +281,7 @@ class MeteredCalls:
             settlement = await self._settle(call, status, usage, estimated, code or None, first_token_ms)
         if failure is not None and answer is None:
             raise failure
-        if last and not gone.is_set():
-            await write(last)
-        return settlement, failure
+        return Streamed(last, failure, settlement)
 
     def _used(self, call: Call, answer: UpstreamStream | None, status: str) -> tuple[Usage, bool]:
         """What a stream consumed, and whether that is an estimate."""
@@ -317,10 +334,13 @@ class MeteredCalls:
             try:
                 result: dict[str, Any] = await self._database.call(SETTLE, *arguments)
                 return result
-            except VanillaError as error:
-                if error.name not in ("database_unavailable", "saturated") or loop.time() > give_up:
+            except Exception as error:
+                refused = isinstance(error, VanillaError) and error.name not in ("database_unavailable", "saturated")
+                if refused or loop.time() > give_up:
                     log.error("settlement_failed", hold_id=str(hold_id), error=str(error))
                     return {}
+                if not isinstance(error, VanillaError):
+                    log.error("settlement_delayed", hold_id=str(hold_id), error=str(error))
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 (jitter)
             pause = min(pause * 2, 5.0)
 

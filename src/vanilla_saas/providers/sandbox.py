@@ -98,7 +98,10 @@ class Sandbox:
             body = _parsed(await _read(receive))
             self.counters.saw(body)
             _known_model(body)
-            await _answer(send, 200, orjson.dumps(embed(body)))
+            try:
+                await _answer(send, 200, orjson.dumps(embed(body)))
+            except (TypeError, AttributeError) as error:
+                raise SandboxError(400, "input has a shape that it cannot have.", param="input") from error
         elif route == ("GET", "/v1/models"):
             self.counters.models += 1
             data = [{"id": m, "object": "model", "created": CREATED, "owned_by": "sandbox"} for m in MODELS]
@@ -119,7 +122,11 @@ class Sandbox:
         self.counters.saw(body)
         header = next((value for name, value in scope["headers"] if name == b"x-sandbox-script"), None)
         script = script_of(header, body)
-        call = _Call(body, script, raw, self.counters)
+        try:
+            call = _Call(body, script, raw, self.counters)
+        except (TypeError, AttributeError, KeyError, IndexError) as error:
+            # most fields are read as they come: a schema or an option of another shape ends here
+            raise SandboxError(400, "A field of the request has a shape that it cannot have.") from error
         # a client that leaves is only seen by receiving: one waiting task a call
         gone = asyncio.ensure_future(receive())
         try:

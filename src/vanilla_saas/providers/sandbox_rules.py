@@ -170,9 +170,18 @@ def texts_of(content: object) -> Iterator[str]:
                 yield part["text"]
 
 
+def _objects(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _functions(value: object) -> list[dict[str, Any]]:
+    """The `function` of each element of a list of tools or tool calls."""
+    return [item["function"] for item in _objects(value) if isinstance(item.get("function"), dict)]
+
+
 def last_user_text(body: Mapping[str, Any]) -> str:
-    for message in reversed(body.get("messages") or []):
-        if isinstance(message, dict) and message.get("role") == "user":
+    for message in reversed(_objects(body.get("messages"))):
+        if message.get("role") == "user":
             return "".join(texts_of(message.get("content")))
     return ""
 
@@ -184,17 +193,15 @@ def prompt_tokens(body: Mapping[str, Any]) -> int:
     name and tool calls; the JSON of `tools`.
     """
     total = TOKENS_PER_PROMPT
-    for message in body.get("messages") or []:
-        if not isinstance(message, dict):
-            continue
+    for message in _objects(body.get("messages")):
         content = message.get("content")
         size = sum(len(text.encode()) for text in texts_of(content))
         if isinstance(message.get("name"), str):
             size += len(message["name"].encode())
-        for call in message.get("tool_calls") or []:
-            function = call.get("function", {}) if isinstance(call, dict) else {}
-            size += len(str(function.get("name", "")).encode())
-            size += len(str(function.get("arguments", "")).encode())
+        for function in _functions(message.get("tool_calls")):
+            size += sum(
+                len(text.encode()) for text in map(function.get, ("name", "arguments")) if isinstance(text, str)
+            )
         media = 0
         if isinstance(content, list):
             media = sum(isinstance(part, dict) and "text" not in part for part in content)
@@ -312,11 +319,7 @@ def _arguments(value: str | dict[str, Any]) -> str:
 def _forced_function(body: Mapping[str, Any]) -> dict[str, Any] | None:
     """The function that `tool_choice` forces: the named one, or the first for "required"."""
     choice = body.get("tool_choice")
-    functions: list[dict[str, Any]] = [
-        tool["function"]
-        for tool in body.get("tools") or []
-        if isinstance(tool, dict) and isinstance(tool.get("function"), dict) and "name" in tool["function"]
-    ]
+    functions = [function for function in _functions(body.get("tools")) if isinstance(function.get("name"), str)]
     if choice == "required":
         return functions[0] if functions else None
     if not isinstance(choice, dict) or not isinstance(choice.get("function"), dict):

@@ -7,7 +7,6 @@ Nothing here logs, and no error carries a key or a plaintext.
 
 import hashlib
 import os
-import secrets as random_bytes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -16,6 +15,7 @@ from uuid import UUID
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from vanilla_saas.database.context import create_key_file as make_file
 from vanilla_saas.settings import Settings
 
 VERSION = 1
@@ -112,26 +112,11 @@ class SecretBox:
 def create_key_file(path: Path) -> None:
     """Writes a new key to `path`, readable by its owner only, unless the file is there already.
 
-    Several processes may start at once: each writes a file of its own, and linking it to `path` succeeds
-    for one of them.
+    Several processes may start at once and agree on one. Raises SecretKeyMissing.
     """
-    if path.exists():
-        return
-    temporary = path.with_name(f".{path.name}.{random_bytes.token_hex(8)}")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(handle, os.urandom(KEY_BYTES).hex().encode() + b"\n")
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        if not path.exists():
+            make_file(path)
     except OSError as error:
         raise SecretKeyMissing(f"{path} cannot be created: {error.strerror}.") from None
 

@@ -1,8 +1,8 @@
 """Server-sent events as bytes: where one ends, and what a chat stream has cost so far.
 
-The bytes of an event are never rewritten, only forwarded or withheld. Each is parsed once, about 2 us,
-because three questions need its content: has it usage, is it an error, and how much output did it carry
-(the only honest measure when the stream is cut before its usage arrives).
+The bytes of an event are never rewritten, only forwarded or withheld. Each is parsed once, a few
+microseconds, because three questions need its content: has it usage, is it an error, and how much output did
+it carry (the only honest measure when the stream is cut before its usage arrives).
 """
 
 import re
@@ -39,6 +39,9 @@ class EventSplitter:
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, each with the blank line that ends it."""
         buffer = self._buffer
+        if not buffer and data.endswith(b"\n\n") and b"\r" not in data:
+            # nearly every read: whole events with plain line feeds, twice as fast without the expression
+            return [event + b"\n\n" for event in data.split(b"\n\n")[:-1]]
         buffer += data
         events: list[bytes] = []
         begin = 0
@@ -199,7 +202,7 @@ class StreamMeter:
         if not isinstance(chunk, dict):
             raise MalformedStream("an event is not a JSON object")
         if chunk.get("error"):
-            raise ProviderErrorEvent(_message_of(chunk["error"]))
+            raise ProviderErrorEvent(message_of(chunk["error"]))
         found = chunk.get("choices")
         for choice in found if isinstance(found, list) else ():
             if isinstance(choice, dict):
@@ -213,12 +216,14 @@ class StreamMeter:
     def _meter(self, choice: dict[str, Any]) -> None:
         size = output_bytes(choice.get("delta"))
         if size:
-            index = choice.get("index", 0)
+            index = choice.get("index")
+            index = index if type(index) is int else 0
             self.sizes[index] = self.sizes.get(index, 0) + size
         if choice.get("finish_reason"):
             self.ended = True
 
 
-def _message_of(error: object) -> str:
+def message_of(error: object) -> str:
+    """The words of an error object of any shape."""
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else "no message"

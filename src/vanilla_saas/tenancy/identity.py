@@ -49,11 +49,13 @@ class Caller:
 async def identify(database: Database, token: str, tenant_id: UUID | None = None) -> Caller:
     """The caller behind a token; `tenant_id` is a tenant that a super admin has opened.
 
-    Raises VanillaError `authentication_failed`.
+    Raises VanillaError `authentication_failed`, or `forbidden` for a key that names another tenant.
     """
     found: dict[str, Any] | None = None
     if token.startswith(KEY_PREFIX):
         found = await database.call("select vanilla.key_identity($1)", token_hash(token))
+        if found and tenant_id not in (None, UUID(found["tenant_id"])):
+            raise VanillaError("forbidden", "A key acts in its own tenant only.", {"param": "X-Vanilla-Tenant"})
     elif token.startswith(SESSION_PREFIX):
         found = await database.call("select vanilla.session_identity($1, $2)", token_hash(token), tenant_id)
     if found is None:
@@ -70,12 +72,18 @@ async def identify(database: Database, token: str, tenant_id: UUID | None = None
     )
 
 
-async def _caller(request: Request) -> Caller:
+def bearer_token(request: Request) -> str:
+    """The token of `Authorization: Bearer`. Raises VanillaError `authentication_failed`."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
+    if scheme.lower() != "bearer" or not token.strip():
         raise VanillaError(
             "authentication_failed", "No key or session was sent.", hint="Send Authorization: Bearer <key or session>."
         )
+    return token.strip()
+
+
+async def _caller(request: Request) -> Caller:
+    token = bearer_token(request)
     tenant = request.headers.get("x-vanilla-tenant")
     try:
         tenant_id = UUID(tenant) if tenant else None
@@ -83,7 +91,19 @@ async def _caller(request: Request) -> Caller:
         raise VanillaError(
             "invalid_request", "X-Vanilla-Tenant is not a UUID.", {"param": "X-Vanilla-Tenant"}
         ) from None
-    caller = await identify(request.app.state.database, token.strip(), tenant_id)
+    database: Database = request.app.state.database
+    try:
+        caller = await identify(database, token, tenant_id)
+    except VanillaError as error:
+        if tenant_id is None or error.name != "authentication_failed":
+            raise
+        await identify(database, token)  # a session that has ended is told so
+        raise VanillaError(
+            "forbidden",
+            "This tenant is not open to you.",
+            {"need": "open_tenant", "param": "X-Vanilla-Tenant"},
+            "A super admin opens it first: POST /api/v1/tenants/{id}/open.",
+        ) from None
     if caller.must_change_password and not request.url.path.startswith("/api/v1/auth/"):
         raise VanillaError(
             "forbidden",
@@ -98,6 +118,11 @@ CurrentCaller = Annotated[Caller, Depends(_caller)]
 """FastAPI dependency: the caller of an API route, by `Authorization: Bearer`."""
 
 
+def client_ip(request: Request) -> str:
+    """The address the request came from, for throttles and the audit log; empty over a socket."""
+    return request.client.host if request.client else ""
+
+
 @asynccontextmanager
 async def acting(request: Request, caller: Caller, *, read_only: bool = False) -> AsyncIterator[asyncpg.Connection]:
     """A transaction that acts as the caller, with the request's id and address for the audit log."""
@@ -105,7 +130,7 @@ async def acting(request: Request, caller: Caller, *, read_only: bool = False) -
     async with database.transaction(
         caller.identity,
         request_id=getattr(request.state, "request_id", ""),
-        client_ip=request.client.host if request.client else "",
+        client_ip=client_ip(request),
         read_only=read_only,
     ) as connection:
         yield connection

@@ -1,61 +1,25 @@
 """`vanilla-saas wallets ...` and `vanilla-saas reset-tokens`: the books, as the operator."""
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import asyncpg
-import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from vanilla_saas.database.connection import addresses
-from vanilla_saas.database.context import load_signer
-from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.database.pool import translated_errors
-from vanilla_saas.settings import Settings
+from vanilla_saas.database.operator import AsJson, as_operator
+from vanilla_saas.database.operator import TenantSlug as Tenant
+from vanilla_saas.database.operator import show as print_rows
 from vanilla_saas.tokens import store
 from vanilla_saas.tokens.models import MAX_TOKENS, Adjustment, Direction
 
 app = typer.Typer(no_args_is_help=True, help="Wallets: balances, ledger, proof. Amounts are tokens.")
 
-T = TypeVar("T")
 User = Annotated[str, typer.Argument(help="Email, external id or UUID.")]
 Amount = Annotated[int, typer.Argument(min=-MAX_TOKENS, max=MAX_TOKENS, help="Tokens.")]
-Tenant = Annotated[str, typer.Option(help="Slug of the user's tenant.")]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the ledger.")]
 Key = Annotated[str | None, typer.Option(help="Repeating the command with this key changes nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SIGNED = {"ignore_unknown_options": True}
 """Lets -5 be an amount instead of an option."""
-
-
-def as_operator(work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    """The result of `work` in a transaction of the login that administers; a refusal is printed and exits with 1."""
-
-    async def run(dsn: str) -> T:
-        async with translated_errors():
-            connection = await asyncpg.connect(dsn, timeout=10)
-            try:
-                await connection.set_type_codec(
-                    "jsonb", encoder=lambda v: orjson.dumps(v).decode(), decoder=orjson.loads, schema="pg_catalog"
-                )
-                async with connection.transaction():
-                    return await work(connection)
-            finally:
-                await connection.close()
-
-    try:
-        settings = Settings()
-        with addresses(settings, load_signer(settings)) as where:
-            return asyncio.run(run(where.admin))
-    except VanillaError as error:
-        typer.echo(f"{error.name}: {error.message}", err=True)
-        if error.hint:
-            typer.echo(error.hint, err=True)
-        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -71,8 +35,10 @@ def show(user: User, tenant: Tenant = "default", as_json: AsJson = False) -> Non
         typer.echo(json.dumps(wallet))
         return
     grants, level = wallet.pop("grants"), wallet.pop("level")
-    _print_table([{"": name, "wallet": value} for name, value in ({"level": level and level["slug"]} | wallet).items()])
-    _print_table([{k: grant[k] for k in ("kind", "remaining", "amount", "expires_at")} for grant in grants])
+    print_rows(
+        [{"": name, "wallet": value} for name, value in ({"level": level and level["slug"]} | wallet).items()], False
+    )
+    print_rows([{k: grant[k] for k in ("kind", "remaining", "amount", "expires_at")} for grant in grants], False)
 
 
 @app.command()
@@ -93,7 +59,7 @@ def ledger(
         typer.echo(json.dumps(entries))
         return
     columns = ("seq", "created_at", "direction", "amount", "available_after", "borrowed_after", "reason")
-    _print_table([{column: entry[column] for column in columns} for entry in entries])
+    print_rows([{column: entry[column] for column in columns} for entry in entries], False)
 
 
 @app.command()
@@ -223,17 +189,8 @@ def _report(rows: list[dict[str, Any]], all_well: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, default=str))
     elif rows:
-        _print_table(rows)
+        print_rows(rows, False)
     else:
         typer.echo(all_well)
     if rows:
         raise typer.Exit(1)
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console().print(table)

@@ -1,0 +1,94 @@
+"""The verbs that run the product: up, serve, migrate, doctor, demo."""
+
+import asyncio
+import os
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+
+from vanilla_saas.database.connection import addresses
+from vanilla_saas.database.context import load_signer
+from vanilla_saas.database.migrator import migrate as run_migrations
+from vanilla_saas.operations import serving
+from vanilla_saas.operations.doctor import diagnose
+from vanilla_saas.settings import Settings
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on [VANILLA_SAAS_HOST, 127.0.0.1].")]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on [VANILLA_SAAS_PORT, 8000].")]
+AllowSuperuser = Annotated[
+    bool, typer.Option("--allow-superuser", help="Serve although DATABASE_URL's login bypasses row-level security.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs to the root command."""
+    app.command()(up)
+    app.command()(serve)
+    app.command()(migrate)
+    app.command()(doctor)
+    app.command()(demo)
+
+
+def up(host: Host = None, port: Port = None, allow_superuser: AllowSuperuser = False) -> None:
+    """Start everything: PostgreSQL, migrations, seed, API and console. One command, ready in seconds."""
+    serving.up(_settings(host, port, allow_superuser), Console(highlight=False))
+
+
+def serve(
+    host: Host = None,
+    port: Port = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Server processes that share the port.")] = 1,
+    allow_superuser: AllowSuperuser = False,
+) -> None:
+    """Serve the API and the console over a migrated database."""
+    serving.serve(_settings(host, port, allow_superuser), Console(highlight=False), processes)
+
+
+def migrate(as_json: AsJson = False) -> None:
+    """Apply the migrations that are missing and make the run-time logins."""
+    settings = Settings()
+    signer = load_signer(settings)
+    with addresses(settings, signer) as where:
+        ran = asyncio.run(run_migrations(where.admin, signer))
+    if as_json:
+        typer.echo(orjson.dumps({"applied": ran}))
+        return
+    for name in ran:
+        typer.echo(f"applied {name}")
+    if not ran:
+        typer.echo("The schema is current.")
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Look for what is wrong and say how to mend it; exit code 1 when something is."""
+    settings = Settings()
+    signer = load_signer(settings)
+    with addresses(settings, signer) as where:
+        found = asyncio.run(diagnose(where, signer))
+    if as_json:
+        typer.echo(orjson.dumps([finding.as_dict() for finding in found]))
+    else:
+        for finding in found:
+            typer.echo(f"{finding.check}: {finding.found}\n  mend: {finding.mend}")
+        typer.echo(f"{len(found)} findings." if found else "All is well.")
+    raise typer.Exit(1 if found else 0)
+
+
+def demo(
+    url: Annotated[str | None, typer.Option(help="A running server over the same database.")] = None,
+) -> None:
+    """A tour over real HTTP with the official openai package: a call, a stream, and a race on a small wallet."""
+    from vanilla_saas.operations.demo import run_demo
+
+    run_demo(Settings(), Console(highlight=False), url)
+
+
+def _settings(host: str | None, port: int | None, allow_superuser: bool) -> Settings:
+    """The settings with the command's options, which are also put where child processes read them."""
+    given: dict[str, Any] = {"host": host, "port": port, "allow_superuser": allow_superuser or None}
+    chosen = {name: str(value) for name, value in given.items() if value is not None}
+    os.environ.update({f"VANILLA_SAAS_{name.upper()}": value for name, value in chosen.items()})
+    return Settings()

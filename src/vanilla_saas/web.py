@@ -1,0 +1,112 @@
+"""What every HTTP answer has in common: a request id, and errors as problem+json (RFC 9457)."""
+
+import re
+from uuid import uuid4
+
+import structlog
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vanilla_saas.database.errors import VanillaError
+
+log = structlog.get_logger()
+
+
+def install_problems(app: FastAPI) -> None:
+    """Answers refusals, malformed requests and failures of the framework's routes as problem+json."""
+    app.add_exception_handler(VanillaError, _refusal)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(StarletteHTTPException, _plain)
+    app.add_exception_handler(Exception, _failure)
+
+
+class RequestIds:
+    """Gives every request an id (the caller's, when it is plain) and answers with it in X-Request-Id."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: dict[str, object]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]  # type: ignore[misc]
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)  # type: ignore[arg-type]
+
+
+class BodyLimit:
+    """Refuses a body above `most` bytes before it is read, or as soon as that is seen; the framework reads all."""
+
+    def __init__(self, app: ASGIApp, most: int):
+        self.app = app
+        self.most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        seen = 0
+
+        async def limited() -> Message:
+            nonlocal seen
+            if declared.isdigit() and int(declared) > self.most:
+                raise self._too_large()
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.most:
+                raise self._too_large()
+            return message
+
+        await self.app(scope, limited, send)
+
+    def _too_large(self) -> HTTPException:
+        # of FastAPI's class: any other error while it reads a body becomes a plain 400
+        return HTTPException(413, f"The body is above {self.most} bytes.")
+
+
+def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, VanillaError)
+    headers = {"retry-after": str(error.detail["retry_after_s"])} if error.detail.get("retry_after_s") else None
+    return JSONResponse(
+        error.problem(getattr(request.state, "request_id", None)),
+        error.status,
+        headers=headers,
+        media_type="application/problem+json",
+    )
+
+
+def _malformed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    unparsed = first["type"] == "json_invalid"
+    where = "body" if unparsed else ".".join(str(part) for part in first["loc"][1:]) or "body"
+    # a field's name is the caller's text and need not be encodable
+    where = where.encode("utf-8", "replace").decode()
+    return _refusal(request, VanillaError("invalid_request", f"{where}: {first['msg']}", {"param": where}))
+
+
+_NAMES = {401: "authentication_failed", 403: "forbidden", 404: "not_found", 413: "body_too_large"}
+
+
+def _plain(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    refusal = VanillaError(_NAMES.get(error.status_code, "invalid_request"), str(error.detail))
+    body = refusal.problem(getattr(request.state, "request_id", None)) | {"status": error.status_code}
+    return JSONResponse(body, error.status_code, headers=error.headers, media_type="application/problem+json")
+
+
+def _failure(request: Request, error: Exception) -> Response:
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return _refusal(request, VanillaError("internal_error", "Something failed on our side."))

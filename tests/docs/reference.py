@@ -1,0 +1,143 @@
+"""Writes docs/reference/*.md from the code: `uv run python -m tests.docs.reference`. A test fails when they differ."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import click
+import typer
+
+from vanilla_saas.cli import app
+from vanilla_saas.database.errors import ERROR_CODES
+from vanilla_saas.settings import Settings
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+GENERATED = "<!-- written by `uv run python -m tests.docs.reference` -->\n"
+OBJECTS = """
+select n.nspname || '.' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')' as name,
+       pg_get_function_result(p.oid) as result, obj_description(p.oid, 'pg_proc') as meaning
+from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+where n.nspname in ('public', 'vanilla')
+order by n.nspname, p.proname, 1
+"""
+TABLES = """
+select c.relname as name, o.ownership, obj_description(c.oid, 'pg_class') as meaning
+from pg_class c join vanilla.table_ownership o on o.relation = c.relname
+where c.relnamespace = 'public'::regnamespace and not c.relispartition and c.relkind in ('r', 'p')
+order by c.relname
+"""
+
+
+def settings_page() -> str:
+    """Every setting: its variable, default and meaning."""
+    lines = [
+        "# Settings",
+        "",
+        GENERATED,
+        "Read from the environment and `.env`.",
+        "",
+        "| variable | default | meaning |",
+        "|---|---|---|",
+    ]
+    for name, variable, default, meaning in setting_rows():
+        lines.append(f"| `{variable}` | {default} | {meaning or name} |")
+    return "\n".join(lines) + "\n"
+
+
+def setting_rows() -> Iterator[tuple[str, str, str, str]]:
+    for name, setting in Settings.model_fields.items():
+        variable = str(setting.validation_alias or f"VANILLA_SAAS_{name.upper()}")
+        default = (
+            "a per-user data directory" if name == "home" else "" if setting.default is None else f"`{setting.default}`"
+        )
+        yield name, variable, default, " ".join((setting.description or "").split())
+
+
+def errors_page() -> str:
+    """Every stable code with its SQLSTATE, HTTP status and meaning."""
+    lines = [
+        "# Errors",
+        "",
+        GENERATED,
+        "The same code is in `code` of a problem+json answer (`/api/v1`), in `code` of an OpenAI error (`/v1`), on the",
+        "first line of a refused command and, as SQLSTATE, in SQL. `detail` and `hint` say what to do.",
+        "",
+        "| code | HTTP | SQLSTATE | meaning |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| `{code.name}` | {code.status} | `{code.sqlstate}` | {code.meaning} |" for code in ERROR_CODES]
+    return "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    """`--help` of every command."""
+    lines = ["# Commands", "", GENERATED, "Exit code 0: done, 1: refused, 2: used wrongly."]
+    for path, command in commands():
+        usage = f"vanilla-saas {path} {' '.join(command.collect_usage_pieces(click.Context(command)))}"
+        lines += ["", f"## `{path}`", "", f"`{' '.join(usage.split())}`", "", (command.help or "").strip()]
+        options = [p for p in command.params if p.param_type_name == "option" and getattr(p, "help", None)]
+        if options:
+            lines += ["", "| option | meaning |", "|---|---|"]
+            lines += [f"| `{', '.join(p.opts)}` | {' '.join(str(p.help).split())} |" for p in options]  # type: ignore[attr-defined]
+    return "\n".join(lines) + "\n"
+
+
+def commands() -> Iterator[tuple[str, "click.Command"]]:
+    """Every leaf command with its path, in the order of `--help`."""
+
+    def walk(command: "click.Command", path: str) -> Iterator[tuple[str, "click.Command"]]:
+        children = getattr(command, "commands", None)
+        if children is None:
+            yield path, command
+            return
+        for name, child in children.items():
+            yield from walk(child, f"{path} {name}".strip())
+
+    yield from walk(typer.main.get_command(app), "")  # type: ignore[arg-type]
+
+
+async def sql_page(connection: asyncpg.Connection) -> str:
+    """Every table with its ownership class and every function with its comment, from the catalog."""
+    lines = ["# SQL", "", GENERATED, "## Tables", "", "| table | ownership | meaning |", "|---|---|---|"]
+    tables = await connection.fetch(TABLES)
+    lines += [f"| `{row['name']}` | {row['ownership']} | {row['meaning']} |" for row in tables]
+    for schema, title in (("public", "Functions"), ("vanilla", "Private machinery (schema `vanilla`)")):
+        lines += ["", f"## {title}", ""]
+        for row in await connection.fetch(OBJECTS):
+            if row["name"].startswith(f"{schema}."):
+                name = row["name"].removeprefix("public.")
+                lines += [
+                    f"### `{name.partition('(')[0]}`",
+                    "",
+                    f"`{name}` → `{row['result']}`",
+                    "",
+                    row["meaning"] or "",
+                    "",
+                ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+async def _write() -> None:
+    import uuid
+
+    from tests.conftest import TEST_KEY, Cluster, create_database
+    from tests.postgres import session_server
+    from vanilla_saas.database.context import ContextSigner
+    from vanilla_saas.database.migrator import migrate
+
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    (REFERENCE / "settings.md").write_text(settings_page())
+    (REFERENCE / "errors.md").write_text(errors_page())
+    (REFERENCE / "commands.md").write_text(commands_page())
+    with session_server() as server:
+        cluster = Cluster(str(server.socket_dir), 5432)
+        async with create_database(cluster, f"docs_{uuid.uuid4().hex[:8]}") as name:
+            await migrate(cluster.url(database=name), ContextSigner(bytes.fromhex(TEST_KEY)))
+            connection = await asyncpg.connect(cluster.url(database=name))
+            (REFERENCE / "sql.md").write_text(await sql_page(connection))
+            await connection.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_write())

@@ -1,0 +1,66 @@
+"""Every python and sql block of the README and the tutorial runs against a fresh installation, in page order."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.conftest import TEST_KEY, Cluster, create_database, serve, settings_for
+from vanilla_saas.app import create_app
+from vanilla_saas.database.context import ContextSigner
+from vanilla_saas.database.migrator import migrate
+from vanilla_saas.operations.first_run import FirstRun, prepare_first_run
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "docs/tutorial.md"]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def fences(page: str, language: str) -> list[str]:
+    return [text for found, text in FENCE.findall((ROOT / page).read_text()) if found == language]
+
+
+@pytest.fixture
+async def installation(cluster: Cluster, tmp_path: Path) -> AsyncIterator[tuple[str, str, FirstRun]]:
+    """A database as `up` leaves it and a server over it: name, address, secrets."""
+    name = f"fences_{uuid.uuid4().hex[:12]}"
+    async with create_database(cluster, name):
+        url = cluster.url(database=name)
+        await migrate(url, ContextSigner(bytes.fromhex(TEST_KEY)))
+        first = await prepare_first_run(url, with_demo=True)
+        assert first is not None
+        async with serve(create_app(settings_for(cluster, name, tmp_path))) as address:
+            yield url, address, first
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_the_blocks_of_a_page_run(page: str, installation: tuple[str, str, FirstRun]) -> None:
+    url, address, first = installation
+    python = "\n".join(fences(page, "python"))
+    assert python, f"{page} has no python block"
+    run = await _run_python(python, address, str(first.demo_key))
+    assert run.returncode == 0, run.stderr
+    connection = await asyncpg.connect(url)
+    try:
+        for block in fences(page, "sql"):
+            await connection.execute(block)
+        assert await connection.fetch("select * from verify_token_ledger()") == []
+        assert await connection.fetch("select * from reconcile_token_wallets()") == []
+    finally:
+        await connection.close()
+
+
+async def _run_python(text: str, address: str, key: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"VANILLA_SAAS_DEMO_URL": address, "VANILLA_SAAS_DEMO_KEY": key}
+    # the README's blocks name the default address
+    text = text.replace("http://127.0.0.1:8000", address).replace('"vsk_..."', repr(key))
+    return await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=60
+    )

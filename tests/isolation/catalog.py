@@ -1,0 +1,150 @@
+"""What the catalog says of schema public, and what this suite expects of each ownership class."""
+
+from dataclasses import dataclass, field
+
+import asyncpg
+
+LOGINS = ("vanilla_app", "vanilla_runtime", "vanilla_readonly")
+PLATFORM = "00000000-0000-0000-0000-000000000000"
+
+HIDDEN = {"users": {"password_hash"}, "api_keys": {"key_hash"}, "ai_providers": {"secret"}}
+"""Secret columns of tables that a login may read: no column grant."""
+
+OWNER_COLUMN = {"users": "id"}
+"""The column that names the owner, where it is not user_id."""
+
+WRITABLE = {"ai_providers", "ai_models", "system_configurations"}
+"""Tables that a request may write without a function."""
+
+
+PUBLIC_FLAG = {"system_configurations": "is_public"}
+"""Of a platform_catalog, the column that says which rows are for everyone; the others are for the tenant's admins."""
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: str
+    not_null: bool
+    has_default: bool
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    name: str
+    columns: tuple[str, ...]
+    target: str
+    target_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or a partition (`parent`) of schema public; `checks` maps constraint names to definitions."""
+
+    name: str
+    parent: str | None
+    partitioned: bool
+    ownership: str | None
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...]
+    unique_columns: frozenset[str]
+    foreign_keys: tuple[ForeignKey, ...]
+    checks: dict[str, str] = field(hash=False)
+
+    @property
+    def owner(self) -> str | None:
+        """The column of the row's owner, for the classes that have one."""
+        if self.ownership not in ("user_owned", "user_read"):
+            return None
+        return OWNER_COLUMN.get(self.name, "user_id")
+
+    def column(self, name: str) -> Column:
+        return next(c for c in self.columns if c.name == name)
+
+    def visible(self, member: str | None, tenant: str, user: str) -> str | None:
+        """The rows that a member (user, admin, None: nobody) of a tenant must see, as SQL; None: not even the table.
+
+        Written from the promise in the design, not from the policies.
+        """
+        if self.parent or self.ownership == "platform_only":
+            return None
+        if member is None:
+            return "false"
+        own = f"tenant_id = '{tenant}'"
+        if self.ownership in ("tenant_shared", "tenant_registry"):
+            return own
+        if self.ownership == "platform_catalog":
+            catalog = f"tenant_id in ('{tenant}', '{PLATFORM}')"
+            if self.name not in PUBLIC_FLAG:
+                return catalog
+            return f"({catalog} and {PUBLIC_FLAG[self.name]})" + (f" or {own}" if member == "admin" else "")
+        if self.ownership == "admin_only":
+            return own if member == "admin" else "false"
+        if self.owner:
+            return own if member == "admin" else f"{own} and {self.owner} = '{user}'"
+        raise AssertionError(f"{self.name}: unknown ownership {self.ownership}")
+
+    def changeable(self, role: str, member: str | None, tenant: str, user: str) -> str | None:
+        """The rows that a login may update and delete directly, as SQL; None: it has no such privilege."""
+        if role != "vanilla_app" or self.name not in WRITABLE:
+            return None
+        if member is None:
+            return "false"
+        own = f"tenant_id = '{tenant}'"
+        if self.ownership == "user_owned":
+            return f"{own} and {self.owner} = '{user}'"
+        return own if member == "admin" else "false"
+
+
+async def read_tables(connection: asyncpg.Connection) -> list[Table]:
+    """Every table and partition of schema public, parents first."""
+    relations = await connection.fetch("""
+        select c.oid, c.relname as name, p.relname as parent, c.relkind = 'p' as partitioned, o.ownership
+        from pg_class c
+        left join pg_inherits i on i.inhrelid = c.oid
+        left join pg_class p on p.oid = i.inhparent
+        left join vanilla.table_ownership o on o.relation = c.relname
+        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
+        order by p.relname is not null, c.relname""")
+    return [await _read_table(connection, relation) for relation in relations]
+
+
+async def _read_table(connection: asyncpg.Connection, relation: asyncpg.Record) -> Table:
+    columns = await connection.fetch(
+        """
+        select attname, format_type(atttypid, null) as type, attnotnull, atthasdef from pg_attribute
+        where attrelid = $1 and attnum > 0 and not attisdropped and attgenerated = '' order by attnum""",
+        relation["oid"],
+    )
+    constraints = await connection.fetch(
+        """
+        select conname, contype, confrelid::regclass::text as target, pg_get_constraintdef(oid) as definition,
+            array(select attname::text from unnest(conkey) with ordinality k(n, i)
+                  join pg_attribute a on a.attrelid = conrelid and a.attnum = k.n order by i) as columns,
+            array(select attname::text from unnest(confkey) with ordinality k(n, i)
+                  join pg_attribute a on a.attrelid = confrelid and a.attnum = k.n order by i) as target_columns
+        from pg_constraint where conrelid = $1 and contype in ('p', 'f', 'c') order by conname""",
+        relation["oid"],
+    )
+    unique = await connection.fetch(
+        """
+        select distinct a.attname::text as name from pg_index i join pg_attribute a
+            on a.attrelid = i.indrelid and a.attnum = any (i.indkey)
+        where i.indrelid = $1 and i.indisunique""",
+        relation["oid"],
+    )
+    return Table(
+        name=relation["name"],
+        parent=relation["parent"],
+        partitioned=relation["partitioned"],
+        ownership=relation["ownership"],
+        columns=tuple(Column(c["attname"], c["type"], c["attnotnull"], c["atthasdef"]) for c in columns),
+        primary_key=next((tuple(c["columns"]) for c in constraints if c["contype"] == b"p"), ()),
+        unique_columns=frozenset(row["name"] for row in unique),
+        foreign_keys=tuple(
+            ForeignKey(c["conname"], tuple(c["columns"]), c["target"], tuple(c["target_columns"]))
+            for c in constraints
+            if c["contype"] == b"f"
+        ),
+        checks={c["conname"]: c["definition"] for c in constraints if c["contype"] == b"c"},
+    )

@@ -1,0 +1,303 @@
+"""Two tenants with a row in every table, and a canary in every text column of the second."""
+
+import json
+import re
+import uuid
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+
+import asyncpg
+
+from tests.isolation.catalog import PLATFORM, PUBLIC_FLAG, Column, Table, read_tables
+from vanilla_saas.database.context import ContextSigner, Identity, Role
+
+CANARY = "canary5e1f7c"
+"""In every free text of tenant B; letters and digits only, so that it fits slugs, keys and addresses."""
+NOT_CANARY = {("tenants", "time_zone"): "must name a time zone, or the wallet functions stop"}
+TEXT_TYPES = ("text", "text[]", "jsonb")
+
+
+@dataclass
+class Member:
+    """A user of a seeded tenant, with the hashes of a key and of a session that are theirs."""
+
+    id: str
+    role: Role
+    key_hash: bytes
+    session_hash: bytes
+    refresh_hash: bytes
+
+
+@dataclass
+class Tenant:
+    id: str
+    word: str
+    user: Member
+    other: Member
+    admin: Member
+
+    def token(self, signer: ContextSigner, member: Member, lifetime_s: int = 600) -> str:
+        return signer.sign(Identity(uuid.UUID(self.id), uuid.UUID(member.id), member.role), lifetime_s)
+
+
+@dataclass
+class World:
+    """Tenant a attacks, tenant b has the canaries."""
+
+    tables: list[Table]
+    a: Tenant
+    b: Tenant
+    signer: ContextSigner
+
+    def table(self, name: str) -> Table:
+        return next(t for t in self.tables if t.name == name)
+
+    async def digest(
+        self, connection: asyncpg.Connection, tables: list[str] | None = None, *, of_b: bool = False
+    ) -> str:
+        """MD5 over all rows that are not A's: B's, the platform's, those of no tenant; or over B's alone."""
+        names = tables or [t.name for t in self.tables if not t.parent]
+        whose = f"tenant_id = '{self.b.id}'" if of_b else f"tenant_id is distinct from '{self.a.id}'"
+        rows = " union all ".join(
+            f"select md5('{name}' || x::text) as d from public.{name} x where {whose}" for name in names
+        )
+        return await connection.fetchval(f"select md5(string_agg(d, ',' order by d)) from ({rows}) s")
+
+
+async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> World:
+    """Makes both tenants as a superuser: by the product's functions first, the rest from the catalog."""
+    tables = await read_tables(connection)
+    a = await _make_tenant(connection, f"plain{uuid.uuid4().hex[:6]}")
+    b = await _make_tenant(connection, CANARY)
+    world = World(tables, a, b, signer)
+    for tenant in (a, b):
+        for table in _referenced_first(tables):
+            await _fill(connection, world, table, tenant)
+    for tenant in (a.id, PLATFORM):
+        for table, flag in PUBLIC_FLAG.items():
+            for value in (True, False):
+                await insert(connection, world, world.table(table), a, {"tenant_id": tenant, flag: value})
+    for table in tables:
+        if not table.parent:
+            await _plant_canaries(connection, table, b.id)
+    return world
+
+
+def _referenced_first(tables: list[Table]) -> list[Table]:
+    by_name = {t.name: t for t in tables if not t.parent}
+    edges = {t.name: {k.target for k in t.foreign_keys} - {t.name} for t in by_name.values()}
+    return [by_name[name] for name in TopologicalSorter(edges).static_order()]
+
+
+async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
+    tenant = str(await connection.fetchval("select create_tenant($1, $1)", word))
+    members = [
+        await _make_member(connection, tenant, word, name, role)
+        for name, role in (("user", "user"), ("other", "user"), ("admin", "admin"))
+    ]
+    for member in members[:2]:
+        await connection.fetchval(
+            "select adjust_user_tokens($1, 1000000, 'credit', $2, p_idempotency_key => $2)", member.id, word
+        )
+        await connection.fetchval(
+            "select adjust_user_tokens($1, 10, 'reserve', $2, p_reference_type => $2, p_reference_id => $3)",
+            member.id,
+            word,
+            uuid.uuid4(),
+        )
+        for settled in (True, False):
+            await _call_model(connection, member, word, settled)
+        await connection.fetchval("select issue_one_time_token($1, sha256($2))", member.id, uuid.uuid4().bytes)
+    return Tenant(tenant, word, *members)
+
+
+async def _make_member(connection: asyncpg.Connection, tenant: str, word: str, name: str, role: Role) -> Member:
+    email = f"{name}@{word}.test"
+    password = f"$argon2id${word}"
+    user = await connection.fetchval(
+        "select create_user($1, $2, $3, $4, p_must_change_password => false, p_tenant_id => $5)",
+        email,
+        role,
+        word,
+        password,
+        tenant,
+    )
+    member = Member(str(user), role, *(uuid.uuid4().bytes * 2 for _ in range(3)))
+    await connection.fetchval(
+        "select create_api_key($1, $1, $2, $3, p_user_id => $4)",
+        word,
+        member.key_hash,
+        ["chat", "read", "admin"] if role == "admin" else ["chat", "read"],
+        user,
+    )
+    await connection.fetchval(
+        "select vanilla.finish_sign_in($1, $2, $3, $4, $1, $1)",
+        word,
+        email,
+        member.session_hash,
+        uuid.uuid4().bytes * 2,
+    )
+    return member
+
+
+async def _call_model(connection: asyncpg.Connection, member: Member, word: str, settled: bool) -> None:
+    admitted = json.loads(
+        await connection.fetchval(
+            "select vanilla.admit_call($1, null, null, 'sandbox-small', 10, 10, 10, 1, $2, false, '60 s', null, $3)",
+            member.key_hash,
+            uuid.uuid4(),
+            word,
+        )
+    )
+    if settled:
+        await connection.fetchval(
+            "select vanilla.settle_call($1, $2, 'succeeded', 5, 5, 0, 0)", admitted["tenant_id"], admitted["hold_id"]
+        )
+
+
+async def _fill(connection: asyncpg.Connection, world: World, table: Table, tenant: Tenant) -> None:
+    """A row of the tenant where there is none; of the user and of another member where rows have owners."""
+    owners = [tenant.user.id, tenant.other.id] if table.owner and table.owner != "id" else [None]
+    for owner in owners:
+        condition = "tenant_id = $1" + (f" and {table.owner} = '{owner}'" if owner else "")
+        if not await connection.fetchval(f"select exists (select from {table.name} where {condition})", tenant.id):
+            await insert(connection, world, table, tenant, {table.owner: owner} if owner else {})
+    if table.partitioned:
+        for month in range(4):
+            await insert(connection, world, table, tenant, {"created_at": await _month(connection, month)})
+        await insert(connection, world, table, tenant, {"created_at": "2200-01-01T00:00:00Z"})  # the default partition
+
+
+async def _month(connection: asyncpg.Connection, ahead: int) -> str:
+    return await connection.fetchval(
+        "select to_char(date_trunc('month', now() at time zone 'UTC') + make_interval(months => $1), 'YYYY-MM')"
+        " || '-15T00:00:00Z'",
+        ahead,
+    )
+
+
+async def insert(
+    connection: asyncpg.Connection, world: World, table: Table, tenant: Tenant, given: dict[str, object]
+) -> None:
+    """Inserts a generated row; tries other spellings of a text when a check refuses it."""
+    spelling: dict[str, int] = {}
+    while True:
+        row = await generate(connection, world, table, tenant, spelling) | given
+        names = ", ".join(row)
+        try:
+            async with connection.transaction():
+                await connection.execute(
+                    f"insert into public.{table.name} ({names}) select {names} from"
+                    f" jsonb_populate_record(null::public.{table.name}, $1::jsonb)",
+                    json.dumps(row),
+                )
+            return
+        except asyncpg.CheckViolationError as error:
+            blamed = [
+                c.name
+                for c in table.columns
+                if c.type == "text" and re.search(rf"\b{c.name}\b", table.checks.get(error.constraint_name or "", ""))
+            ]
+            for name in blamed:
+                spelling[name] = spelling.get(name, 0) + 1
+            if not blamed or max(spelling.values()) >= len(_spellings("")):
+                raise AssertionError(
+                    f"{table.name}: no row satisfies {error.constraint_name}: make one by a function of the product"
+                ) from error
+
+
+def _spellings(word: str) -> list[str]:
+    return [word, f"{word}@{word}.test", f"https://{word}.test", f"$argon2id${word}"]
+
+
+async def generate(
+    connection: asyncpg.Connection, world: World, table: Table, tenant: Tenant, spelling: dict[str, int]
+) -> dict[str, object]:
+    """Values for every column that needs one, consistent with checks and foreign keys of the catalog."""
+    row: dict[str, object] = {}
+    for key in table.foreign_keys:
+        columns = ", ".join(key.target_columns)
+        found = await connection.fetchrow(
+            f"select {columns} from {key.target} where tenant_id = $1 order by {columns} limit 1", tenant.id
+        )
+        if found:
+            row |= {column: str(value) for column, value in zip(key.columns, found.values(), strict=True)}
+    for column in table.columns:
+        if column.name == "tenant_id":
+            row["tenant_id"] = tenant.id
+        elif column.name in ("user_id", "actor_id"):
+            row[column.name] = tenant.user.id
+        elif column.name not in row and (not column.has_default or column.type in TEXT_TYPES):
+            value = _value(table, column, f"{tenant.word}{uuid.uuid4().hex[:8]}", spelling.get(column.name, 0))
+            if value is not None:
+                row[column.name] = value
+    return row
+
+
+def _value(table: Table, column: Column, word: str, spelling: int) -> object:
+    options = enumeration(table, column.name)
+    if options:
+        return [options[0]] if column.type.endswith("[]") else options[0]
+    if column.type == "text":
+        return _spellings(word)[spelling]
+    if column.type == "bytea":
+        return f"\\x{uuid.uuid4().hex * 2}"
+    if column.type == "uuid":
+        return str(uuid.uuid4())
+    if column.type == "jsonb":
+        return {"word": word}
+    if not column.not_null:
+        return None
+    if column.type in ("bigint", "integer", "smallint", "numeric"):
+        return 1
+    if column.type == "boolean":
+        return False
+    if column.type.startswith("timestamp"):
+        return "2100-01-01T00:00:00Z" if column.name.endswith(("expires_at", "ends_at")) else "2026-01-01T00:00:00Z"
+    raise AssertionError(f"{table.name}.{column.name}: no value of type {column.type}")
+
+
+def enumeration(table: Table, column: str) -> list[str]:
+    """The allowed values of a column whose check lists them."""
+    for definition in table.checks.values():
+        if found := re.search(rf"\(?\b{column}\b (?:= ANY \(|<@ )ARRAY\[([^\]]*)\]", definition):
+            return re.findall(r"'([^']*)'::text", found[1])
+    return []
+
+
+def free_text(table: Table) -> list[Column]:
+    """The text columns that can hold a canary."""
+    return [
+        c
+        for c in table.columns
+        if c.type in TEXT_TYPES and not enumeration(table, c.name) and (table.name, c.name) not in NOT_CANARY
+    ]
+
+
+async def _plant_canaries(connection: asyncpg.Connection, table: Table, tenant: str) -> None:
+    await connection.execute(
+        "set session_replication_role = replica"
+    )  # the ledger's guards and the clock stay out of it
+    try:
+        for column in free_text(table):
+            for expression in _canary_expressions(column):
+                try:
+                    async with connection.transaction():
+                        await connection.execute(
+                            f"update public.{table.name} set {column.name} = {expression} where tenant_id = '{tenant}'"
+                            f" and ({column.name} is null or {column.name}::text not like '%{CANARY}%')"
+                        )
+                    break
+                except asyncpg.CheckViolationError:
+                    continue
+    finally:
+        await connection.execute("reset session_replication_role")
+
+
+def _canary_expressions(column: Column) -> list[str]:
+    if column.type == "jsonb":
+        return [f"""'{{"word": "{CANARY}"}}'"""]
+    if column.type == "text[]":
+        return [f"'{{{CANARY}}}'"]
+    unique = f"'{CANARY}' || substr(md5(random()::text), 1, 8)"
+    return [unique, f"{unique} || '@{CANARY}.test'", f"'https://' || {unique} || '.test'", f"'$argon2id$' || {unique}"]
