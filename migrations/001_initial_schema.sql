@@ -317,6 +317,9 @@ create index if not exists user_token_grants_level_idx on public.user_token_gran
 comment on table public.user_token_grants is
     'Tokens given. Burned by (priority, expires_at, id); touched only when a wallet is folded.';
 
+-- Written only by functions that hold the wallet's row, and wallets are never deleted: checks/grants_of_another_tenant.sql
+-- stands for the foreign key. The index it needs, (tenant_id, user_id), would cost more than its two writes a call: before
+-- the first ANALYZE the planner prefers it to the primary key, and every settlement reads all holds of the tenant.
 create table if not exists public.user_token_holds (
     tenant_id uuid not null,
     id uuid not null default vanilla.uuid7(),
@@ -335,14 +338,11 @@ create table if not exists public.user_token_holds (
     created_at timestamptz not null default clock_timestamp(),
     closed_at timestamptz,
     constraint user_token_holds_pkey primary key (tenant_id, id),
-    constraint user_token_holds_wallet_fkey foreign key (tenant_id, user_id)
-        references public.user_token_wallets (tenant_id, user_id),
     constraint user_token_holds_state_check check (state in ('open', 'settled', 'released', 'expired')),
     constraint user_token_holds_amount_check check (amount >= 0 and requested >= amount and settled >= 0),
     constraint user_token_holds_closed_check check ((state = 'open') = (closed_at is null))
 ) with (fillfactor = 80);
 create index if not exists user_token_holds_open_idx on public.user_token_holds (tenant_id, user_id, expires_at) where state = 'open';
-create index if not exists user_token_holds_user_idx on public.user_token_holds (tenant_id, user_id);
 create index if not exists user_token_holds_reference_idx on public.user_token_holds (tenant_id, reference_id) where reference_id is not null;
 comment on table public.user_token_holds is 'Tokens reserved for one call or step; nobody releases another flow''s hold.';
 comment on column public.user_token_holds.requested is 'What was asked for; in warn and monitor mode amount may be less.';
@@ -1623,27 +1623,28 @@ set search_path = pg_catalog, pg_temp as $f$
 $f$;
 comment on function vanilla.setting(uuid, text) is 'The tenant''s value of a setting, else the platform''s, else null.';
 
+-- bodies of standard SQL: names are resolved here and now, so no SET is needed and plpgsql inlines the expression
 create or replace function vanilla.call_tokens(p_call jsonb, p_input bigint, p_cached bigint, p_output bigint) returns bigint
-language sql immutable set search_path = pg_catalog, pg_temp as $f$
-    select ceil((p_input - p_cached) * (p_call ->> 'input_weight')::numeric + p_cached * (p_call ->> 'cached_input_weight')::numeric
-        + p_output * (p_call ->> 'output_weight')::numeric)::bigint
-$f$;
+language sql immutable
+    return ceil((p_input - p_cached) * (p_call ->> 'input_weight')::numeric + p_cached * (p_call ->> 'cached_input_weight')::numeric
+        + p_output * (p_call ->> 'output_weight')::numeric)::bigint;
 comment on function vanilla.call_tokens(jsonb, bigint, bigint, bigint) is 'Wallet tokens of a call: model tokens times the weights pinned at admission, rounded up once.';
 
 create or replace function vanilla.call_cost_micros(p_call jsonb, p_input bigint, p_cached bigint, p_output bigint) returns bigint
-language sql immutable set search_path = pg_catalog, pg_temp as $f$
-    select ceil(((p_input - p_cached)::numeric * (p_call ->> 'input_price')::bigint
+language sql immutable
+    return ceil(((p_input - p_cached)::numeric * (p_call ->> 'input_price')::bigint
         + p_cached::numeric * coalesce((p_call ->> 'cached_input_price')::bigint, (p_call ->> 'input_price')::bigint)
-        + p_output::numeric * (p_call ->> 'output_price')::bigint) / 1000000)::bigint
-$f$;
+        + p_output::numeric * (p_call ->> 'output_price')::bigint) / 1000000)::bigint;
 comment on function vanilla.call_cost_micros(jsonb, bigint, bigint, bigint) is 'Micros of USD that the provider charges: tokens times price per million, rounded up once.';
 
+-- enable_seqscan: connections keep the plans of their first calls, and those are made while tables are nearly empty. A table
+-- that grows a thousandfold before the next ANALYZE would be read whole by every call.
 create or replace function vanilla.admit_call(
     p_key_hash bytea, p_session_hash bytea, p_payer text, p_model text,
     p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint, p_output_limit bigint, p_choices integer,
     p_execution_id uuid, p_streamed boolean, p_ttl interval,
     p_idempotency_key text default null, p_request_id text default null) returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_caller record;
@@ -1780,11 +1781,31 @@ $f$;
 comment on function vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text) is
     'Before a model call, in one round trip: key, payer, model, price, worst case reserved. Sizes in model tokens, the output limit over all choices; returns where to call and with what limit.';
 
+create or replace function vanilla.quote_call(p_session_hash bytea, p_model text, p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint,
+    p_output_limit bigint, p_choices integer default 1) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_admitted jsonb;
+begin
+    -- admitted and undone: the quote is what the call will reserve, by the same lines, refusals included
+    begin
+        v_admitted := vanilla.admit_call(null, p_session_hash, null, p_model, p_prompt_tokens, p_sandbox_prompt_tokens,
+            p_output_limit, p_choices, vanilla.uuid7(), true, interval '1 minute');
+        raise exception 'undo' using errcode = 'VSUND';
+    exception when sqlstate 'VSUND' then null;
+    end;
+    return jsonb_build_object('reserved', v_admitted -> 'reserved', 'output_limit', v_admitted -> 'output_limit',
+        'clamped', v_admitted -> 'clamped', 'available_after', v_admitted -> 'available');
+end
+$f$;
+comment on function vanilla.quote_call(bytea, text, bigint, bigint, bigint, integer) is
+    'What admit_call would reserve for a session, and leave available; nothing is written.';
+
 create or replace function vanilla.settle_call(
     p_tenant_id uuid, p_hold_id uuid, p_status text, p_input bigint, p_output bigint, p_cached bigint, p_reasoning bigint,
     p_estimated boolean default false, p_error_code text default null, p_latency_ms integer default null, p_first_token_ms integer default null)
 returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_hold public.user_token_holds;
     v_entry public.user_token_ledger;
@@ -1858,6 +1879,7 @@ comment on function public.set_provider_secret(uuid, bytea, text, uuid) is 'Keep
 
 grant execute on function
     vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text),
+    vanilla.quote_call(bytea, text, bigint, bigint, bigint, integer),
     vanilla.settle_call(uuid, uuid, text, bigint, bigint, bigint, bigint, boolean, text, integer, integer),
     vanilla.list_models(bytea, bytea) to vanilla_runtime;
 grant execute on function public.set_provider_secret(uuid, bytea, text, uuid) to vanilla_app, vanilla_operator;

@@ -776,26 +776,27 @@ $f$;
 comment on function public.auto_allocate_tokens_for_level(uuid, uuid) is
     'Sets the level and grants its tokens, once per (user, level, period). Admin or operator. Returns what was granted.';
 
-create or replace function vanilla.fold_due_wallets(p_limit integer) returns integer
+create or replace function vanilla.fold_due_wallets(p_limit integer, p_periods_only boolean default false) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
+    v_now timestamptz := vanilla.clock();      -- no index is searched for a volatile function
     v_wallet public.user_token_wallets;
-    v_reset integer := 0;
+    v_folded integer := 0;
 begin
     for v_wallet in
         select w.* from public.tenants t
-        join public.user_token_wallets w on w.tenant_id = t.id and w.next_event_at <= vanilla.clock()
-        where t.tenant_id = t.id
+        join public.user_token_wallets w on w.tenant_id = t.id and w.next_event_at <= v_now and w.next_event_at < 'infinity'
+        where t.tenant_id = t.id and (w.next_reset_at <= v_now or not p_periods_only)
         order by w.tenant_id, w.user_id limit p_limit for update of w skip locked
     loop
-        if v_wallet.next_reset_at <= vanilla.clock() then v_reset := v_reset + 1; end if;
         perform vanilla.fold_wallet(v_wallet);
+        v_folded := v_folded + 1;
     end loop;
-    return v_reset;
+    return v_folded;
 end
 $f$;
-comment on function vanilla.fold_due_wallets(integer) is
-    'Folds up to p_limit wallets with an event due (null: all) that nobody is using; the number whose period ended.';
+comment on function vanilla.fold_due_wallets(integer, boolean) is
+    'Folds up to p_limit wallets (null: all) that nobody is using and that have an event due, or only those whose period has ended; returns how many.';
 
 create or replace function public.reset_monthly_tokens(p_limit integer default null) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -803,11 +804,11 @@ begin
     if vanilla.acting_tenant(vanilla.platform()) <> vanilla.platform() then
         perform vanilla.refuse('VS403', 'the reset runs across tenants: super admin or operator');
     end if;
-    return vanilla.fold_due_wallets(p_limit);
+    return vanilla.fold_due_wallets(p_limit, true);
 end
 $f$;
 comment on function public.reset_monthly_tokens(integer) is
-    'Closes every period that is due: unused plan tokens lapse or roll over, the new allocation is granted. Returns the number of wallets reset; p_limit does so many and can be repeated.';
+    'Closes every period that is due: unused plan tokens lapse or roll over, the new allocation is granted. Returns the number of wallets reset; p_limit does so many, to be repeated until it returns less.';
 
 create or replace function public.set_wallet_status(p_user_id uuid, p_status text, p_reason text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -940,12 +941,13 @@ comment on function public.token_balance_at(uuid, timestamptz) is 'available - b
 create or replace function vanilla.reap_holds(p_limit integer default 1000) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
+    v_now timestamptz := vanilla.clock();
     v_wallet record;
     v_count integer := 0;
 begin
     for v_wallet in
         select w.tenant_id, w.user_id from public.user_token_wallets w
-        where (w.tenant_id, w.user_id) in (select h.tenant_id, h.user_id from public.user_token_holds h where h.state = 'open' and h.expires_at <= vanilla.clock() limit p_limit)
+        where (w.tenant_id, w.user_id) in (select h.tenant_id, h.user_id from public.user_token_holds h where h.state = 'open' and h.expires_at <= v_now limit p_limit)
         order by w.tenant_id, w.user_id for update skip locked
     loop
         perform vanilla.reap_wallet(vanilla.lock_wallet(v_wallet.tenant_id, v_wallet.user_id));
@@ -960,20 +962,20 @@ create or replace function vanilla.run_maintenance(p_limit integer default 50) r
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_reaped integer;
-    v_reset integer;
+    v_folded integer;
 begin
     -- one ticker at a time; the others go on serving
     if not pg_try_advisory_xact_lock(hashtext('vanilla_saas.maintenance')) then
         return '{"ran": false, "more": false}';
     end if;
     v_reaped := vanilla.reap_holds(p_limit);
-    v_reset := vanilla.fold_due_wallets(p_limit);
-    return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', v_reaped, 'wallets_reset', v_reset,
-        'more', v_reaped >= p_limit or v_reset >= p_limit);
+    v_folded := vanilla.fold_due_wallets(p_limit);
+    return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', v_reaped, 'wallets_folded', v_folded,
+        'more', v_reaped >= p_limit or v_folded >= p_limit);
 end
 $f$;
 comment on function vanilla.run_maintenance(integer) is
-    'A part of a tick: partitions ahead, then expired holds and due periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
+    'A part of a tick: partitions ahead, then expired holds and due grants and periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
 
 grant execute on function
     public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz),

@@ -10,19 +10,23 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vanilla_saas import console
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.logs import configure_logs
 from vanilla_saas.operations.routes import router as operations_router
+from vanilla_saas.providers import pages as providers_pages
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.gateway import Gateway
 from vanilla_saas.providers.metering import MeteredCalls
 from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
+from vanilla_saas.tenancy import pages as tenancy_pages
 from vanilla_saas.tenancy.routes import router as tenancy_router
+from vanilla_saas.tokens import pages as tokens_pages
 from vanilla_saas.tokens.routes import router as tokens_router
 from vanilla_saas.web import BodyLimit, RequestIds, install_problems
 
@@ -67,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_problems(app)
     for router in (operations_router, tenancy_router, tokens_router):
         app.include_router(router)
+    console.install(app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM)
     return app
 
 

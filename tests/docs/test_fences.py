@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def fences(page: str, language: str) -> list[str]:
 @pytest.fixture
 async def installation(cluster: Cluster, tmp_path: Path) -> AsyncIterator[tuple[str, str, FirstRun]]:
     """A database as `up` leaves it and a server over it: name, address, secrets."""
-    name = f"fences_{tmp_path.name.replace('-', '_')[:40]}"
+    name = f"fences_{uuid.uuid4().hex[:12]}"
     async with create_database(cluster, name):
         url = cluster.url(database=name)
         await migrate(url, ContextSigner(bytes.fromhex(TEST_KEY)))

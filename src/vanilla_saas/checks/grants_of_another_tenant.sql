@@ -1,4 +1,5 @@
--- A grant or hold whose wallet or user is not of its tenant. The foreign keys forbid it: they were switched off.
+-- A grant or hold whose wallet or user is not of its tenant. Foreign keys forbid it for grants; for holds this check
+-- stands instead of one, because its index misleads the planner (see the table).
 -- Mend: Find what ran with session_replication_role or disabled triggers; restore the rows from a backup.
 select g.tenant_id, g.user_id, 'grant' as what, g.id
 from public.user_token_grants g
@@ -7,4 +8,4 @@ where not exists (select from public.users u where u.tenant_id = g.tenant_id and
 union all
 select h.tenant_id, h.user_id, 'hold', h.id
 from public.user_token_holds h
-where not exists (select from public.users u where u.tenant_id = h.tenant_id and u.id = h.user_id)
+where not exists (select from public.user_token_wallets w where w.tenant_id = h.tenant_id and w.user_id = h.user_id)

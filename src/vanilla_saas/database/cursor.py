@@ -63,6 +63,7 @@ def first_page(limit: int) -> tuple[datetime, UUID, int]:
 
 def encode_cursor(values: Sequence[int | str | datetime | UUID]) -> str:
     """base64url of the JSON array of the values, without padding."""
+    # default: asyncpg reads UUIDs as a class of its own
     return base64.urlsafe_b64encode(orjson.dumps(list(values), default=str)).rstrip(b"=").decode()
 
 

@@ -195,15 +195,18 @@ async def _books(operator: asyncpg.Connection, console: Console, tourist: _Touri
         f" debt {wallet['borrowed_tokens']}, spent {wallet['spent_tokens']}"
     )
     table = Table(
-        "seq", "direction", "amount", "available", "reason", box=None, header_style="dim", padding=(0, 2, 0, 1)
+        "seq", "direction", "available", "reserved", "charged", box=None, header_style="dim", padding=(0, 2, 0, 1)
     )
+    # one call of the race from its reservation to its settlement, whatever came between
     rows = await operator.fetch(
-        "select * from user_token_ledger where user_id = $1 order by seq desc limit 6", tourist.user_id
+        "select l.* from user_token_ledger l where user_id = $1 and execution_id ="
+        " (select execution_id from user_token_ledger where user_id = $1 order by seq desc limit 1) order by seq",
+        tourist.user_id,
     )
-    for row in reversed(rows):
-        table.add_row(
-            str(row["seq"]), row["direction"], f"{row['amount']:+}", str(row["available_after"]), row["reason"]
-        )
+    for row in rows:
+        changes = (f"{row['amount']:+}", f"{row['reserved_amount']:+}", str(row["metadata"].get("actual", "")))
+        table.add_row(str(row["seq"]), row["direction"], *changes)
+    console.print("   the last call in the ledger:")
     console.print(table)
     faults = await operator.fetch("select * from verify_token_ledger($1)", tourist.user_id)
     faults += await operator.fetch("select * from reconcile_token_wallets() where user_id = $1", tourist.user_id)

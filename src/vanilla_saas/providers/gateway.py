@@ -102,7 +102,7 @@ class Gateway:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
         try:
-            last, failure = await self._calls.stream(call, start, write, gone)
+            streamed = await self._calls.stream(call, start, write, gone)
         except Exception as error:
             if not started:
                 raise
@@ -111,7 +111,9 @@ class Gateway:
             watcher.cancel()
         if gone.is_set():
             return b""
-        return last if failure is None else b"data: " + failure.client_body() + b"\n\n"
+        if streamed.failure is not None:
+            return b"data: " + streamed.failure.client_body() + b"\n\n"
+        return streamed.last
 
     async def _models(self, token: str, name: str, send: Send) -> None:
         models = await self._calls.models(token)

@@ -76,6 +76,15 @@ class Settlement:
     latency_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """How a stream ended: the chunk that is still to be written, what cut the answer short, what it came to."""
+
+    last: bytes
+    failure: UpstreamError | None
+    settlement: Settlement
+
+
 class MeteredCalls:
     """The calls of one process."""
 
@@ -223,7 +232,7 @@ class MeteredCalls:
         start: Callable[[], Awaitable[None]],
         write: Callable[[bytes], Awaitable[None]],
         gone: asyncio.Event,
-    ) -> tuple[bytes, UpstreamError | None]:
+    ) -> Streamed:
         """Passes an answer on as it arrives: `start` once the provider answers, `write` for every chunk but the last.
 
         `gone` is set when the client has left: the provider's connection is cut and what was generated is charged.
@@ -269,10 +278,10 @@ class MeteredCalls:
                 failure, code = error, f"upstream_{error.kind}"
         finally:
             usage, estimated = self._used(call, answer, status)
-            await self._settle(call, status, usage, estimated, code or None, first_token_ms)
+            settlement = await self._settle(call, status, usage, estimated, code or None, first_token_ms)
         if failure is not None and answer is None:
             raise failure
-        return last, failure
+        return Streamed(last, failure, settlement)
 
     def _used(self, call: Call, answer: UpstreamStream | None, status: str) -> tuple[Usage, bool]:
         """What a stream consumed, and whether that is an estimate."""

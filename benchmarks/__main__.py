@@ -1,0 +1,60 @@
+"""`python -m benchmarks <name>`: runs one benchmark and prints its report."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from rich.console import Console
+
+from benchmarks import cli, gateway, machine, startup
+from benchmarks.frame import BenchmarkError, Result, markdown, show
+from benchmarks.options import Options
+
+BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
+    "cli": ("how long the command line takes to answer", cli.run),
+    "startup": ("from nothing to ready, and from stopped to ready", startup.run),
+    "gateway": ("the metered call under load, against its floors and LiteLLM", gateway.run),
+}
+
+
+def main() -> int:
+    """Exit code 0 when the measurement is sound, whether or not targets were met; 1 when it is void."""
+    names = "\n".join(f"  {name:10}{what}" for name, (what, _) in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measures against a floor in the same run. docs/benchmarks.md explains the floors.",
+        epilog=f"benchmarks:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter slices: under a minute without peers")
+    parser.add_argument("--peers", action="store_true", help="install the pinned peers in a venv of their own, compare")
+    parser.add_argument("--no-peers", action="store_true", help="leave installed peers out")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    form.add_argument("--markdown", action="store_true", help="print the tables of docs/benchmarks.md")
+    given = parser.parse_args()
+    if given.name is None:
+        parser.print_help()
+        return 0
+    options = Options(quick=given.quick, peers=given.peers, no_peers=given.no_peers)
+    before = machine.load_average()
+    try:
+        result = BENCHMARKS[given.name][1](options)
+    except BenchmarkError as error:
+        print(f"The benchmark {given.name} failed: {error}", file=sys.stderr)
+        return 1
+    result = replace(result, machine=machine.describe(before))
+    if given.json:
+        print(json.dumps(result.as_json()))
+    elif given.markdown:
+        print(markdown(result), end="")
+    else:
+        show(result, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""How pages write figures and times: tokens with thousands separators, times in UTC."""
+
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+from markupsafe import Markup
+
+_MINUS = "\u2212"
+
+
+def tokens(value: int | None) -> str:
+    """1234567 as 1,234,567; nothing for None."""
+    return "" if value is None else f"{value:,}".replace("-", _MINUS)
+
+
+def signed(value: int) -> str:
+    """With its sign, zero without: +1,234, \u22125, 0."""
+    return f"+{value:,}" if value > 0 else tokens(value)
+
+
+def usd(micros: int | None) -> str:
+    """Micros of USD as dollars with the digits that matter: $0.000125, $1.25."""
+    if micros is None:
+        return ""
+    text = f"{micros / 1_000_000:.6f}".rstrip("0")
+    whole, _, fraction = text.partition(".")
+    return f"${int(whole):,}.{fraction:0<2}"
+
+
+def _utc(value: datetime | date | str) -> datetime:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    return value.astimezone(UTC)
+
+
+def _time(value: datetime | date | str | None, form: str) -> Markup:
+    if value is None:
+        return Markup("")
+    moment = _utc(value)
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
+        moment.strftime("%Y-%m-%dT%H:%M:%SZ"), moment.strftime("%Y-%m-%d %H:%M:%S"), moment.strftime(form)
+    )
+
+
+def moment(value: datetime | str | None) -> Markup:
+    """2026-11-23 20:15, in UTC, with the machine-readable time around it."""
+    return _time(value, "%Y-%m-%d %H:%M")
+
+
+def clock(value: datetime | str | None) -> Markup:
+    """20:15:09, for rows that stand under their day."""
+    return _time(value, "%H:%M:%S")
+
+
+def day(value: datetime | date | str | None) -> Markup:
+    """Mon 23 Nov 2026."""
+    return _time(value, "%a %-d %b %Y")
+
+
+def short_id(value: UUID | str | None) -> str:
+    """The last characters of a UUIDv7: its first ones are the time, and alike in neighbours."""
+    return "" if value is None else f"\u2026{str(value)[-8:]}"
+
+
+def details(value: dict[str, Any]) -> str:
+    """A flat object as `name: value` pairs."""
+    return ", ".join(
+        f"{name}: {item if isinstance(item, str) else orjson.dumps(item).decode()}" for name, item in value.items()
+    )
+
+
+def json_attribute(value: object) -> str:
+    """For data attributes; the template escapes it."""
+    return orjson.dumps(value).decode()
+
+
+FILTERS = {
+    "tokens": tokens,
+    "signed": signed,
+    "usd": usd,
+    "moment": moment,
+    "clock": clock,
+    "day": day,
+    "short_id": short_id,
+    "details": details,
+    "json_attribute": json_attribute,
+}
