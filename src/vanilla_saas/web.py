@@ -108,5 +108,9 @@ def _plain(request: Request, error: Exception) -> Response:
 
 
 def _failure(request: Request, error: Exception) -> Response:
-    log.error("request_failed", path=request.url.path, exc_info=error)
-    return _refusal(request, VanillaError("internal_error", "Something failed on our side."))
+    request_id = getattr(request.state, "request_id", "")
+    log.error("request_failed", path=request.url.path, request_id=request_id, exc_info=error)
+    answer = _refusal(request, VanillaError("internal_error", "Something failed on our side."))
+    # this answer is made outside the middleware that names requests
+    answer.headers["x-request-id"] = request_id
+    return answer

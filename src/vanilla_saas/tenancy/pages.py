@@ -2,7 +2,6 @@
 
 from datetime import datetime
 from typing import Annotated
-from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import Form, Request
@@ -11,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.console.security import forget_cookie, set_cookie
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.tenancy import page_store, sign_in_pages, store
+from vanilla_saas.tenancy import page_store, sign_in, sign_in_pages, store
 from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, acting, new_token, token_hash
 from vanilla_saas.tenancy.page_session import TENANT_COOKIE, PageAdmin, PageCaller, PlatformCaller
 
@@ -33,7 +32,7 @@ def _optional_number(text: str, name: str) -> int | None:
 
 
 def _link(request: Request, token: str) -> str:
-    return f"{str(request.base_url).rstrip('/')}/password/set?{urlencode({'token': token})}"
+    return sign_in.password_link(request.app.state.settings.public_url or str(request.base_url), token)
 
 
 @router.get("/")
