@@ -45,14 +45,14 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = None
     """64 hex digits that encrypt provider secrets; else `$VANILLA_SAAS_HOME/secret.key`."""
     host: str = "127.0.0.1"
-    port: int = 8000
-    pool_size: int = 10
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    pool_size: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Connections a process keeps for each of its two pools."""
     sandbox_url: str | None = None
     """Base address of a running sandbox provider; else each process starts its own on loopback."""
-    max_body_bytes: int = 4 * 1024 * 1024
+    max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024
     """Largest request body that is read."""
-    max_running_calls: int = 512
+    max_running_calls: Annotated[int, Field(ge=1)] = 512
     """Model calls in flight in one process; one more is answered 429 with Retry-After."""
     public_url: str | None = None
     """Address under which people reach this installation; links in mails and answers begin with it."""

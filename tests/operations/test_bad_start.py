@@ -47,6 +47,8 @@ WRONG = [
     ("DATABASE_URL", "postgresql://owner:s3cret@[::1/x", "invalid_request", "DATABASE_URL"),
     ("VANILLA_SAAS_CONTEXT_KEY", "s3cret", "invalid_request", "VANILLA_SAAS_CONTEXT_KEY"),
     ("VANILLA_SAAS_POOL_SIZE", "s3cret", "invalid_request", "VANILLA_SAAS_POOL_SIZE"),
+    ("VANILLA_SAAS_POOL_SIZE", "0", "invalid_request", "VANILLA_SAAS_POOL_SIZE"),
+    ("VANILLA_SAAS_PORT", "99999", "invalid_request", "VANILLA_SAAS_PORT"),
     ("VANILLA_SAAS_HOME", "/dev/null/home", "invalid_state", "Not a directory"),
 ]
 VERBS = ["serve", "up", "migrate", "providers list"]
@@ -55,7 +57,7 @@ PAIRS = [
     for number, wrong in enumerate(WRONG)
     for verb in VERBS
     # each setting with one verb and each verb with two settings; all with all in the long version
-    if LONG or verb == VERBS[number % len(VERBS)] or number in (0, 6)
+    if LONG or verb == VERBS[number % len(VERBS)] or number in (0, len(WRONG) - 1)
 ]
 
 

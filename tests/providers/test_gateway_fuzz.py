@@ -1,6 +1,7 @@
 """Whatever is sent to the metered call: an answer or a refusal in OpenAI's shape, and nothing stays reserved."""
 
 import asyncio
+import copy
 import json
 import os
 import random
@@ -79,7 +80,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
     """A valid request of which one to three places hold something else or are gone."""
-    body = orjson.loads(orjson.dumps(draw(valid)))
+    body = copy.deepcopy(draw(valid))
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(body) or [("model",)]))
         parent = body
