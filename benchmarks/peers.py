@@ -6,6 +6,7 @@ favours it, because the metered call of this product commits twice to disk.
 
 import contextlib
 import os
+import secrets
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -81,8 +82,12 @@ def litellm(command: Path, port: int, upstream_port: int) -> Iterator["subproces
         (Path(folder) / "custom_auth.py").write_text(AUTH)
         config = Path(folder) / "config.yaml"
         config.write_text(CONFIG.format(base=f"http://127.0.0.1:{upstream_port}/v1"))
-        # without this it fetches its price list from the network at every start
-        env = kept | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+        # it refuses to start without a strong master key; a local price list, else it fetches one at every start
+        env = kept | {
+            "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(32)}",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOG": "ERROR",
+        }
         arguments = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
         with server([str(command), *arguments], port, env, Path(folder)) as child:
             yield child

@@ -75,7 +75,7 @@ def server(
                 if child.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
                     said = log.read().decode(errors="replace")[-2000:]
-                    raise BenchmarkError(f"{command[-1]} did not start:\n{said}")
+                    raise BenchmarkError(f"{' '.join(command[:4])} ... did not start:\n{said}")
                 time.sleep(0.02)
             yield child
         finally:

@@ -218,9 +218,9 @@ def _announce(
     migrations: int,
     seconds: tuple[float, float, float],
 ) -> None:
-    applied = f"{migrations} migrations {seconds[2]:.1f} s" if migrations else f"schema current {seconds[2]:.1f} s"
+    applied = f"{migrations} migrations {seconds[2]:.2f} s" if migrations else f"schema current {seconds[2]:.2f} s"
     say = console.out
-    say(f"Vanilla SaaS is ready in {seconds[0]:.1f} s (database {seconds[1]:.1f} s, {applied})\n")
+    say(f"Vanilla SaaS is ready in {seconds[0]:.2f} s (database {seconds[1]:.2f} s, {applied})\n")
     say(f"  Console   {base}")
     say(f"  API       {base}/v1 for OpenAI clients, {base}/api/v1 for the rest")
     if where.server is not None:
