@@ -56,11 +56,18 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 async def database_name(cluster: Cluster) -> AsyncIterator[str]:
     """A migrated database of this worker, dropped at the end, when its books must be right."""
+    async with migrated_database(cluster) as name:
+        yield name
+        await require_clean_books(cluster.url(database=name))
+
+
+@asynccontextmanager
+async def migrated_database(cluster: Cluster) -> AsyncIterator[str]:
+    """A fresh installation for the time of the block, for tests that need one nobody has used."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     async with create_database(cluster, name):
         await migrate(cluster.url(database=name), ContextSigner(bytes.fromhex(TEST_KEY)))
         yield name
-        await require_clean_books(cluster.url(database=name))
 
 
 @asynccontextmanager

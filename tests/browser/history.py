@@ -16,7 +16,7 @@ PREMIUM = uuid.UUID("00000000-0000-7000-8001-000000000103")
 
 async def _set_clock(operator: asyncpg.Connection, moment: datetime | None) -> None:
     body = "select pg_catalog.clock_timestamp()" if moment is None else f"select '{moment.isoformat()}'::timestamptz"
-    await operator.execute(f"{_RESTORED} $clock$ {body} $clock$")
+    await operator.execute(f"{_RESTORED} $clock${body}$clock$")
 
 
 async def month_of_calls(

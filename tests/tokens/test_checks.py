@@ -1,11 +1,12 @@
 """Every invariant in checks/ is silent on a healthy database and speaks when it is broken."""
 
 import uuid
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
-from tests.conftest import People
+from tests.conftest import Cluster, People, migrated_database
 from vanilla_saas.checks import BOOKS, checks, run_checks
 
 BREAK = {
@@ -39,6 +40,13 @@ BREAK = {
         create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe
         as 'select now()'""",
 }
+
+
+@pytest.fixture(scope="module")
+async def database_name(cluster: Cluster) -> AsyncIterator[str]:
+    """Healthy to begin with: other tests move the clock of theirs."""
+    async with migrated_database(cluster) as name:
+        yield name
 
 
 async def test_a_healthy_database_passes_every_check(operator: asyncpg.Connection, people: People) -> None:
