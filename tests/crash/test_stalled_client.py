@@ -1,5 +1,6 @@
-"""A client that stops reading without leaving: its call ends, is charged and gives its place back."""
+"""Clients that stop reading or sending without leaving: they keep no place, and what they used is charged."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -13,7 +14,7 @@ import pytest
 from tests.conftest import Cluster, People, Person, serve, settings_for
 from tests.processes import assert_books_are_clean, eventually
 from vanilla_saas.app import create_app
-from vanilla_saas.providers import metering
+from vanilla_saas.providers import gateway, metering
 
 
 def stalled(url: str, person: Person, body: dict[str, Any]) -> socket.socket:
@@ -70,3 +71,24 @@ async def test_a_client_that_does_not_read_is_charged_and_keeps_no_place(
             await eventually(admitted, 5)
     assert (await people.wallet(person))["reserved_tokens"] == 0
     await assert_books_are_clean(people.operator)
+
+
+async def test_a_client_that_sends_slowly_keeps_no_place_and_is_refused_in_time(
+    cluster: Cluster, database_name: str, tmp_path: Path, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "BODY_SECONDS", 2.0)
+    person = await people.user(balance=1000)
+    body = {"model": "sandbox-small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    settings = settings_for(cluster, database_name, tmp_path, max_running_calls=1)
+    async with serve(create_app(settings)) as url, aiohttp.ClientSession() as session:
+        parts = urlsplit(url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        with contextlib.closing(writer):
+            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer vsk_nobody\r\n")
+            writer.write(b"content-length: 100\r\n\r\n{")
+            await writer.drain()
+            async with session.post(f"{url}/v1/chat/completions", json=body, headers=person.headers) as answer:
+                assert answer.status == 200, await answer.text()
+            async with asyncio.timeout(20):
+                assert b" 400 " in await reader.readline()
+                assert b"did not arrive within 2 s" in await reader.readuntil(b"}}")

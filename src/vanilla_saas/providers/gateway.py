@@ -18,6 +18,8 @@ from vanilla_saas.providers.metering import Call, MeteredCalls, Settlement
 log = structlog.get_logger()
 JSON = b"application/json"
 MAX_IDEMPOTENCY_KEY_BYTES = 255
+BODY_SECONDS = 60.0
+"""How long the body of a request may take to arrive."""
 _TYPES = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -63,9 +65,10 @@ class Gateway:
     async def _chat(
         self, token: str, headers: Mapping[bytes, bytes], request_id: str | None, receive: Receive, send: Send
     ) -> None:
+        # before a place is taken: whoever sends slowly, with or without a key, must not keep others out
+        body = _parse(await _read_body(headers, receive, self._max_body_bytes))
         self._calls.enter()
         try:
-            body = _parse(await _read_body(headers, receive, self._max_body_bytes))
             payer = headers.get(b"x-vanilla-user", b"").decode("latin-1") or body.get("user")
             call = await self._calls.admit(
                 token,
@@ -148,7 +151,15 @@ def _idempotency_key(headers: Mapping[bytes, bytes]) -> str | None:
 
 
 async def _read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
-    """The request's body; refuses one above `most` bytes before it is read, or as soon as it is seen."""
+    """The request's body; refuses a slow one, and one above `most` bytes before it is read or as soon as it is seen."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _receive_body(headers, receive, most)
+    except TimeoutError:
+        raise InvalidRequest("invalid_request", f"The body did not arrive within {BODY_SECONDS:.0f} s.") from None
+
+
+async def _receive_body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
     declared = headers.get(b"content-length", b"0")
     parts, size = [], int(declared) if declared.isdigit() else 0
     if size > most:
