@@ -19,10 +19,9 @@ from vanilla_saas.database.connection import addresses, connect_admin
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate
-from vanilla_saas.operations.first_run import DEFAULT_TENANT
+from vanilla_saas.operations.first_run import DEFAULT_TENANT, make_key
 from vanilla_saas.operations.serving import APPLICATION
 from vanilla_saas.settings import Settings
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -112,15 +111,7 @@ async def _arrive(operator: asyncpg.Connection) -> _Tourist:
         f"tour-{uuid4().hex[:8]}@localhost",
         DEFAULT_TENANT,
     )
-    key = new_token(KEY_PREFIX)
-    await operator.fetchval(
-        "select create_api_key('tour', $1, $2, '{chat,read}', p_user_id => $3, p_tenant_id => $4)",
-        key[:12],
-        token_hash(key),
-        user_id,
-        DEFAULT_TENANT,
-    )
-    return _Tourist(user_id, key)
+    return _Tourist(user_id, await make_key(operator, user_id, "tour"))
 
 
 async def _plain(client: "AsyncOpenAI", console: Console) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import asyncpg
-from argon2 import PasswordHasher
 
 from vanilla_saas.database.connection import connect_admin
+from vanilla_saas.tenancy import passwords
 from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
 
 DEFAULT_TENANT = UUID("00000000-0000-7000-8000-000000000001")
@@ -41,7 +41,7 @@ async def prepare_first_run(admin_url: str, *, with_demo: bool) -> FirstRun | No
             await connection.fetchval(
                 "select set_user_password($1, $2, true, vanilla.platform())",
                 admin["id"],
-                PasswordHasher().hash(password),
+                passwords.HASHER.hash(password),
             )
             demo = await _make_demo(connection) if with_demo else (None, None)
             return FirstRun(admin["email"], password, *demo)
@@ -56,15 +56,21 @@ async def _make_demo(connection: asyncpg.Connection) -> tuple[str | None, str | 
     user_id = await connection.fetchval(
         "select create_user($1, 'user', 'Demo', $2, p_must_change_password => false, p_tenant_id => $3)",
         DEMO_EMAIL,
-        PasswordHasher().hash(password),
+        passwords.HASHER.hash(password),
         DEFAULT_TENANT,
     )
+    return password, await make_key(connection, user_id, "demo")
+
+
+async def make_key(connection: asyncpg.Connection, user_id: UUID, name: str) -> str:
+    """A key of scopes chat and read for a user of the default tenant, as the operator."""
     key = new_token(KEY_PREFIX)
     await connection.fetchval(
-        "select create_api_key('demo', $1, $2, '{chat,read}', p_user_id => $3, p_tenant_id => $4)",
+        "select create_api_key($1, $2, $3, '{chat,read}', p_user_id => $4, p_tenant_id => $5)",
+        name,
         key[:12],
         token_hash(key),
         user_id,
         DEFAULT_TENANT,
     )
-    return password, key
+    return key
