@@ -12,7 +12,7 @@
 --
 -- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
 -- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
--- Lock order: user_token_wallets, then user_token_holds, then user_token_grants, then api_keys;
+-- Lock order: the hold an operation names, then user_token_wallets, user_token_grants, api_keys;
 -- of a sign-in: users, then one_time_tokens, then sessions.
 -- Functions of 002 (wallet) are called from here by name and exist before anyone can call these.
 --
@@ -183,6 +183,8 @@ create table if not exists public.users (
     constraint users_status_check check (status in ('active', 'disabled', 'deleted'))
 );
 create index if not exists users_created_idx on public.users (tenant_id, created_at, id);
+-- not led by tenant_id: the operator names a user by id alone, as adjust_user_tokens promises
+create index if not exists users_id_idx on public.users (id);
 comment on table public.users is 'A person or, by external_id, a customer''s own user that a key pays for.';
 
 create table if not exists public.levels (
@@ -282,7 +284,9 @@ create table if not exists public.user_token_wallets (
     constraint user_token_wallets_status_check check (status in ('active', 'locked', 'suspended', 'closed')),
     constraint user_token_wallets_enforcement_mode_check check (enforcement_mode in ('hard', 'warn', 'monitor'))
 ) with (fillfactor = 70);
-create index if not exists user_token_wallets_level_idx on public.user_token_wallets (tenant_id, level_id);
+-- level first: led by tenant_id it would cost an empty table as little as the primary key does, and a session that plans
+-- then and imports users in one transaction would read every wallet of the tenant for each of them
+create index if not exists user_token_wallets_level_idx on public.user_token_wallets (level_id, tenant_id);
 create index if not exists user_token_wallets_event_idx on public.user_token_wallets (tenant_id, next_event_at) where next_event_at < 'infinity';
 comment on table public.user_token_wallets is
     'The counter. available = remaining of active grants - burn; balance = available - borrowed = sum of ledger amounts.';
@@ -306,14 +310,12 @@ create table if not exists public.user_token_grants (
     constraint user_token_grants_pkey primary key (tenant_id, id),
     constraint user_token_grants_wallet_fkey foreign key (tenant_id, user_id)
         references public.user_token_wallets (tenant_id, user_id),
-    constraint user_token_grants_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
     constraint user_token_grants_kind_check check (kind in ('base', 'plan', 'rollover', 'purchase', 'promo', 'trial', 'refund', 'adjustment')),
     constraint user_token_grants_state_check check (state in ('scheduled', 'active', 'expired', 'voided')),
     constraint user_token_grants_amount_check check (amount > 0 and remaining between 0 and amount),
     constraint user_token_grants_times_check check (expires_at > effective_at)
 );
 create index if not exists user_token_grants_user_idx on public.user_token_grants (tenant_id, user_id, priority, expires_at, id);
-create index if not exists user_token_grants_level_idx on public.user_token_grants (tenant_id, level_id);
 comment on table public.user_token_grants is
     'Tokens given. Burned by (priority, expires_at, id); touched only when a wallet is folded.';
 
@@ -875,12 +877,10 @@ comment on function vanilla.protect_table(regclass, text, name[], name[], name, 
 set local role vanilla_definer;
 alter default privileges revoke execute on functions from public;
 
+-- Inside a definer function current_user is its owner; the role setting still names who called. A superuser has every role.
 create or replace function vanilla.caller_is_operator() returns boolean language sql stable
-set search_path = pg_catalog, pg_temp as $f$
-    -- inside a definer function current_user is its owner; the role setting still names who called
-    select r.rolsuper or pg_has_role(r.oid, 'vanilla_operator', 'usage') or pg_has_role(r.oid, 'vanilla_system', 'usage')
-    from pg_roles r where r.rolname = coalesce(nullif(current_setting('role'), 'none'), session_user)
-$f$;
+    return pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'vanilla_operator', 'usage')
+        or pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'vanilla_system', 'usage');
 comment on function vanilla.caller_is_operator() is
     'Whether the role that called, not the owner of this function, is operator, system or superuser.';
 
@@ -1093,14 +1093,13 @@ create or replace function vanilla.find_user(p_tenant_id uuid, p_user_id uuid) r
 set search_path = pg_catalog, pg_temp as $f$
 declare
     v_user public.users;
-    v_count integer;
 begin
-    select count(*) into v_count from public.users u
+    select u.* into v_user from public.users u
         where u.id = p_user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) and u.status <> 'deleted';
-    if v_count <> 1 then      -- the same words for another tenant's user and for none
+    if not found or (p_tenant_id is null and exists (      -- the same words for another tenant's user and for none
+            select from public.users u where u.id = p_user_id and u.tenant_id <> v_user.tenant_id and u.status <> 'deleted')) then
         perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user_id', p_user_id));
     end if;
-    select * into v_user from public.users u where u.id = p_user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null);
     return v_user;
 end
 $f$;
@@ -1654,6 +1653,7 @@ declare
     v_provider public.ai_providers;
     v_wallet public.user_token_wallets;
     v_entry public.user_token_ledger;
+    v_short public.user_token_ledger;
     v_call jsonb;
     v_prompt bigint;
     v_input bigint;
@@ -1743,26 +1743,43 @@ begin
         perform vanilla.refuse('VS400', format('max_tokens is at most %s for this model', v_model.max_output_tokens),
             jsonb_build_object('param', 'max_tokens', 'limit', v_model.max_output_tokens));
     end if;
-    v_wallet := vanilla.lock_wallet(v_caller.tenant_id, v_payer);
-    if p_idempotency_key is not null then
-        select * into v_entry from public.user_token_ledger
-            where tenant_id = v_wallet.tenant_id and user_id = v_payer and idempotency_key = p_idempotency_key;
-        if found then
-            perform vanilla.refuse('VS410', 'a call with this Idempotency-Key was made already',
-                jsonb_build_object('execution_id', v_entry.execution_id), 'Answers are not kept; use a new key to call again.');
-        end if;
-    end if;
-    v_input := vanilla.call_tokens(v_call, v_prompt, 0, 0);
     v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output);
-    if p_output_limit is null and v_wallet.enforcement_mode = 'hard' and v_needed > v_wallet.available_tokens and v_model.output_weight > 0 then
-        v_least := coalesce((vanilla.setting(v_wallet.tenant_id, 'gateway.min_output_tokens'))::bigint, 16) * p_choices;
-        v_clamped := true;
-        -- below the least the call is refused, with the figures
-        v_output := greatest(floor((v_wallet.available_tokens - v_input) / v_model.output_weight), v_least);
-        v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output);
+    v_entry.tenant_id := v_caller.tenant_id;
+    v_entry.user_id := v_payer;
+    v_entry.direction := 'reserve';
+    v_entry.reason := 'model call';
+    v_entry.source := 'gateway';
+    v_entry.reference_type := 'ai_execution';
+    v_entry.reference_id := p_execution_id;
+    v_entry.execution_id := p_execution_id;
+    v_entry.idempotency_key := p_idempotency_key;
+    v_entry.actor_id := v_caller.user_id;
+    v_entry.metadata := '{}';
+    if p_idempotency_key is null then      -- the short way: most wallets can pay, and nothing is looked at first
+        v_short := vanilla.take_tokens(v_entry, v_needed, p_ttl, v_caller.key_id, v_call);
     end if;
-    v_entry := vanilla.reserve_tokens(v_wallet, v_needed, p_ttl, 'model call', 'gateway', 'ai_execution', p_execution_id, p_execution_id,
-        p_idempotency_key, v_caller.key_id, v_call, v_caller.user_id);
+    if v_short.seq is not null then
+        v_entry := v_short;
+    else
+        v_wallet := vanilla.lock_wallet(v_caller.tenant_id, v_payer);
+        if p_idempotency_key is not null then
+            select * into v_short from public.user_token_ledger
+                where tenant_id = v_wallet.tenant_id and user_id = v_payer and idempotency_key = p_idempotency_key;
+            if found then
+                perform vanilla.refuse('VS410', 'a call with this Idempotency-Key was made already',
+                    jsonb_build_object('execution_id', v_short.execution_id), 'Answers are not kept; use a new key to call again.');
+            end if;
+        end if;
+        if p_output_limit is null and v_wallet.enforcement_mode = 'hard' and v_needed > v_wallet.available_tokens and v_model.output_weight > 0 then
+            v_input := vanilla.call_tokens(v_call, v_prompt, 0, 0);
+            v_least := coalesce((vanilla.setting(v_wallet.tenant_id, 'gateway.min_output_tokens'))::bigint, 16) * p_choices;
+            v_clamped := true;
+            -- below the least the call is refused, with the figures
+            v_output := greatest(floor((v_wallet.available_tokens - v_input) / v_model.output_weight), v_least);
+            v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output);
+        end if;
+        v_entry := vanilla.reserve_tokens(v_wallet, v_entry, v_needed, p_ttl, v_caller.key_id, v_call);
+    end if;
     if v_caller.budget_tokens is not null then
         update public.api_keys set used_tokens = used_tokens + v_needed
             where tenant_id = v_caller.tenant_id and id = v_caller.key_id and used_tokens + v_needed <= budget_tokens;
@@ -1772,7 +1789,7 @@ begin
                 'used', v_key.used_tokens, 'needed', v_needed, 'resets_at', null), 'An admin can make a key with a larger budget.');
         end if;
     end if;
-    return jsonb_build_object('tenant_id', v_wallet.tenant_id, 'user_id', v_payer, 'hold_id', v_entry.hold_id, 'execution_id', p_execution_id,
+    return jsonb_build_object('tenant_id', v_caller.tenant_id, 'user_id', v_payer, 'hold_id', v_entry.hold_id, 'execution_id', p_execution_id,
         'reserved', v_needed, 'output_limit', v_output, 'clamped', v_clamped, 'available', v_entry.available_after,
         'provider_tenant_id', v_provider.tenant_id, 'provider_id', v_provider.id, 'provider', v_provider.slug, 'kind', v_provider.kind,
         'base_url', v_provider.base_url, 'secret', encode(v_provider.secret, 'base64'), 'model', v_model.slug, 'upstream_model', v_model.upstream_model);

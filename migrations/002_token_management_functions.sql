@@ -3,18 +3,20 @@
 -- Public: adjust_user_tokens, settle_user_tokens, auto_allocate_tokens_for_level, reset_monthly_tokens,
 --         set_wallet_status, set_level_token_policy, verify_token_ledger, reconcile_token_wallets, token_balance_at
 -- Private, in the order they stand on each other:
---   post_entry       the only writer of a wallet's amounts and of the ledger: one update, one insert, one chain link
+--   move_tokens      the short way of most operations: counter, ledger row and chain link in one statement
+--   post_entry       the long way: writes what its caller decided on a locked and folded wallet
 --   add_spendable    tokens come in: debt is repaid first
 --   grants_after_burn what readers see of the grants
 --   fold_wallet      takes what was burned from the grants, then plays every event that is due, in order of time
---   lock_wallet      row lock, then fold when due: every operation starts here
+--   lock_wallet      row lock, then fold when due: every operation of the long way starts here
 --   spend, reserve_tokens, settle_tokens, release_tokens, reap_holds
 --   assign_level     level, policy copy, grants of the current period
 --
 -- Invariants (checks/*.sql): available = remaining of active grants - burn; available - borrowed = sum of amounts;
 -- reserved = sum of open holds = sum of reserved amounts; seq has no gap; hash = sha256(hash before, row).
 -- Between two grant events the order of burning cannot change, so the hot path never touches a grant.
--- Lock order: wallet, then holds, then grants, then api_keys; jobs over many wallets take them with skip locked, one at a time.
+-- Lock order: the hold an operation names, then the wallet, then grants, then api_keys. Whoever comes from the wallet to its
+-- holds (reaping) skips those in use; jobs over many wallets take them with skip locked, one at a time.
 begin;
 set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
@@ -32,6 +34,50 @@ create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_t
         p_row.available_after, p_row.reserved_after, p_row.borrowed_after, p_row.direction, p_row.reason, p_row.source, p_row.reference_type,
         p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)));
 comment on function vanilla.ledger_hash(bytea, public.user_token_ledger) is 'Chain link: SHA-256 of the link before and of every column but hash.';
+
+-- Most operations need no more than the counter: the grants do not change (next_event_at), there is no debt, tokens suffice
+-- and no warning threshold is crossed. Then nothing is locked first; a row that does not qualify goes the long way.
+-- p_entry names the wallet (without a tenant: by its user alone), the change of available and of reserved, and the texts.
+create or replace function vanilla.move_tokens(p_entry public.user_token_ledger, p_spent bigint, p_epoch integer default null) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+begin
+    p_entry.id := vanilla.uuid7();
+    with moved as (
+        update public.user_token_wallets w set
+            available_tokens = w.available_tokens + p_entry.amount,
+            reserved_tokens = w.reserved_tokens + p_entry.reserved_amount,
+            burn = w.burn - p_entry.amount,
+            spent_tokens = w.spent_tokens + p_spent,
+            seq = w.seq + 1,
+            last_entry_at = greatest(v_now, w.last_entry_at),       -- never before the entry before it
+            head = vanilla.ledger_hash(w.head, row(w.tenant_id, w.user_id, w.seq + 1, p_entry.id, greatest(v_now, w.last_entry_at),
+                p_entry.amount, p_entry.reserved_amount, w.available_tokens + p_entry.amount, w.reserved_tokens + p_entry.reserved_amount,
+                w.borrowed_tokens, p_entry.direction, p_entry.reason, p_entry.source, p_entry.reference_type, p_entry.reference_id,
+                p_entry.execution_id, p_entry.hold_id, p_entry.grant_id, p_entry.actor_id, p_entry.idempotency_key, p_entry.request_hash,
+                p_entry.metadata, null)::public.user_token_ledger)
+        where w.user_id = p_entry.user_id
+          and w.tenant_id = coalesce(p_entry.tenant_id, (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end
+                                                         from public.users u where u.id = p_entry.user_id))
+          and w.next_event_at > v_now
+          and w.borrowed_tokens = 0
+          and w.available_tokens + p_entry.amount >= 0
+          and (w.warn_below is null or w.available_tokens < w.warn_below or w.available_tokens + p_entry.amount >= w.warn_below)
+          and (p_epoch is null and w.status = 'active' or p_epoch = w.epoch and w.status <> 'closed')      -- calls in flight settle
+        returning w.tenant_id, w.user_id, w.seq, w.last_entry_at, w.available_tokens, w.reserved_tokens, w.borrowed_tokens, w.head)
+    insert into public.user_token_ledger
+        select m.tenant_id, m.user_id, m.seq, p_entry.id, m.last_entry_at, p_entry.amount, p_entry.reserved_amount,
+            m.available_tokens, m.reserved_tokens, m.borrowed_tokens, p_entry.direction, p_entry.reason, p_entry.source, p_entry.reference_type,
+            p_entry.reference_id, p_entry.execution_id, p_entry.hold_id, p_entry.grant_id, p_entry.actor_id, p_entry.idempotency_key,
+            p_entry.request_hash, p_entry.metadata, m.head
+        from moved m
+        returning * into p_entry;
+    return p_entry;
+end
+$f$;
+comment on function vanilla.move_tokens(public.user_token_ledger, bigint, integer) is
+    'Posts an entry in one statement when the wallet allows it without further thought, else answers null and writes nothing. p_epoch is that of a hold being closed.';
 
 create or replace function vanilla.post_entry(p_wallet public.user_token_wallets, p_entry public.user_token_ledger) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -61,16 +107,21 @@ comment on function vanilla.post_entry(public.user_token_wallets, public.user_to
     'Writes the amounts that the caller set in its copy of the locked wallet, and their ledger row.';
 
 create or replace function vanilla.entry_json(p_entry public.user_token_ledger, p_replayed boolean default false) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp as $f$
-    select jsonb_build_object('id', p_entry.id, 'seq', p_entry.seq, 'user_id', p_entry.user_id, 'direction', p_entry.direction,
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_json jsonb := jsonb_build_object('id', p_entry.id, 'seq', p_entry.seq, 'user_id', p_entry.user_id, 'direction', p_entry.direction,
         'amount', p_entry.amount, 'reserved_amount', p_entry.reserved_amount, 'available_tokens', p_entry.available_after,
         'reserved_tokens', p_entry.reserved_after, 'borrowed_tokens', p_entry.borrowed_after, 'reason', p_entry.reason, 'source', p_entry.source,
         'reference_type', p_entry.reference_type, 'reference_id', p_entry.reference_id, 'execution_id', p_entry.execution_id,
-        'hold_id', p_entry.hold_id, 'metadata', p_entry.metadata, 'created_at', p_entry.created_at, 'replayed', p_replayed)
-        || case when p_entry.direction in ('debit', 'settle', 'debt', 'reserve') and p_entry.borrowed_after > 0
-                 and not exists (select from public.user_token_wallets w where w.tenant_id = p_entry.tenant_id and w.user_id = p_entry.user_id
-                                 and w.enforcement_mode = 'monitor')
-                then '{"warning": "the wallet is in debt; the next credit repays it"}' else '{}' end::jsonb
+        'hold_id', p_entry.hold_id, 'metadata', p_entry.metadata, 'created_at', p_entry.created_at, 'replayed', p_replayed);
+begin
+    if p_entry.borrowed_after > 0 and p_entry.direction in ('debit', 'settle', 'debt', 'reserve') and not exists (
+            select from public.user_token_wallets w where w.tenant_id = p_entry.tenant_id and w.user_id = p_entry.user_id
+              and w.enforcement_mode = 'monitor') then
+        return v_json || '{"warning": "the wallet is in debt; the next credit repays it"}';
+    end if;
+    return v_json;
+end
 $f$;
 comment on function vanilla.entry_json(public.user_token_ledger, boolean) is 'A ledger entry as the API shows it.';
 
@@ -374,7 +425,7 @@ declare
 begin
     for v_hold in select * from public.user_token_holds
         where tenant_id = p_wallet.tenant_id and user_id = p_wallet.user_id and state = 'open' and expires_at <= vanilla.clock()
-        order by expires_at, id for update
+        order by expires_at, id for update skip locked      -- one that is being closed waits for this wallet
     loop
         v_before := p_wallet.available_tokens - p_wallet.borrowed_tokens;
         p_wallet := vanilla.close_hold(p_wallet, v_hold, v_hold.amount);
@@ -437,12 +488,45 @@ $f$;
 comment on function vanilla.check_amount(numeric) is
     'The amount in tokens when it is not zero and at most 10^15 either way, else VS400.';
 
-create or replace function vanilla.reserve_tokens(p_wallet public.user_token_wallets, p_amount bigint, p_ttl interval, p_reason text, p_source text,
-    p_reference_type text, p_reference_id uuid, p_execution_id uuid, p_idempotency_key text, p_api_key_id uuid, p_call jsonb, p_actor_id uuid,
-    p_metadata jsonb default '{}', p_request_hash bytea default null) returns public.user_token_ledger
+create or replace function vanilla.insert_hold(p_entry public.user_token_ledger, p_requested bigint, p_ttl interval, p_api_key_id uuid, p_call jsonb) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_entry public.user_token_ledger;
+    v_now timestamptz := vanilla.clock();
+begin
+    insert into public.user_token_holds (tenant_id, id, user_id, amount, requested, epoch, expires_at, reference_type, reference_id, execution_id, api_key_id, call, created_at)
+    values (p_entry.tenant_id, p_entry.hold_id, p_entry.user_id, p_entry.reserved_amount, p_requested,
+        (select w.epoch from public.user_token_wallets w where w.tenant_id = p_entry.tenant_id and w.user_id = p_entry.user_id),
+        v_now + p_ttl, p_entry.reference_type, p_entry.reference_id, p_entry.execution_id, p_api_key_id, p_call, v_now);
+end
+$f$;
+comment on function vanilla.insert_hold(public.user_token_ledger, bigint, interval, uuid, jsonb) is
+    'The hold of a reserve entry that was just posted; its wallet is locked by that.';
+
+-- The short way of spending: a debit or a reserve entry with its texts; null when the wallet wants the long way.
+create or replace function vanilla.take_tokens(p_entry public.user_token_ledger, p_amount bigint, p_ttl interval default null, p_api_key_id uuid default null, p_call jsonb default null) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    p_entry.amount := -p_amount;
+    if p_entry.direction = 'debit' then
+        p_entry.reserved_amount := 0;
+        return vanilla.move_tokens(p_entry, p_amount);
+    end if;
+    p_entry.reserved_amount := p_amount;
+    p_entry.hold_id := vanilla.uuid7();
+    p_entry := vanilla.move_tokens(p_entry, 0);
+    if p_entry.seq is not null then
+        perform vanilla.insert_hold(p_entry, p_amount, p_ttl, p_api_key_id, p_call);
+    end if;
+    return p_entry;
+end
+$f$;
+comment on function vanilla.take_tokens(public.user_token_ledger, bigint, interval, uuid, jsonb) is
+    'Debits or reserves in one statement when the wallet allows it without further thought; null and nothing written when not.';
+
+create or replace function vanilla.reserve_tokens(p_wallet public.user_token_wallets, p_entry public.user_token_ledger, p_amount bigint, p_ttl interval,
+    p_api_key_id uuid default null, p_call jsonb default null) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
     v_held bigint;
 begin
     p_wallet := vanilla.require_tokens(p_wallet, p_amount);
@@ -450,26 +534,16 @@ begin
     p_wallet.available_tokens := p_wallet.available_tokens - v_held;
     p_wallet.reserved_tokens := p_wallet.reserved_tokens + v_held;
     p_wallet.burn := p_wallet.burn + v_held;
-    v_entry.hold_id := vanilla.uuid7();
-    insert into public.user_token_holds (tenant_id, id, user_id, amount, requested, epoch, expires_at, reference_type, reference_id, execution_id, api_key_id, call, created_at)
-    values (p_wallet.tenant_id, v_entry.hold_id, p_wallet.user_id, v_held, p_amount, p_wallet.epoch, vanilla.clock() + p_ttl,
-        p_reference_type, p_reference_id, p_execution_id, p_api_key_id, p_call, vanilla.clock());
-    v_entry.direction := 'reserve';
-    v_entry.amount := -v_held;
-    v_entry.reserved_amount := v_held;
-    v_entry.reason := p_reason;
-    v_entry.source := p_source;
-    v_entry.reference_type := p_reference_type;
-    v_entry.reference_id := p_reference_id;
-    v_entry.execution_id := p_execution_id;
-    v_entry.idempotency_key := p_idempotency_key;
-    v_entry.request_hash := p_request_hash;
-    v_entry.actor_id := p_actor_id;
-    v_entry.metadata := p_metadata;
-    return vanilla.post_entry(p_wallet, v_entry);
+    p_entry.hold_id := vanilla.uuid7();
+    p_entry.direction := 'reserve';
+    p_entry.amount := -v_held;
+    p_entry.reserved_amount := v_held;
+    p_entry := vanilla.post_entry(p_wallet, p_entry);
+    perform vanilla.insert_hold(p_entry, p_amount, p_ttl, p_api_key_id, p_call);
+    return p_entry;
 end
 $f$;
-comment on function vanilla.reserve_tokens(public.user_token_wallets, bigint, interval, text, text, text, uuid, uuid, text, uuid, jsonb, uuid, jsonb, bytea) is
+comment on function vanilla.reserve_tokens(public.user_token_wallets, public.user_token_ledger, bigint, interval, uuid, jsonb) is
     'Opens a hold on a locked wallet; returns the ledger entry with hold_id.';
 
 -- The last entry is returned: settle, or debt when the actual was above the hold and the wallet could not pay.
@@ -483,39 +557,55 @@ declare
     v_before bigint;
     v_extra bigint;
     v_paid bigint;
+    v_late boolean := false;
 begin
-    select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id;
-    if not found then perform vanilla.refuse('VS404', 'no such hold', jsonb_build_object('hold_id', p_hold_id)); end if;
-    v_wallet := vanilla.lock_wallet(v_hold.tenant_id, v_hold.user_id);
-    select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id for update;
-    if v_hold.state <> 'open' and not (p_late and v_hold.state = 'expired' and p_actual > 0) then
-        if p_late then return null; end if;
-        perform vanilla.refuse('VS409', format('the hold is %s', v_hold.state), jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
+    update public.user_token_holds set state = 'settled', settled = p_actual, closed_at = vanilla.clock()
+        where tenant_id = p_tenant_id and id = p_hold_id and state = 'open' returning * into v_hold;
+    if not found then
+        select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id for update;
+        if not found then perform vanilla.refuse('VS404', 'no such hold', jsonb_build_object('hold_id', p_hold_id)); end if;
+        if not (p_late and v_hold.state = 'expired' and p_actual > 0) then
+            if p_late then return null; end if;
+            perform vanilla.refuse('VS409', format('the hold is %s', v_hold.state), jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
+        end if;
+        -- the hold ran out before the call ended and its tokens went back: all of it is charged now
+        update public.user_token_holds set state = 'settled', settled = p_actual, closed_at = vanilla.clock()
+            where tenant_id = p_tenant_id and id = p_hold_id;
+        v_late := true;
     end if;
+    v_common.tenant_id := v_hold.tenant_id;
+    v_common.user_id := v_hold.user_id;
     v_common.source := 'hold';
     v_common.reason := p_reason;
     v_common.reference_type := v_hold.reference_type;
     v_common.reference_id := v_hold.reference_id;
     v_common.execution_id := v_hold.execution_id;
     v_common.hold_id := v_hold.id;
+    v_common.actor_id := vanilla.claim(4)::uuid;
     v_common.metadata := jsonb_build_object('held', v_hold.amount, 'actual', p_actual) || case when p_request_id is null then '{}' else jsonb_build_object('request_id', p_request_id) end;
+    v_common.direction := 'settle';
+    if not v_late then
+        v_entry := v_common;
+        v_entry.amount := v_hold.amount - p_actual;
+        v_entry.reserved_amount := -v_hold.amount;
+        v_entry := vanilla.move_tokens(v_entry, p_actual, v_hold.epoch);
+        if v_entry.seq is not null then return v_entry; end if;
+    end if;
+    v_wallet := vanilla.lock_wallet(v_hold.tenant_id, v_hold.user_id);
     v_before := v_wallet.available_tokens - v_wallet.borrowed_tokens;
-    if v_hold.state = 'open' then
-        v_wallet := vanilla.close_hold(v_wallet, v_hold, greatest(v_hold.amount - p_actual, 0));
-        v_extra := greatest(p_actual - v_hold.amount, 0);
-    else
-        -- the hold ran out before the call ended and its tokens went back: all of it is charged now
+    if v_late then
         v_hold.amount := 0;
         v_extra := p_actual;
         v_common.metadata := v_common.metadata || '{"late": true}';
+    else
+        v_wallet := vanilla.close_hold(v_wallet, v_hold, greatest(v_hold.amount - p_actual, 0));
+        v_extra := greatest(p_actual - v_hold.amount, 0);
     end if;
     v_paid := least(v_extra, v_wallet.available_tokens);
     v_wallet.available_tokens := v_wallet.available_tokens - v_paid;
     v_wallet.burn := v_wallet.burn + v_paid;
     v_wallet.spent_tokens := v_wallet.spent_tokens + p_actual;
-    update public.user_token_holds set state = 'settled', settled = p_actual, closed_at = vanilla.clock() where tenant_id = p_tenant_id and id = p_hold_id;
     v_entry := v_common;
-    v_entry.direction := 'settle';
     v_entry.amount := v_wallet.available_tokens - v_wallet.borrowed_tokens - v_before;
     v_entry.reserved_amount := -v_hold.amount;
     v_entry := vanilla.post_entry(v_wallet, v_entry);
@@ -567,13 +657,12 @@ create or replace function public.adjust_user_tokens(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid := vanilla.acting_tenant();
-    v_user public.users := vanilla.find_user(v_tenant, p_user_id);
+    v_amount bigint := vanilla.check_amount(p_amount);
     v_wallet public.user_token_wallets;
     v_hold public.user_token_holds;
     v_entry public.user_token_ledger;
+    v_short public.user_token_ledger;
     v_old public.user_token_ledger;
-    v_amount bigint := vanilla.check_amount(p_amount);
-    v_hash bytea;
     v_paid bigint;
 begin
     if p_direction is null or p_direction not in ('credit', 'debit', 'reserve', 'release', 'adjustment') then
@@ -584,14 +673,47 @@ begin
         perform vanilla.refuse('VS400', 'a credit is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
     end if;
     if p_direction in ('debit', 'reserve', 'release') then v_amount := abs(v_amount); end if;
-    v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+    v_entry.tenant_id := v_tenant;
+    v_entry.user_id := p_user_id;
+    v_entry.direction := p_direction;
+    v_entry.reason := coalesce(p_reason, p_direction);
+    v_entry.source := coalesce(p_source, 'manual');
+    v_entry.reference_type := p_reference_type;
+    v_entry.reference_id := p_reference_id;
+    v_entry.execution_id := p_execution_id;
+    v_entry.metadata := coalesce(p_metadata, '{}');
+    if v_tenant is not null then v_entry.actor_id := vanilla.claim(4)::uuid; end if;
     if p_idempotency_key is not null then
-        v_hash := sha256(convert_to(jsonb_build_array(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id,
+        v_entry.idempotency_key := p_idempotency_key;
+        v_entry.request_hash := sha256(convert_to(jsonb_build_array(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id,
             p_metadata, p_expires_at at time zone 'UTC')::text, 'UTF8'));       -- the same body in every session's time zone
-        select * into v_old from public.user_token_ledger
-            where tenant_id = v_user.tenant_id and user_id = v_user.id and idempotency_key = p_idempotency_key;
+    end if;
+    if p_direction in ('debit', 'reserve') and p_expires_at = 'infinity' then
+        if p_idempotency_key is null then
+            v_short := vanilla.take_tokens(v_entry, v_amount, interval '1 hour');
+        else
+            begin
+                v_short := vanilla.take_tokens(v_entry, v_amount, interval '1 hour');
+            exception when unique_violation then      -- the key was used, perhaps this moment: the long way has the answer
+                v_short := null;
+            end;
+        end if;
+        if v_short.seq is not null then return vanilla.entry_json(v_short); end if;
+    end if;
+
+    v_entry.tenant_id := (vanilla.find_user(v_tenant, p_user_id)).tenant_id;
+    if p_direction = 'release' then
+        -- a hold is locked before its wallet
+        perform from public.user_token_holds h
+            where h.tenant_id = v_entry.tenant_id and h.user_id = p_user_id and h.state = 'open' and p_reference_id in (h.id, h.reference_id)
+            order by h.id for update;
+    end if;
+    v_wallet := vanilla.lock_wallet(v_entry.tenant_id, p_user_id);
+    if p_idempotency_key is not null then
+        select * into v_old from public.user_token_ledger l
+            where l.tenant_id = v_entry.tenant_id and l.user_id = p_user_id and l.idempotency_key = p_idempotency_key;
         if found then
-            if v_old.request_hash is distinct from v_hash then
+            if v_old.request_hash is distinct from v_entry.request_hash then
                 perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('entry_id', v_old.id), 'Use a new key for a new operation.');
             end if;
             return vanilla.entry_json(v_old, true);
@@ -601,15 +723,6 @@ begin
     if p_expires_at is null or p_expires_at <= vanilla.clock() then
         perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
     end if;
-    v_entry.direction := p_direction;
-    v_entry.reason := coalesce(p_reason, p_direction);
-    v_entry.source := coalesce(p_source, 'manual');
-    v_entry.reference_type := p_reference_type;
-    v_entry.reference_id := p_reference_id;
-    v_entry.execution_id := p_execution_id;
-    v_entry.metadata := coalesce(p_metadata, '{}');
-    v_entry.idempotency_key := p_idempotency_key;
-    v_entry.request_hash := v_hash;
     if v_wallet.status = 'closed' or (v_wallet.status <> 'active' and p_direction in ('debit', 'reserve')) then
         v_wallet := vanilla.require_tokens(v_wallet, 0);
     end if;
@@ -622,14 +735,13 @@ begin
         v_entry := vanilla.grant_tokens(v_wallet, case when p_direction = 'adjustment' then 'adjustment'
             when p_source in ('purchase', 'promo', 'trial', 'refund') then p_source else 'adjustment' end, v_amount, vanilla.clock(), p_expires_at, null, v_entry);
     elsif p_direction = 'reserve' then
-        v_entry := vanilla.reserve_tokens(v_wallet, v_amount, interval '1 hour', v_entry.reason, v_entry.source, p_reference_type, p_reference_id,
-            p_execution_id, p_idempotency_key, null, null, null, v_entry.metadata, v_hash);
+        v_entry := vanilla.reserve_tokens(v_wallet, v_entry, v_amount, interval '1 hour');
     elsif p_direction = 'release' then
         v_wallet := vanilla.reap_wallet(v_wallet);
         select * into v_hold from public.user_token_holds h
-            where h.tenant_id = v_user.tenant_id and h.user_id = v_user.id and h.state = 'open'
+            where h.tenant_id = v_entry.tenant_id and h.user_id = p_user_id and h.state = 'open'
               and (h.id = p_reference_id or h.reference_id = p_reference_id)
-            order by h.id = p_reference_id desc, h.created_at, h.id limit 1 for update;
+            order by h.id = p_reference_id desc, h.created_at, h.id limit 1;
         if not found then
             perform vanilla.refuse('VS404', 'no open hold of this user has that id or reference', jsonb_build_object('reference_id', p_reference_id),
                 'Pass hold_id of the reserve, or the reference it was made with, as p_reference_id.');
@@ -650,8 +762,8 @@ begin
         v_entry.amount := -v_amount;
         v_entry := vanilla.post_entry(v_wallet, v_entry);
     end if;
-    if v_tenant is not null then
-        perform vanilla.audit(v_user.tenant_id, 'wallet.adjusted', 'user', v_user.id,
+    if p_direction in ('credit', 'adjustment') then            -- usage is in the ledger; what is given or corrected by hand, here too
+        perform vanilla.audit(v_entry.tenant_id, 'wallet.adjusted', 'user', p_user_id,
             jsonb_build_object('entry_id', v_entry.id, 'direction', p_direction, 'amount', v_entry.amount, 'reason', v_entry.reason));
     end if;
     return vanilla.entry_json(v_entry);

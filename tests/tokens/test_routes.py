@@ -182,7 +182,9 @@ async def test_an_admin_adjusts_once_for_each_key(http: aiohttp.ClientSession, p
     entry = (await get(http, person, "/ledger"))["data"][0]
     assert (entry["actor_id"], entry["reason"]) == (str(admin.identity.user_id), "a gift")
     audited = await people.operator.fetchval(
-        "select count(*) from audit_logs where action = 'wallet.adjusted' and target_id = $1", person.identity.user_id
+        "select count(*) from audit_logs where action = 'wallet.adjusted' and target_id = $1 and actor_id = $2",
+        person.identity.user_id,
+        admin.identity.user_id,
     )
     assert audited == 2
 
