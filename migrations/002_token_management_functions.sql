@@ -62,7 +62,7 @@ begin
                                                          from public.users u where u.id = p_entry.user_id))
           and w.next_event_at > v_now
           and w.borrowed_tokens = 0
-          and w.available_tokens + p_entry.amount >= 0
+          and (p_entry.amount >= 0 or w.available_tokens + p_entry.amount > 0)                              -- events: see tell_crossing
           and (w.warn_below is null or w.available_tokens < w.warn_below or w.available_tokens + p_entry.amount >= w.warn_below)
           and (p_epoch is null and w.status = 'active' or p_epoch = w.epoch and w.status <> 'closed')      -- calls in flight settle
         returning w.tenant_id, w.user_id, w.seq, w.last_entry_at, w.available_tokens, w.reserved_tokens, w.borrowed_tokens, w.head)
@@ -559,7 +559,7 @@ declare
     v_paid bigint;
     v_late boolean := false;
 begin
-    update public.user_token_holds set state = 'settled', settled = p_actual, closed_at = vanilla.clock()
+    update public.user_token_holds set state = 'settled', settled = coalesce(settled, 0) + p_actual, closed_at = vanilla.clock()
         where tenant_id = p_tenant_id and id = p_hold_id and state = 'open' returning * into v_hold;
     if not found then
         select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id for update;
@@ -569,7 +569,7 @@ begin
             perform vanilla.refuse('VS409', format('the hold is %s', v_hold.state), jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
         end if;
         -- the hold ran out before the call ended and its tokens went back: all of it is charged now
-        update public.user_token_holds set state = 'settled', settled = p_actual, closed_at = vanilla.clock()
+        update public.user_token_holds set state = 'settled', settled = coalesce(settled, 0) + p_actual, closed_at = vanilla.clock()
             where tenant_id = p_tenant_id and id = p_hold_id;
         v_late := true;
     end if;
@@ -623,13 +623,50 @@ $f$;
 comment on function vanilla.settle_tokens(uuid, uuid, bigint, boolean, text, text) is
     'Charges the actual against a hold: the rest returns, an excess is paid from what is available and beyond that is debt. p_late also charges an expired hold and answers null where nothing is left to do.';
 
+-- The hold shrinks and stays; a part is never more than what is held.
+create or replace function vanilla.settle_part(p_tenant_id uuid, p_hold_id uuid, p_part bigint, p_reason text) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_hold public.user_token_holds;
+    v_wallet public.user_token_wallets;
+    v_entry public.user_token_ledger;
+begin
+    select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id for update;
+    if not found then perform vanilla.refuse('VS404', 'no such hold', jsonb_build_object('hold_id', p_hold_id)); end if;
+    if v_hold.state <> 'open' then
+        perform vanilla.refuse('VS409', format('the hold is %s', v_hold.state), jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
+    end if;
+    if p_part > v_hold.amount then
+        perform vanilla.refuse('VS409', format('the hold has %s tokens left, not %s', v_hold.amount, p_part), jsonb_build_object('hold_id', p_hold_id, 'amount', v_hold.amount),
+            'Settle finally: then what is above the hold is charged too.');
+    end if;
+    v_wallet := vanilla.lock_wallet(p_tenant_id, v_hold.user_id);
+    update public.user_token_holds set amount = amount - p_part, requested = requested - p_part, settled = coalesce(settled, 0) + p_part
+        where tenant_id = p_tenant_id and id = p_hold_id;
+    v_wallet.reserved_tokens := v_wallet.reserved_tokens - p_part;
+    v_wallet.spent_tokens := v_wallet.spent_tokens + p_part;
+    v_entry.direction := 'settle';
+    v_entry.amount := 0;
+    v_entry.reserved_amount := -p_part;
+    v_entry.reason := p_reason;
+    v_entry.source := 'hold';
+    v_entry.reference_type := v_hold.reference_type;
+    v_entry.reference_id := v_hold.reference_id;
+    v_entry.execution_id := v_hold.execution_id;
+    v_entry.hold_id := v_hold.id;
+    v_entry.metadata := jsonb_build_object('held', v_hold.amount, 'actual', p_part, 'final', false);
+    return vanilla.post_entry(v_wallet, v_entry);
+end
+$f$;
+comment on function vanilla.settle_part(uuid, uuid, bigint, text) is 'Charges a part of an open hold; the rest stays held.';
+
 create or replace function vanilla.release_tokens(p_wallet public.user_token_wallets, p_hold public.user_token_holds, p_entry public.user_token_ledger) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_before bigint := p_wallet.available_tokens - p_wallet.borrowed_tokens;
 begin
     p_wallet := vanilla.close_hold(p_wallet, p_hold, p_hold.amount);
-    update public.user_token_holds set state = 'released', settled = 0, closed_at = vanilla.clock() where tenant_id = p_hold.tenant_id and id = p_hold.id;
+    update public.user_token_holds set state = 'released', settled = coalesce(settled, 0), closed_at = vanilla.clock() where tenant_id = p_hold.tenant_id and id = p_hold.id;
     p_entry.direction := 'release';
     p_entry.amount := p_wallet.available_tokens - p_wallet.borrowed_tokens - v_before;
     p_entry.reserved_amount := -p_hold.amount;
@@ -642,6 +679,13 @@ comment on function vanilla.release_tokens(public.user_token_wallets, public.use
     'Returns a whole hold to its wallet and writes the entry.';
 
 -- the seed's functions ---------------------------------------------------------------------------------------------
+create or replace function vanilla.request_hash(p_amount bigint, p_direction text, p_reason text, p_source text, p_reference_type text, p_reference_id uuid,
+    p_execution_id uuid, p_metadata jsonb, p_expires_at timestamptz) returns bytea language sql stable
+    return sha256(convert_to(jsonb_build_array(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id,
+        p_metadata, p_expires_at at time zone 'UTC')::text, 'UTF8'));       -- the same body in every session's time zone
+comment on function vanilla.request_hash(bigint, text, text, text, text, uuid, uuid, jsonb, timestamptz) is
+    'What an idempotency key stands for: the body of an adjustment.';
+
 create or replace function public.adjust_user_tokens(
     p_user_id uuid,
     p_amount bigint,
@@ -685,8 +729,7 @@ begin
     if v_tenant is not null then v_entry.actor_id := vanilla.claim(4)::uuid; end if;
     if p_idempotency_key is not null then
         v_entry.idempotency_key := p_idempotency_key;
-        v_entry.request_hash := sha256(convert_to(jsonb_build_array(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id,
-            p_metadata, p_expires_at at time zone 'UTC')::text, 'UTF8'));       -- the same body in every session's time zone
+        v_entry.request_hash := vanilla.request_hash(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id, p_metadata, p_expires_at);
     end if;
     if p_direction in ('debit', 'reserve') and p_expires_at = 'infinity' then
         if p_idempotency_key is null then
@@ -772,22 +815,169 @@ $f$;
 comment on function public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz) is
     'Changes a wallet and writes the ledger: credit, debit, reserve (returns hold_id), release (by hold_id or reference), adjustment (signed). Admin, super admin, service or operator. Returns the ledger entry.';
 
-create or replace function public.settle_user_tokens(p_hold_id uuid, p_actual bigint, p_reason text default 'settle', p_tenant_id uuid default null) returns jsonb
+create or replace function vanilla.write_entries(p_wallets public.user_token_wallets[], p_entries public.user_token_ledger[]) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    update public.user_token_wallets w set available_tokens = x.available_tokens, spent_tokens = x.spent_tokens, burn = x.burn,
+            seq = x.seq, head = x.head, last_entry_at = x.last_entry_at
+        from unnest(p_wallets) x where w.tenant_id = x.tenant_id and w.user_id = x.user_id;
+    insert into public.user_token_ledger select * from unnest(p_entries)
+$f$;
+comment on function vanilla.write_entries(public.user_token_wallets[], public.user_token_ledger[]) is
+    'Writes copies of locked wallets after several debits, each wallet once, and the entries of those debits.';
+
+-- One lock pass, then debits that take the short way are counted in memory, wallet by wallet, and written together. Whatever
+-- else is asked runs as adjust_user_tokens in a transaction of its own inside this one, after what stands before it is written.
+create or replace function vanilla.run_batch(p_tenant_id uuid, p_actor_id uuid, p_operations jsonb, p_atomic boolean) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_op record;
+    v_now timestamptz;
+    v_wallet public.user_token_wallets;
+    v_entry public.user_token_ledger;
+    v_amount bigint;
+    v_dirty boolean := false;
+    v_wallets public.user_token_wallets[] := '{}';
+    v_entries public.user_token_ledger[] := '{}';
+    v_results jsonb[] := array_fill(null::jsonb, array[jsonb_array_length(p_operations)]);
+    v_state text;
+    v_message text;
+    v_detail text;
+    v_hint text;
+begin
+    perform from public.user_token_wallets w
+        where (w.tenant_id, w.user_id) in (select u.tenant_id, u.id from jsonb_to_recordset(p_operations) as o (user_id uuid)
+            join public.users u on u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null))
+        order by w.tenant_id, w.user_id for update;
+    v_now := vanilla.clock();
+    for v_op in
+        select o.*, w as wallet, l.seq is not null or (o.idempotency_key is not null
+                and row_number() over (partition by o.user_id, o.idempotency_key order by o.n) > 1) as replay
+        from rows from (jsonb_to_recordset(p_operations) as (user_id uuid, amount bigint, direction text, reason text, source text, reference_type text,
+                reference_id uuid, execution_id uuid, metadata jsonb, idempotency_key text, expires_at timestamptz)) with ordinality
+            as o (user_id, amount, direction, reason, source, reference_type, reference_id, execution_id, metadata, idempotency_key, expires_at, n)
+        left join public.user_token_wallets w on w.user_id = o.user_id and w.tenant_id = coalesce(p_tenant_id,
+            (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end from public.users u where u.id = o.user_id))
+        left join public.user_token_ledger l on l.tenant_id = w.tenant_id and l.user_id = w.user_id and l.idempotency_key = o.idempotency_key
+        order by w.tenant_id, w.user_id, o.n
+    loop
+        if v_wallet.user_id is distinct from v_op.user_id then
+            if v_dirty then v_wallets := v_wallets || v_wallet; end if;
+            v_wallet := v_op.wallet;
+            v_dirty := false;
+        end if;
+        v_amount := abs(v_op.amount);
+        if v_op.direction = 'debit' and v_amount between 1 and 1000000000000000 and coalesce(v_op.expires_at, 'infinity') = 'infinity'
+           and not v_op.replay and v_wallet.status = 'active' and v_wallet.next_event_at > v_now and v_wallet.borrowed_tokens = 0 and v_wallet.available_tokens > v_amount
+           and (v_wallet.warn_below is null or v_wallet.available_tokens < v_wallet.warn_below or v_wallet.available_tokens - v_amount >= v_wallet.warn_below)
+        then
+            v_wallet.available_tokens := v_wallet.available_tokens - v_amount;
+            v_wallet.burn := v_wallet.burn + v_amount;
+            v_wallet.spent_tokens := v_wallet.spent_tokens + v_amount;
+            v_wallet.seq := v_wallet.seq + 1;
+            v_wallet.last_entry_at := greatest(v_now, v_wallet.last_entry_at);
+            v_entry := row(v_wallet.tenant_id, v_wallet.user_id, v_wallet.seq, vanilla.uuid7(), v_wallet.last_entry_at, -v_amount, 0, v_wallet.available_tokens,
+                v_wallet.reserved_tokens, v_wallet.borrowed_tokens, 'debit', coalesce(v_op.reason, 'debit'), coalesce(v_op.source, 'manual'), v_op.reference_type,
+                v_op.reference_id, v_op.execution_id, null, null, p_actor_id, v_op.idempotency_key, case when v_op.idempotency_key is not null then
+                vanilla.request_hash(v_op.amount, 'debit', v_op.reason, coalesce(v_op.source, 'manual'), v_op.reference_type, v_op.reference_id, v_op.execution_id,
+                    coalesce(v_op.metadata, '{}'), 'infinity') end, coalesce(v_op.metadata, '{}'), null);
+            v_wallet.head := vanilla.ledger_hash(v_wallet.head, v_entry);
+            v_entry.hash := v_wallet.head;
+            v_entries := v_entries || v_entry;
+            v_dirty := true;
+            v_results[v_op.n] := jsonb_build_object('ok', true, 'entry', vanilla.entry_json(v_entry));
+            continue;
+        end if;
+        if v_entries <> '{}' then
+            if v_dirty then v_wallets := v_wallets || v_wallet; end if;
+            perform vanilla.write_entries(v_wallets, v_entries);
+            v_wallets := '{}';
+            v_entries := '{}';
+            v_dirty := false;
+        end if;
+        begin
+            v_results[v_op.n] := jsonb_build_object('ok', true, 'entry', public.adjust_user_tokens(v_op.user_id, v_op.amount, v_op.direction, v_op.reason,
+                coalesce(v_op.source, 'manual'), v_op.reference_type, v_op.reference_id, v_op.execution_id, coalesce(v_op.metadata, '{}'),
+                v_op.idempotency_key, coalesce(v_op.expires_at, 'infinity')));
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate, v_message = message_text, v_detail = pg_exception_detail, v_hint = pg_exception_hint;
+            if p_atomic or v_state not like 'VS%' then raise; end if;
+            v_results[v_op.n] := jsonb_build_object('ok', false, 'error', jsonb_build_object('sqlstate', v_state, 'message', v_message,
+                'detail', case when v_detail like '{%' then v_detail::jsonb else '{}' end, 'hint', nullif(v_hint, '')));
+        end;
+        if v_wallet.user_id is not null then v_wallet := vanilla.read_wallet(v_wallet.tenant_id, v_wallet.user_id); end if;
+    end loop;
+    if v_dirty then v_wallets := v_wallets || v_wallet; end if;
+    if v_entries <> '{}' then perform vanilla.write_entries(v_wallets, v_entries); end if;
+    return to_jsonb(v_results);
+end
+$f$;
+comment on function vanilla.run_batch(uuid, uuid, jsonb, boolean) is 'The body of adjust_user_tokens_batch, for a caller who may.';
+
+create or replace function public.adjust_user_tokens_batch(p_operations jsonb, p_atomic boolean default false) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant();
+begin
+    if jsonb_typeof(p_operations) is distinct from 'array' or jsonb_array_length(p_operations) not between 1 and 1000 then
+        perform vanilla.refuse('VS400', 'a batch is an array of 1 to 1,000 operations', '{"param": "operations"}');
+    end if;
+    return vanilla.run_batch(v_tenant, vanilla.claim(4)::uuid, p_operations, p_atomic);
+exception when invalid_text_representation or numeric_value_out_of_range or datetime_field_overflow or invalid_datetime_format or invalid_parameter_value then
+    perform vanilla.refuse('VS400', 'an operation is not valid: ' || sqlerrm, '{"param": "operations"}', 'Each has the parameters of adjust_user_tokens, without p_.');
+end
+$f$;
+comment on function public.adjust_user_tokens_batch(jsonb, boolean) is
+    'Many adjustments in one transaction: objects with the parameters of adjust_user_tokens, without p_. Answers {ok, entry} or {ok, error} for each, in order; with p_atomic the first refusal undoes all.';
+
+create or replace function vanilla.hold_tenant(p_hold_id uuid, p_tenant_id uuid) returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
 begin
-    if p_actual is null or p_actual < 0 or p_actual > 1000000000000000 then
-        perform vanilla.refuse('VS400', 'the actual amount is 0 to 1,000,000,000,000,000 tokens', '{"param": "actual"}');
-    end if;
-    if v_tenant is null then
-        select tenant_id into v_tenant from public.user_token_holds where id = p_hold_id;
-    end if;
-    return vanilla.entry_json(vanilla.settle_tokens(v_tenant, p_hold_id, p_actual, false, p_reason, null));
+    return coalesce(v_tenant, (select min(h.tenant_id::text)::uuid from public.user_token_holds h where h.id = p_hold_id having count(*) = 1));
 end
 $f$;
-comment on function public.settle_user_tokens(uuid, bigint, text, uuid) is
-    'Charges the actual against a hold and returns the rest; what is above the hold and not covered becomes debt. Returns the last ledger entry.';
+comment on function vanilla.hold_tenant(uuid, uuid) is
+    'The tenant in which an admin, or the operator naming none, means a hold; refuses everyone else.';
+
+create or replace function public.settle_user_tokens(p_hold_id uuid, p_actual bigint, p_reason text default 'settle', p_tenant_id uuid default null,
+    p_final boolean default true) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.hold_tenant(p_hold_id, p_tenant_id);
+begin
+    if p_actual is null or p_actual < 0 or p_actual > 1000000000000000 or (p_actual = 0 and not p_final) then
+        perform vanilla.refuse('VS400', 'the actual amount is 0 to 1,000,000,000,000,000 tokens; a part is at least 1', '{"param": "actual"}');
+    end if;
+    return vanilla.entry_json(case when p_final then vanilla.settle_tokens(v_tenant, p_hold_id, p_actual, false, p_reason, null)
+        else vanilla.settle_part(v_tenant, p_hold_id, p_actual, p_reason) end);
+end
+$f$;
+comment on function public.settle_user_tokens(uuid, bigint, text, uuid, boolean) is
+    'Charges the actual against a hold and returns the rest; what is above the hold and not covered becomes debt. With p_final false it charges a part and the rest stays held. Returns the last ledger entry.';
+
+create or replace function public.extend_token_hold(p_hold_id uuid, p_expires_at timestamptz, p_tenant_id uuid default null) returns timestamptz
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.hold_tenant(p_hold_id, p_tenant_id);
+    v_now timestamptz := vanilla.clock();
+    v_hold public.user_token_holds;
+begin
+    if p_expires_at is null or p_expires_at <= v_now or p_expires_at > v_now + interval '30 days' then
+        perform vanilla.refuse('VS400', 'a hold ends in the future, within 30 days', '{"param": "expires_at"}');
+    end if;
+    select * into v_hold from public.user_token_holds where tenant_id = v_tenant and id = p_hold_id for update;
+    if not found then perform vanilla.refuse('VS404', 'no such hold', jsonb_build_object('hold_id', p_hold_id)); end if;
+    if v_hold.state <> 'open' or v_hold.expires_at <= v_now then      -- what has run out may be gone any moment
+        perform vanilla.refuse('VS409', format('the hold is %s', case v_hold.state when 'open' then 'expired' else v_hold.state end),
+            jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
+    end if;
+    update public.user_token_holds set expires_at = p_expires_at where tenant_id = v_tenant and id = p_hold_id;
+    return p_expires_at;
+end
+$f$;
+comment on function public.extend_token_hold(uuid, timestamptz, uuid) is
+    'Moves the end of an open hold, at most 30 days ahead. Admin, service or operator. Returns the new end.';
 
 create or replace function vanilla.assign_level(p_tenant_id uuid, p_user_id uuid, p_level_id uuid) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1091,7 +1281,8 @@ comment on function vanilla.run_maintenance(integer) is
 
 grant execute on function
     public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz),
-    public.settle_user_tokens(uuid, bigint, text, uuid), public.auto_allocate_tokens_for_level(uuid, uuid),
+    public.adjust_user_tokens_batch(jsonb, boolean),
+    public.settle_user_tokens(uuid, bigint, text, uuid, boolean), public.extend_token_hold(uuid, timestamptz, uuid), public.auto_allocate_tokens_for_level(uuid, uuid),
     public.reset_monthly_tokens(integer), public.set_wallet_status(uuid, text, text),
     public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid),
     public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz)
