@@ -31,9 +31,8 @@ class Crowd:
 
 @pytest.fixture
 async def crowd(editor: asyncpg.Connection, auth_admin: asyncpg.Connection) -> Crowd:
-    made = []
-    for _ in range(2):
-        made.append(await editor.fetchval("select create_tenant($1, 'T')", f"t{uuid.uuid4().hex[:10]}"))
+    slugs = [f"t{uuid.uuid4().hex[:10]}" for _ in range(2)]
+    made = [await editor.fetchval("select create_tenant($1, 'T')", slug) for slug in slugs]
     users = [
         await sign_up(auth_admin, f"{uuid.uuid4().hex}@example.test", {"tenant_id": str(tenant)})
         for tenant in (made[0], made[0], made[1])
@@ -130,7 +129,7 @@ async def test_claims_set_by_anybody_else_are_nothing(
                     async with connection.transaction():
                         await connection.fetch(statement)
         elif login == "postgres":  # above row-level security, but nobody to a function that asks for the user
-            with pytest.raises(asyncpg.PostgresError, match="no context|permission denied"):
+            with pytest.raises(asyncpg.PostgresError, match=r"no context|permission denied"):
                 await connection.fetchval("select set_display_name('x')")
         else:
             assert tuple(await connection.fetchrow(WHO)) == NOBODY
