@@ -37,6 +37,17 @@ def test_three_runs_as_postgres_give_the_same_dump(supabase: Cluster, major: int
     assert project.shell(ADMIN).statement("select rolsuper from pg_roles where rolname = 'postgres'") == "f"
 
 
+def test_the_files_run_where_the_database_belongs_to_supabase(supabase: Cluster, major: int) -> None:
+    """What only the database's owner may revoke is left to them, without an error or a warning."""
+    project = make_project(supabase, major, owner=ADMIN)
+    project.shell(ADMIN).statement("alter schema public owner to postgres")
+    project.shell(ADMIN).statement(f"grant all on database {project.database} to postgres")
+    for _ in range(2):
+        project.shell().sequence()
+    temporary = f"select has_database_privilege('anon', '{project.database}', 'temp')"
+    assert project.shell(ADMIN).statement(temporary) == "t"
+
+
 def test_each_file_runs_again_while_later_ones_are_absent(supabase: Cluster, major: int) -> None:
     project = make_project(supabase, major)
     for last in range(1, len(FILES) + 1):
