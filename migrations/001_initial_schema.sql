@@ -9,6 +9,7 @@
 --   6. protection       vanilla.protect_table writes grants and policies of one table (used by 003 and 010)
 --   7. tenancy          functions that make tenants, users, keys and sessions
 --   8. metered call     admit before a model call, settle after it
+--   9. Supabase         PostgREST's claims as a context, sign-ups as users, its roles mapped onto ours
 --
 -- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
 -- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
@@ -32,6 +33,8 @@ declare
     v_role text;
     v_pair text[];
     v_super boolean := (select rolsuper from pg_roles where rolname = session_user);
+    v_inherit boolean;
+    v_set boolean;
 begin
     if current_user <> session_user then
         raise exception 'run the migrations without set role' using errcode = '0A000';
@@ -46,19 +49,23 @@ begin
         end;
     end loop;
     -- session user -> owner -> definer, system, keyring: may SET ROLE, inherits nothing
+    -- operator is inherited: the seed's DELETE and SELECT statements work for a migrating non-superuser
+    -- Supabase: its API roles inherit ours and cannot become them, so what is granted to ours once is granted to both
     foreach v_pair slice 1 in array array[[session_user::text, 'vanilla_owner'], ['vanilla_owner', 'vanilla_definer'],
                                           ['vanilla_owner', 'vanilla_system'], ['vanilla_owner', 'vanilla_keyring'],
-                                          [session_user::text, 'vanilla_operator']] loop
+                                          [session_user::text, 'vanilla_operator'],
+                                          ['authenticated', 'vanilla_app'], ['service_role', 'vanilla_readonly']] loop
         continue when v_super and v_pair[1] = session_user::text;      -- a superuser may SET ROLE anyway
+        continue when not exists (select from pg_roles where rolname = v_pair[1]);
+        v_inherit := v_pair[2] in ('vanilla_operator', 'vanilla_app', 'vanilla_readonly');
+        v_set := v_pair[2] not in ('vanilla_app', 'vanilla_readonly');
         if current_setting('server_version_num')::int < 160000 then
             continue when exists (select from pg_auth_members
                                   where roleid = v_pair[2]::regrole and member = v_pair[1]::regrole);
             execute format('grant %I to %I', v_pair[2], v_pair[1]);
         else
-            continue when pg_has_role(v_pair[1], v_pair[2], 'SET');
-            -- operator is inherited: the seed's DELETE and SELECT statements work for a migrating non-superuser
-            execute format('grant %I to %I with inherit %s, set true', v_pair[2], v_pair[1],
-                           case when v_pair[2] = 'vanilla_operator' then 'true' else 'false' end);
+            continue when pg_has_role(v_pair[1], v_pair[2], case when v_set then 'SET' else 'USAGE' end);
+            execute format('grant %I to %I with inherit %s, set %s', v_pair[2], v_pair[1], v_inherit::text, v_set::text);
         end if;
     end loop;
 exception when insufficient_privilege then
@@ -69,12 +76,41 @@ exception when insufficient_privilege then
 end
 $do$;
 
+-- Default privileges that somebody set for our roles would grant what no line here grants: Supabase sets such for others.
+do $do$
+declare
+    v record;
+begin
+    for v in
+        select d.defaclrole::regrole as owner, coalesce(' in schema ' || quote_ident(n.nspname), '') as place,
+               case d.defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' else 'functions' end as objects,
+               case a.grantee when 0 then 'public' else a.grantee::regrole::text end as grantee
+        from pg_default_acl d
+        left join pg_namespace n on n.oid = d.defaclnamespace
+        cross join lateral aclexplode(d.defaclacl) a
+        where d.defaclrole in ('vanilla_owner'::regrole, 'vanilla_definer'::regrole, 'vanilla_system'::regrole, 'vanilla_keyring'::regrole)
+          and a.grantee <> d.defaclrole and d.defaclobjtype in ('r', 'S', 'f')
+    loop
+        execute format('set local role %s', v.owner);
+        execute format('alter default privileges%s revoke all on %s from %s', v.place, v.objects, v.grantee);
+        reset role;
+    end loop;
+end
+$do$;
+
 -- 2. ground --------------------------------------------------------------------------------------------------------
 create schema if not exists vanilla authorization vanilla_owner;
 grant usage, create on schema public to vanilla_owner;
 -- no login makes objects: a table, type or cast left in a pooled session would be found before ours by the next request
 revoke create on schema public from public;
-do $do$ begin execute format('revoke temporary on database %I from public', current_database()); end $do$;
+do $do$
+begin
+    if (select rolsuper from pg_roles where rolname = session_user)
+       or pg_has_role(session_user, (select datdba from pg_database where datname = current_database()), 'usage') then
+        execute format('revoke temporary on database %I from public', current_database());
+    end if;                                                   -- else it is for the database's owner to say
+end
+$do$;
 set local role vanilla_owner;
 -- the global form: IN SCHEMA cannot take away what PUBLIC has by default; each section repeats it for its owner
 alter default privileges revoke execute on functions from public;
@@ -137,6 +173,7 @@ create table if not exists vanilla.schema_migrations (
     constraint schema_migrations_pkey primary key (name)
 );
 comment on table vanilla.schema_migrations is 'Files that vanilla-saas migrate has applied, with their SHA-256.';
+grant select on vanilla.schema_migrations to vanilla_operator;      -- pg_dump
 
 -- 3. tables --------------------------------------------------------------------------------------------------------
 create table if not exists public.tenants (
@@ -605,17 +642,29 @@ comment on table public.audit_logs is 'Every act that concerns security or money
 -- 4. log partitions ------------------------------------------------------------------------------------------------
 create or replace function vanilla.close_partition(p_partition regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_grantee text;
 begin
-    -- the parent's policies do not bind direct access: no grant, and no policy but the owner's, who moves rows
+    -- the parent's policies do not bind direct access: no grant, and no policy but the owner's, who moves rows, and the
+    -- operator's, whose pg_dump reads partitions one by one
+    for v_grantee in
+        select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end
+        from pg_class c cross join lateral aclexplode(c.relacl) a
+        where c.oid = p_partition and a.grantee not in (c.relowner, 'vanilla_operator'::regrole)
+    loop
+        execute format('revoke all on %s from %s', p_partition, v_grantee);      -- default privileges gave it
+    end loop;
+    execute format('grant select on %s to vanilla_operator', p_partition);
     execute format('alter table %s enable row level security', p_partition);
     execute format('alter table %s force row level security', p_partition);
     if not exists (select from pg_policy where polrelid = p_partition and polname = 'owner') then
         execute format('create policy owner on %s to vanilla_owner using (true) with check (true)', p_partition);
+        execute format('create policy operator_select on %s for select to vanilla_operator using (true)', p_partition);
     end if;
 end
 $f$;
 comment on function vanilla.close_partition(regclass) is
-    'Row-level security for a partition, which its parent''s policies do not protect: nobody reaches it directly.';
+    'Row-level security for a partition, which its parent''s policies do not protect: nobody reaches it directly but the operator, to dump it.';
 
 create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
@@ -720,7 +769,10 @@ declare
     v_inner bytea;
     v_outer bytea;
 begin
-    if v_token is null or v_token = '' then return null; end if;            -- no identity: null, hence no rows
+    if v_token is null or v_token = '' then
+        if session_user <> 'authenticator' then return null; end if;        -- no identity: null, hence no rows
+        return vanilla.supabase_claim(p_index);
+    end if;
     if octet_length(v_token) between 150 and 220 and left(v_token, 3) = 'v1.' then     -- of a v2 nothing here is known
         v_payload := left(v_token, -65);
         select k.inner_key, k.outer_key into v_inner, v_outer from vanilla.context_keys k
@@ -735,7 +787,7 @@ begin
         hint = 'The token is forged, expired or of another key. After installing with psql alone: vanilla-saas migrate installs the key.';
 end
 $f$;
-comment on function vanilla.claim(integer) is 'The only verifier of context tokens: one claim, null without a token, VS401 for a bad one.';
+comment on function vanilla.claim(integer) is 'The only verifier of context tokens: one claim, null without a token, VS401 for a bad one. In a session of PostgREST on Supabase, which has no token: supabase_claim.';
 grant execute on function vanilla.claim(integer) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
 
 set local role vanilla_owner;
@@ -880,9 +932,12 @@ alter default privileges revoke execute on functions from public;
 -- Inside a definer function current_user is its owner; the role setting still names who called. A superuser has every role.
 create or replace function vanilla.caller_is_operator() returns boolean language sql stable
     return pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'vanilla_operator', 'usage')
-        or pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'vanilla_system', 'usage');
+        or pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'vanilla_system', 'usage')
+        -- Supabase's key to everything, above row-level security there; without that it is nobody
+        or (coalesce(nullif(current_setting('role'), 'none'), session_user) = 'service_role'
+            and (select r.rolbypassrls from pg_roles r where r.rolname = 'service_role'));
 comment on function vanilla.caller_is_operator() is
-    'Whether the role that called, not the owner of this function, is operator, system or superuser.';
+    'Whether the role that called, not the owner of this function, is operator, system, superuser or Supabase''s service_role.';
 
 create or replace function vanilla.acting_tenant(p_tenant_id uuid default null) returns uuid language plpgsql stable
 set search_path = pg_catalog, pg_temp as $f$
@@ -1038,10 +1093,10 @@ comment on function public.open_tenant(uuid, text) is 'Lets the super admin of t
 
 create or replace function vanilla.make_user(
     p_tenant_id uuid, p_email text, p_external_id text, p_display_name text, p_role text,
-    p_password_hash text, p_must_change_password boolean, p_level_id uuid) returns uuid
+    p_password_hash text, p_must_change_password boolean, p_level_id uuid, p_id uuid default null) returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_id uuid := vanilla.uuid7();
+    v_id uuid := coalesce(p_id, vanilla.uuid7());
     v_level uuid;
 begin
     select id into v_level from public.levels
@@ -1066,8 +1121,8 @@ begin
     return v_id;
 end
 $f$;
-comment on function vanilla.make_user(uuid, text, text, text, text, text, boolean, uuid) is
-    'A user, a wallet and the tokens of the level (null: the default one); the caller has checked who may.';
+comment on function vanilla.make_user(uuid, text, text, text, text, text, boolean, uuid, uuid) is
+    'A user, a wallet and the tokens of the level (null: the default one), under an id given or new; the caller has checked who may.';
 
 create or replace function public.create_user(
     p_email text, p_role text default 'user', p_display_name text default '', p_password_hash text default null,
@@ -1901,7 +1956,152 @@ grant execute on function
     vanilla.list_models(bytea, bytea) to vanilla_runtime;
 grant execute on function public.set_provider_secret(uuid, bytea, text, uuid) to vanilla_app, vanilla_operator;
 
+-- 9. Supabase ------------------------------------------------------------------------------------------------------
+-- Nothing here does anything elsewhere. A user of Supabase Auth is the user of the same id.
+create or replace function vanilla.supabase_tenant(p_app_metadata jsonb) returns uuid language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp as $f$
+    -- user_metadata is never asked: users write it themselves
+    select case
+        when p_app_metadata ->> 'tenant_id' is null then '00000000-0000-7000-8000-000000000001'::uuid
+        when p_app_metadata ->> 'tenant_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then (p_app_metadata ->> 'tenant_id')::uuid end
+$f$;
+comment on function vanilla.supabase_tenant(jsonb) is
+    'The tenant in app_metadata, the default tenant when none is named, null when it is not an id.';
+
+create or replace function vanilla.supabase_claim(p_index integer) returns text language plpgsql stable parallel restricted
+security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_claims jsonb;
+    v_user public.users;
+begin
+    -- PostgREST has verified the JWT and it alone logs in as authenticator; current_user is this function's owner here,
+    -- the role setting still names whom PostgREST chose. anon has no identity, service_role needs none.
+    if session_user <> 'authenticator' or current_setting('role') <> 'authenticated' then return null; end if;
+    v_claims := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+    if v_claims is null then return null; end if;
+    if jsonb_typeof(v_claims -> 'exp') = 'number' and v_claims ->> 'sub' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+        if (v_claims ->> 'exp')::numeric > extract(epoch from clock_timestamp()) then
+            select u.* into v_user from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
+                where u.tenant_id = vanilla.supabase_tenant(v_claims -> 'app_metadata') and u.id = (v_claims ->> 'sub')::uuid
+                  and u.status = 'active' and t.status = 'active' and u.role <> 'superadmin';
+            if found then      -- the role is what we know, whatever the claim says
+                return case p_index when 3 then v_user.tenant_id::text when 4 then v_user.id::text when 5 then v_user.role end;
+            end if;
+        end if;
+    end if;
+    raise exception 'context refused' using errcode = 'VS401',
+        hint = 'The token has expired, or sub and app_metadata.tenant_id name no active user of an active tenant.';
+end
+$f$;
+comment on function vanilla.supabase_claim(integer) is
+    'Tenant (3), user (4) or role (5) of the request.jwt.claims of a PostgREST request of an authenticated user; null in any other session, VS401 when they name nobody.';
+grant execute on function vanilla.supabase_claim(integer) to vanilla_keyring;
+
+create or replace function vanilla.close_auth_user(p_user_id uuid) returns void language plpgsql volatile
+set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users;
+begin
+    -- of one tenant only, unless somebody gave an id twice by hand; the ledger stays
+    for v_user in select u.* from public.users u where u.id = p_user_id and u.status <> 'deleted' for no key update loop
+        update public.users set status = 'deleted', email = null, external_id = null, display_name = '', password_hash = null
+            where tenant_id = v_user.tenant_id and id = v_user.id;
+        perform vanilla.close_links(v_user.tenant_id, v_user.id);
+        update public.sessions set revoked_at = vanilla.clock()
+            where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
+        update public.api_keys set revoked_at = vanilla.clock()
+            where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
+        perform vanilla.audit(v_user.tenant_id, 'user.closed', 'user', v_user.id, '{"by": "supabase"}', v_user.id, v_user.role);
+    end loop;
+end
+$f$;
+comment on function vanilla.close_auth_user(uuid) is
+    'Closes the user of a deleted auth user: no name, no sign-in, no key; wallet and ledger stay.';
+
+create or replace function vanilla.follow_auth_user() returns trigger language plpgsql volatile
+security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid;
+begin
+    if tg_op = 'DELETE' then
+        perform vanilla.close_auth_user(old.id);
+        return null;
+    elsif tg_op = 'UPDATE' then
+        update public.users set email = coalesce(lower(nullif(new.email, '')), email) where id = new.id and status <> 'deleted';
+        return null;
+    end if;
+    -- a refusal fails the sign-up, on purpose: an auth user without a user and a wallet would be found out much later
+    v_tenant := vanilla.supabase_tenant(new.raw_app_meta_data);
+    if not exists (select from public.tenants t where t.tenant_id = v_tenant and t.id = v_tenant and t.status = 'active'
+                   and t.id <> vanilla.platform() and (t.self_registration or new.raw_app_meta_data ->> 'tenant_id' is not null)) then
+        perform vanilla.refuse('VS403', 'this tenant takes no sign-ups', jsonb_build_object('tenant_id', v_tenant),
+            'app_metadata.tenant_id names an active tenant; without it the default tenant must have self_registration.');
+    end if;
+    perform vanilla.make_user(v_tenant, nullif(new.email, ''), case when coalesce(new.email, '') = '' then new.id::text end,
+        '', 'user', null, false, null, new.id);
+    perform vanilla.audit(v_tenant, 'user.created', 'user', new.id, '{"by": "supabase"}', new.id, 'user');
+    return null;
+end
+$f$;
+comment on function vanilla.follow_auth_user() is
+    'Trigger of auth.users: a sign-up becomes a user with the default level''s tokens, under the same id, or fails; a new address is followed, a deletion closes the user.';
+grant execute on function vanilla.follow_auth_user() to vanilla_operator;
+
+set local role vanilla_owner;
+create or replace function vanilla.map_supabase_roles() returns void language plpgsql volatile
+set search_path = pg_catalog, pg_temp as $f$
+declare
+    v record;
+begin
+    for v in
+        with ours as (
+            select 'function ' || p.oid::regprocedure as name, p.proowner as owner, coalesce(p.proacl, acldefault('f', p.proowner)) as acl,
+                p.pronamespace = 'public'::regnamespace and has_function_privilege('vanilla_operator', p.oid, 'execute') as for_service
+            from pg_proc p where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)
+            union all
+            select 'table ' || c.oid::regclass, c.relowner, c.relacl, false from pg_class c
+            where c.relnamespace in ('public'::regnamespace, 'vanilla'::regnamespace) and c.relkind in ('r', 'p', 'v', 'm', 'S')),
+        statements as (
+            -- what default privileges, or a "grant all on all tables" once copied from a page, gave away
+            select o.owner, format('revoke all on %s from %s', o.name, case a.grantee when 0 then 'public' else a.grantee::regrole::text end) as statement
+            from ours o cross join lateral aclexplode(o.acl) a left join pg_roles r on r.oid = a.grantee
+            where (a.grantee = 0 or r.rolname in ('anon', 'authenticated', 'service_role')) and not (o.for_service and r.rolname is not distinct from 'service_role')
+            union
+            select o.owner, format('grant execute on %s to service_role', o.name)
+            from ours o join pg_roles r on r.rolname = 'service_role'
+            where o.for_service)
+        select s.owner::regrole as owner, s.statement from statements s join pg_roles r on r.oid = s.owner and r.rolname like 'vanilla\_%'
+        order by s.owner::regrole::text, s.statement
+    loop
+        execute format('set local role %s', v.owner);
+        execute v.statement;
+    end loop;
+    set local role vanilla_owner;
+end
+$f$;
+comment on function vanilla.map_supabase_roles() is
+    'Leaves Supabase''s API roles no privilege of their own on ours but service_role''s, to execute the operator''s public functions. authenticated acts as a member of vanilla_app, anon as nobody.';
+
 reset role;
+do $do$
+declare
+    v_may boolean;
+begin
+    -- the table of Supabase Auth, and no other that happens to be called so
+    select has_table_privilege(c.oid, 'trigger') and has_schema_privilege(n.oid, 'usage') into v_may
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace and n.nspname = 'auth'
+        where c.relname = 'users' and pg_get_userbyid(c.relowner) = 'supabase_auth_admin'
+          and exists (select from pg_attribute where attrelid = c.oid and attname = 'raw_app_meta_data' and atttypid = 'jsonb'::regtype)
+          and not exists (select from pg_trigger where tgrelid = c.oid and tgname = 'vanilla_follow_auth_user');
+    if v_may then
+        create trigger vanilla_follow_auth_user after insert or update of email or delete on auth.users
+            for each row execute function vanilla.follow_auth_user();
+    elsif not v_may then
+        raise warning 'Supabase Auth''s sign-ups will not become users' using
+            hint = format('Give %I usage on schema auth and trigger on auth.users, and run this file again.', session_user);
+    end if;
+end
+$do$;
 set local role vanilla_owner;
 revoke create on schema vanilla from vanilla_definer, vanilla_system, vanilla_keyring;
 reset role;

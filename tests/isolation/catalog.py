@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import asyncpg
 
 LOGINS = ("vanilla_app", "vanilla_runtime", "vanilla_readonly")
+ACTS_AS = {"authenticated": "vanilla_app", "anon": "vanilla_runtime"}
+"""Supabase's API roles, and the login whose rights on tables each must have: vanilla_runtime has none."""
 PLATFORM = "00000000-0000-0000-0000-000000000000"
 
 HIDDEN = {"users": {"password_hash"}, "api_keys": {"key_hash"}, "ai_providers": {"secret"}}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from tests.isolation.catalog import HIDDEN, LOGINS, PLATFORM, Table
+from tests.isolation.catalog import ACTS_AS, HIDDEN, LOGINS, PLATFORM, Table
 from tests.isolation.rows import World
 from vanilla_saas.database.context import ContextSigner
 
@@ -21,13 +21,17 @@ REFUSED = ("42501", "VS401")
 
 @dataclass(frozen=True)
 class Context:
-    """A claim to be somebody: `member` is whom the database must take them for (user, admin, None: nobody)."""
+    """A claim to be somebody: `member` is whom the database must take them for (user, admin, None: nobody).
+
+    `claims` is what PostgREST sets in a session of `authenticator` instead of a token.
+    """
 
     name: str
     token: str
     member: str | None
     user: str
     suspended: bool = False
+    claims: str | None = None
 
 
 def contexts(world: World) -> list[Context]:
@@ -74,6 +78,7 @@ async def run_matrix(
     tables: Iterable[Table] | None = None,
     roles: Iterable[str] = LOGINS,
     only: set[str] | None = None,
+    given: Iterable[Context] | None = None,
 ) -> list[str]:
     """Violations, one line each; runs inside the caller's transaction and leaves no change in it."""
     tables = list(tables or world.tables)
@@ -81,7 +86,7 @@ async def run_matrix(
     async with rolled_back(connection, "matrix"):
         await connection.execute("set local session_replication_role = replica")
         digests = {t.name: await world.digest(connection, [t.parent or t.name]) for t in tables}
-        for context in contexts(world):
+        for context in given or contexts(world):
             if only and context.name not in only:
                 continue
             for role in roles:
@@ -91,7 +96,7 @@ async def run_matrix(
                         await connection.execute(
                             "update public.tenants set status = 'suspended' where id = $1", world.a.id
                         )
-                    await connection.execute(f"set local role {role}")
+                    await become(connection, role, context)
                     if not await enter(connection, role, context):
                         found.append(f"{role}, {context.name}: the context was accepted")
                     for table, cell in cells:
@@ -102,16 +107,28 @@ async def run_matrix(
     return found
 
 
+async def become(connection: asyncpg.Connection, role: str, context: Context) -> None:
+    if context.claims is not None:
+        await connection.execute("set local session authorization authenticator")
+    await connection.execute(f"set local role {role}")
+
+
 async def enter(connection: asyncpg.Connection, role: str, context: Context) -> bool:
     """Sets the context as injected SQL would, past set_context; a suspended tenant's must be refused by set_context."""
-    if not context.suspended:
+    if context.claims is not None:
+        await connection.fetchval("select set_config('request.jwt.claims', $1, true)", context.claims)
+    elif not context.suspended:
         await connection.fetchval("select set_config('vanilla.context', $1, true)", context.token)
+    if not context.suspended:
         return True
+    check = (
+        "select vanilla.set_context($1)" if context.claims is None else "select vanilla.current_tenant_id(), $1::text"
+    )
     try:
         async with connection.transaction():
-            await connection.fetchval("select vanilla.set_context($1)", context.token)
+            await connection.fetchval(check, context.token)
     except asyncpg.PostgresError as error:
-        return error.sqlstate == "VS401" or role == "vanilla_runtime"
+        return error.sqlstate == "VS401" or ACTS_AS.get(role, role) == "vanilla_runtime"
     return False
 
 
@@ -124,7 +141,7 @@ async def _try(connection: asyncpg.Connection, world: World, table: Table, attem
             return None if answer == attempt.returns else "other rows are visible than the ownership class says"
         reached = rows_of(await connection.execute(attempt.statement))
         if attempt.writes and reached:
-            await connection.execute("reset role")
+            await connection.execute("set local session authorization default; set local role none")
             if await world.digest(connection, [table.parent or table.name]) != digest:
                 return f"{reached} rows written, and rows of others changed"
         return None if reached == attempt.rows else f"{reached} rows instead of {attempt.rows}"
@@ -147,14 +164,15 @@ async def attempts(
 ) -> list[Attempt]:
     """Every attempt on a table; counted and read by the superuser under the promise of the design."""
     name = f"public.{table.name}"
-    visible = table.visible(context.member, world.a.id, context.user) if role != "vanilla_runtime" else None
+    like = ACTS_AS.get(role, role)
+    visible = table.visible(context.member, world.a.id, context.user) if like != "vanilla_runtime" else None
     if visible and visible != "false":
         keys = f"concat_ws('|', {', '.join(table.primary_key)})"
         seen = f"select coalesce(md5(string_agg({keys}, ',' order by {keys})), 'nothing') from {name}"
         read = Attempt("own rows", seen, returns=await connection.fetchval(f"{seen} where {visible}"))
     else:
         read = Attempt("no rows", f"select 1 from {name}", writes=False)
-    changeable = table.changeable(role, context.member, world.a.id, context.user)
+    changeable = table.changeable(like, context.member, world.a.id, context.user)
     own = await connection.fetchval(f"select count(*) from {name} where {changeable}") if changeable else 0
     privileges = await _privileges(connection, table, role)
     row_a, row_b = await template(connection, table, world.a.id), await template(connection, table, world.b.id)

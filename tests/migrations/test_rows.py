@@ -90,7 +90,10 @@ async def test_rows_that_came_before_their_month_move_into_its_partition(
     assert await operator.fetchval(f"select count(*) from {partition}") == 3
     assert await operator.fetch(rows) == before
     assert await operator.fetchval("select vanilla.ensure_partitions(9)") == 0
-    closed = "select relrowsecurity and relforcerowsecurity and relacl is null from pg_class where relname = $1"
+    closed = """
+        select relrowsecurity and relforcerowsecurity and array(
+            select a.grantee::regrole || ' ' || a.privilege_type from aclexplode(relacl) a where a.grantee <> relowner)
+        = '{vanilla_operator SELECT}' from pg_class where relname = $1"""
     assert await operator.fetchval(closed, partition)
     await transaction.rollback()
 

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import tempfile
@@ -40,13 +41,15 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
 class Shell:
     """The seed's way: files and statements through psql, as one login of one database."""
 
-    def __init__(self, cluster: Cluster, major: int, database: str, user: str = "postgres"):
+    def __init__(
+        self, cluster: Cluster, major: int, database: str, user: str = "postgres", superuser: str = "postgres"
+    ):
         self.bin = binaries(major)
         self.url = cluster.url(user, database)
-        self.admin_url = cluster.url("postgres", database)
+        self.admin_url = cluster.url(superuser, database)
 
-    def file(self, name: str) -> subprocess.CompletedProcess[str]:
-        """Runs a migration with `psql -f`; nothing stops it at the first error, as in the seed's commands."""
+    def file(self, name: str | Path) -> subprocess.CompletedProcess[str]:
+        """Runs a migration, or a file by its path, with `psql -f`; no error stops it, as in the seed's commands."""
         return run(self.bin / "psql", "-X", "-q", "-d", self.url, "-f", migrations_directory() / name)
 
     def sequence(self, names: list[str] | None = None) -> None:
@@ -71,11 +74,12 @@ class Shell:
         exclude = [f"--exclude-table-data={table}" for table in NEVER_DUMPED]
         done = run(self.bin / "pg_dump", "--restrict-key=k", *exclude, "-d", self.admin_url)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        # pg_dump names a policy's roles in the order of pg_authid's heap, which a new password of a login changes
+        return re.sub(r"(?<= TO )\w+(?:, \w+)+(?= USING)", lambda m: ", ".join(sorted(m[0].split(", "))), done.stdout)
 
 
 @contextmanager
-def throwaway_server(major: int) -> Iterator[Cluster]:
+def throwaway_server(major: int, superuser: str = "postgres") -> Iterator[Cluster]:
     """A server of its own, for tests that need roles of their own; without fsync, gone at the end."""
     folder = Path(tempfile.mkdtemp(prefix="vs", dir="/tmp"))
     as_user: dict[str, object] = {}
@@ -85,7 +89,7 @@ def throwaway_server(major: int) -> Iterator[Cluster]:
         as_user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     bin_folder = binaries(major)
     made = run(
-        *(bin_folder / "initdb", "-D", folder / "data", "-U", "postgres", "--auth=trust", "--no-sync", "--no-locale"),
+        *(bin_folder / "initdb", "-D", folder / "data", "-U", superuser, "--auth=trust", "--no-sync", "--no-locale"),
         *("--encoding=UTF8", "--no-instructions"),
         cwd="/",
         **as_user,

@@ -9,3 +9,4 @@ cross join lateral (
 left join pg_roles r on r.oid = a.grantee
 where c.relnamespace = 'public'::regnamespace and c.relispartition and pg_get_userbyid(c.relowner) like 'vanilla\_%'
   and a.grantee <> c.relowner
+  and not (a.grantee = 'vanilla_operator'::regrole and a.privilege_type = 'SELECT')      -- pg_dump reads them one by one

@@ -1,4 +1,4 @@
-"""The verbs that run the product: up, serve, migrate, doctor, demo."""
+"""The verbs that run the product: up, serve, migrate, doctor, demo, export."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from rich.console import Console
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.migrator import migrate as run_migrations
-from vanilla_saas.operations import serving
+from vanilla_saas.operations import export, serving
 from vanilla_saas.operations.doctor import diagnose
 from vanilla_saas.settings import Settings
 
@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command()(migrate)
     app.command()(doctor)
     app.command()(demo)
+    app.add_typer(export.app, name="export")
 
 
 def up(host: Host = None, port: Port = None, allow_superuser: AllowSuperuser = False) -> None:
