@@ -343,6 +343,8 @@ create table if not exists public.user_token_grants (
     expires_at timestamptz not null default 'infinity',
     state text not null default 'active',
     level_id uuid,
+    idempotency_key text,
+    request_hash bytea,
     created_at timestamptz not null default clock_timestamp(),
     constraint user_token_grants_pkey primary key (tenant_id, id),
     constraint user_token_grants_wallet_fkey foreign key (tenant_id, user_id)
@@ -352,6 +354,8 @@ create table if not exists public.user_token_grants (
     constraint user_token_grants_amount_check check (amount > 0 and remaining between 0 and amount),
     constraint user_token_grants_times_check check (expires_at > effective_at)
 );
+create unique index if not exists user_token_grants_idempotency_idx
+    on public.user_token_grants (tenant_id, user_id, idempotency_key) where idempotency_key is not null;
 create index if not exists user_token_grants_user_idx on public.user_token_grants (tenant_id, user_id, priority, expires_at, id);
 comment on table public.user_token_grants is
     'Tokens given. Burned by (priority, expires_at, id); touched only when a wallet is folded.';

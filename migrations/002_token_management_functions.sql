@@ -219,18 +219,21 @@ $f$;
 comment on function vanilla.next_event(public.user_token_wallets) is
     'When the next grant starts or lapses or the period ends, or infinity.';
 
+create or replace function vanilla.grant_priority(p_kind text) returns smallint language sql immutable
+    -- what lapses soonest and was given for free is burned first; what was paid for, last
+    return case p_kind when 'rollover' then 10 when 'trial' then 15 when 'plan' then 20 when 'promo' then 30 when 'base' then 40 when 'purchase' then 60 else 50 end::smallint;
+comment on function vanilla.grant_priority(text) is 'Where a kind of grant stands in the order of burning; less is burned first.';
+
 -- Gives tokens to a wallet whose burn is settled: the grant, the ledger row, and debt repaid from it.
 create or replace function vanilla.grant_tokens(p_wallet public.user_token_wallets, p_kind text, p_amount bigint, p_effective_at timestamptz,
-    p_expires_at timestamptz, p_level_id uuid, p_entry public.user_token_ledger) returns public.user_token_ledger
+    p_expires_at timestamptz, p_level_id uuid, p_entry public.user_token_ledger, p_priority smallint default null) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_repaid bigint := least(p_wallet.borrowed_tokens, p_amount);
 begin
     p_entry.grant_id := vanilla.uuid7();
     insert into public.user_token_grants (tenant_id, id, user_id, kind, priority, amount, remaining, effective_at, expires_at, level_id, created_at)
-    values (p_wallet.tenant_id, p_entry.grant_id, p_wallet.user_id, p_kind,
-        -- what lapses soonest and was given for free is burned first; what was paid for, last
-        case p_kind when 'rollover' then 10 when 'trial' then 15 when 'plan' then 20 when 'promo' then 30 when 'base' then 40 when 'purchase' then 60 else 50 end,
+    values (p_wallet.tenant_id, p_entry.grant_id, p_wallet.user_id, p_kind, coalesce(p_priority, vanilla.grant_priority(p_kind)),
         p_amount, p_amount - v_repaid, p_effective_at, p_expires_at, p_level_id, vanilla.clock());
     p_wallet := vanilla.add_spendable(p_wallet, p_amount);
     p_entry.amount := p_amount;
@@ -240,8 +243,16 @@ begin
     return p_entry;
 end
 $f$;
-comment on function vanilla.grant_tokens(public.user_token_wallets, text, bigint, timestamptz, timestamptz, uuid, public.user_token_ledger) is
+comment on function vanilla.grant_tokens(public.user_token_wallets, text, bigint, timestamptz, timestamptz, uuid, public.user_token_ledger, smallint) is
     'Gives tokens to a wallet whose burn is settled: the grant, its ledger row, debt repaid from it.';
+
+create or replace function vanilla.grant_json(p_grant public.user_token_grants, p_replayed boolean default false) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('id', p_grant.id, 'user_id', p_grant.user_id, 'kind', p_grant.kind, 'priority', p_grant.priority, 'amount', p_grant.amount,
+        'remaining', p_grant.remaining, 'effective_at', p_grant.effective_at, 'expires_at', p_grant.expires_at, 'state', p_grant.state,
+        'level_id', p_grant.level_id, 'created_at', p_grant.created_at, 'replayed', p_replayed)
+$f$;
+comment on function vanilla.grant_json(public.user_token_grants, boolean) is 'A grant as the API shows it.';
 
 create or replace function vanilla.read_wallet(p_tenant_id uuid, p_user_id uuid) returns public.user_token_wallets
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1156,6 +1167,140 @@ $f$;
 comment on function public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid) is
     'Sets a level''s token policy; enforcement takes effect at once, amounts with the next period.';
 
+create or replace function public.grant_user_tokens(p_user_id uuid, p_amount bigint, p_kind text default 'promo', p_effective_at timestamptz default null,
+    p_expires_at timestamptz default 'infinity', p_priority integer default null, p_reason text default null, p_metadata jsonb default '{}',
+    p_idempotency_key text default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
+    v_amount bigint := vanilla.check_amount(p_amount);
+    v_now timestamptz;
+    v_wallet public.user_token_wallets;
+    v_entry public.user_token_ledger;
+    v_grant public.user_token_grants;
+    v_hash bytea := sha256(convert_to(jsonb_build_array('grant', p_amount, p_kind, p_effective_at at time zone 'UTC', p_expires_at at time zone 'UTC', p_priority, p_reason, p_metadata)::text, 'UTF8'));
+begin
+    if v_amount < 0 then
+        perform vanilla.refuse('VS400', 'a grant is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
+    end if;
+    if p_kind is null or p_kind not in ('purchase', 'promo', 'trial', 'refund', 'adjustment') then
+        perform vanilla.refuse('VS400', format('unknown kind of grant %s', coalesce(p_kind, 'null')), '{"param": "kind"}',
+            'One of purchase, promo, trial, refund, adjustment; plan, rollover and base come from the level.');
+    end if;
+    if p_priority not between 0 and 100 then
+        perform vanilla.refuse('VS400', 'a priority is 0 to 100; less is burned first', '{"param": "priority"}');
+    end if;
+    v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+    v_now := vanilla.clock();
+    if p_idempotency_key is not null then
+        select * into v_grant from public.user_token_grants g
+            where g.tenant_id = v_user.tenant_id and g.user_id = v_user.id and g.idempotency_key = p_idempotency_key;
+        if found then
+            if v_grant.request_hash is distinct from v_hash then
+                perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('grant_id', v_grant.id), 'Use a new key for a new operation.');
+            end if;
+            return vanilla.grant_json(v_grant, true);
+        end if;
+    end if;
+    if p_expires_at is null or p_expires_at <= greatest(v_now, p_effective_at) then
+        perform vanilla.refuse('VS400', 'the expiry is in the past, or before the grant begins', '{"param": "expires_at"}');
+    end if;
+    if v_wallet.status = 'closed' then v_wallet := vanilla.require_tokens(v_wallet, 0); end if;
+    if v_wallet.available_tokens + v_wallet.reserved_tokens + v_amount > 100000000000000000 then
+        perform vanilla.refuse('VS400', 'a wallet holds at most 100,000,000,000,000,000 tokens', '{"param": "amount"}');
+    end if;
+    if p_effective_at > v_now then
+        -- counted when it begins; until then it only wakes the wallet
+        insert into public.user_token_grants (tenant_id, user_id, kind, priority, amount, remaining, effective_at, expires_at, state, created_at)
+        values (v_user.tenant_id, v_user.id, p_kind, coalesce(p_priority, vanilla.grant_priority(p_kind)), v_amount, v_amount, p_effective_at, p_expires_at, 'scheduled', v_now)
+        returning * into v_grant;
+        update public.user_token_wallets w set next_event_at = least(w.next_event_at, p_effective_at) where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id;
+    else
+        v_entry.direction := 'credit';
+        v_entry.reason := coalesce(p_reason, p_kind);
+        v_entry.source := 'grant';
+        v_entry.metadata := coalesce(p_metadata, '{}');
+        v_entry := vanilla.grant_tokens(vanilla.settle_burn(v_wallet), p_kind, v_amount, v_now, p_expires_at, null, v_entry, p_priority::smallint);
+        select * into v_grant from public.user_token_grants g where g.tenant_id = v_user.tenant_id and g.id = v_entry.grant_id;
+    end if;
+    if p_idempotency_key is not null then
+        update public.user_token_grants set idempotency_key = p_idempotency_key, request_hash = v_hash where tenant_id = v_user.tenant_id and id = v_grant.id;
+    end if;
+    perform vanilla.audit(v_user.tenant_id, 'wallet.granted', 'user', v_user.id,
+        jsonb_build_object('grant_id', v_grant.id, 'kind', p_kind, 'amount', v_amount, 'effective_at', v_grant.effective_at, 'expires_at', p_expires_at, 'reason', p_reason));
+    return vanilla.grant_json(v_grant);
+end
+$f$;
+comment on function public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text) is
+    'Gives tokens of a kind, from now or from p_effective_at on, until p_expires_at; p_priority orders burning (0 first). Admin, service or operator. Returns the grant.';
+
+create or replace function public.void_token_grant(p_grant_id uuid, p_reason text, p_tenant_id uuid default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_grant public.user_token_grants;
+    v_wallet public.user_token_wallets;
+begin
+    select * into v_grant from public.user_token_grants g where g.id = p_grant_id and (g.tenant_id = v_tenant or v_tenant is null);
+    if not found then perform vanilla.refuse('VS404', 'no such grant', jsonb_build_object('grant_id', p_grant_id)); end if;
+    v_wallet := vanilla.settle_burn(vanilla.lock_wallet(v_grant.tenant_id, v_grant.user_id));
+    select * into v_grant from public.user_token_grants g where g.tenant_id = v_grant.tenant_id and g.id = p_grant_id;
+    if v_grant.state not in ('active', 'scheduled') then
+        perform vanilla.refuse('VS409', format('the grant is %s', v_grant.state), jsonb_build_object('grant_id', p_grant_id, 'state', v_grant.state));
+    end if;
+    if v_grant.state = 'active' then
+        perform vanilla.drop_grant(v_wallet, v_grant, 'voided', 'void', coalesce(p_reason, v_grant.kind || ' voided'));
+    end if;
+    -- nothing is left for a user who comes back to the level: this was taken away on purpose
+    update public.user_token_grants set state = 'voided', remaining = 0 where tenant_id = v_grant.tenant_id and id = p_grant_id returning * into v_grant;
+    v_wallet := vanilla.read_wallet(v_grant.tenant_id, v_grant.user_id);
+    update public.user_token_wallets w set next_event_at = vanilla.next_event(v_wallet) where w.tenant_id = v_grant.tenant_id and w.user_id = v_grant.user_id;
+    perform vanilla.audit(v_grant.tenant_id, 'wallet.grant_voided', 'user', v_grant.user_id, jsonb_build_object('grant_id', p_grant_id, 'reason', p_reason));
+    return vanilla.grant_json(v_grant);
+end
+$f$;
+comment on function public.void_token_grant(uuid, text, uuid) is
+    'Takes what is left of a grant away, or calls off one that has not begun; what was spent or is held stays so. Admin or operator. Returns the grant.';
+
+create or replace function public.set_user_token_policy(p_user_id uuid, p_monthly_allocation bigint default null, p_rollover_percent integer default null,
+    p_rollover_cap bigint default null, p_monthly_cap bigint default null, p_enforcement_mode text default null, p_warning_percent integer default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
+    v_wallet public.user_token_wallets := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+begin
+    begin
+        insert into public.user_token_policies as p (tenant_id, user_id, monthly_allocation, rollover_percent, rollover_cap, monthly_cap, enforcement_mode, warning_percent)
+        values (v_user.tenant_id, v_user.id, p_monthly_allocation, p_rollover_percent, p_rollover_cap, p_monthly_cap, p_enforcement_mode, p_warning_percent)
+        on conflict (tenant_id, user_id) do update set monthly_allocation = excluded.monthly_allocation, rollover_percent = excluded.rollover_percent,
+            rollover_cap = excluded.rollover_cap, monthly_cap = excluded.monthly_cap, enforcement_mode = excluded.enforcement_mode, warning_percent = excluded.warning_percent;
+    exception when check_violation then
+        perform vanilla.refuse('VS400', 'the policy is not valid: ' || sqlerrm, '{}', 'Amounts are not negative, percentages 0 to 100, enforcement hard, warn or monitor.');
+    end;
+    -- enforcement at once; amounts from the next period on
+    update public.user_token_wallets w set enforcement_mode = e.enforcement_mode, warn_below = e.monthly_allocation * e.warning_percent / 100
+        from vanilla.effective_policy(v_user.tenant_id, v_user.id, v_wallet.level_id) e
+        where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id and e.enforcement_mode is not null;
+    perform vanilla.audit(v_user.tenant_id, 'user.policy', 'user', v_user.id, jsonb_strip_nulls(jsonb_build_object('monthly_allocation', p_monthly_allocation,
+        'rollover_percent', p_rollover_percent, 'rollover_cap', p_rollover_cap, 'monthly_cap', p_monthly_cap, 'enforcement_mode', p_enforcement_mode, 'warning_percent', p_warning_percent)));
+end
+$f$;
+comment on function public.set_user_token_policy(uuid, bigint, integer, bigint, bigint, text, integer) is
+    'A user''s exceptions to the level''s policy, all of them; null means as the level says. Enforcement takes effect at once, amounts with the next period.';
+
+create or replace function public.get_user_token_policy(p_user_id uuid) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+begin
+    return (select to_jsonb(e) || jsonb_build_object('level_id', w.level_id, 'exceptions', coalesce((select jsonb_strip_nulls(to_jsonb(p) - 'tenant_id' - 'id' - 'user_id')
+                from public.user_token_policies p where p.tenant_id = v_user.tenant_id and p.user_id = v_user.id), '{}'))
+            from public.user_token_wallets w, vanilla.effective_policy(w.tenant_id, w.user_id, w.level_id) e
+            where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id);
+end
+$f$;
+comment on function public.get_user_token_policy(uuid) is 'The policy that holds for a user, with exceptions apart: own, or any of the tenant''s by an admin.';
+
 -- proof ------------------------------------------------------------------------------------------------------------
 create or replace function public.verify_token_ledger(p_user_id uuid default null) returns table (tenant_id uuid, user_id uuid, seq bigint, problem text)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1216,28 +1361,90 @@ end
 $f$;
 comment on function public.reconcile_token_wallets() is 'Wallets against ledger, holds and grants: a row for every difference, none when the books are right.';
 
-create or replace function public.token_balance_at(p_user_id uuid, p_at timestamptz) returns bigint
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+create or replace function vanilla.ledger_seq_at(p_tenant_id uuid, p_user_id uuid, p_at timestamptz) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
     v_low bigint := 0;
-    v_high bigint := (select w.seq from public.user_token_wallets w where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id);
+    v_high bigint := (select w.seq from public.user_token_wallets w where w.tenant_id = p_tenant_id and w.user_id = p_user_id);
     v_middle bigint;
 begin
     -- created_at never falls along seq, so the last entry until then is found by halving
     while v_low < v_high loop
         v_middle := (v_low + v_high + 1) / 2;
-        if (select l.created_at <= p_at from public.user_token_ledger l where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = v_middle) then
+        if (select l.created_at <= p_at from public.user_token_ledger l where l.tenant_id = p_tenant_id and l.user_id = p_user_id and l.seq = v_middle) then
             v_low := v_middle;
         else
             v_high := v_middle - 1;
         end if;
     end loop;
+    return v_low;
+end
+$f$;
+comment on function vanilla.ledger_seq_at(uuid, uuid, timestamptz) is 'The last entry of a wallet until a moment, 0 before the first.';
+
+create or replace function public.token_balance_at(p_user_id uuid, p_at timestamptz) returns bigint
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+begin
     return coalesce((select l.available_after - l.borrowed_after from public.user_token_ledger l
-                     where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = v_low), 0);
+                     where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_at)), 0);
 end
 $f$;
 comment on function public.token_balance_at(uuid, timestamptz) is 'available - borrowed of a user at a moment; own balance, or any of the tenant''s by an admin.';
+
+create or replace function public.token_statement(p_user_id uuid, p_from timestamptz, p_until timestamptz) returns table (
+    seq bigint, created_at timestamptz, direction text, amount bigint, reserved_amount bigint, available_tokens bigint, reserved_tokens bigint,
+    borrowed_tokens bigint, reason text, source text, reference_type text, reference_id uuid, execution_id uuid, hold_id uuid, id uuid)
+language plpgsql stable security definer rows 1000 set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+begin
+    if p_from is null or p_until is null or p_until <= p_from then
+        perform vanilla.refuse('VS400', 'a statement is from a moment until a later one', '{"param": "until"}');
+    end if;
+    return query select l.seq, l.created_at, l.direction, l.amount, l.reserved_amount, l.available_after, l.reserved_after, l.borrowed_after,
+            l.reason, l.source, l.reference_type, l.reference_id, l.execution_id, l.hold_id, l.id
+        from public.user_token_ledger l
+        where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id
+          and l.seq > vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_from - interval '1 microsecond')
+          and l.seq <= vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_until - interval '1 microsecond')
+        order by l.seq;
+end
+$f$;
+comment on function public.token_statement(uuid, timestamptz, timestamptz) is
+    'A user''s ledger from a moment (included) until another (not), in order: own, or any of the tenant''s by an admin. token_balance_at gives the balances around it.';
+
+create or replace function public.token_ledger_anchor() returns table (tenant_id uuid, user_id uuid, seq bigint, hash bytea)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant();
+begin
+    return query select w.tenant_id, w.user_id, w.seq, w.head from public.user_token_wallets w
+        where (w.tenant_id = v_tenant or v_tenant is null) and w.seq > 0 order by w.tenant_id, w.user_id;
+end
+$f$;
+comment on function public.token_ledger_anchor() is
+    'The end of every chain of the tenant, or as operator of all. Kept elsewhere, it convicts whoever rewrites a whole chain: verify_token_anchor.';
+
+create or replace function public.verify_token_anchor(p_anchor jsonb) returns table (tenant_id uuid, user_id uuid, seq bigint, problem text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant();
+begin
+    if jsonb_typeof(p_anchor) is distinct from 'array' then
+        perform vanilla.refuse('VS400', 'an anchor is an array of {tenant_id, user_id, seq, hash}', '{"param": "anchor"}');
+    end if;
+    return query select a.tenant_id, a.user_id, a.seq, case when l.seq is null then 'the entry is gone' else 'the chain up to here was rewritten' end
+        from jsonb_to_recordset(p_anchor) as a (tenant_id uuid, user_id uuid, seq bigint, hash text)
+        left join public.user_token_ledger l on l.tenant_id = a.tenant_id and l.user_id = a.user_id and l.seq = a.seq
+        where (a.tenant_id = v_tenant or v_tenant is null) and l.hash is distinct from decode(a.hash, 'hex');
+exception when invalid_text_representation or invalid_parameter_value or numeric_value_out_of_range then
+    perform vanilla.refuse('VS400', 'the anchor is not valid: ' || sqlerrm, '{"param": "anchor"}');
+end
+$f$;
+comment on function public.verify_token_anchor(jsonb) is
+    'Compares kept ends of chains (hash in hex) with the ledger: a row for each that is gone or differs, none when all is well.';
 
 -- maintenance ------------------------------------------------------------------------------------------------------
 create or replace function vanilla.reap_holds(p_limit integer default 1000) returns integer
@@ -1285,7 +1492,10 @@ grant execute on function
     public.settle_user_tokens(uuid, bigint, text, uuid, boolean), public.extend_token_hold(uuid, timestamptz, uuid), public.auto_allocate_tokens_for_level(uuid, uuid),
     public.reset_monthly_tokens(integer), public.set_wallet_status(uuid, text, text),
     public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid),
-    public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz)
+    public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text), public.void_token_grant(uuid, text, uuid),
+    public.set_user_token_policy(uuid, bigint, integer, bigint, bigint, text, integer), public.get_user_token_policy(uuid),
+    public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz),
+    public.token_statement(uuid, timestamptz, timestamptz), public.token_ledger_anchor(), public.verify_token_anchor(jsonb)
     to vanilla_app, vanilla_operator, vanilla_system;
 grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance(integer) to vanilla_runtime, vanilla_operator, vanilla_system;
 
