@@ -59,7 +59,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.settle_user_tokens": (OK, {"p_actual": "5"}),
     "public.adjust_user_tokens_batch": (
         OK,
-        {"p_operations": '\'[{{"user_id": "00000000-0000-7000-8000-00000000dead", "amount": 1, "direction": "debit"}}]\''},
+        {"p_operations": '\'[{{"user_id": "00000000-0000-7000-8000-00000000dead", "amount": 1}}]\''},
     ),
     "public.extend_token_hold": (OK, {"p_expires_at": "now() + interval '1 day'"}),
     "public.grant_user_tokens": (OK, {"p_amount": "5"}),
