@@ -488,3 +488,38 @@ async def test_closed_deliveries_are_forgotten_after_thirty_days_and_open_ones_a
     assert await hooks.operator.fetchval("select vanilla.prune_webhook_deliveries()") == 1
     assert (await hooks.delivery(hook))["state"] == "failed"
     assert len(await hooks.events(hook)) == 2
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host", "said"),
+    [
+        ("http", "127.0.0.1", "A webhook's URL begins with https://."),
+        ("https", "127.0.0.1", "The address 127.0.0.1 is not a public one."),
+        # a name: it is what it resolves to that counts
+        ("https", "localhost.localdomain", "The address"),
+    ],
+)
+async def test_a_sender_in_production_reaches_no_address_of_our_own_network(
+    hooks: Hooks,
+    receiver: Receiver,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    host: str,
+    said: str,
+) -> None:
+    known = socket.getaddrinfo
+
+    def resolve(name: object, *more: object, **named: object) -> object:
+        return known("127.0.0.1" if name == "localhost.localdomain" else name, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    hook = await hooks.make(receiver.url.replace("http://127.0.0.1", f"{scheme}://{host}"))
+    await hooks.credit(hook)
+    async with sending(database, private=False) as sender:
+        assert await send_due(sender) == 1
+    assert receiver.requests == []
+    ((_, status, error),) = await hooks.attempts(hook)
+    assert status is None
+    assert said in str(error)
+    assert (await hooks.delivery(hook))["state"] == "failed"

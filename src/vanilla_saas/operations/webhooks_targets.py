@@ -39,8 +39,11 @@ def check_url(url: str, *, private: bool) -> str:
 
     Raises VanillaError `invalid_request`. A name is not resolved here: what it means is checked at every request.
     """
+    url = url.strip()
+    if not url.isprintable() or " " in url:
+        raise _not_valid("That is not a URL.")
     try:
-        parsed = URL(url.strip())
+        parsed = URL(url)
         host = parsed.host
         _ = parsed.port
     except ValueError:
