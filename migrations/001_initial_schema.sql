@@ -2076,7 +2076,7 @@ begin
         values (v_tenant, p_endpoint_id, p_url, vanilla.check_event_types(p_event_types), p_secret, p_description, p_concurrency, vanilla.clock());
     exception
         when check_violation or not_null_violation then
-            perform vanilla.refuse('VS400', 'the webhook is not valid: ' || sqlerrm, '{"param": "url"}',
+            perform vanilla.refuse('VS400', 'the webhook is not valid: ' || sqlerrm, '{}',
                 'A URL has at most 2048 bytes, a description 500; concurrency is 1 to 32.');
         when unique_violation then
             perform vanilla.refuse('VS409', 'a webhook with this id exists');
@@ -2113,7 +2113,7 @@ begin
             concurrency = coalesce(p_concurrency, concurrency)
             where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id;
     exception when check_violation then
-        perform vanilla.refuse('VS400', 'the webhook is not valid: ' || sqlerrm, '{"param": "url"}',
+        perform vanilla.refuse('VS400', 'the webhook is not valid: ' || sqlerrm, '{}',
             'A URL has at most 2048 bytes, a description 500; concurrency is 1 to 32.');
     end;
     if p_status = 'disabled' and v_endpoint.status = 'active' then
