@@ -16,6 +16,7 @@ from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.logs import configure_logs
+from vanilla_saas.operations import webhooks_pages
 from vanilla_saas.operations.routes import router as operations_router
 from vanilla_saas.operations.webhooks import WebhookSender
 from vanilla_saas.operations.webhooks_routes import router as webhooks_router
@@ -77,7 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_problems(app)
     for router in (operations_router, tenancy_router, tokens_router, webhooks_router):
         app.include_router(router)
-    console.install(app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM)
+    console.install(app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM, webhooks_pages.ROOM)
     return app
 
 
