@@ -2313,7 +2313,7 @@ begin
         perform vanilla.close_webhook(v_endpoint, v_reason);
         perform vanilla.audit(p_tenant_id, 'webhook.disabled', 'webhook', v_endpoint.id, jsonb_build_object('reason', v_reason), null, 'system');
         perform vanilla.emit_event(p_tenant_id, 'webhook.disabled', null, jsonb_build_object('webhook_id', v_endpoint.id,
-            'description', v_endpoint.description, 'reason', v_reason, 'failing_since', v_endpoint.failing_since));
+            'description', v_endpoint.description, 'reason', v_reason, 'failing_since', coalesce(v_endpoint.failing_since, v_now)));
     elsif not v_delivered and v_endpoint.failing_since is null then
         update public.webhook_endpoints set failing_since = v_now where tenant_id = p_tenant_id and id = v_endpoint.id;
     end if;
