@@ -7,7 +7,12 @@ import asyncpg
 LOGINS = ("vanilla_app", "vanilla_runtime", "vanilla_readonly")
 PLATFORM = "00000000-0000-0000-0000-000000000000"
 
-HIDDEN = {"users": {"password_hash"}, "api_keys": {"key_hash"}, "ai_providers": {"secret"}}
+HIDDEN = {
+    "users": {"password_hash"},
+    "api_keys": {"key_hash"},
+    "ai_providers": {"secret"},
+    "webhook_endpoints": {"secret", "previous_secret"},
+}
 """Secret columns of tables that a login may read: no column grant."""
 
 OWNER_COLUMN = {"users": "id"}
