@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import Cluster, migrated_database
-from tests.operations.webhook_support import Hooks, Receiver, send_due
+from tests.operations.webhook_support import Handler, Hooks, Receiver, send_due, sending
 from tests.processes import Running, eventually, over
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.pool import Database
@@ -70,42 +71,68 @@ async def test_a_server_killed_before_it_recorded_the_outcome_loses_nothing(
 
 
 async def test_a_sender_that_is_too_late_to_record_changes_nothing(
-    hooks: Hooks, receiver: Receiver, sender: WebhookSender
+    hooks: Hooks, receiver: Receiver, sender: WebhookSender, database: Database
 ) -> None:
-    arrived, release = asyncio.Event(), asyncio.Event()
+    arrived, release = [asyncio.Event(), asyncio.Event()], [asyncio.Event(), asyncio.Event()]
 
-    async def stalled(_: web.Request) -> web.Response:
-        arrived.set()
-        await release.wait()
-        return web.Response(status=500)
+    def stalled(number: int, status: int) -> Handler:
+        async def answer(_: web.Request) -> web.Response:
+            arrived[number].set()
+            await release[number].wait()
+            return web.Response(status=status)
+
+        return answer
 
     hook = await hooks.make(receiver.url)
-    receiver.script = [stalled]
+    receiver.script = [stalled(0, 500), stalled(1, 200)]
     await hooks.credit(hook)
     await sender.run_once()
-    await asyncio.wait_for(arrived.wait(), 20)
+    await asyncio.wait_for(arrived[0].wait(), 20)
     await hooks.later(timedelta(seconds=50))
-    second = WebhookSender(sender._database, sender._box, private=True)
-    assert await send_due(second) == 1
-    await second.close()
-    release.set()
-    await sender.drain()
+    async with sending(database) as second:
+        assert await second.run_once() == 1
+        await asyncio.wait_for(arrived[1].wait(), 20)
+        before = dict(await hooks.delivery(hook))
+        release[0].set()
+        await sender.drain()
+        assert dict(await hooks.delivery(hook)) == before, "the second sender has it now"
+        release[1].set()
+        await second.drain()
     assert (await hooks.delivery(hook))["state"] == "delivered"
     assert [status for _, status, _ in await hooks.attempts(hook)] == [None, 200]
 
 
-async def test_a_server_that_is_told_to_stop_records_what_is_in_flight(
+async def test_a_server_that_is_told_to_stop_waits_for_what_is_in_flight_and_records_it(
     hooks: Hooks, receiver: Receiver, server: Running
 ) -> None:
-    async def stop_the_sender(_: web.Request) -> web.Response:
+    hung_up: list[bool] = []
+
+    async def slow(request: web.Request) -> web.Response:
         server.send(signal.SIGTERM)
+        await eventually(lambda: _refuses(server.url))
+        end = time.monotonic() + 1
+        while not (gone := request.transport is None or request.transport.is_closing()) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        hung_up.append(gone)
         return web.Response()
 
     hook = await hooks.make(receiver.url)
-    receiver.script = [stop_the_sender]
+    receiver.script = [slow]
     await hooks.credit(hook)
     assert await server.wait() == 0
+    assert hung_up == [False]
     assert (await hooks.delivery(hook))["state"] == "delivered"
+
+
+async def _refuses(url: str) -> bool:
+    """Whether the server has begun to stop: it takes no new connections."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:
+        return True
+    writer.close()
+    return False
 
 
 async def test_a_server_sends_in_the_background(hooks: Hooks, receiver: Receiver, server: Running) -> None:

@@ -264,8 +264,13 @@ async def test_the_operator_makes_tests_rotates_disables_and_deletes_a_webhook(
         return orjson.loads(result.stdout)
 
     made = await told("create", "https://example.com/hook", "--event", "token.*", "--event", "webhook.disabled")
-    stored = await operator.fetchval("select secret from webhook_endpoints where id = $1", uuid.UUID(made["id"]))
-    assert BOX.decrypt(tenant, uuid.UUID(made["id"]), stored) == made["secret"]
+    hook_id = uuid.UUID(made["id"])
+
+    async def secret_of(column: str) -> str:
+        stored = await operator.fetchval(f"select {column} from webhook_endpoints where id = $1", hook_id)
+        return BOX.decrypt(tenant, hook_id, stored)
+
+    assert await secret_of("secret") == made["secret"]
     (row,) = await told("list")
     assert (row["id"], row["event_types"]) == (made["id"], ["token.*", "webhook.disabled"])
     queued = await told("test", made["id"])
@@ -275,6 +280,7 @@ async def test_the_operator_makes_tests_rotates_disables_and_deletes_a_webhook(
     assert [row["type"] for row in await told("events")] == ["webhook.test"]
     fresh = await told("rotate-secret", made["id"], "--keep-hours", "2")
     assert fresh["secret"] != made["secret"]
+    assert (await secret_of("secret"), await secret_of("previous_secret")) == (fresh["secret"], made["secret"])
     assert (await told("disable", made["id"]))["status"] == "disabled"
     assert str((await run("test", made["id"])).exception) == "the webhook is disabled"
     assert (await told("enable", made["id"]))["status"] == "active"
