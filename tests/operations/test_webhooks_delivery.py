@@ -301,6 +301,24 @@ async def test_many_senders_at_once_send_each_delivery_once(
     assert len(receiver.requests) == len({request.id for request in receiver.requests}) == 24
 
 
+async def test_of_two_claims_at_the_same_moment_one_has_the_endpoint_and_the_other_does_not_wait(
+    hooks: Hooks, receiver: Receiver, cluster: Cluster, database_name: str
+) -> None:
+    one, other = await hooks.make(receiver.url), await hooks.make(receiver.url)
+    await hooks.credit(one)
+    claim = "select jsonb_array_length(vanilla.claim_webhook_deliveries())"
+    second = await asyncpg.connect(cluster.url("vanilla_runtime", database_name))
+    try:
+        await second.execute("set lock_timeout = '5s'")
+        async with hooks.operator.transaction():
+            assert await hooks.operator.fetchval(claim) == 1
+            assert await second.fetchval(claim) == 0, "not committed, and taken all the same"
+        await hooks.credit(other)
+        assert await second.fetchval(claim) == 1
+    finally:
+        await second.close()
+
+
 async def test_a_redirect_is_a_failure_and_is_not_followed(
     hooks: Hooks, receiver: Receiver, sender: WebhookSender
 ) -> None:
