@@ -9,7 +9,8 @@
 --   6. protection       vanilla.protect_table writes grants and policies of one table (used by 003 and 010)
 --   7. tenancy          functions that make tenants, users, keys and sessions
 --   8. metered call     admit before a model call, settle after it
---   9. Supabase         PostgREST's claims as a context, sign-ups as users, its roles mapped onto ours
+--   9. events           written with what happened, delivered to webhooks
+--  10. Supabase        PostgREST's claims as a context, sign-ups as users, its roles mapped onto ours
 --
 -- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
 -- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
@@ -642,6 +643,99 @@ create table if not exists public.audit_logs (
 ) partition by range (created_at);
 create index if not exists audit_logs_action_idx on public.audit_logs (tenant_id, action, created_at desc);
 comment on table public.audit_logs is 'Every act that concerns security or money. Insert-only until retention ends.';
+
+-- Events and webhooks: section 9 writes them. An event is written once; what happens to it on its way to an endpoint is a
+-- delivery, what one try came to an attempt. The body that is signed is made from the event: the same bytes at every try.
+create table if not exists public.events (
+    tenant_id uuid not null,
+    created_at timestamptz not null default clock_timestamp(),
+    id uuid not null default vanilla.uuid7(),
+    type text not null,
+    user_id uuid,
+    payload jsonb not null default '{}',
+    constraint events_pkey primary key (tenant_id, created_at, id),
+    constraint events_type_check check (type ~ '^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$')
+) partition by range (created_at);
+create index if not exists events_type_idx on public.events (tenant_id, type, created_at desc);
+comment on table public.events is 'What happened in a tenant that programs may want to hear of. Insert-only until retention ends.';
+comment on column public.events.user_id is 'Whom it is about, if anyone.';
+
+create table if not exists public.webhook_endpoints (
+    tenant_id uuid not null,
+    id uuid not null,
+    url text not null,
+    description text not null default '',
+    event_types text[] not null,
+    status text not null default 'active',
+    disabled_reason text,
+    secret bytea not null,
+    previous_secret bytea,
+    previous_secret_until timestamptz,
+    concurrency integer not null default 4,
+    failing_since timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint webhook_endpoints_pkey primary key (tenant_id, id),
+    constraint webhook_endpoints_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint webhook_endpoints_url_check check (url ~ '^https?://' and octet_length(url) <= 2048),
+    constraint webhook_endpoints_description_check check (octet_length(description) <= 500),
+    constraint webhook_endpoints_event_types_check check (cardinality(event_types) between 1 and 100),
+    constraint webhook_endpoints_status_check check (status in ('active', 'disabled')),
+    constraint webhook_endpoints_concurrency_check check (concurrency between 1 and 32)
+);
+create index if not exists webhook_endpoints_created_idx on public.webhook_endpoints (tenant_id, created_at, id);
+comment on table public.webhook_endpoints is
+    'Where events are sent; secrets are AES-256-GCM ciphertext that only the runtime decrypts.';
+comment on column public.webhook_endpoints.event_types is 'Types, or *, or token.* for all of a group.';
+comment on column public.webhook_endpoints.previous_secret is 'Signs beside the new one until previous_secret_until.';
+comment on column public.webhook_endpoints.concurrency is 'Deliveries in flight at once, over all processes.';
+comment on column public.webhook_endpoints.failing_since is 'The first failure since the last success.';
+
+create table if not exists public.webhook_deliveries (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    endpoint_id uuid not null,
+    event_created_at timestamptz not null,
+    event_id uuid not null,
+    cause text not null default 'event',
+    state text not null default 'pending',
+    attempts integer not null default 0,
+    next_attempt_at timestamptz not null,
+    lease_id uuid,
+    last_status_code integer,
+    last_error text,
+    last_duration_ms integer,
+    delivered_at timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint webhook_deliveries_pkey primary key (tenant_id, id),
+    constraint webhook_deliveries_endpoint_fkey foreign key (tenant_id, endpoint_id)
+        references public.webhook_endpoints (tenant_id, id),
+    constraint webhook_deliveries_cause_check check (cause in ('event', 'redelivery', 'test')),
+    constraint webhook_deliveries_state_check check (state in ('pending', 'failed', 'delivered', 'dead')),
+    constraint webhook_deliveries_delivered_check check ((state = 'delivered') = (delivered_at is not null))
+) with (fillfactor = 80);
+create index if not exists webhook_deliveries_endpoint_idx on public.webhook_deliveries (tenant_id, endpoint_id, created_at, id);
+create index if not exists webhook_deliveries_open_idx on public.webhook_deliveries (tenant_id, endpoint_id, next_attempt_at, id)
+    where state in ('pending', 'failed');
+create index if not exists webhook_deliveries_created_idx on public.webhook_deliveries using brin (tenant_id, created_at);
+comment on table public.webhook_deliveries is
+    'One event on its way to one endpoint: pending, failed (to be tried again), delivered or dead.';
+comment on column public.webhook_deliveries.lease_id is
+    'Set while a sender has it, until next_attempt_at; only who holds the lease records the outcome.';
+
+create table if not exists public.webhook_attempts (
+    tenant_id uuid not null,
+    delivery_id uuid not null,
+    attempt integer not null,
+    status_code integer,
+    error text,
+    duration_ms integer,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint webhook_attempts_pkey primary key (tenant_id, delivery_id, attempt),
+    constraint webhook_attempts_delivery_fkey foreign key (tenant_id, delivery_id)
+        references public.webhook_deliveries (tenant_id, id),
+    constraint webhook_attempts_attempt_check check (attempt > 0)
+);
+comment on table public.webhook_attempts is 'What every try of a delivery came to; error is null when it was delivered.';
 
 -- 4. log partitions ------------------------------------------------------------------------------------------------
 create or replace function vanilla.close_partition(p_partition regclass) returns void
@@ -1960,7 +2054,380 @@ grant execute on function
     vanilla.list_models(bytea, bytea) to vanilla_runtime;
 grant execute on function public.set_provider_secret(uuid, bytea, text, uuid) to vanilla_app, vanilla_operator;
 
--- 9. Supabase ------------------------------------------------------------------------------------------------------
+-- 9. events and webhooks -------------------------------------------------------------------------------------------
+-- emit_event is called inside the transaction of what happened, so an event exists exactly when the thing does.
+-- Lock order: wallet, then endpoints, then deliveries.
+create or replace function vanilla.event_types() returns table (type text, meaning text) language sql immutable
+set search_path = pg_catalog, pg_temp as $f$
+    values ('token.granted', 'Tokens were given: a credit by an admin, the operator or a purchase.'),
+        ('token.adjusted', 'An admin or the operator corrected a balance.'),
+        ('token.reset', 'A period ended: what was unused lapsed or rolled over, the new allocation is there.'),
+        ('token.expired', 'A grant lapsed with tokens left.'),
+        ('token.level_changed', 'A user was put on a level.'),
+        ('token.status_changed', 'A wallet was locked, suspended or opened.'),
+        ('token.warning', 'What is available fell below the level''s warning mark, or the wallet is in debt.'),
+        ('token.exhausted', 'A wallet could not pay.'),
+        ('webhook.disabled', 'An endpoint was disabled because it kept failing or answered 410.'),
+        ('webhook.test', 'Sent by hand to see whether an endpoint works.')
+$f$;
+comment on function vanilla.event_types() is 'Every type of event and when it is written.';
+
+create or replace function vanilla.emit_event(p_tenant_id uuid, p_type text, p_user_id uuid default null, p_payload jsonb default '{}') returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_id uuid := vanilla.uuid7();
+begin
+    insert into public.events (tenant_id, created_at, id, type, user_id, payload)
+    values (p_tenant_id, v_now, v_id, p_type, p_user_id, coalesce(p_payload, '{}'));
+    insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at, created_at)
+        select e.tenant_id, e.id, v_now, v_id, v_now, v_now from public.webhook_endpoints e
+        where e.tenant_id = p_tenant_id and e.status = 'active'
+          and e.event_types && array[p_type, '*', split_part(p_type, '.', 1) || '.*']
+        -- an endpoint that is being deleted is passed by: a wallet's transaction neither waits for that nor fails
+        for key share skip locked;
+    return v_id;
+end
+$f$;
+comment on function vanilla.emit_event(uuid, text, uuid, jsonb) is
+    'Writes an event into the caller''s transaction, and a delivery for each active endpoint that asked for its type. Returns its id.';
+
+create or replace function vanilla.entry_event(p_entry public.user_token_ledger) returns jsonb language sql stable
+set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('entry_id', p_entry.id, 'seq', p_entry.seq, 'amount', p_entry.amount, 'reason', p_entry.reason, 'source', p_entry.source,
+        'available_tokens', p_entry.available_after, 'reserved_tokens', p_entry.reserved_after, 'borrowed_tokens', p_entry.borrowed_after)
+$f$;
+comment on function vanilla.entry_event(public.user_token_ledger) is 'A ledger entry as events tell it.';
+
+create or replace function vanilla.webhook_backoff(p_attempts integer) returns interval language sql immutable
+set search_path = pg_catalog, pg_temp as $f$
+    -- the schedule of the Standard Webhooks specification: ten tries over three days
+    select (array['5 s', '5 min', '30 min', '2 h', '5 h', '10 h', '14 h', '20 h', '24 h']::interval[])[p_attempts]
+$f$;
+comment on function vanilla.webhook_backoff(integer) is
+    'The least time after so many failed tries before the next one, or null: no more. Up to a fifth of it is added at random.';
+
+create or replace function vanilla.webhook_endpoint(p_tenant_id uuid, p_endpoint_id uuid) returns public.webhook_endpoints
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints;
+begin
+    select * into v_endpoint from public.webhook_endpoints e where e.tenant_id = p_tenant_id and e.id = p_endpoint_id for no key update;
+    if not found then perform vanilla.refuse('VS404', 'no such webhook', jsonb_build_object('webhook_id', p_endpoint_id)); end if;
+    return v_endpoint;
+end
+$f$;
+comment on function vanilla.webhook_endpoint(uuid, uuid) is 'Locks an endpoint of the tenant; VS404 in the same words whether absent or another tenant''s.';
+
+create or replace function vanilla.check_event_types(p_event_types text[]) returns text[] language plpgsql stable
+set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wrong text;
+begin
+    select t into v_wrong from unnest(p_event_types) t
+        where t is null or (t <> '*' and not exists (select from vanilla.event_types() k where t in (k.type, split_part(k.type, '.', 1) || '.*'))) limit 1;
+    if found or coalesce(cardinality(p_event_types), 0) = 0 then
+        perform vanilla.refuse('VS400', format('there are no events %s', coalesce(v_wrong, '')), '{"param": "event_types"}',
+            'Name types (token.granted), groups (token.*) or *; GET /api/v1/events/types lists them.');
+    end if;
+    return array(select distinct t from unnest(p_event_types) t order by t);
+end
+$f$;
+comment on function vanilla.check_event_types(text[]) is 'The types, sorted and each once; VS400 when one matches no event.';
+
+create or replace function public.create_webhook_endpoint(p_endpoint_id uuid, p_url text, p_event_types text[], p_secret bytea,
+    p_description text default '', p_concurrency integer default 4, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+begin
+    perform from public.tenants where tenant_id = v_tenant and id = v_tenant and status = 'active' for no key update;
+    if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
+    -- every event is copied for every endpoint that wants it; counted under the tenant's row lock
+    if (select count(*) from public.webhook_endpoints where tenant_id = v_tenant) >= 20 then
+        perform vanilla.refuse('VS429', 'a tenant has at most 20 webhooks', '{"limit": 20, "used": 20}', 'Delete one that is not needed.');
+    end if;
+    begin
+        insert into public.webhook_endpoints (tenant_id, id, url, event_types, secret, description, concurrency, created_at)
+        values (v_tenant, p_endpoint_id, p_url, vanilla.check_event_types(p_event_types), p_secret, p_description, p_concurrency, vanilla.clock());
+    exception
+        when check_violation or not_null_violation then
+            perform vanilla.refuse('VS400', 'the webhook is not valid: ' || sqlerrm, '{}',
+                'A URL has at most 2048 bytes, a description 500; concurrency is 1 to 32.');
+        when unique_violation then
+            perform vanilla.refuse('VS409', 'a webhook with this id exists');
+    end;
+    perform vanilla.audit(v_tenant, 'webhook.created', 'webhook', p_endpoint_id, jsonb_build_object('url', p_url, 'event_types', p_event_types));
+    return p_endpoint_id;
+end
+$f$;
+comment on function public.create_webhook_endpoint(uuid, text, text[], bytea, text, integer, uuid) is
+    'Keeps an endpoint; p_secret is ciphertext that the runtime made for this id. Admin, or operator naming the tenant. Returns the id.';
+
+create or replace function vanilla.close_webhook(p_endpoint public.webhook_endpoints, p_reason text) returns void language sql volatile
+set search_path = pg_catalog, pg_temp as $f$
+    update public.webhook_endpoints set status = 'disabled', disabled_reason = p_reason
+        where tenant_id = p_endpoint.tenant_id and id = p_endpoint.id;
+    -- those in flight keep their lease: one that still arrives is recorded as delivered
+    update public.webhook_deliveries set state = 'dead', last_error = 'the webhook was disabled'
+        where tenant_id = p_endpoint.tenant_id and endpoint_id = p_endpoint.id and state in ('pending', 'failed')
+$f$;
+comment on function vanilla.close_webhook(public.webhook_endpoints, text) is 'Disables a locked endpoint and gives up what waits for it.';
+
+create or replace function public.update_webhook_endpoint(p_endpoint_id uuid, p_url text default null, p_event_types text[] default null,
+    p_description text default null, p_concurrency integer default null, p_status text default null, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints := vanilla.webhook_endpoint(vanilla.acting_tenant(p_tenant_id), p_endpoint_id);
+begin
+    if p_status not in ('active', 'disabled') then
+        perform vanilla.refuse('VS400', 'a webhook is active or disabled', '{"param": "status"}');
+    end if;
+    begin
+        update public.webhook_endpoints set url = coalesce(p_url, url), description = coalesce(p_description, description),
+            event_types = case when p_event_types is null then event_types else vanilla.check_event_types(p_event_types) end,
+            concurrency = coalesce(p_concurrency, concurrency)
+            where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id;
+    exception when check_violation then
+        perform vanilla.refuse('VS400', 'the webhook is not valid: ' || sqlerrm, '{}',
+            'A URL has at most 2048 bytes, a description 500; concurrency is 1 to 32.');
+    end;
+    if p_status = 'disabled' and v_endpoint.status = 'active' then
+        perform vanilla.close_webhook(v_endpoint, 'by an admin');
+    elsif p_status = 'active' then
+        update public.webhook_endpoints set status = 'active', disabled_reason = null, failing_since = null
+            where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id;
+    end if;
+    perform vanilla.audit(v_endpoint.tenant_id, 'webhook.updated', 'webhook', v_endpoint.id, jsonb_strip_nulls(jsonb_build_object(
+        'url', p_url, 'event_types', p_event_types, 'description', p_description, 'concurrency', p_concurrency, 'status', p_status)));
+end
+$f$;
+comment on function public.update_webhook_endpoint(uuid, text, text[], text, integer, text, uuid) is
+    'Changes what is not null. Disabling gives up what waits; activating forgets the failures. Admin or operator.';
+
+create or replace function public.rotate_webhook_secret(p_endpoint_id uuid, p_secret bytea, p_keep interval default '24 hours', p_tenant_id uuid default null) returns timestamptz
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints := vanilla.webhook_endpoint(vanilla.acting_tenant(p_tenant_id), p_endpoint_id);
+    v_until timestamptz := vanilla.clock() + p_keep;
+begin
+    if p_secret is null or p_keep not between interval '0' and interval '30 days' then
+        perform vanilla.refuse('VS400', 'the former secret is kept for 0 to 30 days', '{"param": "keep_hours"}');
+    end if;
+    update public.webhook_endpoints set secret = p_secret, previous_secret = v_endpoint.secret, previous_secret_until = v_until
+        where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id;
+    perform vanilla.audit(v_endpoint.tenant_id, 'webhook.secret_rotated', 'webhook', v_endpoint.id, jsonb_build_object('former_until', v_until));
+    return v_until;
+end
+$f$;
+comment on function public.rotate_webhook_secret(uuid, bytea, interval, uuid) is
+    'Signs with a new secret, and with the former one beside it for p_keep; returns until when.';
+
+create or replace function public.delete_webhook_endpoint(p_endpoint_id uuid, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints := vanilla.webhook_endpoint(vanilla.acting_tenant(p_tenant_id), p_endpoint_id);
+begin
+    -- stronger than the lock above: no transaction that emits an event adds a delivery from here on
+    perform from public.webhook_endpoints where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id for update;
+    delete from public.webhook_attempts a using public.webhook_deliveries d
+        where d.tenant_id = v_endpoint.tenant_id and d.endpoint_id = v_endpoint.id and a.tenant_id = d.tenant_id and a.delivery_id = d.id;
+    delete from public.webhook_deliveries where tenant_id = v_endpoint.tenant_id and endpoint_id = v_endpoint.id;
+    delete from public.webhook_endpoints where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id;
+    perform vanilla.audit(v_endpoint.tenant_id, 'webhook.deleted', 'webhook', v_endpoint.id, jsonb_build_object('url', v_endpoint.url));
+end
+$f$;
+comment on function public.delete_webhook_endpoint(uuid, uuid) is 'Deletes an endpoint with its deliveries; the events stay. Admin or operator.';
+
+create or replace function public.send_test_webhook(p_endpoint_id uuid, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints := vanilla.webhook_endpoint(vanilla.acting_tenant(p_tenant_id), p_endpoint_id);
+    v_now timestamptz := vanilla.clock();
+    v_event uuid := vanilla.uuid7();
+    v_id uuid := vanilla.uuid7();
+begin
+    if v_endpoint.status <> 'active' then perform vanilla.refuse('VS409', 'the webhook is disabled', '{}', 'Activate it first.'); end if;
+    -- to this endpoint alone, whatever it asked for
+    insert into public.events (tenant_id, created_at, id, type, user_id, payload)
+    values (v_endpoint.tenant_id, v_now, v_event, 'webhook.test', vanilla.claim(4)::uuid, jsonb_build_object('webhook_id', v_endpoint.id));
+    insert into public.webhook_deliveries (tenant_id, id, endpoint_id, event_created_at, event_id, cause, next_attempt_at, created_at)
+    values (v_endpoint.tenant_id, v_id, v_endpoint.id, v_now, v_event, 'test', v_now, v_now);
+    return v_id;
+end
+$f$;
+comment on function public.send_test_webhook(uuid, uuid) is 'An event webhook.test for this endpoint alone; returns the delivery''s id.';
+
+create or replace function public.redeliver_webhook(p_delivery_id uuid, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_now timestamptz := vanilla.clock();
+    v_delivery public.webhook_deliveries;
+    v_endpoint public.webhook_endpoints;
+begin
+    select * into v_delivery from public.webhook_deliveries where tenant_id = v_tenant and id = p_delivery_id;
+    if not found then perform vanilla.refuse('VS404', 'no such delivery', jsonb_build_object('delivery_id', p_delivery_id)); end if;
+    v_endpoint := vanilla.webhook_endpoint(v_tenant, v_delivery.endpoint_id);
+    if v_endpoint.status <> 'active' then perform vanilla.refuse('VS409', 'the webhook is disabled', '{}', 'Activate it first.'); end if;
+    -- still open: tried now, unless a sender has it this moment; closed: a delivery of its own, so that the log stays
+    update public.webhook_deliveries set next_attempt_at = least(next_attempt_at, v_now)
+        where tenant_id = v_tenant and id = p_delivery_id and state in ('pending', 'failed') and lease_id is null;
+    if found or v_delivery.state in ('pending', 'failed') then return p_delivery_id; end if;
+    insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, cause, next_attempt_at, created_at)
+    values (v_tenant, v_endpoint.id, v_delivery.event_created_at, v_delivery.event_id, 'redelivery', v_now, v_now)
+    returning id into v_delivery.id;
+    return v_delivery.id;
+end
+$f$;
+comment on function public.redeliver_webhook(uuid, uuid) is
+    'Sends an event again, under the same webhook-id: an open delivery at once, a closed one as a new delivery. Returns the delivery''s id.';
+
+create or replace function vanilla.claim_webhook_deliveries(p_limit integer default 20, p_lease interval default '60 s') returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_lease uuid := vanilla.uuid7();
+    v_endpoint public.webhook_endpoints;
+    v_delivery public.webhook_deliveries;
+    v_event public.events;
+    v_room integer;
+    v_claimed jsonb := '[]';
+begin
+    for v_endpoint in
+        -- one probe for each endpoint with open deliveries, however many it has: a backlog costs the others nothing
+        with recursive waiting as (
+            (select d.tenant_id, d.endpoint_id from public.webhook_deliveries d
+             where d.state in ('pending', 'failed') order by d.tenant_id, d.endpoint_id limit 1)
+            union all
+            select n.tenant_id, n.endpoint_id from waiting w, lateral (
+                select d.tenant_id, d.endpoint_id from public.webhook_deliveries d
+                where d.state in ('pending', 'failed') and (d.tenant_id, d.endpoint_id) > (w.tenant_id, w.endpoint_id)
+                order by d.tenant_id, d.endpoint_id limit 1) n)
+        select e.* from waiting w
+        join public.webhook_endpoints e on e.tenant_id = w.tenant_id and e.id = w.endpoint_id and e.status = 'active'
+        join public.tenants t on t.tenant_id = e.tenant_id and t.id = e.tenant_id and t.status = 'active'
+        cross join lateral (select d.next_attempt_at from public.webhook_deliveries d
+            where d.tenant_id = e.tenant_id and d.endpoint_id = e.id and d.state in ('pending', 'failed') order by d.next_attempt_at limit 1) f
+        where f.next_attempt_at <= v_now
+        -- locked: two processes that claim at once do not both fill an endpoint's room
+        order by f.next_attempt_at for no key update of e skip locked
+    loop
+        exit when jsonb_array_length(v_claimed) >= p_limit;
+        select v_endpoint.concurrency - count(*) into v_room from public.webhook_deliveries d
+            where d.tenant_id = v_endpoint.tenant_id and d.endpoint_id = v_endpoint.id and d.state in ('pending', 'failed')
+              and d.next_attempt_at > v_now and d.lease_id is not null;
+        for v_delivery in select * from public.webhook_deliveries d
+            where d.tenant_id = v_endpoint.tenant_id and d.endpoint_id = v_endpoint.id and d.state in ('pending', 'failed') and d.next_attempt_at <= v_now
+            order by d.next_attempt_at, d.id limit greatest(least(v_room, p_limit - jsonb_array_length(v_claimed)), 0) for update skip locked
+        loop
+            if v_delivery.lease_id is not null then      -- its sender ended between sending and recording
+                insert into public.webhook_attempts (tenant_id, delivery_id, attempt, error, created_at)
+                values (v_delivery.tenant_id, v_delivery.id, v_delivery.attempts, 'the sender stopped before it recorded the outcome', v_now);
+            end if;
+            select * into v_event from public.events e
+                where e.tenant_id = v_delivery.tenant_id and e.created_at = v_delivery.event_created_at and e.id = v_delivery.event_id;
+            if not found or (v_delivery.attempts > 0 and vanilla.webhook_backoff(v_delivery.attempts) is null) then
+                update public.webhook_deliveries set state = 'dead', lease_id = null,
+                    last_error = case when v_event.id is null then 'the event is past retention' else 'the sender stopped before it recorded the outcome' end
+                    where tenant_id = v_delivery.tenant_id and id = v_delivery.id;
+                continue;
+            end if;
+            update public.webhook_deliveries set attempts = attempts + 1, lease_id = v_lease, next_attempt_at = v_now + p_lease
+                where tenant_id = v_delivery.tenant_id and id = v_delivery.id;
+            v_claimed := v_claimed || jsonb_build_object('tenant_id', v_delivery.tenant_id, 'delivery_id', v_delivery.id, 'lease_id', v_lease,
+                'attempt', v_delivery.attempts + 1, 'endpoint_id', v_endpoint.id, 'url', v_endpoint.url, 'secret', encode(v_endpoint.secret, 'base64'),
+                'previous_secret', case when v_endpoint.previous_secret_until > v_now then encode(v_endpoint.previous_secret, 'base64') end,
+                'event', jsonb_build_object('id', v_event.id, 'type', v_event.type, 'created_at', v_event.created_at at time zone 'UTC', 'tenant_id', v_event.tenant_id,
+                    'user_id', v_event.user_id, 'payload', v_event.payload));
+        end loop;
+    end loop;
+    return v_claimed;
+end
+$f$;
+comment on function vanilla.claim_webhook_deliveries(integer, interval) is
+    'Leases up to p_limit deliveries that are due, of all tenants, the endpoint that waits longest first and none beyond its concurrency. Not finished within p_lease, they are due again.';
+
+create or replace function vanilla.finish_webhook_delivery(p_tenant_id uuid, p_delivery_id uuid, p_lease_id uuid, p_status_code integer, p_error text,
+    p_duration_ms integer, p_retry_after interval default null) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_endpoint public.webhook_endpoints;
+    v_delivery public.webhook_deliveries;
+    v_delivered boolean := p_error is null and coalesce(p_status_code between 200 and 299, false);
+    v_wait interval;
+    v_reason text;
+begin
+    -- endpoints before deliveries, as in delete_webhook_endpoint
+    select e.* into v_endpoint from public.webhook_endpoints e
+        join public.webhook_deliveries d on d.tenant_id = e.tenant_id and d.endpoint_id = e.id
+        where d.tenant_id = p_tenant_id and d.id = p_delivery_id for no key update of e;
+    select * into v_delivery from public.webhook_deliveries
+        where tenant_id = p_tenant_id and id = p_delivery_id and lease_id = p_lease_id for update;
+    if not found then return null; end if;      -- fenced: the lease ran out and another sender has it
+    insert into public.webhook_attempts (tenant_id, delivery_id, attempt, status_code, error, duration_ms, created_at)
+    values (p_tenant_id, p_delivery_id, v_delivery.attempts, p_status_code,
+        case when not v_delivered then coalesce(left(p_error, 500), 'answered ' || p_status_code) end, p_duration_ms, v_now);
+    if not v_delivered and v_endpoint.status = 'active' then
+        v_reason := case when p_status_code = 410 then 'it answered 410 Gone'
+            when v_endpoint.failing_since <= v_now - interval '5 days' then 'every delivery failed for five days' end;
+        if v_reason is null then
+            v_wait := vanilla.webhook_backoff(v_delivery.attempts) * (1 + random() * 0.2);
+            -- the receiver may ask for more time, at most a day
+            if p_retry_after > v_wait then v_wait := least(p_retry_after, interval '24 hours'); end if;
+        end if;
+    end if;
+    update public.webhook_deliveries set lease_id = null, last_status_code = p_status_code, last_duration_ms = p_duration_ms,
+        last_error = case when not v_delivered then coalesce(left(p_error, 500), 'answered ' || p_status_code) end,
+        state = case when v_delivered then 'delivered' when v_wait is null then 'dead' else 'failed' end,
+        next_attempt_at = v_now + coalesce(v_wait, interval '0'), delivered_at = case when v_delivered then v_now end
+        where tenant_id = p_tenant_id and id = p_delivery_id returning * into v_delivery;
+    if v_delivered and v_endpoint.failing_since is not null then
+        update public.webhook_endpoints set failing_since = null where tenant_id = p_tenant_id and id = v_endpoint.id;
+    elsif v_reason is not null then
+        perform vanilla.close_webhook(v_endpoint, v_reason);
+        perform vanilla.audit(p_tenant_id, 'webhook.disabled', 'webhook', v_endpoint.id, jsonb_build_object('reason', v_reason), null, 'system');
+        perform vanilla.emit_event(p_tenant_id, 'webhook.disabled', null, jsonb_build_object('webhook_id', v_endpoint.id,
+            'description', v_endpoint.description, 'reason', v_reason, 'failing_since', coalesce(v_endpoint.failing_since, v_now)));
+    elsif not v_delivered and v_endpoint.failing_since is null then
+        update public.webhook_endpoints set failing_since = v_now where tenant_id = p_tenant_id and id = v_endpoint.id;
+    end if;
+    return v_delivery.state;
+end
+$f$;
+comment on function vanilla.finish_webhook_delivery(uuid, uuid, uuid, integer, text, integer, interval) is
+    'Records what a try came to and when the next one is: delivered (2xx), failed, or dead after the last one. 410, or five days of failures, disable the endpoint. Returns the state; null when the lease is no longer the caller''s.';
+
+create or replace function vanilla.prune_webhook_deliveries(p_days integer default 30, p_limit integer default 1000) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_before timestamptz := vanilla.clock() - make_interval(days => p_days);
+    v_ids uuid[];
+begin
+    if p_days < 7 then perform vanilla.refuse('VS400', 'deliveries are kept for at least seven days', '{"param": "days"}'); end if;
+    select array_agg(id) into v_ids from (select d.id from public.webhook_deliveries d
+        where d.created_at < v_before and d.state in ('delivered', 'dead') and d.lease_id is null limit p_limit) old;
+    delete from public.webhook_attempts a using public.webhook_deliveries d
+        where d.created_at < v_before and d.id = any (v_ids) and a.tenant_id = d.tenant_id and a.delivery_id = d.id;
+    delete from public.webhook_deliveries d where d.created_at < v_before and d.id = any (v_ids);
+    return coalesce(cardinality(v_ids), 0);
+end
+$f$;
+comment on function vanilla.prune_webhook_deliveries(integer, integer) is
+    'Forgets up to p_limit deliveries that were closed and are older than p_days, with their attempts; returns how many. The events stay.';
+
+grant execute on function vanilla.emit_event(uuid, text, uuid, jsonb) to vanilla_system;
+grant execute on function vanilla.event_types() to vanilla_app, vanilla_readonly, vanilla_operator;
+grant execute on function
+    public.create_webhook_endpoint(uuid, text, text[], bytea, text, integer, uuid),
+    public.update_webhook_endpoint(uuid, text, text[], text, integer, text, uuid),
+    public.rotate_webhook_secret(uuid, bytea, interval, uuid), public.delete_webhook_endpoint(uuid, uuid),
+    public.send_test_webhook(uuid, uuid), public.redeliver_webhook(uuid, uuid) to vanilla_app, vanilla_operator;
+grant execute on function vanilla.claim_webhook_deliveries(integer, interval),
+    vanilla.finish_webhook_delivery(uuid, uuid, uuid, integer, text, integer, interval) to vanilla_runtime;
+grant execute on function vanilla.prune_webhook_deliveries(integer, integer) to vanilla_runtime, vanilla_operator, vanilla_system;
+-- 10. Supabase -----------------------------------------------------------------------------------------------------
 -- Nothing here does anything elsewhere. A user of Supabase Auth is the user of the same id.
 create or replace function vanilla.supabase_tenant(p_app_metadata jsonb) returns uuid language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp as $f$

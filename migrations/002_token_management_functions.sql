@@ -310,7 +310,11 @@ begin
         v_entry.source := 'level_policy';
         v_entry.grant_id := p_grant.id;
         v_entry.metadata := jsonb_build_object('kind', p_grant.kind);
-        perform vanilla.post_entry(p_wallet, v_entry);
+        v_entry := vanilla.post_entry(p_wallet, v_entry);
+        if p_state = 'expired' and p_grant.kind not in ('plan', 'rollover') then      -- of those token.reset tells
+            perform vanilla.emit_event(p_grant.tenant_id, 'token.expired', p_grant.user_id,
+                vanilla.entry_event(v_entry) || jsonb_build_object('grant_id', p_grant.id, 'kind', p_grant.kind));
+        end if;
     end if;
 end
 $f$;
@@ -327,6 +331,7 @@ declare
     v_policy record;
     v_zone text;
     v_ends_at timestamptz;
+    v_before bigint;
     v_entry public.user_token_ledger;
 begin
     p_wallet := vanilla.settle_burn(p_wallet);
@@ -362,8 +367,12 @@ begin
             select * into v_policy from vanilla.effective_policy(p_wallet.tenant_id, p_wallet.user_id, p_wallet.level_id);
             select time_zone into v_zone from public.tenants where tenant_id = p_wallet.tenant_id and id = p_wallet.tenant_id;
             select ends_at into v_ends_at from vanilla.period_at(v_policy.period, v_policy.period_anchor, p_wallet.anchor_at, v_zone, v_due);
+            v_before := p_wallet.available_tokens - p_wallet.borrowed_tokens;
             perform vanilla.open_period(p_wallet, v_unused, v_due, v_ends_at);
             p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+            perform vanilla.emit_event(p_wallet.tenant_id, 'token.reset', p_wallet.user_id, jsonb_build_object('period_start', v_due,
+                'next_reset_at', v_ends_at, 'unused', v_unused, 'granted', p_wallet.available_tokens - p_wallet.borrowed_tokens - v_before,
+                'available_tokens', p_wallet.available_tokens, 'borrowed_tokens', p_wallet.borrowed_tokens));
         end if;
     end loop;
     update public.user_token_wallets w set next_event_at = v_due
@@ -820,6 +829,10 @@ begin
         perform vanilla.audit(v_entry.tenant_id, 'wallet.adjusted', 'user', p_user_id,
             jsonb_build_object('entry_id', v_entry.id, 'direction', p_direction, 'amount', v_entry.amount, 'reason', v_entry.reason));
     end if;
+    if p_direction in ('credit', 'adjustment') then
+        perform vanilla.emit_event(v_user.tenant_id, case p_direction when 'credit' then 'token.granted' else 'token.adjusted' end, v_user.id,
+            vanilla.entry_event(v_entry));
+    end if;
     return vanilla.entry_json(v_entry);
 end
 $f$;
@@ -1083,6 +1096,7 @@ begin
     end if;
     v_result := vanilla.assign_level(v_user.tenant_id, v_user.id, p_level_id);
     perform vanilla.audit(v_user.tenant_id, 'wallet.level', 'user', v_user.id, v_result - 'user_id');
+    perform vanilla.emit_event(v_user.tenant_id, 'token.level_changed', v_user.id, v_result - 'user_id');
     return v_result;
 end
 $f$;
@@ -1127,13 +1141,18 @@ create or replace function public.set_wallet_status(p_user_id uuid, p_status tex
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
+    v_wallet public.user_token_wallets;
 begin
     if p_status is null or p_status not in ('active', 'locked', 'suspended') then
         perform vanilla.refuse('VS400', 'a wallet is active, locked or suspended', '{"param": "status"}');
     end if;
-    perform vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+    v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
     update public.user_token_wallets set status = p_status where tenant_id = v_user.tenant_id and user_id = v_user.id;
     perform vanilla.audit(v_user.tenant_id, 'wallet.status', 'user', v_user.id, jsonb_build_object('status', p_status, 'reason', p_reason));
+    if v_wallet.status <> p_status then
+        perform vanilla.emit_event(v_user.tenant_id, 'token.status_changed', v_user.id,
+            jsonb_build_object('from', v_wallet.status, 'to', p_status, 'reason', p_reason));
+    end if;
 end
 $f$;
 comment on function public.set_wallet_status(uuid, text, text) is 'active, locked or suspended; a locked or suspended wallet refuses debits and reservations.';

@@ -16,7 +16,10 @@ from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.logs import configure_logs
+from vanilla_saas.operations import webhooks_pages
 from vanilla_saas.operations.routes import router as operations_router
+from vanilla_saas.operations.webhooks import WebhookSender
+from vanilla_saas.operations.webhooks_routes import router as webhooks_router
 from vanilla_saas.providers import pages as providers_pages
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.gateway import Gateway
@@ -51,10 +54,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 calls = MeteredCalls(database, client, secrets, sandbox_url, settings.max_running_calls)
                 app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
                 app.state.gateway = Gateway(calls, settings.max_body_bytes)
+                app.state.webhooks = WebhookSender.from_settings(database, settings)
+                if settings.send_webhooks:
+                    app.state.webhooks.start()
                 ticker = asyncio.create_task(_tick(database))
                 try:
                     yield
                 finally:
+                    await app.state.webhooks.close()
                     ticker.cancel()
                     with suppress(asyncio.CancelledError):
                         await ticker
@@ -69,9 +76,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
     install_problems(app)
-    for router in (operations_router, tenancy_router, tokens_router):
+    for router in (operations_router, tenancy_router, tokens_router, webhooks_router):
         app.include_router(router)
-    console.install(app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM)
+    console.install(app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM, webhooks_pages.ROOM)
     return app
 
 

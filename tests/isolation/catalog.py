@@ -9,7 +9,12 @@ ACTS_AS = {"authenticated": "vanilla_app", "anon": "vanilla_runtime"}
 """Supabase's API roles, and the login whose rights on tables each must have: vanilla_runtime has none."""
 PLATFORM = "00000000-0000-0000-0000-000000000000"
 
-HIDDEN = {"users": {"password_hash"}, "api_keys": {"key_hash"}, "ai_providers": {"secret"}}
+HIDDEN = {
+    "users": {"password_hash"},
+    "api_keys": {"key_hash"},
+    "ai_providers": {"secret"},
+    "webhook_endpoints": {"secret", "previous_secret"},
+}
 """Secret columns of tables that a login may read: no column grant."""
 
 OWNER_COLUMN = {"users": "id"}

@@ -108,6 +108,7 @@ async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
         for settled in (True, False):
             await _call_model(connection, member, word, settled)
         await connection.fetchval("select issue_one_time_token($1, sha256($2))", member.id, uuid.uuid4().bytes)
+    await _make_webhook(connection, tenant, members[0], word)
     return Tenant(tenant, word, *members)
 
 
@@ -153,6 +154,23 @@ async def _call_model(connection: asyncpg.Connection, member: Member, word: str,
         await connection.fetchval(
             "select vanilla.settle_call($1, $2, 'succeeded', 5, 5, 0, 0)", admitted["tenant_id"], admitted["hold_id"]
         )
+
+
+async def _make_webhook(connection: asyncpg.Connection, tenant: str, member: Member, word: str) -> None:
+    """An endpoint with a delivery that failed once and one that is in flight for good, so that no sender takes it."""
+    await connection.fetchval(
+        "select create_webhook_endpoint($1, $2, '{*}', sha256('x'), $3, p_tenant_id => $4)",
+        uuid.uuid4(),
+        f"https://{word}.test",
+        word,
+        tenant,
+    )
+    for _ in range(2):
+        await connection.fetchval("select adjust_user_tokens($1, 1, 'credit', $2)", member.id, word)
+    claimed = json.loads(await connection.fetchval("select vanilla.claim_webhook_deliveries(20, '100 years')"))
+    first, lease = claimed[0]["delivery_id"], claimed[0]["lease_id"]
+    failed = "select vanilla.finish_webhook_delivery($1, $2, $3, 500, $4, 1, '1 day')"
+    await connection.fetchval(failed, tenant, first, lease, word)
 
 
 async def _fill(connection: asyncpg.Connection, world: World, table: Table, tenant: Tenant) -> None:
@@ -244,6 +262,8 @@ def _value(table: Table, column: Column, word: str, spelling: int) -> object:
         return f"\\x{uuid.uuid4().hex * 2}"
     if column.type == "uuid":
         return str(uuid.uuid4())
+    if column.type == "text[]":
+        return [word]
     if column.type == "jsonb":
         return {"word": word}
     if not column.not_null:

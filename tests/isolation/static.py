@@ -46,7 +46,7 @@ def expected_policies(table: str, ownership: str) -> set[tuple[str, str, str, st
         ("system", "*", "vanilla_system", "true", "true"),
         ("operator_select", "r", "vanilla_operator", "true", None),
     }
-    if table == "audit_logs":
+    if table in ("audit_logs", "events"):
         everything.add(
             ("operator_delete", "d", "vanilla_operator", "(created_at < (now() - '1 year'::interval))", None)
         )
@@ -233,7 +233,7 @@ _query(
     where c.relnamespace in ('public'::regnamespace, 'vanilla'::regnamespace) and a.grantee <> c.relowner
       and (a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN') or a.is_grantable
            or (c.relname = 'user_token_ledger' and a.privilege_type not in ('SELECT', 'INSERT'))
-           or (c.relname = 'audit_logs' and a.privilege_type = 'UPDATE'))""",
+           or (c.relname in ('audit_logs', 'events') and a.privilege_type = 'UPDATE'))""",
 )
 _query(
     "tenant_and_id_are_never_updatable",

@@ -24,6 +24,10 @@ IDS = {
     "p_reference_id": OPEN_HOLD + "not null limit 1",
     "p_hold_id": OPEN_HOLD + "not null limit 1",
     "vanilla.settle_call.p_hold_id": OPEN_HOLD + "null limit 1",
+    "p_endpoint_id": "select id from webhook_endpoints where tenant_id = $1 limit 1",
+    "public.create_webhook_endpoint.p_endpoint_id": "select gen_random_uuid()",
+    "p_delivery_id": "select id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
+    "p_lease_id": "select lease_id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
 }
 """Where the ids of a tenant for an argument of this name come from: $1 the tenant, $2 its user."""
 
@@ -77,7 +81,17 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.verify_token_ledger": (OK, {}),
     "public.reconcile_token_wallets": (OK, {}),
     "public.token_balance_at": (OK, {"p_at": "now()"}),
-    # functions of the gateway and the workers: they take a key, a session or a hold of A
+    "vanilla.event_types": (OK, {}),
+    "public.create_webhook_endpoint": (
+        OK,
+        {"p_url": "'https://example.com/'", "p_event_types": "array['*']", "p_secret": "'x'"},
+    ),
+    "public.update_webhook_endpoint": (OK, {"p_url": "'https://example.com/'"}),
+    "public.rotate_webhook_secret": (OK, {"p_secret": "'x'"}),
+    "public.delete_webhook_endpoint": (OK, {}),
+    "public.send_test_webhook": (OK, {}),
+    "public.redeliver_webhook": (OK, {}),
+    # functions of the gateway and the workers: they take a key, a session, a hold or a lease of A
     "vanilla.begin_sign_in": (OK, {"p_tenant": "'{word}'", "p_email": "'user@{word}.test'", "p_ip": "'x'"}),
     "vanilla.finish_sign_in": (
         OK,
@@ -149,9 +163,16 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "vanilla.ensure_partitions": (OK, {}),
     "vanilla.reap_holds": (OK, {}),
     "vanilla.run_maintenance": (OK, {}),
+    # a job over all tenants: nothing of B's is due, so it is handed nothing of B's
+    "vanilla.claim_webhook_deliveries": (OK, {}),
+    "vanilla.finish_webhook_delivery": (OK, {"p_status_code": "200", "p_error": "null", "p_duration_ms": "1"}),
+    "vanilla.prune_webhook_deliveries": (OK, {}),
 }
 
-CAPABILITIES = {"vanilla.settle_call": {"p_tenant_id", "p_hold_id"}}
+CAPABILITIES = {
+    "vanilla.settle_call": {"p_tenant_id", "p_hold_id"},
+    "vanilla.finish_webhook_delivery": {"p_tenant_id", "p_delivery_id", "p_lease_id"},
+}
 """Arguments that together are the right to act, of functions without a context: B's are tried one at a time."""
 
 
@@ -234,6 +255,8 @@ def _harmless(function: Function, choice: tuple[str, ...], outcome: str) -> bool
     unused = {"p_execution_id"}
     if function.name in ("public.create_api_key", "public.revoke_api_key"):
         unused.add("p_tenant_id")  # a user's own keys are of their own tenant, whatever is said
+    if function.name == "public.create_webhook_endpoint":
+        unused.add("p_endpoint_id")  # the caller makes it up
     return set(choice) <= unused
 
 

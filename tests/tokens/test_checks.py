@@ -36,6 +36,13 @@ BREAK = {
     "definers_pinned": "alter function public.reset_monthly_tokens(integer) reset search_path",
     "execute_to_public": "grant execute on function public.reset_monthly_tokens(integer) to public",
     "partition_grants": "grant select (id) on public.ai_executions_{this_month} to vanilla_app",
+    "webhooks_overdue": """
+        with made as (
+            insert into webhook_endpoints (tenant_id, id, url, event_types, secret)
+            select tenant_id, gen_random_uuid(), 'https://example.com', array['*'], 'x' from users where id = $1
+            returning *)
+        insert into webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at)
+        select tenant_id, id, now(), gen_random_uuid(), now() - interval '2 hours' from made""",
     "clock_replaced": """
         create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe
         as 'select now()'""",
