@@ -88,14 +88,15 @@ class Database:
         """
         token = self._signer.sign(identity) if identity else ""
         async with translated_errors(), _acquired(self._app) as connection:
+            end = connection.end  # of the session itself: the pool takes its handle away when the session is lost
             try:
                 await connection.begin(token, request_id, client_ip, read_only=read_only, shared=self.shared)
                 yield connection
             except BaseException:
                 with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                    await connection.end("rollback", shared=self.shared)
+                    await end("rollback", shared=self.shared)
                 raise
-            await connection.end("commit", shared=self.shared)
+            await end("commit", shared=self.shared)
 
     async def call(self, statement: str, *arguments: object) -> Any:
         """The value of one statement on the runtime pool: `select vanilla.<function>(...)`, one round trip."""
