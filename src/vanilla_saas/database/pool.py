@@ -133,7 +133,8 @@ async def _acquired(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
         yield connection
     except _BROKEN:
         # its end may still be on the way: whoever gets it next would find it in the middle of a statement
-        connection.terminate()
+        with suppress(asyncpg.InterfaceError):  # the pool has noticed and taken it away
+            connection.terminate()
         raise
     finally:
         await pool.release(connection)
