@@ -1445,6 +1445,7 @@ begin
     -- a right password takes back its own count only: an office signs in all morning, a guesser gains nothing
     update public.sign_in_throttles set failures = greatest(failures - 1, 0) where tenant_id = vanilla.platform()
         and subject_hash = sha256(convert_to('ip:' || coalesce(p_ip, ''), 'UTF8'));
+    perform set_config('vanilla.client_ip', coalesce(p_ip, ''), true);
     perform vanilla.audit(v_user.tenant_id, 'session.opened', 'user', v_user.id, jsonb_build_object('session_id', v_id), v_user.id, v_user.role);
     return jsonb_build_object('tenant_id', v_user.tenant_id, 'user_id', v_user.id, 'role', v_user.role,
         'must_change_password', v_user.must_change_password, 'expires_at', v_now + p_ttl);
@@ -1606,6 +1607,7 @@ begin
     if not found then return null; end if;
     insert into public.one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at, created_at)
     values (v_user.tenant_id, v_user.id, 'set_password', p_token_hash, vanilla.clock() + interval '1 hour', vanilla.clock());
+    perform set_config('vanilla.client_ip', coalesce(p_ip, ''), true);
     perform vanilla.audit(v_user.tenant_id, 'user.password_link', 'user', v_user.id, '{"by": "forgot"}', v_user.id, v_user.role);
     return v_user.email;
 end

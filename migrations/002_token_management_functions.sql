@@ -1329,7 +1329,7 @@ begin
     return query
         with chain as (
             select l, l.tenant_id as t, l.user_id as u, l.seq as s, l.hash as h,
-                lag(l.seq, 1, 0::bigint) over w as seq_before, lag(l.hash, 1, '\x'::bytea) over w as hash_before,
+                lag(l.seq, 1, 0::bigint) over w as seq_before, lag(l.hash, 1, ''::bytea) over w as hash_before,
                 lag(l.available_after - l.borrowed_after, 1, 0::bigint) over w as balance_before, lag(l.reserved_after, 1, 0::bigint) over w as reserved_before,
                 lag(l.created_at, 1, '-infinity'::timestamptz) over w as time_before
             from public.user_token_ledger l
@@ -1350,7 +1350,7 @@ begin
         from public.user_token_wallets w
         left join public.user_token_ledger l on l.tenant_id = w.tenant_id and l.user_id = w.user_id and l.seq = w.seq
         where (w.tenant_id = v_tenant or v_tenant is null) and (w.user_id = p_user_id or p_user_id is null)
-          and (w.head <> coalesce(l.hash, '\x') or (w.seq > 0 and l.seq is null)
+          and (w.head <> coalesce(l.hash, '') or (w.seq > 0 and l.seq is null)
                or exists (select from public.user_token_ledger x where x.tenant_id = w.tenant_id and x.user_id = w.user_id and x.seq > w.seq));
 end
 $f$;

@@ -47,7 +47,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         signer = load_signer(settings)
         with addresses(settings, signer) as where:
             database = await Database.open(
-                where.app, where.runtime, signer, size=settings.pool_size, allow_superuser=settings.allow_superuser
+                where.app,
+                where.runtime,
+                signer,
+                size=settings.pool_size,
+                allow_superuser=settings.allow_superuser,
+                transaction_pooling=settings.transaction_pooling,
             )
             async with _sandbox(settings) as sandbox_url, UpstreamClient() as client:
                 secrets = SecretBox.from_settings(settings)

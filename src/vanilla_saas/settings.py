@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     pool_size: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Connections a process keeps for each of its two pools."""
+    transaction_pooling: bool = False
+    """The database is reached through a pooler in transaction mode that is not noticed by itself, as PgBouncer is."""
     sandbox_url: str | None = None
     """Base address of a running sandbox provider; else each process starts its own on loopback."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024

@@ -315,6 +315,31 @@ async def test_the_audit_log_says_who_did_what_from_where(call: Api, member: Mak
     assert (rows[0]["ip"], rows[0]["request_id"]) == ("127.0.0.1", "audit-1")
 
 
+async def test_the_audit_log_says_from_where_somebody_came_to_the_door(call: Api, operator: asyncpg.Connection) -> None:
+    email, new = f"{uuid.uuid4().hex[:12]}@example.test", "four other short words"
+    door = {"tenant": "default", "email": email}
+    made = await call("POST", "/auth/register", door | {"password": PASSWORD})
+    await call("POST", "/auth/sign-in", door | {"password": "not the password"})
+    tokens = (await call("POST", "/auth/sign-in", door | {"password": PASSWORD})).body
+    for _ in range(2):
+        await call("POST", "/auth/refresh", {"refresh_token": tokens["refresh_token"]})
+    entered = (await call("POST", "/auth/sign-in", door | {"password": PASSWORD})).body["access_token"]
+    await call("POST", "/auth/password", {"old_password": PASSWORD, "new_password": new}, entered)
+    await call("POST", "/auth/sign-out", token=entered)
+    rows = await operator.fetch(
+        "select action, ip from audit_logs where target_id = $1 order by id", uuid.UUID(made.body["user_id"])
+    )
+    assert {row["action"] for row in rows} == {
+        "user.registered",
+        "session.opened",
+        "session.refused",
+        "session.reused",
+        "session.closed",
+        "user.password_changed",
+    }
+    assert {row["ip"] for row in rows} == {"127.0.0.1"}
+
+
 async def test_the_audit_log_is_the_tenants_own(call: Api, member: MakeMember, people: People) -> None:
     admin = await member("admin", await people.tenant())
     actions = {row["action"] for row in (await call("GET", "/audit", token=admin.token)).body["items"]}

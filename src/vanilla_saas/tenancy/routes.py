@@ -88,13 +88,13 @@ async def open_session(request: Request, body: models.SignInBody) -> models.Toke
 @router.post("/auth/refresh")
 async def refresh(request: Request, body: models.RefreshBody) -> models.TokensAnswer:
     """New tokens for a refresh token. Used twice, it ends the sign-in: one of the two users is a thief."""
-    return _tokens(await sign_in.refresh(_database(request), body.refresh_token.get_secret_value()))
+    return _tokens(await sign_in.refresh(_database(request), body.refresh_token.get_secret_value(), client_ip(request)))
 
 
 @router.post("/auth/sign-out", status_code=204)
 async def sign_out(request: Request) -> Response:
     """End the sign-in of the access token, expired or not, with all that was refreshed from it."""
-    await store.close_session(_database(request), token_hash(bearer_token(request)))
+    await store.close_session(_database(request), token_hash(bearer_token(request)), client_ip(request))
     return Response(status_code=204)
 
 
@@ -109,6 +109,7 @@ async def change_password(request: Request, caller: CurrentCaller, body: models.
         caller.email,
         body.old_password.get_secret_value(),
         body.new_password.get_secret_value(),
+        client_ip(request),
     )
     return Response(status_code=204)
 
@@ -117,7 +118,9 @@ async def change_password(request: Request, caller: CurrentCaller, body: models.
 async def redeem(request: Request, body: models.RedeemBody) -> models.Redeemed:
     """Set a password with a one-time token; all sessions and other links of the user end."""
     return models.Redeemed.of(
-        await sign_in.redeem(_database(request), body.token.get_secret_value(), body.new_password.get_secret_value())
+        await sign_in.redeem(
+            _database(request), body.token.get_secret_value(), body.new_password.get_secret_value(), client_ip(request)
+        )
     )
 
 
