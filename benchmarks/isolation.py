@@ -7,8 +7,8 @@ are then in memory: there the policies' share of the time is largest.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from statistics import quantiles
 from uuid import UUID
@@ -52,6 +52,13 @@ GROWTH = ("floor", "signed")
 """Variants whose statement is compared with itself on the table in which the other tenants grew."""
 TABLES = {"": "shared_rows", "owned_": "owned_rows"}
 """Prefix of a ratio to the table: one of class tenant_shared, one of user_read whose reader is not the owner."""
+GROWN = "grown_rows"
+MAKE_PEOPLE = """
+with made as materialized (select create_tenant('load-' || n, 'Load') as tenant_id from generate_series(1, $1::int) n)
+select tenant_id, create_user('admin@example.test', 'admin', p_must_change_password => false, p_tenant_id => tenant_id)
+from made
+"""
+FILL = "select fill($1::text::regclass, $2, $3, $4, $5)"
 NOTES = [
     "transaction: begin, context, statement, commit, four round trips; statement: it alone.",
     "owned: a table of class user_read, read by an admin who owns none of the rows: three mentions in its policy.",
@@ -81,7 +88,7 @@ class Size:
 
 
 FULL = Size(tenants=1000, per_tenant=1000, growth=10, kept=16, rounds=15, transactions=1500)
-QUICK = Size(tenants=20, per_tenant=1000, growth=10, kept=2, rounds=3, transactions=150)
+QUICK = Size(tenants=20, per_tenant=1000, growth=10, kept=2, rounds=2, transactions=150)
 
 
 @dataclass(slots=True)
@@ -146,34 +153,33 @@ def _server() -> Iterator[tuple[Addresses, ContextSigner]]:
             yield where, signer
 
 
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def _configure(admin_url: str, signer: ContextSigner) -> None:
     await migrate(admin_url, signer)
-    connection = await asyncpg.connect(admin_url)
-    for name, value in SERVER.items():
-        await connection.execute(f"alter system set {name} = '{value}'")
-    await connection.close()
+    async with _connected(admin_url) as connection:
+        for name, value in SERVER.items():
+            await connection.execute(f"alter system set {name} = '{value}'")
 
 
 async def _fill(admin_url: str, size: Size) -> list[tuple[UUID, UUID]]:
     """Tenants with an admin each, by the product's own functions; rows for all of them."""
-    connection = await asyncpg.connect(admin_url)
-    await connection.execute((ROOT / "benchmarks" / "isolation.sql").read_text())
-    people = []
-    for number in range(size.tenants):
-        tenant = await connection.fetchval("select create_tenant($1, 'Load')", f"load-{number}")
-        user = await connection.fetchval(
-            "select create_user('admin@example.test', 'admin', p_must_change_password => false, p_tenant_id => $1)",
-            tenant,
-        )
-        people.append((tenant, user))
-    tenants = [tenant for tenant, _ in people]
-    for table, growth in (("shared_rows", 1), ("owned_rows", 1), ("grown_rows", size.growth)):
-        await connection.execute(
-            "select fill($1::text::regclass, $2, $3, $4, $5)", table, tenants, size.per_tenant, size.kept, growth
-        )
-    await connection.execute("vacuum (analyze, freeze)")
-    await connection.execute("checkpoint")
-    await connection.close()
+    async with _connected(admin_url) as connection:
+        await connection.execute((ROOT / "benchmarks" / "isolation.sql").read_text())
+        people = [tuple(row) for row in await connection.fetch(MAKE_PEOPLE, size.tenants)]
+        tenants = [tenant for tenant, _ in people]
+        for table in TABLES.values():
+            await connection.execute(FILL, table, tenants, size.per_tenant, size.kept, 1)
+        await connection.execute(FILL, GROWN, tenants, size.per_tenant, size.kept, size.growth)
+        await connection.execute("vacuum (analyze, freeze)")
+        await connection.execute("checkpoint")
     return people
 
 
@@ -183,40 +189,36 @@ async def _check_variants(state: Run) -> None:
     Raises BenchmarkError.
     """
     (tenant, user), (other, _) = state.people[0], state.people[1]
+    context = {"bench.tenant_id": str(tenant), "bench.user_id": str(user), "bench.role": "admin"}
     for variant, login in VARIANTS.items():
-        connection = await asyncpg.connect(state.server.dsn(login))
-        token = state.signer.sign(Identity(tenant, user, "admin"))
-        context = {"bench.tenant_id": str(tenant), "bench.user_id": str(user), "bench.role": "admin"}
-        for name, value in (context | {"vanilla.context": token}).items():
-            await connection.execute("select set_config($1, $2, false)", name, value)
-        for table in TABLES.values():
-            query = f"select count(*) from {table} where tenant_id = $1"
-            seen = [await connection.fetchval(query, wanted) for wanted in (tenant, other)]
-            if seen != [state.size.per_tenant, state.size.per_tenant if variant == "floor" else 0]:
-                raise BenchmarkError(f"{variant} sees {seen} rows of its own and another tenant in {table}")
-        await connection.close()
+        async with _connected(state.server.dsn(login)) as connection:
+            token = state.signer.sign(Identity(tenant, user, "admin"))
+            for name, value in (context | {"vanilla.context": token}).items():
+                await connection.execute("select set_config($1, $2, false)", name, value)
+            for table in TABLES.values():
+                query = f"select count(*) from {table} where tenant_id = $1"
+                seen = [await connection.fetchval(query, wanted) for wanted in (tenant, other)]
+                if seen != [state.size.per_tenant, state.size.per_tenant if variant == "floor" else 0]:
+                    raise BenchmarkError(f"{variant} sees {seen} rows of its own and another tenant in {table}")
 
 
 async def _rows(admin_url: str, people: list[tuple[UUID, UUID]]) -> dict[tuple[str, int], UUID]:
     """A row in the middle of each tenant that is read, by table and number of the tenant."""
-    connection = await asyncpg.connect(admin_url)
     rows = {}
-    for table in (*TABLES.values(), "grown_rows"):
-        for number, (tenant, _) in enumerate(people):
+    async with _connected(admin_url) as connection:
+        for table in (*TABLES.values(), GROWN):
             query = f"select id from {table} where tenant_id = $1 order by id offset 500 limit 1"
-            rows[table, number] = await connection.fetchval(query, tenant)
-    await connection.close()
+            for number, (tenant, _) in enumerate(people):
+                rows[table, number] = await connection.fetchval(query, tenant)
     return rows
 
 
 async def _counts(admin_url: str) -> dict[str, Figure]:
-    connection = await asyncpg.connect(admin_url)
-    counts = {
-        f"{table}_at_the_end": await connection.fetchval(f"select count(*) from {table}")
-        for table in (*TABLES.values(), "grown_rows")
-    }
-    await connection.close()
-    return counts
+    async with _connected(admin_url) as connection:
+        return {
+            f"{table}_at_the_end": await connection.fetchval(f"select count(*) from {table}")
+            for table in (*TABLES.values(), GROWN)
+        }
 
 
 def _round(state: Run, number: int, rows: Mapping[tuple[str, int], UUID]) -> None:
@@ -228,9 +230,10 @@ def _round(state: Run, number: int, rows: Mapping[tuple[str, int], UUID]) -> Non
             for form in FORMS:
                 for variant in order:
                     state.slice(number, table, operation, variant, form, rows[table, kept])
+    tables = (TABLES[""], GROWN)
     for operation in OPERATIONS:
         for variant in GROWTH:
-            for table in ("shared_rows", "grown_rows") if number % 2 else ("grown_rows", "shared_rows"):
+            for table in tables if number % 2 else tables[::-1]:
                 state.slice(number, table, operation, variant, "growth", rows[table, kept])
 
 
@@ -255,7 +258,7 @@ def _report(state: Run, counts: dict[str, Figure]) -> Result:
                         )
     for operation in OPERATIONS:
         for variant in GROWTH:
-            after, before = ((table, operation, variant, "growth") for table in ("grown_rows", "shared_rows"))
+            after, before = ((table, operation, variant, "growth") for table in (GROWN, TABLES[""]))
             rounds[f"{operation}_{variant}_growth"] = state.ratios(after, before)
     for name, values in rounds.items():
         low, _, high = quantiles(values, n=4)
