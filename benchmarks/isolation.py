@@ -87,7 +87,7 @@ class Size:
     transactions: int
 
 
-FULL = Size(tenants=1000, per_tenant=1000, growth=10, kept=16, rounds=15, transactions=1500)
+FULL = Size(tenants=1000, per_tenant=1000, growth=10, kept=16, rounds=25, transactions=800)
 QUICK = Size(tenants=20, per_tenant=1000, growth=10, kept=2, rounds=2, transactions=150)
 
 
