@@ -2070,8 +2070,8 @@ set search_path = pg_catalog, pg_temp as $f$
         ('token.expired', 'A grant lapsed with tokens left.'),
         ('token.level_changed', 'A user was put on a level.'),
         ('token.status_changed', 'A wallet was locked, suspended or opened.'),
-        ('token.warning', 'What is available fell below the level''s warning mark, or the wallet is in debt.'),
-        ('token.exhausted', 'A wallet could not pay.'),
+        ('token.warning', 'What is left (available and held) fell below the warning mark, once per crossing; or debt began under warn.'),
+        ('token.exhausted', 'Nothing is left, available or held.'),
         ('webhook.disabled', 'An endpoint was disabled because it kept failing or answered 410.'),
         ('webhook.test', 'Sent by hand to see whether an endpoint works.')
 $f$;

@@ -62,8 +62,11 @@ begin
                                                          from public.users u where u.id = p_entry.user_id))
           and w.next_event_at > v_now
           and w.borrowed_tokens = 0
-          and (p_entry.amount >= 0 or w.available_tokens + p_entry.amount > 0)                              -- events: see tell_crossing
-          and (w.warn_below is null or w.available_tokens < w.warn_below or w.available_tokens + p_entry.amount >= w.warn_below)
+          and w.available_tokens + p_entry.amount >= 0
+          -- nothing that tell_crossing would tell
+          and (p_entry.amount + p_entry.reserved_amount >= 0 or w.available_tokens + w.reserved_tokens + p_entry.amount + p_entry.reserved_amount > 0)
+          and (w.warn_below is null or w.available_tokens + w.reserved_tokens < w.warn_below
+               or w.available_tokens + w.reserved_tokens + p_entry.amount + p_entry.reserved_amount >= w.warn_below)
           and (p_epoch is null and w.status = 'active' or p_epoch = w.epoch and w.status <> 'closed')      -- calls in flight settle
         returning w.tenant_id, w.user_id, w.seq, w.last_entry_at, w.available_tokens, w.reserved_tokens, w.borrowed_tokens, w.head)
     insert into public.user_token_ledger
@@ -79,8 +82,32 @@ $f$;
 comment on function vanilla.move_tokens(public.user_token_ledger, bigint, integer) is
     'Posts an entry in one statement when the wallet allows it without further thought, else answers null and writes nothing. p_epoch is that of a hold being closed.';
 
+-- Told when tokens are spent, not when they are held: available + reserved crosses a mark once, however many calls come and go.
+create or replace function vanilla.tell_crossing(p_before public.user_token_wallets, p_entry public.user_token_ledger) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_before bigint := p_before.available_tokens + p_before.reserved_tokens;
+    v_after bigint := p_entry.available_after + p_entry.reserved_after;
+    v_payload jsonb;
+begin
+    if v_after >= v_before and p_entry.borrowed_after <= p_before.borrowed_tokens then return; end if;
+    v_payload := vanilla.entry_event(p_entry) || jsonb_build_object('warn_below', p_before.warn_below, 'resets_at', p_before.next_reset_at);
+    if v_before >= p_before.warn_below and v_after < p_before.warn_below
+       or p_before.borrowed_tokens = 0 and p_entry.borrowed_after > 0 and p_before.enforcement_mode = 'warn' then
+        perform vanilla.emit_event(p_entry.tenant_id, 'token.warning', p_entry.user_id, v_payload);
+    end if;
+    if v_before > 0 and v_after = 0 then
+        perform vanilla.emit_event(p_entry.tenant_id, 'token.exhausted', p_entry.user_id, v_payload);
+    end if;
+end
+$f$;
+comment on function vanilla.tell_crossing(public.user_token_wallets, public.user_token_ledger) is
+    'Events of an entry that spent: token.warning when what is left falls below the mark or debt begins under warn, token.exhausted when nothing is left.';
+
 create or replace function vanilla.post_entry(p_wallet public.user_token_wallets, p_entry public.user_token_ledger) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_before public.user_token_wallets;
 begin
     -- under the row lock: wall time, never before the entry before it
     p_entry.created_at := greatest(vanilla.clock(), p_wallet.last_entry_at);
@@ -95,11 +122,15 @@ begin
     p_entry.reserved_after := p_wallet.reserved_tokens;
     p_entry.borrowed_after := p_wallet.borrowed_tokens;
     p_entry.hash := vanilla.ledger_hash(p_wallet.head, p_entry);
+    if p_entry.direction in ('debit', 'settle', 'debt', 'adjustment') then
+        select * into v_before from public.user_token_wallets w where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
+    end if;
     update public.user_token_wallets w set
         available_tokens = p_wallet.available_tokens, reserved_tokens = p_wallet.reserved_tokens, borrowed_tokens = p_wallet.borrowed_tokens,
         spent_tokens = p_wallet.spent_tokens, burn = p_wallet.burn, seq = p_entry.seq, head = p_entry.hash, last_entry_at = p_entry.created_at
         where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
     insert into public.user_token_ledger values (p_entry.*);
+    if v_before.user_id is not null then perform vanilla.tell_crossing(v_before, p_entry); end if;
     return p_entry;
 end
 $f$;
@@ -828,9 +859,7 @@ begin
     if p_direction in ('credit', 'adjustment') then            -- usage is in the ledger; what is given or corrected by hand, here too
         perform vanilla.audit(v_entry.tenant_id, 'wallet.adjusted', 'user', p_user_id,
             jsonb_build_object('entry_id', v_entry.id, 'direction', p_direction, 'amount', v_entry.amount, 'reason', v_entry.reason));
-    end if;
-    if p_direction in ('credit', 'adjustment') then
-        perform vanilla.emit_event(v_user.tenant_id, case p_direction when 'credit' then 'token.granted' else 'token.adjusted' end, v_user.id,
+        perform vanilla.emit_event(v_entry.tenant_id, case p_direction when 'credit' then 'token.granted' else 'token.adjusted' end, p_user_id,
             vanilla.entry_event(v_entry));
     end if;
     return vanilla.entry_json(v_entry);
@@ -1125,13 +1154,160 @@ $f$;
 comment on function vanilla.fold_due_wallets(integer, boolean) is
     'Folds up to p_limit wallets (null: all) that nobody is using and that have an event due, or only those whose period has ended; returns how many.';
 
+-- The hash of the last of several entries over one head; ordered, it is the whole chain of them.
+create or replace function vanilla.chain_step(p_state bytea, p_head bytea, p_entry public.user_token_ledger) returns bytea language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp as $f$ begin return vanilla.ledger_hash(coalesce(p_state, p_head), p_entry); end $f$;
+comment on function vanilla.chain_step(bytea, bytea, public.user_token_ledger) is 'One link of vanilla.ledger_chain.';
+create or replace aggregate vanilla.ledger_chain(bytea, public.user_token_ledger) (sfunc = vanilla.chain_step, stype = bytea);
+revoke execute on function vanilla.ledger_chain(bytea, public.user_token_ledger) from public;
+comment on aggregate vanilla.ledger_chain(bytea, public.user_token_ledger) is 'The hash that a head has after entries, in their order.';
+
+create or replace function vanilla.border_key(p_policy public.level_token_policies, p_wallet public.user_token_wallets, p_time_zone text) returns text
+language sql stable
+    return concat_ws(' ', p_policy.period, p_policy.period_anchor, extract(epoch from p_wallet.next_reset_at), p_time_zone,
+        case p_policy.period_anchor when 'anniversary' then extract(epoch from p_wallet.anchor_at) end);
+comment on function vanilla.border_key(public.level_token_policies, public.user_token_wallets, text) is
+    'Names what the next period depends on.';
+
+create or replace function vanilla.left_of_grant(p_remaining bigint, p_burn bigint, p_until numeric) returns bigint language sql immutable
+    return p_remaining - least(p_remaining, greatest(p_burn - (p_until - p_remaining), 0))::bigint;
+comment on function vanilla.left_of_grant(bigint, bigint, numeric) is
+    'What a grant keeps when p_burn is taken from all in order; p_until is the sum up to this one.';
+
+-- What fold_wallet does when the end of one period is all that is due, for many wallets in one statement. The others (debt, a
+-- second missed period, grants that start or lapse since) are left to fold_wallet. Every step carries its rows on to the next:
+-- joining them again would have the planner guess how many there are.
+create or replace function vanilla.close_periods(p_limit integer) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_actor uuid := vanilla.claim(4)::uuid;
+    v_due public.user_token_wallets[];
+    v_ends jsonb;      -- the period after a border, found once for all wallets that share it
+    v_closed integer;
+begin
+    select array_agg(d) into v_due from (
+        select w.* from public.tenants t
+        join public.user_token_wallets w on w.tenant_id = t.id and w.next_event_at <= v_now and w.next_event_at < 'infinity'
+        where t.tenant_id = t.id and w.next_event_at = w.next_reset_at and w.borrowed_tokens = 0
+          and not exists (select from public.user_token_grants g where g.tenant_id = w.tenant_id and g.user_id = w.user_id
+              and (g.state = 'scheduled' and g.effective_at <= v_now
+                   or g.state = 'active' and g.expires_at <= v_now and (g.expires_at > w.next_reset_at or g.kind not in ('plan', 'rollover'))))
+        order by w.tenant_id, w.user_id limit p_limit for update of w skip locked) d;
+    select jsonb_object_agg(b.key, (vanilla.period_at(b.period, b.period_anchor, b.anchor_at, b.time_zone, b.border)).ends_at) into v_ends from (
+        select distinct vanilla.border_key(p, d, t.time_zone) as key, p.period, p.period_anchor,
+            case p.period_anchor when 'anniversary' then d.anchor_at end as anchor_at, t.time_zone, d.next_reset_at as border
+        from unnest(v_due) d join public.tenants t on t.tenant_id = d.tenant_id and t.id = d.tenant_id
+        join public.level_token_policies p on p.tenant_id = d.tenant_id and p.level_id = d.level_id) b;
+    with closing as materialized (
+        select d.*, e.ends_at, a.plan, g.unused_plan, g.grants, least(e.ends_at, g.next_lapse) as event_at,
+            least(floor(g.unused_plan * a.rollover_percent / 100), a.rollover_cap, a.monthly_cap - a.plan)::bigint as rollover
+        from unnest(v_due) d
+        join public.tenants t on t.tenant_id = d.tenant_id and t.id = d.tenant_id
+        join public.level_token_policies p on p.tenant_id = d.tenant_id and p.level_id = d.level_id
+        left join public.user_token_policies u on u.tenant_id = d.tenant_id and u.user_id = d.user_id
+        cross join lateral (select (v_ends ->> vanilla.border_key(p, d, t.time_zone))::timestamptz as ends_at) e
+        cross join lateral (select coalesce(u.rollover_percent, p.rollover_percent) as rollover_percent, coalesce(u.rollover_cap, p.rollover_cap) as rollover_cap,
+            coalesce(u.monthly_cap, p.monthly_cap) as monthly_cap,
+            least(coalesce(u.monthly_allocation, p.monthly_allocation), coalesce(u.monthly_cap, p.monthly_cap)) as plan) a
+        cross join lateral (
+            select array_agg(x.g) as grants, coalesce(sum(x.unused) filter (where x.lapses and (x.g).kind = 'plan'), 0) as unused_plan,
+                min((x.g).expires_at) filter (where not x.lapses) as next_lapse
+            from (select g, g.expires_at <= d.next_reset_at as lapses, vanilla.left_of_grant(g.remaining, d.burn, sum(g.remaining) over burning) as unused
+                  from public.user_token_grants g where g.tenant_id = d.tenant_id and g.user_id = d.user_id and g.state = 'active'
+                  window burning as (order by g.priority, g.expires_at, g.id)) x) g
+        where e.ends_at > v_now),
+    grants as materialized (
+        select c.tenant_id, c.user_id, g.id, g.kind, g.remaining, g.expires_at, g.expires_at <= c.next_reset_at as lapses,
+            vanilla.left_of_grant(g.remaining, c.burn, sum(g.remaining) over (partition by c.tenant_id, c.user_id order by g.priority, g.expires_at, g.id)) as unused,
+            c.head, c.seq, c.available_tokens, c.reserved_tokens, c.last_entry_at
+        from closing c cross join lateral unnest(c.grants) g),
+    given as materialized (
+        select c.tenant_id, c.user_id, vanilla.uuid7() as id, x.kind, x.amount, x.n, c.unused_plan, c.next_reset_at, c.ends_at, c.level_id,
+            c.head, c.seq, c.available_tokens, c.reserved_tokens, c.last_entry_at
+        from closing c cross join lateral (values ('rollover', c.rollover, 1), ('plan', c.plan, 2)) x (kind, amount, n) where x.amount > 0),
+    changes as (
+        select g.tenant_id, g.user_id, 0 as part, g.expires_at, g.id as grant_id, -g.unused as amount, 'expire' as direction, g.kind || ' lapsed' as reason,
+            jsonb_build_object('kind', g.kind) as metadata, g.head, g.seq, g.available_tokens, g.reserved_tokens, g.last_entry_at
+        from grants g where g.lapses and g.unused > 0
+        union all
+        select n.tenant_id, n.user_id, n.n, null, n.id, n.amount, 'credit', case n.kind when 'plan' then 'period allocation' else n.kind end,
+            case n.kind when 'plan' then jsonb_build_object('period_start', n.next_reset_at)
+                else jsonb_build_object('period_start', n.next_reset_at, 'unused', n.unused_plan) end,
+            n.head, n.seq, n.available_tokens, n.reserved_tokens, n.last_entry_at
+        from given n),
+    entries as (
+        select c.head, row(c.tenant_id, c.user_id, c.seq + row_number() over wallet, vanilla.uuid7(), greatest(v_now, c.last_entry_at), c.amount, 0,
+            c.available_tokens + sum(c.amount) over wallet, c.reserved_tokens, 0, c.direction, c.reason, 'level_policy', null, null, null, null, c.grant_id,
+            v_actor, null, null, c.metadata, null)::public.user_token_ledger as entry
+        from changes c window wallet as (partition by c.tenant_id, c.user_id order by c.part, c.expires_at, c.grant_id) offset 0),
+    chained as materialized (
+        select e.entry, vanilla.ledger_chain(e.head, e.entry) over (partition by (e.entry).tenant_id, (e.entry).user_id order by (e.entry).seq) as link,
+            lead(1) over (partition by (e.entry).tenant_id, (e.entry).user_id order by (e.entry).seq) is null as is_last
+        from entries e),
+    written as (
+        insert into public.user_token_ledger
+        select (c.entry).tenant_id, (c.entry).user_id, (c.entry).seq, (c.entry).id, (c.entry).created_at, (c.entry).amount, (c.entry).reserved_amount,
+            (c.entry).available_after, (c.entry).reserved_after, (c.entry).borrowed_after, (c.entry).direction, (c.entry).reason, (c.entry).source,
+            null, null, null, null, (c.entry).grant_id, (c.entry).actor_id, null, null, (c.entry).metadata, c.link from chained c),
+    spent as (
+        update public.user_token_grants g set remaining = case when x.lapses then 0 else x.unused end, state = case when x.lapses then 'expired' else 'active' end
+        from grants x where g.tenant_id = x.tenant_id and g.id = x.id and (x.lapses or x.unused <> x.remaining)),
+    opened as (
+        insert into public.user_token_grants (tenant_id, id, user_id, kind, priority, amount, remaining, effective_at, expires_at, level_id, created_at)
+        select n.tenant_id, n.id, n.user_id, n.kind, vanilla.grant_priority(n.kind), n.amount, n.amount, n.next_reset_at, n.ends_at, n.level_id, v_now
+        from given n),
+    listeners as materialized (
+        select e.tenant_id, e.id from public.webhook_endpoints e
+        where e.status = 'active' and e.event_types && array['token.reset', '*', 'token.*'] and exists (select from unnest(v_due) d where d.tenant_id = e.tenant_id)
+        for key share of e skip locked),
+    -- a row is updated once by a statement, so both halves of it come together here
+    ends as (
+        select c.tenant_id, c.user_id, c.next_reset_at, c.ends_at, c.event_at, null::bigint as seq, null::bytea as link, null::timestamptz as created_at,
+            c.available_tokens as available, c.unused_plan, c.plan + greatest(c.rollover, 0) as granted from closing c
+        union all
+        select (c.entry).tenant_id, (c.entry).user_id, null, null, null, (c.entry).seq, c.link, (c.entry).created_at, (c.entry).available_after, null, null
+        from chained c where c.is_last),
+    final as materialized (
+        select e.tenant_id, e.user_id, max(e.next_reset_at) as starts_at, max(e.ends_at) as ends_at, max(e.event_at) as event_at, max(e.seq) as seq,
+            (array_agg(e.link) filter (where e.link is not null))[1] as link, max(e.created_at) as created_at,
+            coalesce(max(e.available) filter (where e.link is not null), max(e.available)) as available,
+            max(e.unused_plan) as unused_plan, max(e.granted) as granted, vanilla.uuid7() as event_id
+        from ends e group by e.tenant_id, e.user_id),
+    told as (
+        insert into public.events (tenant_id, created_at, id, type, user_id, payload)
+        select f.tenant_id, v_now, f.event_id, 'token.reset', f.user_id, jsonb_build_object('period_start', f.starts_at, 'next_reset_at', f.ends_at,
+            'unused', f.unused_plan, 'granted', f.granted, 'available_tokens', f.available, 'borrowed_tokens', 0) from final f),
+    delivered as (
+        insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at, created_at)
+        select f.tenant_id, e.id, v_now, f.event_id, v_now, v_now from final f join listeners e on e.tenant_id = f.tenant_id)
+    update public.user_token_wallets w set burn = 0, epoch = w.epoch + 1, period_start = f.starts_at, next_reset_at = f.ends_at, next_event_at = f.event_at,
+            seq = coalesce(f.seq, w.seq), head = coalesce(f.link, w.head), last_entry_at = coalesce(f.created_at, w.last_entry_at),
+            available_tokens = f.available
+        from final f
+        where w.tenant_id = f.tenant_id and w.user_id = f.user_id;
+    get diagnostics v_closed = row_count;
+    return v_closed;
+end
+$f$;
+comment on function vanilla.close_periods(integer) is
+    'Closes the period of up to p_limit wallets that nobody is using and for which nothing else is due, in one statement; returns how many.';
+
 create or replace function public.reset_monthly_tokens(p_limit integer default null) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_done integer := 0;
+    v_step integer;
 begin
     if vanilla.acting_tenant(vanilla.platform()) <> vanilla.platform() then
         perform vanilla.refuse('VS403', 'the reset runs across tenants: super admin or operator');
     end if;
-    return vanilla.fold_due_wallets(p_limit, true);
+    loop      -- a few thousand at a time sort in memory
+        v_step := vanilla.close_periods(least(p_limit - v_done, 5000));
+        v_done := v_done + v_step;
+        exit when v_step < 5000;
+    end loop;
+    return v_done + vanilla.fold_due_wallets(p_limit - v_done, true);
 end
 $f$;
 comment on function public.reset_monthly_tokens(integer) is
@@ -1241,6 +1417,7 @@ begin
         v_entry.metadata := coalesce(p_metadata, '{}');
         v_entry := vanilla.grant_tokens(vanilla.settle_burn(v_wallet), p_kind, v_amount, v_now, p_expires_at, null, v_entry, p_priority::smallint);
         select * into v_grant from public.user_token_grants g where g.tenant_id = v_user.tenant_id and g.id = v_entry.grant_id;
+        perform vanilla.emit_event(v_user.tenant_id, 'token.granted', v_user.id, vanilla.entry_event(v_entry));
     end if;
     if p_idempotency_key is not null then
         update public.user_token_grants set idempotency_key = p_idempotency_key, request_hash = v_hash where tenant_id = v_user.tenant_id and id = v_grant.id;

@@ -21,8 +21,6 @@ from vanilla_saas.operations.webhooks import WebhookSender
 ROOT = Path(__file__).parents[2]
 PAGE = "docs/webhooks.md"
 ROW = re.compile(r"^\| `([a-z_.]+)` \| (.+?) \|$", re.MULTILINE)
-NOT_YET = {"token.warning", "token.exhausted"}
-"""Documented, and written by nobody so far: whoever writes one adds its example to the page and takes it out here."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +55,9 @@ async def everything_happens(hooks: Hooks, hook: Hook) -> None:
     await call("select send_test_webhook($1, $2)", hook.id, hook.tenant_id)
     await hooks.later(timedelta(days=32))
     await call("select reset_monthly_tokens()")
+    left = await call("select available_tokens from user_token_wallets where user_id = $1", user)
+    await call("select adjust_user_tokens($1, $2, 'debit', 'usage')", user, left - 10)
+    await call("select adjust_user_tokens($1, 10, 'debit', 'usage')", user)
 
 
 async def _types(hooks: Hooks, hook: Hook) -> list[str]:
@@ -67,8 +68,9 @@ async def test_each_act_writes_its_event_once(hooks: Hooks, receiver: Receiver) 
     hook = await hooks.make(receiver.url)
     await everything_happens(hooks, hook)
     types = await _types(hooks, hook)
+    assert types[-2:] == ["token.warning", "token.exhausted"]
     # in February 32 days are two months
-    assert types[8:] in (["token.reset"], ["token.reset"] * 2)
+    assert types[8:-2] in (["token.reset"], ["token.reset"] * 2)
     assert types[:9] == [
         "token.granted",
         "token.granted",
@@ -82,7 +84,8 @@ async def test_each_act_writes_its_event_once(hooks: Hooks, receiver: Receiver) 
     ]
     by_type = {row["type"]: row["payload"] for row in await hooks.events(hook)}
     wallet = await hooks.operator.fetchrow("select * from user_token_wallets where user_id = $1", hook.user_id)
-    assert by_type["token.reset"]["available_tokens"] == wallet["available_tokens"]
+    assert by_type["token.reset"]["available_tokens"] == -by_type["token.warning"]["amount"] + 10
+    assert by_type["token.warning"]["warn_below"] == wallet["warn_below"] == 200_000 * 20 // 100
     assert by_type["token.reset"]["granted"] == 200_000 + 50_000, "the allocation, and a quarter of the unused, capped"
     assert (by_type["token.expired"]["kind"], by_type["token.expired"]["amount"]) == ("promo", -100)
     assert by_type["token.status_changed"] == {"from": "suspended", "to": "active", "reason": "paid"}
@@ -103,6 +106,40 @@ async def test_the_hot_path_and_what_changes_nothing_write_no_event(
     hook = await hooks.make(receiver.url)
     await hooks.operator.fetchval(statement, hook.user_id)
     assert await hooks.events(hook) == []
+
+
+async def test_a_warning_and_an_exhaustion_are_told_once_for_each_crossing(hooks: Hooks, receiver: Receiver) -> None:
+    hook = await hooks.make(receiver.url)
+    level = await hooks.operator.fetchval(
+        "select id from levels where tenant_id = $1 and slug = 'basic'", hook.tenant_id
+    )
+    await hooks.operator.fetchval("select auto_allocate_tokens_for_level($1, $2)", hook.user_id, level)
+    wallet = await hooks.operator.fetchrow("select * from user_token_wallets where user_id = $1", hook.user_id)
+    above = wallet["available_tokens"] - wallet["warn_below"]
+
+    async def told(statement: str, amount: int) -> list[str]:
+        before = len(await hooks.events(hook))
+        await hooks.operator.fetchval(statement, hook.user_id, amount)
+        return (await _types(hooks, hook))[before:]
+
+    debit, reserve = (f"select adjust_user_tokens($1, $2, '{direction}')" for direction in ("debit", "reserve"))
+    settle = "select settle_user_tokens(id, $2) from user_token_holds where user_id = $1 and state = 'open' limit 1"
+    credit = "select adjust_user_tokens($1, $2, 'credit')"
+    batch = (
+        "select adjust_user_tokens_batch(jsonb_build_array("
+        "jsonb_build_object('user_id', $1::uuid, 'amount', $2::bigint, 'direction', 'debit')))"
+    )
+    assert await told(debit, above) == [], "at the mark is not below it"
+    assert await told(reserve, 100) == [], "what is held is not spent"
+    assert await told(settle, 100) == ["token.warning"]
+    assert await told(debit, 100) == []
+    assert await told(credit, 1000) == ["token.granted"]
+    assert await told(batch, 801) == ["token.warning"], "above the mark and below it again"
+    left = await hooks.operator.fetchval(
+        "select available_tokens from user_token_wallets where user_id = $1", hook.user_id
+    )
+    assert await told(reserve, left) == []
+    assert await told(settle, left) == ["token.exhausted"]
 
 
 async def test_a_repeated_operation_writes_its_event_once(hooks: Hooks, receiver: Receiver) -> None:
@@ -137,15 +174,10 @@ async def test_no_role_changes_an_event(hooks: Hooks, receiver: Receiver) -> Non
 
 async def test_the_page_lists_every_type_with_its_meaning(operator: asyncpg.Connection) -> None:
     rows = await operator.fetch("select type, meaning from vanilla.event_types()")
-    listed = {
-        kind: meaning.removesuffix(" (not written yet)") for kind, meaning in ROW.findall((ROOT / PAGE).read_text())
-    }
-    assert listed == {row["type"]: row["meaning"] for row in rows}
-    marked = {kind for kind, meaning in ROW.findall((ROOT / PAGE).read_text()) if meaning.endswith("(not written yet)")}
-    assert marked == NOT_YET
+    assert dict(ROW.findall((ROOT / PAGE).read_text())) == {row["type"]: row["meaning"] for row in rows}
 
 
-def test_every_type_that_the_migrations_write_is_listed_and_every_other_one_is_marked() -> None:
+def test_every_type_that_the_migrations_write_is_listed_and_no_other() -> None:
     text = "".join(path.read_text() for path in sorted((ROOT / "migrations").glob("*.sql")))
     calls = (
         " ".join(re.findall(r"emit_event\([^;]*?;", text))
@@ -153,8 +185,7 @@ def test_every_type_that_the_migrations_write_is_listed_and_every_other_one_is_m
         + " ".join(re.findall(r"values \(v_endpoint.tenant_id, v_now, v_event, '[^']+'", text))
     )
     written = set(re.findall(r"'((?:token|webhook)\.[a-z_]+)'", calls))
-    listed = {kind for kind, _ in ROW.findall((ROOT / PAGE).read_text())}
-    assert written == listed - NOT_YET
+    assert written == {kind for kind, _ in ROW.findall((ROOT / PAGE).read_text())}
 
 
 async def test_the_page_shows_every_event_as_it_is_sent_and_its_receiver_verifies_it(
