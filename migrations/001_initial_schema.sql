@@ -911,6 +911,18 @@ $f$;
 comment on function vanilla.acting_tenant(uuid) is
     'The tenant an admin''s context names, or the one an operator without a context names; refuses everyone else.';
 
+create or replace function vanilla.own_tenant(p_tenant_id uuid) returns uuid language plpgsql stable
+set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_tenant_id <> vanilla.claim(3)::uuid then
+        perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    return vanilla.claim(3)::uuid;
+end
+$f$;
+comment on function vanilla.own_tenant(uuid) is
+    'The context''s tenant, for what people do to their own; naming another is refused as if there were none.';
+
 create or replace function vanilla.audit(
     p_tenant_id uuid, p_action text, p_target_type text default null, p_target_id uuid default null,
     p_details jsonb default '{}', p_actor_id uuid default null, p_actor_role text default null)
@@ -1533,7 +1545,7 @@ declare
     v_id uuid := vanilla.uuid7();
 begin
     if v_self and vanilla.claim(5) = 'user' then
-        v_tenant := vanilla.claim(3)::uuid;
+        v_tenant := vanilla.own_tenant(p_tenant_id);
         if p_scopes && array['admin', 'act_as', 'act_as:create'] then
             perform vanilla.refuse('VS403', 'only an admin makes keys with these scopes', jsonb_build_object('scopes', p_scopes));
         end if;
@@ -1564,7 +1576,7 @@ comment on function public.create_api_key(text, text, bytea, text[], timestamptz
 create or replace function public.revoke_api_key(p_key_id uuid, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.claim(3)::uuid else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
     v_row public.api_keys;
 begin
     update public.api_keys set revoked_at = coalesce(revoked_at, vanilla.clock())
