@@ -9,7 +9,7 @@ import asyncpg
 import orjson
 
 from vanilla_saas.database.connection import unreachable
-from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity
+from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, expired
 from vanilla_saas.database.errors import VanillaError, from_postgres
 
 ACQUIRE_TIMEOUT_S = 5.0
@@ -83,7 +83,7 @@ class Database:
     ) -> AsyncIterator[asyncpg.Connection]:
         """A transaction of the app pool that acts as `identity`; with None it sees nothing.
 
-        Raises VanillaError for every refusal of the database.
+        Raises VanillaError for every refusal of the database, and `context_invalid` after 60 s, when all is undone.
         """
         token = self._signer.sign(identity) if identity else ""
         async with (
@@ -99,6 +99,9 @@ class Database:
                 client_ip,
             )
             yield connection
+            if token and expired(token):
+                # policies see nobody in a token that has ended, so what was read last may be short: nothing of it counts
+                raise VanillaError("context_invalid", "The transaction outlived its context; nothing was changed.")
 
     async def call(self, statement: str, *arguments: object) -> Any:
         """The value of one statement on the runtime pool: `select vanilla.<function>(...)`, one round trip."""
