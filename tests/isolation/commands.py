@@ -18,7 +18,7 @@ NEW_ID = "ffffffff-0000-7000-8000-000000000001"
 class Attempt:
     """A statement and the number of rows it must reach: 0 is satisfied by a refusal, anything else is not.
 
-    `rows` None: any number, it is a plan. `answer` is in what a query must return. `twin` is the same statement with an id
+    `rows` None: any number, it is a plan. `answer` is in what a query must return. `twin` is the same with an id
     that nobody has: both must be answered alike, or the first tells that there is such a row.
     """
 

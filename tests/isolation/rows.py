@@ -62,7 +62,7 @@ class World:
         of_b: bool = False,
         but: str | None = None,
     ) -> str:
-        """MD5 over all rows that are not A's, or not those of the tenant `but`, also of no tenant; or over B's alone."""
+        """MD5 over all rows that are not A's, or those that are not of the tenant `but`; or over B's alone."""
         names = tables or [t.name for t in self.tables if not t.parent]
         whose = f"tenant_id = '{self.b.id}'" if of_b else f"tenant_id is distinct from '{but or self.a.id}'"
         rows = " union all ".join(

@@ -100,7 +100,7 @@ class Database:
             )
             yield connection
             if token and expired(token):
-                # policies see nobody in a token that has ended, so what was read last may be short: nothing of it counts
+                # policies see nobody in a token that has ended: what was read last may be short, so nothing counts
                 raise VanillaError("context_invalid", "The transaction outlived its context; nothing was changed.")
 
     async def call(self, statement: str, *arguments: object) -> Any:
