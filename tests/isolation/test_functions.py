@@ -149,7 +149,7 @@ POWERS = {"public.set_tenant_status", "public.open_tenant", "public.reset_monthl
 """With which a super admin at the platform acts on tenants that they have not opened."""
 
 EMPTY = {"vanilla.grants_after_burn", "vanilla.session_identity"}
-"""Functions that answer nothing, instead of refusing, for an id that is not here: elsewhere nothing means that all is well."""
+"""Functions that answer nothing, instead of refusing, for an id that is not here."""
 
 EXPRESSION = re.compile(r"(?:SQL|PL/pgSQL) (?:expression|assignment) .*?\\n(?=PL/pgSQL function)")
 """A line of an error's context that PL/pgSQL leaves out the first time a session evaluates the expression."""
