@@ -859,7 +859,7 @@ grant execute on function vanilla.install_context_key(text, bytea, timestamptz) 
 -- v1.<key id>.<tenant>.<user>.<role>.<expiry, epoch seconds>.<64 lower-case hex>, claims numbered from 1. The signature
 -- is compared first and covers every byte before the last dot: only canonical tokens are ever signed, so nothing else
 -- needs checking. 7 to 9 us; a regular expression and nested definer calls made it 50.
-create or replace function vanilla.claim(p_index integer) returns text language plpgsql stable parallel restricted
+create or replace function vanilla.claim(p_index integer, p_strict boolean default true) returns text language plpgsql stable parallel restricted
 security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_token text := current_setting('vanilla.context', true);
@@ -869,7 +869,7 @@ declare
 begin
     if v_token is null or v_token = '' then
         if session_user <> 'authenticator' then return null; end if;        -- no identity: null, hence no rows
-        return vanilla.supabase_claim(p_index);
+        return vanilla.supabase_claim(p_index, p_strict);
     end if;
     if octet_length(v_token) between 150 and 220 and left(v_token, 3) = 'v1.' then     -- of a v2 nothing here is known
         v_payload := left(v_token, -65);
@@ -881,24 +881,28 @@ begin
             end if;
         end if;
     end if;
+    -- policies see nobody in a bad token: an error there would come only when a row met the query's own leakproof
+    -- conditions, which are tried before a policy, and so would tell of every tenant's rows
+    if not p_strict then return null; end if;
     raise exception 'context refused' using errcode = 'VS401',
         hint = 'The token is forged, expired or of another key. After installing with psql alone: vanilla-saas migrate installs the key.';
 end
 $f$;
-comment on function vanilla.claim(integer) is 'The only verifier of context tokens: one claim, null without a token, VS401 for a bad one. In a session of PostgREST on Supabase, which has no token: supabase_claim.';
-grant execute on function vanilla.claim(integer) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
+comment on function vanilla.claim(integer, boolean) is
+    'The only verifier of context tokens: one claim, null without a token; for a bad one VS401, or null when not strict. In a session of PostgREST on Supabase, which has no token: supabase_claim.';
+grant execute on function vanilla.claim(integer, boolean) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
 
 set local role vanilla_owner;
 -- Plain SQL without SET: inlined into policies, so they cost nothing on top of claim. "return" bodies are parsed here and
 -- now: as text, the caller's pg_temp.uuid with a cast of its own would be found first and name another tenant.
-create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
-create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
-create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted return vanilla.claim(5);
-create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
-create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
-comment on function vanilla.current_tenant_id() is 'Tenant of this transaction''s context, or null.';
-comment on function vanilla.current_user_id() is 'User of this transaction''s context, or null.';
-comment on function vanilla.current_user_role() is 'Role of this transaction''s context (user, admin, superadmin, service), or null.';
+create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3, false)::uuid;
+create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4, false)::uuid;
+create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted return vanilla.claim(5, false);
+create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3, false)::uuid;
+create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4, false)::uuid;
+comment on function vanilla.current_tenant_id() is 'Tenant of this transaction''s context; null without a valid one.';
+comment on function vanilla.current_user_id() is 'User of this transaction''s context; null without a valid one.';
+comment on function vanilla.current_user_role() is 'Role of this transaction''s context (user, admin, superadmin, service); null without a valid one.';
 comment on function public.get_current_tenant_id() is 'Usual name of vanilla.current_tenant_id().';
 comment on function public.get_current_user_id() is 'Usual name of vanilla.current_user_id().';
 grant execute on function vanilla.current_tenant_id(), vanilla.current_user_id(), vanilla.current_user_role(),
@@ -1063,6 +1067,18 @@ end
 $f$;
 comment on function vanilla.acting_tenant(uuid) is
     'The tenant an admin''s context names, or the one an operator without a context names; refuses everyone else.';
+
+create or replace function vanilla.own_tenant(p_tenant_id uuid) returns uuid language plpgsql stable
+set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_tenant_id <> vanilla.claim(3)::uuid then
+        perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    return vanilla.claim(3)::uuid;
+end
+$f$;
+comment on function vanilla.own_tenant(uuid) is
+    'The context''s tenant, for what people do to their own; naming another is refused as if there were none.';
 
 create or replace function vanilla.audit(
     p_tenant_id uuid, p_action text, p_target_type text default null, p_target_id uuid default null,
@@ -1690,7 +1706,7 @@ declare
     v_id uuid := vanilla.uuid7();
 begin
     if v_self and vanilla.claim(5) = 'user' then
-        v_tenant := vanilla.claim(3)::uuid;
+        v_tenant := vanilla.own_tenant(p_tenant_id);
         if p_scopes && array['admin', 'act_as', 'act_as:create'] then
             perform vanilla.refuse('VS403', 'only an admin makes keys with these scopes', jsonb_build_object('scopes', p_scopes));
         end if;
@@ -1721,7 +1737,7 @@ comment on function public.create_api_key(text, text, bytea, text[], timestamptz
 create or replace function public.revoke_api_key(p_key_id uuid, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.claim(3)::uuid else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
     v_row public.api_keys;
 begin
     update public.api_keys set revoked_at = coalesce(revoked_at, vanilla.clock())
@@ -2444,7 +2460,7 @@ $f$;
 comment on function vanilla.supabase_tenant(jsonb) is
     'The tenant in app_metadata, the default tenant when none is named, null when it is not an id.';
 
-create or replace function vanilla.supabase_claim(p_index integer) returns text language plpgsql stable parallel restricted
+create or replace function vanilla.supabase_claim(p_index integer, p_strict boolean default true) returns text language plpgsql stable parallel restricted
 security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_claims jsonb;
@@ -2465,13 +2481,14 @@ begin
             end if;
         end if;
     end if;
+    if not p_strict then return null; end if;      -- as in claim: a policy must not tell of rows by failing
     raise exception 'context refused' using errcode = 'VS401',
         hint = 'The token has expired, or sub and app_metadata.tenant_id name no active user of an active tenant.';
 end
 $f$;
-comment on function vanilla.supabase_claim(integer) is
-    'Tenant (3), user (4) or role (5) of the request.jwt.claims of a PostgREST request of an authenticated user; null in any other session, VS401 when they name nobody.';
-grant execute on function vanilla.supabase_claim(integer) to vanilla_keyring;
+comment on function vanilla.supabase_claim(integer, boolean) is
+    'Tenant (3), user (4) or role (5) of the request.jwt.claims of a PostgREST request of an authenticated user; null in any other session; when they name nobody VS401, or null when not strict.';
+grant execute on function vanilla.supabase_claim(integer, boolean) to vanilla_keyring;
 
 create or replace function vanilla.close_auth_user(p_user_id uuid) returns void language plpgsql volatile
 set search_path = pg_catalog, pg_temp as $f$

@@ -24,7 +24,7 @@ async def _static(connection: asyncpg.Connection) -> list[str]:
 async def _matrix(connection: asyncpg.Connection, world: World, mutant: Mutant) -> list[str]:
     if not mutant.tables:
         return []
-    return await run_matrix(connection, world, [world.table(t) for t in mutant.tables], only=CONTEXTS)
+    return (await run_matrix(connection, world, [world.table(t) for t in mutant.tables], only=CONTEXTS)).violations
 
 
 def _chosen(every: list[Mutant]) -> list[Mutant]:

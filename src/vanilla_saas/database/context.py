@@ -51,6 +51,11 @@ class ContextSigner:
         return hmac.new(self._key, f"login:{role}".encode(), hashlib.sha256).hexdigest()
 
 
+def expired(token: str) -> bool:
+    """Whether the time of a token that we signed is over."""
+    return time.time() >= int(token.rsplit(".", 2)[1])
+
+
 def load_signer(settings: Settings) -> ContextSigner:
     """From `VANILLA_SAAS_CONTEXT_KEY`, else `$VANILLA_SAAS_HOME/context.key`, which is made (0600) when missing.
 

@@ -9,7 +9,7 @@ import asyncpg
 import orjson
 
 from vanilla_saas.database.connection import unreachable
-from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity
+from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, expired
 from vanilla_saas.database.errors import VanillaError, from_postgres
 from vanilla_saas.database.session import SessionConnection
 
@@ -84,7 +84,7 @@ class Database:
     ) -> AsyncIterator[asyncpg.Connection]:
         """A transaction of the app pool that acts as `identity`; with None it sees nothing.
 
-        Raises VanillaError for every refusal of the database.
+        Raises VanillaError for every refusal of the database, and `context_invalid` after 60 s, when all is undone.
         """
         token = self._signer.sign(identity) if identity else ""
         async with translated_errors(), _acquired(self._app) as connection:
@@ -92,6 +92,9 @@ class Database:
             try:
                 await connection.begin(token, request_id, client_ip, read_only=read_only, shared=self.shared)
                 yield connection
+                if token and expired(token):
+                    # policies see nobody in a token that has ended: what was read last may be short, so nothing counts
+                    raise VanillaError("context_invalid", "The transaction outlived its context; nothing was changed.")
             except BaseException:
                 with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                     await end("rollback", shared=self.shared)
