@@ -18,8 +18,8 @@ class Context:
     """A claim, and whom the database must take it for.
 
     `entry` says how it is made: accepted and refused by vanilla.set_context, as the product does, or injected past it
-    with set_config, as SQL in a request could. `given` is what a superuser does before. `claims` is what PostgREST sets in
-    a session of `authenticator` instead of a token.
+    with set_config, as SQL in a request could. `given` is what a superuser does before. `claims` is what PostgREST
+    sets in a session of `authenticator` instead of a token.
     """
 
     name: str

@@ -287,7 +287,8 @@ query(
     f"""
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)
-      and p.prokind <> 'a' and p.prosqlbody is null and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')
+      and p.prokind <> 'a' and p.prosqlbody is null
+      and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')
       and p.pronamespace::regnamespace || '.' || p.proname || '()' <> all (array{sorted(UNPINNED)})""",
 )
 query(

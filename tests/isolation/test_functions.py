@@ -182,7 +182,7 @@ CAPABILITIES = {
 POWERS = {"public.set_tenant_status", "public.open_tenant", "public.reset_monthly_tokens"}
 """With which a super admin at the platform acts on tenants that they have not opened."""
 
-EMPTY = {"vanilla.grants_after_burn", "vanilla.session_identity"}
+EMPTY = {"vanilla.grants_after_burn", "vanilla.session_identity", "vanilla.finish_webhook_delivery"}
 """Functions that answer nothing, instead of refusing, for an id that is not here."""
 
 EXPRESSION = re.compile(r"(?:SQL|PL/pgSQL) (?:expression|assignment) .*?\\n(?=PL/pgSQL function)")

@@ -217,7 +217,9 @@ def _api_attacks(target: Target, role: str, payloads: list[str]) -> Iterator[Att
     for template, methods in document["paths"].items():
         for method, operation in methods.items():
             parameters = operation.get("parameters", [])
-            ids = {p["name"]: quote(str(expected[p["name"]])) for p in parameters if p["in"] == "path"}
+            ids = {
+                p["name"]: quote(str(expected.get(p["name"], uuid.uuid4()))) for p in parameters if p["in"] == "path"
+            }
             fields: dict[str, Any] = {"properties": {}}
             if content := operation.get("requestBody", {}).get("content"):
                 fields = schemas[content["application/json"]["schema"]["$ref"].rpartition("/")[2]]
@@ -297,7 +299,7 @@ def _page_attacks(target: Target, payloads: list[str]) -> Iterator[Attack]:
     for route in _pages():
         (method,) = route.methods
         inputs = route.dependant
-        ids = {p.name: quote(str(expected[p.name])) for p in inputs.path_params}
+        ids = {p.name: quote(str(expected.get(p.name, uuid.uuid4()))) for p in inputs.path_params}
         form = {p.name: str(expected.get(p.name, "x")) for p in inputs.body_params}
         path = route.path.format(**ids)
         for payload in payloads:
