@@ -999,8 +999,8 @@ begin
         perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
     end if;
     perform vanilla.acting_tenant(vanilla.platform());
-    if p_status not in ('active', 'suspended', 'closed') then
-        perform vanilla.refuse('VS400', format('unknown status %s', p_status), '{"param": "status"}');
+    if p_status is null or p_status not in ('active', 'suspended', 'closed') then
+        perform vanilla.refuse('VS400', format('unknown status %s', coalesce(p_status, 'null')), '{"param": "status"}');
     end if;
     if p_tenant_id = vanilla.platform() then
         perform vanilla.refuse('VS409', 'the platform tenant stays active');

@@ -169,7 +169,10 @@ EMAIL = "'{word}', 'user@{word}.test'"
 FINISH = f"select vanilla.finish_sign_in({EMAIL}, sha256('t'), sha256('r'), 'ip', 'agent'"
 BEGIN = f"select * from vanilla.begin_sign_in({EMAIL}, 'ip')"
 ROTATE = "select vanilla.rotate_session({user_refresh}, sha256('t'), sha256('r')) ->> 'outcome'"
-UNLOCKED = "(select xmax::text = '0' from users where tenant_id = '{twin}' and id = '{user}')"
+LOCKERS = "(select string_agg(xmax::text, ' ' order by id) from users where tenant_id = '{twin}')"
+BEFORE = f"select set_config('test.lockers', {LOCKERS}, true)"
+# a lock is written into the row that it is on: who locks another tenant's user makes them wait
+UNLOCKED = f"{LOCKERS} = current_setting('test.lockers')"
 THROTTLE = "insert into sign_in_throttles values ('{a}', sha256(%s), 1, now() + interval '1 hour')"
 ADDRESS = "convert_to('email:{word}:user@{word}.test', 'UTF8')"
 IP = "convert_to('ip:ip', 'UTF8')"
@@ -216,7 +219,7 @@ SIGN_IN = [
     Case("runtime", "select vanilla.session_identity(sha256('ss'), '{a}')", "= ()",
          f"{SUPER_SESSION}; {opening('a', 'super', 'vanilla.clock()')}"),
     Case("runtime", "select vanilla.session_identity({admin_session}, '{platform}')", "= ()", opening("platform", "admin")),
-    Case("runtime", ROTATE, "= (rotated)", then=UNLOCKED + " and exists (select from sessions where token_hash = {user_session}"
+    Case("runtime", ROTATE, "= (rotated)", BEFORE, then=UNLOCKED + " and exists (select from sessions where token_hash = {user_session}"
          " and rotated_at is not null) and exists (select from sessions where token_hash = {other_session} and rotated_at is null)"),
     *[Case("runtime", ROTATE, "= (unknown)", given) for given in (
         ENDED["revoked"], of("sessions", "refresh_expires_at", "vanilla.clock()"), DISABLED, SUSPENDED)],
@@ -230,7 +233,7 @@ SIGN_IN = [
               " and exists (select from sessions where token_hash = {other_session} and revoked_at = '2020-01-01')"),
     Case("runtime", "select vanilla.rotate_session({user_refresh}, sha256('t'), sha256('r')) ->> 'must_change_password'", "= (true)",
          "update users set must_change_password = true where tenant_id = '{a}' and id = '{user}'"),
-    Case("runtime", "select vanilla.close_session({user_session})", "= (t)", audit="session.closed",
+    Case("runtime", "select vanilla.close_session({user_session})", "= (t)", BEFORE, audit="session.closed",
          then=UNLOCKED + " and exists (select from sessions where token_hash = {user_session} and revoked_at is not null)"
               " and exists (select from sessions where token_hash = {other_session} and revoked_at is null)"),
     Case("runtime", "select vanilla.close_session({user_session})", "= (f)", ENDED["revoked"]),
@@ -248,7 +251,7 @@ PASSWORDS = [
     Case("runtime", "select password_hash, retry_after_s from vanilla.begin_password_change({user_session})", "= ($argon2id${word},0)"),
     *[Case("runtime", "select password_hash from vanilla.begin_password_change({user_session})", "= ()", ENDED[e])
       for e in ("revoked", "rotated", "expired", "disabled")],
-    Case("runtime", CHANGE, "= (t)", given=f"{SECOND}; {THROTTLE % PASSWORD_THROTTLE};"
+    Case("runtime", CHANGE, "= (t)", given=f"{BEFORE}; {SECOND}; {THROTTLE % PASSWORD_THROTTLE};"
          " select vanilla.begin_password_change({user_session})", audit="user.password_changed",
          then=UNLOCKED + " and (select password_hash from users where tenant_id = '{a}' and id = '{user}') = '$argon2id$new'"
               " and (select revoked_at is not null from sessions where token_hash = sha256('t'))"
@@ -271,12 +274,12 @@ PASSWORDS = [
         "update one_time_tokens set expires_at = vanilla.clock() where token_hash = sha256('link')",
         "update users set status = 'disabled' where tenant_id = '{a}' and id = '{other}'")],
     Case("runtime", REDEEM, "= (other@{word}.test)", audit="user.password_changed",
-         given=LINK + "; " + LINK.replace("'link'", "'more'") + "; " + SECOND.replace("user@", "other@"),
+         given=BEFORE + "; " + LINK + "; " + LINK.replace("'link'", "'more'") + "; " + SECOND.replace("user@", "other@"),
          then="(select password_hash from users where tenant_id = '{a}' and id = '{other}') = '$argon2id$new'"
               " and (select used_at is not null from one_time_tokens where token_hash = sha256('more'))"
               " and (select revoked_at is not null from sessions where token_hash = sha256('t'))"
               " and (select revoked_at is null from sessions where token_hash = {user_session})"
-              " and (select xmax::text = '0' from users where tenant_id = '{twin}' and id = '{other}')"),
+              f" and {UNLOCKED}"),
     Case("runtime", REDEEM.replace("'email'", "'tenant'"), "= ({word})", LINK),
     Case("runtime", REDEEM, given=LINK + "; " + of("sessions", "revoked_at", "'2020-01-01'", "token_hash = {other_session}"),
          then="exists (select from sessions where token_hash = {other_session} and revoked_at = '2020-01-01')"),

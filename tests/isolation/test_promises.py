@@ -15,4 +15,4 @@ async def test_every_promise_holds(world: World, superuser: asyncpg.Connection, 
     stage = await prepare(superuser, world)
     problems = [problem for case in cases if (problem := await broken(superuser, stage, [case]))]
     await transaction.rollback()
-    assert problems == []
+    assert not problems, "\n".join(problems)
