@@ -100,10 +100,19 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         "admin_key_id": await one("select id::text from api_keys where tenant_id = $1 and key_hash = $2", a.id, a.admin.key_hash),
         "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
     }  # fmt: skip
+    wallet = await connection.fetchrow(
+        "select available_tokens, borrowed_tokens from user_token_wallets where tenant_id = $1 and user_id = $2",
+        a.id,
+        a.user.id,
+    )
+    names["available"] = str(wallet["available_tokens"])
+    names["balance"] = str(wallet["available_tokens"] - wallet["borrowed_tokens"])
     for member in ("user", "other", "admin"):
         for kind in ("key", "session", "refresh"):
             names[f"{member}_{kind}"] = f"'\\x{getattr(getattr(a, member), f'{kind}_hash').hex()}'::bytea"
-    stage = Stage(world, names | tokens(world), "")
+    names |= tokens(world)
+    names["as_admin"] = f"select set_config('vanilla.context', '{names['token_admin']}', true)"
+    stage = Stage(world, names, "")
     await connection.execute(stage.fill(TRAPS))
     stage.digest = await _digest(connection, world)
     return stage
@@ -112,7 +121,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
 TRAPS = f"""
     -- what the twin has and A has not: found by a statement that forgets the tenant
     update users set external_id = 'twin-only' where tenant_id = '{TWIN}' and id = '{{other}}';
-    update ai_models set slug = '{WORD}', status = 'active' where tenant_id = '{TWIN}';
+    update ai_models set slug = 'twin-model', name = '{WORD}', status = 'active' where tenant_id = '{TWIN}';
     update api_keys set budget_tokens = 1000000 where tenant_id = '{TWIN}';
     insert into system_configurations (tenant_id, key, value) values ('{TWIN}', 'twin.only', '"{WORD}"');
     insert into user_token_ledger (tenant_id, user_id, seq, id, created_at, amount, reserved_amount, available_after,

@@ -5,10 +5,11 @@ import pytest
 
 from tests.isolation.promises import broken, prepare
 from tests.isolation.promises_of_tenancy import CASES as TENANCY
+from tests.isolation.promises_of_tokens import CASES as TOKENS
 from tests.isolation.rows import World
 
 
-@pytest.mark.parametrize("cases", [TENANCY], ids=["tenancy"])
+@pytest.mark.parametrize("cases", [TENANCY, TOKENS], ids=["tenancy", "tokens"])
 async def test_every_promise_holds(world: World, superuser: asyncpg.Connection, cases: list) -> None:
     transaction = superuser.transaction()
     await transaction.start()

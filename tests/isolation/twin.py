@@ -19,6 +19,7 @@ DIFFERENT = {
     "tenants": "name = '{word}', time_zone = 'Pacific/Kiritimati'",
     "user_token_wallets": "enforcement_mode = 'monitor'",
     "level_token_policies": "base_allocation = 7, monthly_allocation = 7777777, rollover_percent = 100",
+    "user_token_ledger": "hash = sha256(hash), available_after = available_after + 5",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 
