@@ -406,7 +406,7 @@ create table if not exists public.ai_providers (
     constraint ai_providers_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
     constraint ai_providers_slug_check check (slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'),
     constraint ai_providers_kind_check check (kind in ('openai', 'anthropic', 'google', 'custom', 'sandbox')),
-    constraint ai_providers_base_url_check check (base_url ~ '^https?://' or (kind = 'sandbox' and base_url is null)),
+    constraint ai_providers_base_url_check check (coalesce(base_url ~ '^https?://', kind = 'sandbox')),
     constraint ai_providers_status_check check (status in ('active', 'disabled'))
 );
 comment on table public.ai_providers is 'Where models are called; secret is AES-256-GCM ciphertext that only the runtime decrypts.';
