@@ -12,7 +12,13 @@ from tests.isolation.rows import World
 
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 INNER_ROLES = ("vanilla_owner", "vanilla_definer", "vanilla_system", "vanilla_keyring", "vanilla_operator")
-STRONG_ROLES = (*INNER_ROLES, "pg_read_all_data", "pg_write_all_data", "pg_read_server_files", "pg_execute_server_program")
+STRONG_ROLES = (
+    *INNER_ROLES,
+    "pg_read_all_data",
+    "pg_write_all_data",
+    "pg_read_server_files",
+    "pg_execute_server_program",
+)
 ATTRIBUTES = ("superuser", "bypassrls", "createrole", "createdb", "replication")
 
 
@@ -178,7 +184,9 @@ async def _dropped(connection: asyncpg.Connection) -> list[Mutant]:
         where k.connamespace = 'public'::regnamespace and k.conparentid = 0 and not c.relispartition""")
     kinds = {"p": "primary key", "f": "foreign key", "u": "unique", "c": "check"}
     found = [
-        Mutant(f"drop {kinds[r['kind']]}", f"alter table {r['table']} drop constraint {r['name']} cascade", (r["table"],))
+        Mutant(
+            f"drop {kinds[r['kind']]}", f"alter table {r['table']} drop constraint {r['name']} cascade", (r["table"],)
+        )
         for r in rows
         if r["kind"] in kinds
     ]
@@ -188,7 +196,8 @@ async def _dropped(connection: asyncpg.Connection) -> list[Mutant]:
           and a.attnum > 0 and a.attnotnull and not exists (
             select from pg_index i where i.indrelid = c.oid and i.indisprimary and a.attnum = any (i.indkey))""")
     found += [
-        Mutant("nullable", f"alter table {c['table']} alter column {c['name']} drop not null", (c["table"],)) for c in columns
+        Mutant("nullable", f"alter table {c['table']} alter column {c['name']} drop not null", (c["table"],))
+        for c in columns
     ]
     indexes = await connection.fetch("""
         select c.relname as table, i.indexrelid::regclass::text as name from pg_index i join pg_class c on c.oid = i.indrelid

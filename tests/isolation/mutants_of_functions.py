@@ -114,7 +114,9 @@ def _without_comments(body: str) -> str:
 
 def _assigns(text: str, at: int) -> bool:
     """Whether a comparison is none but what an update sets, or what is sorted by."""
-    before = re.split(r"\b(?:where|and|or|on|if|when|not|filter|loop|from|then|return|select|else)\b|[;]", text[:at])[-1]
+    before = re.split(r"\b(?:where|and|or|on|if|when|not|filter|loop|from|then|return|select|else)\b|[;]", text[:at])[
+        -1
+    ]
     return bool(re.search(r"\bset\b(?! search)", before)) or bool(re.search(r"order by[^()]*$", before))
 
 

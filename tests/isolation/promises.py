@@ -82,6 +82,7 @@ ROLES = {
 
 async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     """Makes the twin inside the caller's transaction."""
+    await connection.execute(FROZEN)
     await plant(connection, world)
     a, b = world.a, world.b
     one = connection.fetchval
@@ -118,6 +119,10 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     return stage
 
 
+FROZEN = """create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe
+    as 'select pg_catalog.now()'"""
+"""The moment the transaction began, so that a long run meets no hold that has expired meanwhile."""
+
 TRAPS = f"""
     -- what the twin has and A has not: found by a statement that forgets the tenant
     update users set external_id = 'twin-only' where tenant_id = '{TWIN}' and id = '{{other}}';
@@ -138,7 +143,7 @@ def tokens(world: World) -> dict[str, str]:
     a, b, sign = world.a, world.b, world.signer.sign
     user, admin = uuid.UUID(a.user.id), uuid.UUID(a.admin.id)
 
-    def token(tenant: str, who: uuid.UUID, role: str, lifetime_s: int = 600) -> str:
+    def token(tenant: str, who: uuid.UUID, role: str, lifetime_s: int = 7200) -> str:
         return sign(Identity(uuid.UUID(tenant), who, role), lifetime_s)  # type: ignore[arg-type]
 
     good = token(a.id, user, "user")
@@ -148,7 +153,7 @@ def tokens(world: World) -> dict[str, str]:
         "opened": token(a.id, SUPER_ADMIN, "superadmin"),
         # in the twin this user is an admin
         "raised": token(a.id, user, "admin"), "user_service": token(a.id, user, "service"),
-        "expired": token(a.id, user, "user", -1), "other_key": a.token(OTHER_KEY, a.user),
+        "expired": token(a.id, user, "user", -1), "other_key": a.token(OTHER_KEY, a.user, 7200),
         "forged": good.replace(a.id, b.id), "user_of_b": token(a.id, uuid.UUID(b.user.id), "user"),
         "second_version": resigned(world, good.replace("v1.", "v2.")),
         "too_long": resigned(world, good.replace(".user.", f".{'x' * 60}.")),

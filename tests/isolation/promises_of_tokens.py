@@ -209,7 +209,10 @@ OWN_MODEL = (
 SETTLE = "select vanilla.settle_call('{a}', '{call}', 'succeeded', 5, 5, 0, 0)"
 KEY_ENDED = [of("api_keys", "revoked_at", "now()", "key_hash = {user_key}"),
              of("api_keys", "expires_at", "vanilla.clock()", "key_hash = {user_key}"), DISABLED, SUSPENDED]  # fmt: skip
-SESSION_ENDED = [of("sessions", c, "vanilla.clock()") for c in ("revoked_at", "rotated_at", "expires_at")] + [DISABLED, SUSPENDED]
+SESSION_ENDED = [of("sessions", c, "vanilla.clock()") for c in ("revoked_at", "rotated_at", "expires_at")] + [
+    DISABLED,
+    SUSPENDED,
+]
 CALLS = [
     Case("runtime", f"{ADMIT} ->> 'user_id'", "= ({user})", then=BOOKS),
     Case("runtime", f"{ADMIT} ->> 'tenant_id'", "= ({a})"),
