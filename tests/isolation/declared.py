@@ -93,19 +93,56 @@ EXECUTABLE = {
         *_WHO.split(),
         *(
             f"public.{name}"
-            for name in "adjust_user_tokens auto_allocate_tokens_for_level create_api_key create_tenant create_user"
-            " issue_one_time_token open_tenant reconcile_token_wallets reset_monthly_tokens revoke_api_key"
-            " set_display_name set_level_token_policy set_provider_secret set_tenant_status set_user_password"
-            " set_user_role set_user_status set_wallet_status settle_user_tokens token_balance_at"
-            " verify_token_ledger".split()
+            for name in [
+                "adjust_user_tokens",
+                "auto_allocate_tokens_for_level",
+                "create_api_key",
+                "create_tenant",
+                "create_user",
+                "issue_one_time_token",
+                "open_tenant",
+                "reconcile_token_wallets",
+                "reset_monthly_tokens",
+                "revoke_api_key",
+                "set_display_name",
+                "set_level_token_policy",
+                "set_provider_secret",
+                "set_tenant_status",
+                "set_user_password",
+                "set_user_role",
+                "set_user_status",
+                "set_wallet_status",
+                "settle_user_tokens",
+                "token_balance_at",
+                "verify_token_ledger",
+            ]
         ),
     },
     "vanilla_runtime": {
         f"vanilla.{name}"
-        for name in "admit_call begin_password_change begin_registration begin_sign_in change_password close_session"
-        " ensure_partitions fail_sign_in finish_sign_in key_identity list_models one_time_token_user quote_call"
-        " reap_holds redeem_one_time_token register_user request_password_link rotate_session run_maintenance"
-        " session_identity settle_call".split()
+        for name in [
+            "admit_call",
+            "begin_password_change",
+            "begin_registration",
+            "begin_sign_in",
+            "change_password",
+            "close_session",
+            "ensure_partitions",
+            "fail_sign_in",
+            "finish_sign_in",
+            "key_identity",
+            "list_models",
+            "one_time_token_user",
+            "quote_call",
+            "reap_holds",
+            "redeem_one_time_token",
+            "register_user",
+            "request_password_link",
+            "rotate_session",
+            "run_maintenance",
+            "session_identity",
+            "settle_call",
+        ]
     },
 }
 AS_THE_CALLER = set(_WHO.split()) - {"vanilla.claim", "vanilla.set_context"}
@@ -115,8 +152,20 @@ OWNED = {
     "vanilla_keyring": {"vanilla.claim", "vanilla.install_context_key"},
     "vanilla_owner": {
         f"vanilla.{name}"
-        for name in "clock close_partition current_tenant_id current_user_id current_user_role ensure_partitions"
-        " ensure_policy grant_columns platform protect_table refuse uuid7".split()
+        for name in [
+            "clock",
+            "close_partition",
+            "current_tenant_id",
+            "current_user_id",
+            "current_user_role",
+            "ensure_partitions",
+            "ensure_policy",
+            "grant_columns",
+            "platform",
+            "protect_table",
+            "refuse",
+            "uuid7",
+        ]
     }
     | {"public.get_current_tenant_id", "public.get_current_user_id"},
 }

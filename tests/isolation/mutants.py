@@ -9,7 +9,6 @@ from tests.isolation.mutant import Mutant
 from tests.isolation.mutants_of_functions import of_functions
 from tests.isolation.rows import World
 
-
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 INNER_ROLES = ("vanilla_owner", "vanilla_definer", "vanilla_system", "vanilla_keyring", "vanilla_operator")
 STRONG_ROLES = (

@@ -5,8 +5,8 @@ from tests.isolation.promises import Case
 SUSPENDED = "update tenants set status = 'suspended' where id = '{a}'"
 DISABLED = "update users set status = 'disabled' where tenant_id = '{a}' and id = '{user}'"
 NEW_HASH = "$argon2id$new"
-LINK = "insert into one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at) values ('{a}', '{other}', 'set_password', sha256('link'), now() + interval '1 hour')"  # noqa: E501
-SUPER_SESSION = "insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at) values ('{platform}', '{super}', gen_random_uuid(), sha256('ss'), sha256('sr'), now() + interval '1 hour', now() + interval '1 day')"  # noqa: E501
+LINK = "insert into one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at) values ('{a}', '{other}', 'set_password', sha256('link'), now() + interval '1 hour')"
+SUPER_SESSION = "insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at) values ('{platform}', '{super}', gen_random_uuid(), sha256('ss'), sha256('sr'), now() + interval '1 hour', now() + interval '1 day')"
 
 
 def opening(tenant: str, user: str, until: str = "now() + interval '1 hour'") -> str:
