@@ -23,7 +23,7 @@ CONTEXT = [
     *[
         Case("nobody", f"select vanilla.set_context('{{token_{t}}}')", "VS401")
         for t in (
-            "raised", "user_service", "expired", "other_key", "forged", "second_version", "too_long",
+            "raised", "user_service", "odd", "expired", "other_key", "forged", "second_version", "too_long",
             "user_of_b", "opened", "stranger", "twin_admin",
         )
     ],
@@ -36,6 +36,9 @@ CONTEXT = [
     Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401", opening("a", "super", "now()")),
     Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401",
          opening("a", "super") + "; update users set status = 'disabled' where id = '{super}'"),
+    Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401",
+         "insert into users (tenant_id, id, email, role) values ('{platform}', '{provider}', 'x@x.test', 'superadmin');"
+         + opening("a", "provider")),
     # a user of the same id in another tenant does not stand for the super admin
     Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401",
          opening("a", "super") + "; update users set status = 'disabled' where id = '{super}';"
@@ -60,8 +63,8 @@ TENANTS = [
          then="(select bool_and(base_allocation = 11) from level_token_policies p join tenants t on t.id = p.tenant_id"
               " where t.slug = 'fresh')"),
     Case("super", "select create_tenant('fresh', 'Fresh')",
-         given="insert into levels (tenant_id, id, slug, name) select '{a}', id, 'same' || left(id::text, 3) || right(id::text, 3), name"
-               " from levels where tenant_id = '{platform}'",
+         given="update levels set slug = 'own-' || slug where tenant_id = '{a}';"
+               " insert into levels (tenant_id, id, slug, name) select '{a}', id, slug, name from levels where tenant_id = '{platform}'",
          then="(select count(*) from level_token_policies p join tenants t on t.id = p.tenant_id where t.slug = 'fresh')"
               " = (select count(*) from level_token_policies where tenant_id = '{platform}')"),
     Case("operator", "select create_tenant('fresh', 'Fresh')"),
@@ -120,6 +123,7 @@ USERS = [
     Case("user", "select set_display_name(repeat('x', 300))", "VS400"),
     Case("admin", "select set_user_role('{other}', 'admin')", audit="user.role",
          then="(select role from users where tenant_id = '{a}' and id = '{other}') = 'admin'"),
+    Case("admin", "select set_user_role('{other}', 'user')"),
     Case("user", "select set_user_role('{user}', 'admin')", "VS403"),
     Case("admin", "select set_user_role('{b_user}', 'admin')", "VS404"),
     Case("admin", "select set_user_role('{other}', 'superadmin')", "VS400"),
@@ -175,6 +179,8 @@ BEFORE = f"select set_config('test.lockers', {LOCKERS}, true)"
 UNLOCKED = f"{LOCKERS} = current_setting('test.lockers')"
 THROTTLE = "insert into sign_in_throttles values ('{a}', sha256(%s), 1, now() + interval '1 hour')"
 ADDRESS = "convert_to('email:{word}:user@{word}.test', 'UTF8')"
+NOBODY = "convert_to('email:nobody:x@x.test', 'UTF8')"
+PLACE = f"(select ctid::text from sign_in_throttles where tenant_id = '{{a}}' and subject_hash = sha256({NOBODY}))"
 IP = "convert_to('ip:ip', 'UTF8')"
 ENDED = {
     "revoked": of("sessions", "revoked_at", "now()"),
@@ -204,9 +210,7 @@ SIGN_IN = [
     Case("runtime", f"select vanilla.fail_sign_in({EMAIL})", audit="session.refused",
          then="(select bool_and(target_id = '{user}' and tenant_id = '{a}') from audit_logs where action = 'session.refused')"),
     Case("runtime", "select vanilla.fail_sign_in('nobody', 'x@x.test')",
-         given=THROTTLE % "convert_to('email:nobody:x@x.test', 'UTF8')",
-         then="(select xmax::text = '0' from sign_in_throttles where tenant_id = '{a}'"
-              " and subject_hash = sha256(convert_to('email:nobody:x@x.test', 'UTF8')))"),
+         given=THROTTLE % NOBODY + f"; select set_config('test.place', {PLACE}, true)", then=f"{PLACE} = current_setting('test.place')"),
     Case("runtime", "select vanilla.session_identity({user_session}) ->> 'email'", "= (user@{word}.test)"),
     *[Case("runtime", "select vanilla.session_identity({user_session})", "= ()", given) for given in ENDED.values()],
     Case("runtime", "select vanilla.session_identity({user_session}, '{a}') ->> 'user_id'", "= ({user})"),
@@ -327,4 +331,11 @@ KEYS = [
         of("api_keys", "expires_at", "vanilla.clock()", "key_hash = {user_key}"), DISABLED, SUSPENDED)],
 ]  # fmt: skip
 
-CASES = [*CONTEXT, *TENANTS, *USERS, *SIGN_IN, *PASSWORDS, *KEYS]
+OWNERS = [
+    Case("owner", "select vanilla.install_context_key('short', 'x')", "22023"),
+    Case("owner", "select vanilla.install_context_key('{context_key}', repeat('y', 32)::bytea)", "23505"),
+    Case("owner", "select vanilla.install_context_key('new', repeat('y', 32)::bytea)"),
+    Case("owner", "select vanilla.protect_table('public.levels', 'odd')", "22023"),
+]
+
+CASES = [*OWNERS, *CONTEXT, *TENANTS, *USERS, *SIGN_IN, *PASSWORDS, *KEYS]

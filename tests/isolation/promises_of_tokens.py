@@ -119,6 +119,18 @@ LEVELS = [
     Case("admin", "select auto_allocate_tokens_for_level('{user}', '{level}')", then=BOOKS,
          given="{as_admin};"
                " select auto_allocate_tokens_for_level('{user}', '{paid}')"),
+    Case("admin", "select (auto_allocate_tokens_for_level('{user}', '{level}') ->> 'period_granted')::bigint > 0", "= (t)",
+         "update user_token_grants set state = 'expired', effective_at = '2026-01-01', expires_at = '2026-02-01'"
+         " where tenant_id = '{a}' and user_id = '{user}' and kind = 'plan'"),
+    # back on a level: what was left of this period, not of those before
+    Case("admin", "select auto_allocate_tokens_for_level('{user}', '{paid}') ->> 'restored'", "= (5)",
+         "insert into user_token_grants (tenant_id, user_id, kind, amount, remaining, effective_at, expires_at, state, level_id)"
+         " select '{a}', '{user}', 'plan', n, n, '2026-01-01', e, 'voided', '{paid}' from (values (5, '2199-01-01'::timestamptz),"
+         " (7, '2026-02-01')) s (n, e)"),
+    Case("admin", "select auto_allocate_tokens_for_level('{user}', '{paid}') ->> 'base_granted'", "= (50)",
+         "update level_token_policies set base_allocation = 50 where tenant_id = '{a}' and level_id = '{paid}'"),
+    Case("admin", "select auto_allocate_tokens_for_level('{user}', '{paid}')", given="update tenants set time_zone = 'Asia/Tokyo'"
+         " where id = '{a}'", then=f"extract(hour from {wallet('next_reset_at')} at time zone 'Asia/Tokyo') = 0"),
     Case("user", "select auto_allocate_tokens_for_level('{user}', '{paid}')", "VS403"),
     Case("admin", "select auto_allocate_tokens_for_level('{user}', '{b_level}')", "VS404"),
     Case("admin", "select auto_allocate_tokens_for_level('{b_user}', '{level}')", "VS404"),
@@ -240,7 +252,8 @@ CALLS = [
     Case("runtime", OWN.replace("10, 10, 10", "10, 10, 1000"), "VS400", OWN_MODEL),
     Case("runtime", ADMIT.replace("'60 s')", "'60 s', 'k')"), "VS410", ADMIT.replace("'60 s')", "'60 s', 'k')")),
     Case("runtime", ADMIT.replace("'60 s')", "'60 s', 'twin-key')")),
-    Case("runtime", ADMIT, "VS429", "update api_keys set budget_tokens = 5 where key_hash = {user_key}"),
+    Case("runtime", ADMIT, 'VS429 the budget of this key is used up {"used": 1, "limit": 5',
+         "update api_keys set budget_tokens = 5, used_tokens = 1 where key_hash = {user_key}"),
     Case("runtime", ADMIT, given="update api_keys set budget_tokens = 500, used_tokens = 0 where key_hash = {user_key}",
          then="(select used_tokens = 20 from api_keys where key_hash = {user_key})"),
     Case("runtime", "select vanilla.quote_call({user_session}, 'sandbox-small', 10, 10, 10) ->> 'reserved'", "= (20)",
@@ -266,6 +279,7 @@ CALLS = [
          f"{OWN_MODEL}; update ai_models set status = 'deprecated' where tenant_id = '{{a}}'"),
     Case("runtime", "select jsonb_path_exists(vanilla.list_models({user_key}), '$[*] ? (@.id == \"own-model\")')", "= (f)",
          f"{OWN_MODEL}; update ai_providers set status = 'disabled' where tenant_id = '{{a}}'"),
+    Case("runtime", "select vanilla.list_models({user_key})"),
     Case("runtime", "select vanilla.list_models(null, {user_session}) is not null", "= (t)"),
     Case("runtime", "select vanilla.list_models({user_key})", "VS411", DISABLED),
     Case("admin", "select set_provider_secret('{provider}', 'x', 'hint')", audit="provider.secret",
