@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Mutant:
     """`tables` are those whose cells are run; `visible` says that a row must leak, so the matrix alone must see it.
 
-    `function` is the one that is broken, by schema and name; `title` stands for the statement where that is a whole body.
+    `function` is the one that is broken, by schema and name; `title` stands for a statement that is a whole body.
     """
 
     kind: str

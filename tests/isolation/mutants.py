@@ -88,7 +88,8 @@ async def _of_policies(connection: asyncpg.Connection) -> list[Mutant]:
     rows = await connection.fetch("""
         select c.relname as table, p.polname as name, p.polname like 'app%' as app, p.polqual is not null as using,
             p.polwithcheck is not null as check,
-            array_to_string(array(select r::regrole::text from unnest(p.polroles) r), ', ') as roles, pg_get_expr(p.polqual, c.oid) as condition, p.polcmd::text as command
+            array_to_string(array(select r::regrole::text from unnest(p.polroles) r), ', ') as roles,
+            pg_get_expr(p.polqual, c.oid) as condition, p.polcmd::text as command
         from pg_policy p join pg_class c on c.oid = p.polrelid
         where c.relnamespace = 'public'::regnamespace and not c.relispartition""")
     found = []
@@ -199,7 +200,8 @@ async def _dropped(connection: asyncpg.Connection) -> list[Mutant]:
         for c in columns
     ]
     indexes = await connection.fetch("""
-        select c.relname as table, i.indexrelid::regclass::text as name from pg_index i join pg_class c on c.oid = i.indrelid
+        select c.relname as table, i.indexrelid::regclass::text as name
+        from pg_index i join pg_class c on c.oid = i.indrelid
         where c.relnamespace = 'public'::regnamespace and i.indisunique and not c.relispartition
           and not exists (select from pg_constraint k where k.conindid = i.indexrelid)""")
     return found + [Mutant("drop unique", f"drop index {i['name']}", (i["table"],)) for i in indexes]

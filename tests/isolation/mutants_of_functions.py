@@ -12,7 +12,8 @@ COLUMN = r"(?:\b\w+\.)?"
 VALUE = r"(?:\(\w+\)\.)?'?[\w.]+'?(?:\(\d?\))?(?:::\w+)?"
 CHECKS = {
     # both names of a tenant's own row: tenants_self_check makes one of them enough
-    "tenant's row": rf"{COLUMN}tenant_id = {VALUE} and (?:\bt\.id|(?<![\w.])id) = (?:[sukov]\.tenant_id|v_tenant|p_tenant_id"
+    "tenant's row": rf"{COLUMN}tenant_id = {VALUE} and (?:\bt\.id|(?<![\w.])id) = (?:[sukov]\.tenant_id|v_tenant"
+    r"|p_tenant_id"
     r"|p_wallet\.tenant_id|u\.tenant_id)(?!\w)",
     "tenant comparison": rf"(?:{COLUMN}\w*tenant_id|\bv_tenant|vanilla\.claim\(3\)::uuid|\bt\.id) (?:=|<>) {VALUE}",
     "tenant list": rf"{COLUMN}tenant_id in \([^()]*(?:\(\))?\)",
@@ -21,14 +22,17 @@ CHECKS = {
     "role check": rf"vanilla\.claim\(5\) (?:not in \([^()]*\)|is distinct from '\w+'|= '\w+')"
     rf"|{COLUMN}role (?:= '\w+'|= v_role|in \([^()]*\))|v_role = '\w+'"
     r"|not vanilla\.caller_is_operator\(\)|r\.rolsuper|pg_has_role\([^()]*\)",
-    "status check": rf"{COLUMN}(?:status|state) (?:=|<>) '\w+'|{COLUMN}(?:revoked_at|rotated_at|used_at) is (?:not )?null",
-    "expiry": rf"{COLUMN}(?:refresh_)?(?:expires_at|accept_until) (?:>|<=) (?:v_now|vanilla\.clock\(\)|clock_timestamp\(\))"
+    "status check": rf"{COLUMN}(?:status|state) (?:=|<>) '\w+'"
+    rf"|{COLUMN}(?:revoked_at|rotated_at|used_at) is (?:not )?null",
+    "expiry": rf"{COLUMN}(?:refresh_)?(?:expires_at|accept_until) (?:>|<=)"
+    r" (?:v_now|vanilla\.clock\(\)|clock_timestamp\(\))"
     r"|split_part\(v_payload, '\.', 6\)::bigint > extract\(epoch from clock_timestamp\(\)\)",
     "signature": r"v_token = v_payload \|\| '\.' \|\| encode\(sha256\(.*?\), 'hex'\)(?= then)"
     r"|left\(v_token, 3\) = 'v1\.'|octet_length\(v_token\) between 150 and 220",
     "scopes": r"p_scopes && array\[[^]]*\]|v_caller\.scopes && array\[[^]]*\]|'[\w:]+' = any \([\w.]+\)"
     r"|p_scopes <@ array\[[^]]*\]",
-    "form of a hash": r"octet_length\(p_\w+\) is distinct from 32|p_password_hash not like '[^']*'|octet_length\(p_key\) < 32",
+    "form of a hash": r"octet_length\(p_\w+\) is distinct from 32|p_password_hash not like '[^']*'"
+    r"|octet_length\(p_key\) < 32",
     "verified hash": r"v_user\.password_hash is distinct from p_verified_hash",
     "throttle": r"v_row\.failures <= p_limit",
     "amounts": r"p_actual (?:<|>) \d+|p_amount = 0|abs\(p_amount\) > \d+|v_amount < 0"

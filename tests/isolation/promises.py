@@ -89,12 +89,13 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     one = connection.fetchval
     open_hold = "select id::text from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
     names = {
-        "a": a.id, "b": b.id, "context_key": world.signer.key_id, "word": a.word, "twin": TWIN, "platform": str(PLATFORM), "super": str(SUPER_ADMIN),
+        "a": a.id, "b": b.id, "context_key": world.signer.key_id, "word": a.word, "twin": TWIN,
+        "platform": str(PLATFORM), "super": str(SUPER_ADMIN),
         "user": a.user.id, "other": a.other.id, "admin": a.admin.id, "b_user": b.user.id,
         "hold": await one(f"{open_hold} and call is null", a.id, a.user.id),
         "call": await one(f"{open_hold} and call is not null", a.id, a.user.id),
         "level": await one("select id::text from levels where tenant_id = $1 and is_default", a.id),
-        "paid": await one("select id::text from levels where tenant_id = $1 and not is_default order by tier limit 1", a.id),
+        "paid": await one("select id::text from levels where tenant_id = $1 and not is_default limit 1", a.id),
         "b_level": await one("select id::text from levels where tenant_id = $1 and is_default", b.id),
         "provider": await one("select id::text from ai_providers where tenant_id = $1 limit 1", a.id),
         "b_provider": await one("select id::text from ai_providers where tenant_id = $1 limit 1", b.id),
@@ -134,14 +135,17 @@ TRAPS = f"""
         reserved_after, borrowed_after, direction, reason, source, idempotency_key, hash)
         values ('{TWIN}', '{{user}}', 1000000, gen_random_uuid(), now(), 1, 0, 1, 0, 0, 'credit', '{WORD}', 'x',
             'twin-key', '');
-    insert into user_token_grants (tenant_id, user_id, kind, amount, remaining, effective_at, expires_at, state, level_id)
+    insert into user_token_grants
+        (tenant_id, user_id, kind, amount, remaining, effective_at, expires_at, state, level_id)
         select '{TWIN}', '{{user}}', kind, 9, 9, now(), '2199-01-01', 'voided', '{{paid}}'
         from unnest(array['base', 'plan']) kind;
-    update user_token_wallets set next_event_at = '2199-01-01', next_reset_at = '2199-01-01', period_start = '2000-01-01'
+    update user_token_wallets
+        set next_event_at = '2199-01-01', next_reset_at = '2199-01-01', period_start = '2000-01-01'
         where tenant_id = '{TWIN}';
     update level_token_policies set enforcement_mode = 'warn' where tenant_id = '{TWIN}';
     insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at)
-        values ('{TWIN}', '{{user}}', gen_random_uuid(), sha256('{WORD}'), sha256('{WORD}'), '2199-01-01', '2199-01-01');
+        values ('{TWIN}', '{{user}}', gen_random_uuid(), sha256('{WORD}'), sha256('{WORD}'), '2199-01-01',
+            '2199-01-01');
     insert into ai_executions (tenant_id, id, user_id, provider, model, status)
         select '{TWIN}', execution_id, user_id, 'x', 'x', 'abandoned' from user_token_holds
         where tenant_id = '{{a}}' and id = '{{call}}';
@@ -163,7 +167,8 @@ def tokens(world: World) -> dict[str, str]:
         "opened": token(a.id, SUPER_ADMIN, "superadmin"),
         # in the twin this user is an admin
         "raised": token(a.id, user, "admin"), "user_service": token(a.id, user, "service"),
-        "odd": token(a.id, admin, "owner"), "expired": token(a.id, user, "user", -1), "other_key": a.token(OTHER_KEY, a.user, 7200),
+        "odd": token(a.id, admin, "owner"), "expired": token(a.id, user, "user", -1),
+        "other_key": a.token(OTHER_KEY, a.user, 7200),
         "forged": good.replace(a.id, b.id), "user_of_b": token(a.id, uuid.UUID(b.user.id), "user"),
         "second_version": resigned(world, good.replace("v1.", "v2.")),
         "too_long": resigned(world, good.replace(".user.", f".{'x' * 60}.")),

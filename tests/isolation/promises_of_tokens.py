@@ -271,7 +271,7 @@ CALLS = [
          "{as_admin}; select vanilla.release_tokens(vanilla.lock_wallet('{a}', '{user}'), h,"
          " (null::user_token_ledger)) from user_token_holds h where false; update user_token_holds set state = 'released',"
          " closed_at = now() where tenant_id = '{a}' and id = '{call}'"),
-    *[Case("runtime", SETTLE.replace("5, 5, 0, 0", figures), "VS400") for figures in ("-1, 5, 0, 0", "5, -1, 0, 0", "5, 5, 6, 0", "5, 5, -1, 0")],
+    *[Case("runtime", SETTLE.replace("5, 5, 0, 0", figures), "VS400") for figures in ("-1, 5, 0, 0", "-1, 5, null, 0", "5, -1, 0, 0", "5, 5, 6, 0", "5, 5, -1, 0")],
     Case("runtime", SETTLE.replace("{call}", "{hold}"), "VS404"),
     Case("runtime", "select vanilla.settle_call('{a}', gen_random_uuid(), 'succeeded', 5, 5, 0, 0)", "VS404"),
     Case("runtime", "select jsonb_path_exists(vanilla.list_models({user_key}), '$[*] ? (@.id == \"own-model\")')", "= (t)", OWN_MODEL),

@@ -109,7 +109,8 @@ async def test_the_watch_sees_a_canary_in_every_spelling(prey: Prey, form: str) 
     assert failed.state == "22P02"
     assert prey.secrets.told_by(failed.told)
     noticed = await leak.run(
-        f"do $$ begin raise notice '%', (select min(display_name) from users where tenant_id = '{prey.world.b.id}'); end $$"
+        "do $$ begin raise notice '%', (select min(display_name) from users"
+        f" where tenant_id = '{prey.world.b.id}'); end $$"
     )
     assert prey.secrets.told_by(noticed.told)
     ids = await leak.run(f"select id from api_keys where tenant_id = '{prey.world.b.id}'")

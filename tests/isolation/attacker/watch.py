@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import re
-from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -29,7 +27,7 @@ class Secrets:
 
 
 async def read_secrets(superuser: asyncpg.Connection, world: World) -> Secrets:
-    """B's canary in every spelling a query could give it, the hashes and keys of all, the ids of B that A cannot know."""
+    """B's canary in every spelling a query could give it, hashes and keys, the ids of B that A cannot know."""
     hashes = await superuser.fetch(f"""
         select encode(v, 'hex') as v from (
             select inner_key as v from vanilla.context_keys union select outer_key from vanilla.context_keys
@@ -145,13 +143,10 @@ class Attacker:
         await self.connect()
 
 
-async def visit(connection: asyncpg.Connection, token: str, words: Iterable[str] = (CANARY,)) -> None:
-    """Another tenant's request over this connection: its values are parameters, as in every statement of the product."""
-    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):
-        async with connection.transaction():
-            await connection.fetchval("select vanilla.set_context($1)", token)
-            for word in words:
-                await connection.fetch(
-                    "select * from public.users where display_name = $1 or email like $1 || '%'", word
-                )
-                await connection.fetch("select * from public.api_keys where name = $1", word)
+async def visit(connection: asyncpg.Connection, token: str) -> None:
+    """Another tenant's request over this connection: its values are parameters, as in every statement of ours."""
+    async with connection.transaction():
+        await connection.fetchval("select vanilla.set_context($1)", token)
+        found = await connection.fetch("select id, email from public.users where email like '%' || $1 || '%'", CANARY)
+        assert len(found) >= 3
+        await connection.fetch("select id, name from public.api_keys where name = $1", CANARY)
