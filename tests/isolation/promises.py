@@ -121,9 +121,10 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     return stage
 
 
-FROZEN = """create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe
-    as 'select pg_catalog.now()'"""
-"""The moment the transaction began, so that a long run meets no hold that has expired meanwhile."""
+FROZEN = """do $$ begin execute format('create or replace function vanilla.clock() returns timestamptz language sql'
+    ' volatile parallel safe as %L', format('select %L::pg_catalog.timestamptz', (select max(created_at)
+    from public.user_token_ledger where created_at < 'infinity'))); end $$"""
+"""The moment the world was made, so that a long run meets no hold and no session that has expired meanwhile."""
 
 TRAPS = f"""
     -- what the twin has and A has not: found by a statement that forgets the tenant
@@ -137,7 +138,7 @@ TRAPS = f"""
             'twin-key', '');
     insert into user_token_grants
         (tenant_id, user_id, kind, amount, remaining, effective_at, expires_at, state, level_id)
-        select '{TWIN}', '{{user}}', kind, 9, 9, now(), '2199-01-01', 'voided', '{{paid}}'
+        select '{TWIN}', '{{user}}', kind, 9, 9, vanilla.clock(), '2199-01-01', 'voided', '{{paid}}'
         from unnest(array['base', 'plan']) kind;
     update user_token_wallets
         set next_event_at = '2199-01-01', next_reset_at = '2199-01-01', period_start = '2000-01-01'

@@ -5,11 +5,11 @@ from tests.isolation.promises import Case
 SUSPENDED = "update tenants set status = 'suspended' where id = '{a}'"
 DISABLED = "update users set status = 'disabled' where tenant_id = '{a}' and id = '{user}'"
 NEW_HASH = "$argon2id$new"
-LINK = "insert into one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at) values ('{a}', '{other}', 'set_password', sha256('link'), now() + interval '1 hour')"
-SUPER_SESSION = "insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at) values ('{platform}', '{super}', gen_random_uuid(), sha256('ss'), sha256('sr'), now() + interval '1 hour', now() + interval '1 day')"
+LINK = "insert into one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at) values ('{a}', '{other}', 'set_password', sha256('link'), vanilla.clock() + interval '1 hour')"
+SUPER_SESSION = "insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at) values ('{platform}', '{super}', gen_random_uuid(), sha256('ss'), sha256('sr'), vanilla.clock() + interval '1 hour', vanilla.clock() + interval '1 day')"
 
 
-def opening(tenant: str, user: str, until: str = "now() + interval '1 hour'") -> str:
+def opening(tenant: str, user: str, until: str = "vanilla.clock() + interval '1 hour'") -> str:
     values = f"'{{{tenant}}}', '{{{user}}}', 'test', {until}"
     return f"insert into tenant_openings (tenant_id, user_id, reason, expires_at) values ({values})"
 
@@ -33,7 +33,7 @@ CONTEXT = [
     Case("nobody", "select vanilla.set_context('{token_opened}')", given=opening("a", "super")),
     Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401", opening("platform", "super")),
     Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401", opening("a", "admin")),
-    Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401", opening("a", "super", "now()")),
+    Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401", opening("a", "super", "vanilla.clock()")),
     Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401",
          opening("a", "super") + "; update users set status = 'disabled' where id = '{super}'"),
     Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401",
@@ -177,14 +177,14 @@ LOCKERS = "(select string_agg(xmax::text, ' ' order by id) from users where tena
 BEFORE = f"select set_config('test.lockers', {LOCKERS}, true)"
 # a lock is written into the row that it is on: who locks another tenant's user makes them wait
 UNLOCKED = f"{LOCKERS} = current_setting('test.lockers')"
-THROTTLE = "insert into sign_in_throttles values ('{a}', sha256(%s), 1, now() + interval '1 hour')"
+THROTTLE = "insert into sign_in_throttles values ('{a}', sha256(%s), 1, vanilla.clock() + interval '1 hour')"
 ADDRESS = "convert_to('email:{word}:user@{word}.test', 'UTF8')"
 NOBODY = "convert_to('email:nobody:x@x.test', 'UTF8')"
 PLACE = f"(select ctid::text from sign_in_throttles where tenant_id = '{{a}}' and subject_hash = sha256({NOBODY}))"
 IP = "convert_to('ip:ip', 'UTF8')"
 ENDED = {
-    "revoked": of("sessions", "revoked_at", "now()"),
-    "rotated": of("sessions", "rotated_at", "now()"),
+    "revoked": of("sessions", "revoked_at", "vanilla.clock()"),
+    "rotated": of("sessions", "rotated_at", "vanilla.clock()"),
     "expired": of("sessions", "expires_at", "vanilla.clock()"),
     "disabled": DISABLED,
     "suspended": SUSPENDED,
@@ -198,7 +198,7 @@ SIGN_IN = [
          f"select vanilla.begin_sign_in({EMAIL}, 'ip' || n) from generate_series(1, 9) n"),
     Case("runtime", f"{FINISH}) ->> 'user_id'", "= ({user})", audit="session.opened",
          then="exists (select from sessions where tenant_id = '{a}' and user_id = '{user}' and token_hash = sha256('t'))"
-              " and (select last_sign_in_at > now() - interval '1 minute' from users where tenant_id = '{a}' and id = '{user}')"),
+              " and (select last_sign_in_at > vanilla.clock() - interval '1 minute' from users where tenant_id = '{a}' and id = '{user}')"),
     *[Case("runtime", f"{FINISH})", "VS411", given) for given in (DISABLED, SUSPENDED)],
     Case("runtime", f"{FINISH}, p_verified_hash => '$argon2id$older')", "VS411"),
     Case("runtime", f"{FINISH}, p_verified_hash => '$argon2id${{word}}')"),
@@ -274,7 +274,7 @@ PASSWORDS = [
     Case("runtime", "select vanilla.one_time_token_user(sha256('link')) ->> 'email'", "= (other@{word}.test)", LINK),
     Case("runtime", "select vanilla.one_time_token_user(sha256('link')) ->> 'tenant'", "= ({word})", LINK),
     *[Case("runtime", "select vanilla.one_time_token_user(sha256('link'))", "= ()", f"{LINK}; {given}") for given in (
-        "update one_time_tokens set used_at = now() where token_hash = sha256('link')",
+        "update one_time_tokens set used_at = vanilla.clock() where token_hash = sha256('link')",
         "update one_time_tokens set expires_at = vanilla.clock() where token_hash = sha256('link')",
         "update users set status = 'disabled' where tenant_id = '{a}' and id = '{other}'")],
     Case("runtime", REDEEM, "= (other@{word}.test)", audit="user.password_changed",
@@ -288,7 +288,7 @@ PASSWORDS = [
     Case("runtime", REDEEM, given=LINK + "; " + of("sessions", "revoked_at", "'2020-01-01'", "token_hash = {other_session}"),
          then="exists (select from sessions where token_hash = {other_session} and revoked_at = '2020-01-01')"),
     *[Case("runtime", REDEEM, "VS411", f"{LINK}; {given}") for given in (
-        "update one_time_tokens set used_at = now() where token_hash = sha256('link')",
+        "update one_time_tokens set used_at = vanilla.clock() where token_hash = sha256('link')",
         "update one_time_tokens set expires_at = vanilla.clock() where token_hash = sha256('link')",
         "update users set status = 'disabled' where tenant_id = '{a}' and id = '{other}'")],
     Case("runtime", "select vanilla.redeem_one_time_token(sha256('link'), 'plain')", "VS400", LINK),
@@ -327,7 +327,7 @@ KEYS = [
     Case("runtime", "select vanilla.key_identity({admin_key}) ->> 'role'", "= (user)",
          "update api_keys set scopes = '{{read}}' where key_hash = {admin_key}".replace("{{read}}", "{read}")),
     *[Case("runtime", "select vanilla.key_identity({user_key})", "= ()", given) for given in (
-        of("api_keys", "revoked_at", "now()", "key_hash = {user_key}"),
+        of("api_keys", "revoked_at", "vanilla.clock()", "key_hash = {user_key}"),
         of("api_keys", "expires_at", "vanilla.clock()", "key_hash = {user_key}"), DISABLED, SUSPENDED)],
 ]  # fmt: skip
 

@@ -156,14 +156,14 @@ LEVELS = [
          " set local session_replication_role = origin"),
     Case("user", "select set_level_token_policy('{level}', 1, 2)", "VS403"),
     Case("operator", "select reset_monthly_tokens()", "= (1)", PERIOD,
-         then=BOOKS + f" and {wallet('next_reset_at')} > now()"),
+         then=BOOKS + f" and {wallet('next_reset_at')} > vanilla.clock()"),
     Case("super", "select reset_monthly_tokens()", "= (1)", f"{PERIOD}; {ROLLOVER}", then=BOOKS),
     Case("operator", "select reset_monthly_tokens()", "= (0)", SCHEDULED),
     Case("operator", "select reset_monthly_tokens()", "= (0)"),
     Case("admin", "select reset_monthly_tokens()", "VS404"),
     Case("user", "select reset_monthly_tokens()", "VS403"),
     Case("runtime", "select vanilla.run_maintenance() ->> 'wallets_folded'", "= (1)", SCHEDULED, then=BOOKS),
-    Case("admin", f"{ADJUST}5, 'debit')", given=SCHEDULED, then=BOOKS + f" and {wallet('next_event_at')} > now()"),
+    Case("admin", f"{ADJUST}5, 'debit')", given=SCHEDULED, then=BOOKS + f" and {wallet('next_event_at')} > vanilla.clock()"),
     # a user's own exceptions, and nobody else's
     Case("operator", "select reset_monthly_tokens()", "= (1)", f"{PERIOD}; insert into user_token_policies (tenant_id, user_id,"
          " monthly_allocation) values ('{a}', '{user}', 123) on conflict (tenant_id, user_id) do update set monthly_allocation = 123",
@@ -191,19 +191,19 @@ PROOFS = [
     # neither what is spent and gone nor what is settled counts
     Case("admin", "select count(*) from reconcile_token_wallets()", "= (0)",
          "insert into user_token_grants (tenant_id, user_id, kind, amount, remaining, effective_at, state) values"
-         " ('{a}', '{user}', 'promo', 5, 5, now(), 'voided'); insert into user_token_holds (tenant_id, user_id, amount,"
-         " requested, state, epoch, expires_at, closed_at) values ('{a}', '{user}', 5, 5, 'settled', 0, now(), now())"),
-    Case("user", "select token_balance_at('{user}', now())", "= ({balance})"),
-    Case("user", "select token_balance_at('{other}', now())", "VS403"),
-    Case("admin", "select token_balance_at('{user}', now())", "= ({balance})"),
+         " ('{a}', '{user}', 'promo', 5, 5, vanilla.clock(), 'voided'); insert into user_token_holds (tenant_id, user_id, amount,"
+         " requested, state, epoch, expires_at, closed_at) values ('{a}', '{user}', 5, 5, 'settled', 0, vanilla.clock(), vanilla.clock())"),
+    Case("user", "select token_balance_at('{user}', vanilla.clock())", "= ({balance})"),
+    Case("user", "select token_balance_at('{other}', vanilla.clock())", "VS403"),
+    Case("admin", "select token_balance_at('{user}', vanilla.clock())", "= ({balance})"),
     Case("admin", "select token_balance_at('{user}', '2000-01-01')", "= (0)"),
-    Case("admin", "select token_balance_at('{b_user}', now())", "VS404"),
+    Case("admin", "select token_balance_at('{b_user}', vanilla.clock())", "VS404"),
     Case("user", "select sum(remaining) from vanilla.grants_after_burn('{a}', '{user}')", "= ({available})"),
     Case("user", "select count(*) from vanilla.grants_after_burn('{a}', '{other}')", "= (0)"),
     Case("admin", "select count(*) from vanilla.grants_after_burn('{b}', '{b_user}')", "= (0)"),
     Case("keeper", "select sum(remaining) from vanilla.grants_after_burn('{a}', '{user}')", "= ({available})",
          "insert into user_token_grants (tenant_id, user_id, kind, amount, remaining, effective_at, state) values"
-         " ('{a}', '{user}', 'promo', 5, 5, now(), 'voided')"),
+         " ('{a}', '{user}', 'promo', 5, 5, vanilla.clock(), 'voided')"),
 ]  # fmt: skip
 
 ADMIT = "select vanilla.admit_call({user_key}, null, null, 'sandbox-small', 10, 10, 10, 1, gen_random_uuid(), false, '60 s')"
@@ -219,7 +219,7 @@ OWN_MODEL = (
     " status = 'active', secret = null where tenant_id = '{a}'"
 )
 SETTLE = "select vanilla.settle_call('{a}', '{call}', 'succeeded', 5, 5, 0, 0)"
-KEY_ENDED = [of("api_keys", "revoked_at", "now()", "key_hash = {user_key}"),
+KEY_ENDED = [of("api_keys", "revoked_at", "vanilla.clock()", "key_hash = {user_key}"),
              of("api_keys", "expires_at", "vanilla.clock()", "key_hash = {user_key}"), DISABLED, SUSPENDED]  # fmt: skip
 SESSION_ENDED = [of("sessions", c, "vanilla.clock()") for c in ("revoked_at", "rotated_at", "expires_at")] + [
     DISABLED,
@@ -270,7 +270,7 @@ CALLS = [
     Case("runtime", f"{SETTLE} ->> 'settled'", "= (false)",
          "{as_admin}; select vanilla.release_tokens(vanilla.lock_wallet('{a}', '{user}'), h,"
          " (null::user_token_ledger)) from user_token_holds h where false; update user_token_holds set state = 'released',"
-         " closed_at = now() where tenant_id = '{a}' and id = '{call}'"),
+         " closed_at = vanilla.clock() where tenant_id = '{a}' and id = '{call}'"),
     *[Case("runtime", SETTLE.replace("5, 5, 0, 0", figures), "VS400") for figures in ("-1, 5, 0, 0", "-1, 5, null, 0", "5, -1, 0, 0", "5, 5, 6, 0", "5, 5, -1, 0")],
     Case("runtime", SETTLE.replace("{call}", "{hold}"), "VS404"),
     Case("runtime", "select vanilla.settle_call('{a}', gen_random_uuid(), 'succeeded', 5, 5, 0, 0)", "VS404"),
