@@ -84,6 +84,7 @@ ROLES = {
 async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     """Makes the twin inside the caller's transaction."""
     await connection.execute(FROZEN)
+    await connection.execute("set local statement_timeout = '5s'")  # a loop that lost its end is a broken promise
     await plant(connection, world)
     a, b = world.a, world.b
     one = connection.fetchval
