@@ -450,7 +450,7 @@ create table if not exists public.ai_providers (
     constraint ai_providers_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
     constraint ai_providers_slug_check check (slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'),
     constraint ai_providers_kind_check check (kind in ('openai', 'anthropic', 'google', 'custom', 'sandbox')),
-    constraint ai_providers_base_url_check check (base_url ~ '^https?://' or (kind = 'sandbox' and base_url is null)),
+    constraint ai_providers_base_url_check check (coalesce(base_url ~ '^https?://', kind = 'sandbox')),
     constraint ai_providers_status_check check (status in ('active', 'disabled'))
 );
 comment on table public.ai_providers is 'Where models are called; secret is AES-256-GCM ciphertext that only the runtime decrypts.';
@@ -1171,8 +1171,8 @@ begin
         perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
     end if;
     perform vanilla.acting_tenant(vanilla.platform());
-    if p_status not in ('active', 'suspended', 'closed') then
-        perform vanilla.refuse('VS400', format('unknown status %s', p_status), '{"param": "status"}');
+    if p_status is null or p_status not in ('active', 'suspended', 'closed') then
+        perform vanilla.refuse('VS400', format('unknown status %s', coalesce(p_status, 'null')), '{"param": "status"}');
     end if;
     if p_tenant_id = vanilla.platform() then
         perform vanilla.refuse('VS409', 'the platform tenant stays active');

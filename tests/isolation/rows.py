@@ -155,7 +155,7 @@ async def _make_member(connection: asyncpg.Connection, tenant: str, word: str, n
         word,
         email,
         member.session_hash,
-        uuid.uuid4().bytes * 2,
+        member.refresh_hash,
     )
     return member
 
