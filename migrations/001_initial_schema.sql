@@ -601,20 +601,6 @@ create index if not exists audit_logs_action_idx on public.audit_logs (tenant_id
 comment on table public.audit_logs is 'Every act that concerns security or money. Insert-only until retention ends.';
 
 -- 4. log partitions ------------------------------------------------------------------------------------------------
-create or replace function vanilla.close_partition(p_partition regclass) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
-begin
-    -- the parent's policies do not bind direct access: no grant, and no policy but the owner's, who moves rows
-    execute format('alter table %s enable row level security', p_partition);
-    execute format('alter table %s force row level security', p_partition);
-    if not exists (select from pg_policy where polrelid = p_partition and polname = 'owner') then
-        execute format('create policy owner on %s to vanilla_owner using (true) with check (true)', p_partition);
-    end if;
-end
-$f$;
-comment on function vanilla.close_partition(regclass) is
-    'Row-level security for a partition, which its parent''s policies do not protect: nobody reaches it directly.';
-
 create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -637,7 +623,7 @@ begin
     loop
         if v_parent.default_oid is null then
             execute format('create table public.%I partition of %s default', v_parent.relname || '_default', v_parent.name);
-            perform vanilla.close_partition(format('public.%I', v_parent.relname || '_default')::regclass);
+            perform vanilla.repair_protection(format('public.%I', v_parent.relname || '_default')::regclass);
             v_parent.default_name := format('public.%I', v_parent.relname || '_default')::regclass;
         end if;
         for v_month in 0 .. p_months loop
@@ -653,7 +639,7 @@ begin
                 'insert into public.%I select * from moved', v_parent.default_name,
                 v_from || ' 00:00:00+00', (v_from + interval '1 month')::date || ' 00:00:00+00', v_name);
             execute format('alter table %s attach partition public.%I %s', v_parent.name, v_name, v_bounds);
-            perform vanilla.close_partition(format('public.%I', v_name)::regclass);
+            perform vanilla.repair_protection(format('public.%I', v_name)::regclass);
             v_made := v_made + 1;
         end loop;
     end loop;
@@ -663,7 +649,6 @@ $f$;
 comment on function vanilla.ensure_partitions(integer) is
     'Makes the monthly partitions of every log table, this month to p_months ahead; returns how many.';
 grant execute on function vanilla.ensure_partitions(integer) to vanilla_runtime, vanilla_system, vanilla_operator, vanilla_definer;
-select vanilla.ensure_partitions();
 
 -- 5. context -------------------------------------------------------------------------------------------------------
 set local role vanilla_keyring;
@@ -757,42 +742,212 @@ grant execute on function vanilla.current_tenant_id(), vanilla.current_user_id()
 create table if not exists vanilla.table_ownership (
     relation name not null,
     ownership text not null,
+    hidden name[] not null default '{}',
+    writable name[] not null default '{}',
+    owner_column name not null default 'user_id',
+    append_only boolean not null default false,
+    public_column name,
     constraint table_ownership_pkey primary key (relation)
 );
-comment on table vanilla.table_ownership is 'What protect_table was told; doctor and tests compare it with the catalog.';
+comment on table vanilla.table_ownership is
+    'What protect_table was told of each table: from it alone follows what the catalog must say (expected_protection).';
 grant select on vanilla.table_ownership to vanilla_operator;
 
-create or replace function vanilla.ensure_policy(p_table regclass, p_name text, p_to text, p_command text, p_using text, p_check text)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
+-- Conditions stand as pg_get_expr prints them: what is expected is compared with the catalog letter by letter. A policy
+-- changed by hand is found and mended, an unchanged one costs no DDL, hence no ACCESS EXCLUSIVE lock on a live database.
+create or replace function vanilla.row_conditions(p_rule vanilla.table_ownership, out reads text, out writes text)
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_ddl text := format('create policy %I on %s for %s to %s', p_name, p_table, p_command, p_to)
-        || coalesce(' using (' || p_using || ')', '') || coalesce(' with check (' || p_check || ')', '');
-    v_mark text := 'sha256:' || encode(sha256(convert_to(v_ddl, 'UTF8')), 'hex');
+    v_mine text := '(tenant_id = ( SELECT vanilla.current_tenant_id() AS current_tenant_id))';
+    v_admin text := '(( SELECT vanilla.current_user_role() AS current_user_role) = ANY (ARRAY[''admin''::text, ''superadmin''::text]))';
+    v_owned text := format('(%I = ( SELECT vanilla.current_user_id() AS current_user_id))', p_rule.owner_column);
+    v_platform text := '''00000000-0000-0000-0000-000000000000''::uuid';
+    v_admins text := format('(%s AND %s)', v_mine, v_admin);
+    v_own text := format('(%s AND (%s OR %s))', v_mine, v_owned, v_admin);
 begin
-    -- unchanged: no DDL, so no ACCESS EXCLUSIVE lock when a live database is migrated again
-    if exists (select from pg_policy p where p.polrelid = p_table and p.polname = p_name
-               and obj_description(p.oid, 'pg_policy') = v_mark) then
-        return;
-    end if;
-    execute format('drop policy if exists %I on %s', p_name, p_table);
-    execute v_ddl;
-    execute format('comment on policy %I on %s is %L', p_name, p_table, v_mark);
+    case p_rule.ownership
+        when 'tenant_shared' then reads := v_mine; writes := v_admins;
+        when 'user_owned' then reads := v_own; writes := format('(%s AND %s)', v_mine, v_owned);
+        when 'user_read' then reads := v_own;
+        when 'admin_only' then reads := v_admins; writes := v_admins;
+        when 'platform_catalog' then
+            reads := format('(%s OR ((tenant_id = %s) AND (( SELECT vanilla.current_tenant_id() AS current_tenant_id) IS NOT NULL)))',
+                v_mine, v_platform);
+            if p_rule.public_column is not null then
+                reads := format('((%s AND %I) OR %s)', reads, p_rule.public_column, v_admins);
+            end if;
+            writes := v_admins;
+        when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
+            reads := format('(%s OR ((( SELECT vanilla.current_user_role() AS current_user_role) = ''superadmin''::text)'
+                ' AND (( SELECT vanilla.current_tenant_id() AS current_tenant_id) = %s)))', v_mine, v_platform);
+        when 'platform_only' then null;
+        else raise exception 'unknown ownership class %', p_rule.ownership using errcode = '22023',
+            hint = 'One of tenant_shared, user_owned, user_read, admin_only, platform_catalog, tenant_registry, platform_only.';
+    end case;
+    if cardinality(p_rule.writable) = 0 then writes := null; end if;       -- functions write
 end
 $f$;
-comment on function vanilla.ensure_policy(regclass, text, text, text, text, text) is
-    'Makes a policy, unless the same one is there already (fingerprint in its comment): no lock on a re-run.';
+comment on function vanilla.row_conditions(vanilla.table_ownership) is
+    'Which rows requests may read and write by an ownership class, in the words of pg_get_expr; null: none.';
 
-create or replace function vanilla.grant_columns(p_table regclass, p_privilege text, p_columns name[], p_to text)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
+create or replace function vanilla.expected_policies(p_table regclass)
+returns table (name name, command text, roles text, reads text, writes text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with rule as (
+        select o.relation, o.append_only, c.reads, c.writes
+        from pg_class t
+        join vanilla.table_ownership o on o.relation = t.relname
+        cross join lateral vanilla.row_conditions(o) c
+        where t.oid = p_table and t.relnamespace = 'public'::regnamespace and not t.relispartition)
+    select p.name, p.command, p.roles, p.reads, p.writes
+    from rule r
+    cross join lateral (values        -- roles in alphabetical order
+        -- functions: they check the tenant themselves
+        ('definer'::name, 'all', 'vanilla_definer', 'true', 'true', true),
+        ('system', 'all', 'vanilla_system', 'true', 'true', true),
+        -- the operator: psql, cron, backups; no role we create changes the ledger
+        ('operator_select', 'select', 'vanilla_operator', 'true', null, true),
+        ('operator_delete', 'delete', 'vanilla_operator',
+            case when r.append_only then '(created_at < (now() - ''1 year''::interval))' else 'true' end, null,
+            r.relation <> 'user_token_ledger'),
+        -- requests
+        ('app_select', 'select', 'vanilla_app, vanilla_readonly', r.reads, null, r.reads is not null),
+        ('app_insert', 'insert', 'vanilla_app', null, r.writes, r.writes is not null),
+        ('app_update', 'update', 'vanilla_app', r.writes, r.writes, r.writes is not null),
+        ('app_delete', 'delete', 'vanilla_app', r.writes, null, r.writes is not null)
+    ) p (name, command, roles, reads, writes, wanted)
+    where p.wanted
+    union all
+    -- the parent's policies do not bind who reads a partition directly: only its owner does, to move rows
+    select 'owner', 'all', 'vanilla_owner', 'true', 'true'
+    from pg_class t where t.oid = p_table and t.relispartition
+$f$;
+comment on function vanilla.expected_policies(regclass) is
+    'The policies of a declared table or a partition: reads is USING, writes is WITH CHECK.';
+
+create or replace function vanilla.expected_grants(p_table regclass)
+returns table (privilege text, "column" name, grantee name)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with rule as (
+        select o.*, c.reads, c.writes
+        from pg_class t
+        join vanilla.table_ownership o on o.relation = t.relname
+        cross join lateral vanilla.row_conditions(o) c
+        where t.oid = p_table and t.relnamespace = 'public'::regnamespace and not t.relispartition)
+    select g.privilege, null::name, g.grantee
+    from rule r
+    cross join lateral (
+        select p.privilege, f.grantee, p.writes and r.append_only as refused
+        from (values ('select', false), ('insert', false), ('update', true), ('delete', true)) p (privilege, writes)
+        cross join (values ('vanilla_definer'::name), ('vanilla_system')) f (grantee)
+        union all values
+            ('select', 'vanilla_operator', false),
+            ('delete', 'vanilla_operator', r.relation = 'user_token_ledger'),
+            ('delete', 'vanilla_app', r.writes is null)) g (privilege, grantee, refused)
+    where not g.refused
+    union all
+    select g.privilege, a.attname, g.grantee
+    from rule r
+    join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
+    cross join lateral (values
+        ('select', 'vanilla_app'::name, r.reads is not null and a.attname <> all (r.hidden)),
+        ('select', 'vanilla_readonly', r.reads is not null and a.attname <> all (r.hidden)),
+        ('insert', 'vanilla_app', r.writes is not null and a.attname = any (r.writable)),
+        ('update', 'vanilla_app', r.writes is not null and a.attname = any (r.writable) and a.attname not in ('tenant_id', 'id'))
+    ) g (privilege, grantee, wanted)
+    where g.wanted
+$f$;
+comment on function vanilla.expected_grants(regclass) is
+    'The privileges that a declared table gives to others than its owner; column is null for the whole table.';
+
+create or replace function vanilla.expected_protection(p_table regclass)
+returns table (object text, definition text, statement text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select s.object, 'on', format('alter table %s %s row level security', p_table, s.verb)
+    from (values ('row level security enabled', 'enable'), ('row level security forced', 'force')) s (object, verb)
+    union all
+    select format('policy %I', p.name), d.definition, format('create policy %I on %s %s', p.name, p_table, d.definition)
+    from vanilla.expected_policies(p_table) p
+    cross join lateral (select format('as permissive for %s to %s', p.command, p.roles)
+        || coalesce(' using (' || p.reads || ')', '') || coalesce(' with check (' || p.writes || ')', '') as definition) d
+    union all
+    select format('%s to %I', p.what, g.grantee), 'granted', format('grant %s on %s to %I', p.what, p_table, g.grantee)
+    from vanilla.expected_grants(p_table) g
+    cross join lateral (select g.privilege || coalesce(' (' || quote_ident(g."column") || ')', '') as what) p
+$f$;
+comment on function vanilla.expected_protection(regclass) is
+    'Everything that protects a declared table or a partition, and the statement that makes each part.';
+
+create or replace function vanilla.found_protection(p_table regclass)
+returns table (object text, definition text, statement text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select s.object, 'on', null
+    from pg_class c
+    cross join lateral (values ('row level security enabled', c.relrowsecurity), ('row level security forced', c.relforcerowsecurity))
+        s (object, is_on)
+    where c.oid = p_table and s.is_on
+    union all
+    select format('policy %I', p.polname), format('as %s for %s to %s', case when p.polpermissive then 'permissive' else 'restrictive' end,
+            case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end,
+            array_to_string(array(select case r when 0 then 'public' else quote_ident(pg_get_userbyid(r)) end
+                                  from unnest(p.polroles) r order by 1), ', '))
+            || coalesce(' using (' || pg_get_expr(p.polqual, p_table) || ')', '')
+            || coalesce(' with check (' || pg_get_expr(p.polwithcheck, p_table) || ')', ''),
+        format('drop policy %I on %s', p.polname, p_table)
+    from pg_policy p
+    where p.polrelid = p_table
+    union all
+    select format('%s to %s', g.what, r.name), case when g.is_grantable then 'granted with grant option' else 'granted' end,
+        format('revoke %s on %s from %s cascade', g.what, p_table, r.name)
+    from pg_class c
+    cross join lateral (
+        select lower(x.privilege_type) as what, x.grantee, x.is_grantable
+        from aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) x
+        -- the owner has what owners have, but does not change the ledger
+        where x.grantee <> c.relowner
+           or c.oid = to_regclass('public.user_token_ledger') and x.privilege_type in ('UPDATE', 'DELETE', 'TRUNCATE')
+        union all
+        select format('%s (%I)', lower(x.privilege_type), a.attname), x.grantee, x.is_grantable
+        from pg_attribute a
+        cross join lateral aclexplode(a.attacl) x
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) g
+    cross join lateral (select case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end as name) r
+    where c.oid = p_table
+$f$;
+comment on function vanilla.found_protection(regclass) is
+    'What the catalog says of a table''s protection, in the words of expected_protection, and the statement that removes each part.';
+
+create or replace function vanilla.protection_drift(p_table regclass)
+returns table (object text, expected text, found text, repair text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select coalesce(e.object, f.object), e.definition, f.definition, concat_ws('; ', f.statement, e.statement)
+    from vanilla.expected_protection(p_table) e
+    full join vanilla.found_protection(p_table) f on f.object = e.object
+    where e.definition is distinct from f.definition
+$f$;
+comment on function vanilla.protection_drift(regclass) is
+    'Where the catalog is not what protect_table would write now, and the statements that repair it; null expected: it should not be there.';
+grant execute on function vanilla.row_conditions(vanilla.table_ownership), vanilla.expected_policies(regclass),
+    vanilla.expected_grants(regclass), vanilla.expected_protection(regclass), vanilla.found_protection(regclass),
+    vanilla.protection_drift(regclass) to vanilla_operator;
+
+create or replace function vanilla.repair_protection(p_table regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_repair text;
 begin
-    if cardinality(p_columns) > 0 then
-        execute format('grant %s (%s) on %s to %s', p_privilege,
-            (select string_agg(quote_ident(c), ', ' order by n) from unnest(p_columns) with ordinality u(c, n)), p_table, p_to);
-    end if;
+    for v_round in 1 .. 3 loop
+        -- one execution for all: a fresh table takes some fifty grants
+        select string_agg(d.repair, '; ' order by d.object) into v_repair from vanilla.protection_drift(p_table) d;
+        if v_repair is null then return; end if;
+        execute v_repair;      -- a privilege revoked from the table is gone from its columns too: look again
+    end loop;
+    raise exception 'the protection of % does not settle', p_table using errcode = 'XX000',
+        detail = (select string_agg(d.object, ', ') from vanilla.protection_drift(p_table) d);
 end
 $f$;
-comment on function vanilla.grant_columns(regclass, text, name[], text) is
-    'Grants a privilege on some columns; none when the list is empty.';
+comment on function vanilla.repair_protection(regclass) is
+    'Makes the protection of a declared table or a partition what it should be; nothing, and no lock, when it is.';
 
 create or replace function vanilla.protect_table(
     p_table regclass,
@@ -803,73 +958,19 @@ create or replace function vanilla.protect_table(
     p_append_only boolean default false, -- nobody updates; only what is past retention is deleted, by the operator
     p_public name default null)          -- platform_catalog: the flag of rows that are for everyone; others are the admins'
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_readable name[] := array(select attname from pg_attribute
-        where attrelid = p_table and attnum > 0 and not attisdropped and attname <> all (p_hidden) order by attnum);
-    v_mine text := 'tenant_id = (select vanilla.current_tenant_id())';
-    v_admin text := '(select vanilla.current_user_role()) in (''admin'', ''superadmin'')';
-    v_owned text := format('%I = (select vanilla.current_user_id())', p_owner);
-    v_read text;
-    v_write text;
 begin
-    if not (select relrowsecurity and relforcerowsecurity from pg_class where oid = p_table) then
-        execute format('alter table %s enable row level security', p_table);
-        execute format('alter table %s force row level security', p_table);
-    end if;
-    -- functions: they check the tenant themselves
-    execute format('grant select, insert%s on %s to vanilla_definer, vanilla_system',
-        case when p_append_only then '' else ', update, delete' end, p_table);
-    perform vanilla.ensure_policy(p_table, 'definer', 'vanilla_definer', 'all', 'true', 'true');
-    perform vanilla.ensure_policy(p_table, 'system', 'vanilla_system', 'all', 'true', 'true');
-    -- the operator: psql, cron, backups
-    execute format('grant select on %s to vanilla_operator', p_table);
-    perform vanilla.ensure_policy(p_table, 'operator_select', 'vanilla_operator', 'select', 'true', null);
-    if p_table = 'public.user_token_ledger'::regclass then
-        null;                                                              -- no role we create changes the ledger
-    elsif p_append_only then
-        execute format('grant delete on %s to vanilla_operator', p_table);
-        perform vanilla.ensure_policy(p_table, 'operator_delete', 'vanilla_operator', 'delete',
-            'created_at < now() - interval ''1 year''', null);
-    else
-        execute format('grant delete on %s to vanilla_operator', p_table);
-        perform vanilla.ensure_policy(p_table, 'operator_delete', 'vanilla_operator', 'delete', 'true', null);
-    end if;
-    -- requests
-    case p_ownership
-        when 'tenant_shared' then v_read := v_mine; v_write := v_mine || ' and ' || v_admin;
-        when 'user_owned' then v_read := v_mine || ' and (' || v_owned || ' or ' || v_admin || ')'; v_write := v_mine || ' and ' || v_owned;
-        when 'user_read' then v_read := v_mine || ' and (' || v_owned || ' or ' || v_admin || ')';
-        when 'admin_only' then v_read := v_mine || ' and ' || v_admin; v_write := v_mine || ' and ' || v_admin;
-        when 'platform_catalog' then
-            v_read := '(' || v_mine || ' or (tenant_id = ''00000000-0000-0000-0000-000000000000'' and (select vanilla.current_tenant_id()) is not null))';
-            if p_public is not null then
-                v_read := format('(%s and %I) or (%s and %s)', v_read, p_public, v_mine, v_admin);
-            end if;
-            v_write := v_mine || ' and ' || v_admin;
-        when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
-            v_read := '(' || v_mine || ' or ((select vanilla.current_user_role()) = ''superadmin'' and (select vanilla.current_tenant_id()) = ''00000000-0000-0000-0000-000000000000''))';
-        when 'platform_only' then null;
-        else raise exception 'unknown ownership class %', p_ownership using errcode = '22023',
-            hint = 'One of tenant_shared, user_owned, user_read, admin_only, platform_catalog, tenant_registry, platform_only.';
-    end case;
-    if v_read is not null then
-        perform vanilla.grant_columns(p_table, 'select', v_readable, 'vanilla_app, vanilla_readonly');
-        perform vanilla.ensure_policy(p_table, 'app_select', 'vanilla_app, vanilla_readonly', 'select', v_read, null);
-    end if;
-    if v_write is not null and cardinality(p_writable) > 0 then
-        perform vanilla.grant_columns(p_table, 'insert', p_writable, 'vanilla_app');
-        perform vanilla.grant_columns(p_table, 'update', array(select c from unnest(p_writable) c where c not in ('tenant_id', 'id')), 'vanilla_app');
-        execute format('grant delete on %s to vanilla_app', p_table);
-        perform vanilla.ensure_policy(p_table, 'app_insert', 'vanilla_app', 'insert', null, v_write);
-        perform vanilla.ensure_policy(p_table, 'app_update', 'vanilla_app', 'update', v_write, v_write);
-        perform vanilla.ensure_policy(p_table, 'app_delete', 'vanilla_app', 'delete', v_write, null);
-    end if;
-    insert into vanilla.table_ownership values ((select relname from pg_class where oid = p_table), p_ownership)
-    on conflict (relation) do update set ownership = excluded.ownership where table_ownership.ownership <> excluded.ownership;
+    insert into vanilla.table_ownership as o (relation, ownership, hidden, writable, owner_column, append_only, public_column)
+    select c.relname, p_ownership, p_hidden, p_writable, p_owner, p_append_only, p_public from pg_class c where c.oid = p_table
+    on conflict (relation) do update set ownership = excluded.ownership, hidden = excluded.hidden, writable = excluded.writable,
+            owner_column = excluded.owner_column, append_only = excluded.append_only, public_column = excluded.public_column
+        where (o.*) is distinct from (excluded.*);
+    perform vanilla.repair_protection(p_table);
+    perform vanilla.repair_protection(i.inhrelid) from pg_inherits i where i.inhparent = p_table;
 end
 $f$;
 comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean, name) is
-    'Grants, FORCE and ENABLE, and policies of one table by its ownership class.';
+    'Declares the ownership class of a table and makes grants, ENABLE and FORCE, and policies exactly those of it, of its partitions too.';
+select vanilla.ensure_partitions();
 
 -- 7. tenancy -------------------------------------------------------------------------------------------------------
 set local role vanilla_definer;
