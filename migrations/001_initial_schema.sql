@@ -1100,8 +1100,8 @@ begin
         perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
     end if;
     perform vanilla.acting_tenant(vanilla.platform());
-    if p_status not in ('active', 'suspended', 'closed') then
-        perform vanilla.refuse('VS400', format('unknown status %s', p_status), '{"param": "status"}');
+    if p_status is null or p_status not in ('active', 'suspended') then
+        perform vanilla.refuse('VS400', 'a status is active or suspended', '{"param": "status"}', 'close_tenant(tenant, reason) closes.');
     end if;
     if p_tenant_id = vanilla.platform() then
         perform vanilla.refuse('VS409', 'the platform tenant stays active');
@@ -1111,12 +1111,55 @@ begin
     perform vanilla.audit(vanilla.platform(), 'tenant.status', 'tenant', p_tenant_id, jsonb_build_object('status', p_status));
 end
 $f$;
-comment on function public.set_tenant_status(uuid, text) is 'active, suspended or closed; anything but active closes all access at once.';
+comment on function public.set_tenant_status(uuid, text) is
+    'active or suspended; suspended refuses all access at once and ends nothing. Opens a closed tenant again.';
+
+create or replace function public.close_tenant(p_tenant_id uuid, p_reason text) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_status text;
+    v_ended jsonb;
+begin
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
+    end if;
+    perform vanilla.acting_tenant(vanilla.platform());
+    if btrim(coalesce(p_reason, '')) = '' then
+        perform vanilla.refuse('VS400', 'a reason is needed', '{"param": "reason"}');
+    end if;
+    if p_tenant_id = vanilla.platform() then
+        perform vanilla.refuse('VS409', 'the platform tenant stays active');
+    end if;
+    -- the tenant's row first: of two at once the second waits here and finds it closed
+    select status into v_status from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id for update;
+    if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
+    if v_status = 'closed' then return false; end if;
+    update public.tenants set status = 'closed' where tenant_id = p_tenant_id and id = p_tenant_id;
+    -- users before links before sessions, as at sign-in: one that is under way ends before, or is ended here
+    perform from public.users where tenant_id = p_tenant_id order by id for no key update;
+    update public.one_time_tokens set used_at = v_now where tenant_id = p_tenant_id and used_at is null;
+    with sessions as (
+        update public.sessions set revoked_at = v_now where tenant_id = p_tenant_id and revoked_at is null returning 1),
+    keys as (
+        update public.api_keys set revoked_at = v_now where tenant_id = p_tenant_id and revoked_at is null returning 1),
+    openings as (
+        update public.tenant_openings set expires_at = v_now where tenant_id = p_tenant_id and expires_at > v_now returning 1)
+    select jsonb_build_object('reason', p_reason, 'sessions', (select count(*) from sessions), 'keys', (select count(*) from keys),
+        'openings', (select count(*) from openings)) into v_ended;
+    -- in both logs, as its opening is
+    perform vanilla.audit(t, 'tenant.closed', 'tenant', p_tenant_id, v_ended) from unnest(array[vanilla.platform(), p_tenant_id]) t;
+    return true;
+end
+$f$;
+comment on function public.close_tenant(uuid, text) is
+    'Refuses all access at once and for good: ends sessions, keys, links and openings. Rows and ledger stay; calls under way settle. False when it was closed already; super admin or operator.';
 
 create or replace function public.open_tenant(p_tenant_id uuid, p_reason text) returns timestamptz
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_until timestamptz := vanilla.clock() + interval '8 hours';
+    v_status text;
 begin
     if vanilla.claim(5) is distinct from 'superadmin' or vanilla.claim(3)::uuid <> vanilla.platform() then
         perform vanilla.refuse('VS403', 'only a super admin opens a tenant');
@@ -1124,8 +1167,13 @@ begin
     if btrim(coalesce(p_reason, '')) = '' then
         perform vanilla.refuse('VS400', 'a reason is needed', '{"param": "reason"}');
     end if;
-    if not exists (select from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id) then
+    -- shared with close_tenant: an opening is made before it, and ended by it, or refused after it
+    select status into v_status from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id for share;
+    if not found then
         perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    if v_status = 'closed' then
+        perform vanilla.refuse('VS409', 'the tenant is closed', '{"status": "closed"}', 'set_tenant_status(tenant, ''suspended'') lets super admins look.');
     end if;
     insert into public.tenant_openings (tenant_id, user_id, reason, expires_at, created_at)
     values (p_tenant_id, vanilla.claim(4)::uuid, p_reason, v_until, vanilla.clock());
@@ -1698,7 +1746,7 @@ $f$;
 comment on function vanilla.key_identity(bytea) is 'Who a key is, or null; without the scope admin its role is user.';
 
 grant execute on function
-    public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.open_tenant(uuid, text),
+    public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.close_tenant(uuid, text), public.open_tenant(uuid, text),
     public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
     public.set_display_name(text), public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
     public.issue_one_time_token(uuid, bytea, uuid),
