@@ -605,6 +605,8 @@ create or replace function vanilla.ensure_partitions(p_months integer default 3)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_parent record;
+    v_months text;
+    v_left boolean;
     v_from date;
     v_bounds text;
     v_name text;
@@ -626,8 +628,14 @@ begin
             perform vanilla.repair_protection(format('public.%I', v_parent.relname || '_default')::regclass);
             v_parent.default_name := format('public.%I', v_parent.relname || '_default')::regclass;
         end if;
-        for v_month in 0 .. p_months loop
-            v_from := (date_trunc('month', vanilla.clock() at time zone 'UTC') + make_interval(months => v_month))::date;
+        v_months := 'select (date_trunc(''month'', vanilla.clock() at time zone ''UTC'') + make_interval(months => n))::date'
+            ' from generate_series(0, $1) n';
+        v_left := pg_relation_size(v_parent.default_name) > 0;      -- costs no scan, on every tick
+        if v_left then                                              -- months that passed while nobody ticked
+            v_months := v_months || format(' union select date_trunc(''month'', created_at at time zone ''UTC'')::date from %s',
+                v_parent.default_name);
+        end if;
+        for v_from in execute v_months using p_months loop
             v_name := v_parent.relname || '_' || to_char(v_from, 'YYYYMM');
             continue when to_regclass(format('public.%I', v_name)) is not null;
             -- +00 in the bounds: a bare date would mean another instant in another session's time zone
@@ -642,12 +650,16 @@ begin
             perform vanilla.repair_protection(format('public.%I', v_name)::regclass);
             v_made := v_made + 1;
         end loop;
+        if v_left and v_made > 0 then      -- attaching has locked it: when all rows have moved, none comes in between
+            execute format('select exists (select from %s)', v_parent.default_name) into v_left;
+            if not v_left then execute format('truncate only %s', v_parent.default_name); end if;
+        end if;
     end loop;
     return v_made;
 end
 $f$;
 comment on function vanilla.ensure_partitions(integer) is
-    'Makes the monthly partitions of every log table, this month to p_months ahead; returns how many.';
+    'Makes the monthly partitions of every log table, this month to p_months ahead and those of rows in the default one; returns how many.';
 grant execute on function vanilla.ensure_partitions(integer) to vanilla_runtime, vanilla_system, vanilla_operator, vanilla_definer;
 
 -- 5. context -------------------------------------------------------------------------------------------------------
@@ -680,17 +692,49 @@ begin
         v_outer := set_byte(v_outer, i, get_byte(v_key, i) # 92);
     end loop;
     insert into vanilla.context_keys values (p_key_id, v_inner, v_outer, p_accept_until)
-    on conflict (key_id) do update set accept_until = excluded.accept_until
-        where context_keys.inner_key = excluded.inner_key;
-    if not found then
+    on conflict (key_id) do nothing;
+    if exists (select from vanilla.context_keys where key_id = p_key_id and inner_key <> v_inner) then
         raise exception 'context key % exists with other bytes', p_key_id using errcode = '23505',
             hint = 'Install the new key under a new id, sign with it, then expire the old id.';
+    end if;
+    -- never later: a machine that still has a retired key does not bring it back
+    update vanilla.context_keys set accept_until = p_accept_until where key_id = p_key_id and accept_until > p_accept_until;
+    if exists (select from vanilla.context_keys where key_id = p_key_id and accept_until < p_accept_until) then
+        perform vanilla.refuse('VS409', format('the context key %s was retired by a rotation', p_key_id), jsonb_build_object('key_id', p_key_id),
+            'Use the key that replaced it: copy context.key, or VANILLA_SAAS_CONTEXT_KEY, from where it was rotated.');
     end if;
 end
 $f$;
 comment on function vanilla.install_context_key(text, bytea, timestamptz) is
-    'Lets tokens signed with this key (32 to 64 bytes) in until accept_until; vanilla-saas migrate calls it.';
-grant execute on function vanilla.install_context_key(text, bytea, timestamptz) to vanilla_owner;
+    'Lets tokens signed with this key (32 to 64 bytes) in until accept_until, which is never moved later; vanilla-saas migrate calls it.';
+
+create or replace function vanilla.expire_context_key(p_key_id text, p_accept_until timestamptz) returns timestamptz
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_until timestamptz;
+begin
+    update vanilla.context_keys set accept_until = least(accept_until, p_accept_until) where key_id = p_key_id
+        returning accept_until into v_until;
+    if not found then
+        perform vanilla.refuse('VS404', format('there is no context key %s', p_key_id), jsonb_build_object('key_id', p_key_id));
+    end if;
+    if not exists (select from vanilla.context_keys where accept_until = 'infinity') then
+        perform vanilla.refuse('VS409', 'no other context key is installed, so nobody could act', '{}', 'vanilla-saas context-key rotate makes one.');
+    end if;
+    return v_until;
+end
+$f$;
+comment on function vanilla.expire_context_key(text, timestamptz) is
+    'Refuses tokens of a context key from then on, or from an earlier moment that was set before; the last key without an end stays.';
+
+create or replace function vanilla.context_key_states() returns table (key_id text, accept_until timestamptz)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select k.key_id, k.accept_until from vanilla.context_keys k order by k.accept_until desc, k.key_id
+$f$;
+comment on function vanilla.context_key_states() is 'Ids of the context keys and until when each is accepted; never the keys.';
+grant execute on function vanilla.install_context_key(text, bytea, timestamptz),
+    vanilla.expire_context_key(text, timestamptz) to vanilla_owner;
+grant execute on function vanilla.context_key_states() to vanilla_owner, vanilla_operator;
 
 -- v1.<key id>.<tenant>.<user>.<role>.<expiry, epoch seconds>.<64 lower-case hex>, claims numbered from 1. The signature
 -- is compared first and covers every byte before the last dot: only canonical tokens are ever signed, so nothing else

@@ -8,7 +8,7 @@ from typing import Any, cast
 import asyncpg
 import orjson
 
-from vanilla_saas.database.connection import unreachable
+from vanilla_saas.database.connection import login_connector, unreachable
 from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity
 from vanilla_saas.database.errors import VanillaError, from_postgres
 
@@ -59,7 +59,7 @@ class Database:
         pools: list[asyncpg.Pool] = []
         try:
             for dsn in (app_dsn, runtime_dsn):
-                pools.append(await _open_pool(dsn, size))
+                pools.append(await _open_pool(dsn, size, signer))
                 if not allow_superuser:
                     await _refuse_unsafe_login(pools[-1])
             await _refuse_strange_database(pools[0], signer)
@@ -141,10 +141,16 @@ async def _acquired(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
         await pool.release(connection)
 
 
-async def _open_pool(dsn: str, size: int) -> asyncpg.Pool:
+async def _open_pool(dsn: str, size: int, signer: ContextSigner) -> asyncpg.Pool:
     try:
         return await asyncpg.create_pool(
-            dsn, min_size=1, max_size=size, connection_class=_Connection, init=_prepare, timeout=10
+            dsn,
+            min_size=1,
+            max_size=size,
+            connection_class=_Connection,
+            init=_prepare,
+            connect=login_connector(dsn, signer),
+            timeout=10,
         )
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         raise unreachable(
