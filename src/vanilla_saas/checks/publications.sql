@@ -6,5 +6,6 @@ select distinct p.pubname as publication, case when p.puballtables then 'every t
          else format('alter publication %I drop table %I.%I', p.pubname, t.schemaname, t.tablename) end as mend
 from pg_publication p
 join pg_publication_tables t on t.pubname = p.pubname
-join pg_class c on c.oid = format('%I.%I', t.schemaname, t.tablename)::regclass
-where c.relnamespace in ('public'::regnamespace, 'vanilla'::regnamespace) and pg_get_userbyid(c.relowner) like 'vanilla\_%'
+join pg_namespace n on n.nspname = t.schemaname
+join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+where n.nspname in ('public', 'vanilla') and pg_get_userbyid(c.relowner) like 'vanilla\_%'
