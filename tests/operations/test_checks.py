@@ -60,7 +60,7 @@ BREAK = {
         "grant select (password_hash) on users to vanilla_readonly",
         "grant select (id) on public.ai_executions_{this_month} to vanilla_app",
         "alter table public.audit_logs_default disable row level security",
-        "revoke select on user_token_ledger from vanilla_operator",
+        "revoke insert on user_token_ledger from vanilla_system",
     ],
     "definers_pinned": [
         "alter function public.reset_monthly_tokens(integer) reset search_path",
