@@ -738,36 +738,12 @@ create table if not exists public.webhook_attempts (
 comment on table public.webhook_attempts is 'What every try of a delivery came to; error is null when it was delivered.';
 
 -- 4. log partitions ------------------------------------------------------------------------------------------------
-create or replace function vanilla.close_partition(p_partition regclass) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_grantee text;
-begin
-    -- the parent's policies do not bind direct access: no grant, and no policy but the owner's, who moves rows, and the
-    -- operator's, whose pg_dump reads partitions one by one
-    for v_grantee in
-        select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end
-        from pg_class c cross join lateral aclexplode(c.relacl) a
-        where c.oid = p_partition and a.grantee not in (c.relowner, 'vanilla_operator'::regrole)
-    loop
-        execute format('revoke all on %s from %s', p_partition, v_grantee);      -- default privileges gave it
-    end loop;
-    execute format('grant select on %s to vanilla_operator', p_partition);
-    execute format('alter table %s enable row level security', p_partition);
-    execute format('alter table %s force row level security', p_partition);
-    if not exists (select from pg_policy where polrelid = p_partition and polname = 'owner') then
-        execute format('create policy owner on %s to vanilla_owner using (true) with check (true)', p_partition);
-        execute format('create policy operator_select on %s for select to vanilla_operator using (true)', p_partition);
-    end if;
-end
-$f$;
-comment on function vanilla.close_partition(regclass) is
-    'Row-level security for a partition, which its parent''s policies do not protect: nobody reaches it directly but the operator, to dump it.';
-
 create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_parent record;
+    v_months text;
+    v_left boolean;
     v_from date;
     v_bounds text;
     v_name text;
@@ -786,11 +762,17 @@ begin
     loop
         if v_parent.default_oid is null then
             execute format('create table public.%I partition of %s default', v_parent.relname || '_default', v_parent.name);
-            perform vanilla.close_partition(format('public.%I', v_parent.relname || '_default')::regclass);
+            perform vanilla.repair_protection(format('public.%I', v_parent.relname || '_default')::regclass);
             v_parent.default_name := format('public.%I', v_parent.relname || '_default')::regclass;
         end if;
-        for v_month in 0 .. p_months loop
-            v_from := (date_trunc('month', vanilla.clock() at time zone 'UTC') + make_interval(months => v_month))::date;
+        v_months := 'select (date_trunc(''month'', vanilla.clock() at time zone ''UTC'') + make_interval(months => n))::date'
+            ' from generate_series(0, $1) n';
+        v_left := pg_relation_size(v_parent.default_name) > 0;      -- costs no scan, on every tick
+        if v_left then                                              -- months that passed while nobody ticked
+            v_months := v_months || format(' union select date_trunc(''month'', created_at at time zone ''UTC'')::date from %s',
+                v_parent.default_name);
+        end if;
+        for v_from in execute v_months using p_months loop
             v_name := v_parent.relname || '_' || to_char(v_from, 'YYYYMM');
             continue when to_regclass(format('public.%I', v_name)) is not null;
             -- +00 in the bounds: a bare date would mean another instant in another session's time zone
@@ -802,17 +784,20 @@ begin
                 'insert into public.%I select * from moved', v_parent.default_name,
                 v_from || ' 00:00:00+00', (v_from + interval '1 month')::date || ' 00:00:00+00', v_name);
             execute format('alter table %s attach partition public.%I %s', v_parent.name, v_name, v_bounds);
-            perform vanilla.close_partition(format('public.%I', v_name)::regclass);
+            perform vanilla.repair_protection(format('public.%I', v_name)::regclass);
             v_made := v_made + 1;
         end loop;
+        if v_left and v_made > 0 then      -- attaching has locked it: when all rows have moved, none comes in between
+            execute format('select exists (select from %s)', v_parent.default_name) into v_left;
+            if not v_left then execute format('truncate only %s', v_parent.default_name); end if;
+        end if;
     end loop;
     return v_made;
 end
 $f$;
 comment on function vanilla.ensure_partitions(integer) is
-    'Makes the monthly partitions of every log table, this month to p_months ahead; returns how many.';
+    'Makes the monthly partitions of every log table, this month to p_months ahead and those of rows in the default one; returns how many.';
 grant execute on function vanilla.ensure_partitions(integer) to vanilla_runtime, vanilla_system, vanilla_operator, vanilla_definer;
-select vanilla.ensure_partitions();
 
 -- 5. context -------------------------------------------------------------------------------------------------------
 set local role vanilla_keyring;
@@ -844,17 +829,49 @@ begin
         v_outer := set_byte(v_outer, i, get_byte(v_key, i) # 92);
     end loop;
     insert into vanilla.context_keys values (p_key_id, v_inner, v_outer, p_accept_until)
-    on conflict (key_id) do update set accept_until = excluded.accept_until
-        where context_keys.inner_key = excluded.inner_key;
-    if not found then
+    on conflict (key_id) do nothing;
+    if exists (select from vanilla.context_keys where key_id = p_key_id and inner_key <> v_inner) then
         raise exception 'context key % exists with other bytes', p_key_id using errcode = '23505',
             hint = 'Install the new key under a new id, sign with it, then expire the old id.';
+    end if;
+    -- never later: a machine that still has a retired key does not bring it back
+    update vanilla.context_keys set accept_until = p_accept_until where key_id = p_key_id and accept_until > p_accept_until;
+    if exists (select from vanilla.context_keys where key_id = p_key_id and accept_until < p_accept_until) then
+        perform vanilla.refuse('VS409', format('the context key %s was retired by a rotation', p_key_id), jsonb_build_object('key_id', p_key_id),
+            'Use the key that replaced it: copy context.key, or VANILLA_SAAS_CONTEXT_KEY, from where it was rotated.');
     end if;
 end
 $f$;
 comment on function vanilla.install_context_key(text, bytea, timestamptz) is
-    'Lets tokens signed with this key (32 to 64 bytes) in until accept_until; vanilla-saas migrate calls it.';
-grant execute on function vanilla.install_context_key(text, bytea, timestamptz) to vanilla_owner;
+    'Lets tokens signed with this key (32 to 64 bytes) in until accept_until, which is never moved later; vanilla-saas migrate calls it.';
+
+create or replace function vanilla.expire_context_key(p_key_id text, p_accept_until timestamptz) returns timestamptz
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_until timestamptz;
+begin
+    update vanilla.context_keys set accept_until = least(accept_until, p_accept_until) where key_id = p_key_id
+        returning accept_until into v_until;
+    if not found then
+        perform vanilla.refuse('VS404', format('there is no context key %s', p_key_id), jsonb_build_object('key_id', p_key_id));
+    end if;
+    if not exists (select from vanilla.context_keys where accept_until = 'infinity') then
+        perform vanilla.refuse('VS409', 'no other context key is installed, so nobody could act', '{}', 'vanilla-saas context-key rotate makes one.');
+    end if;
+    return v_until;
+end
+$f$;
+comment on function vanilla.expire_context_key(text, timestamptz) is
+    'Refuses tokens of a context key from then on, or from an earlier moment that was set before; the last key without an end stays.';
+
+create or replace function vanilla.context_key_states() returns table (key_id text, accept_until timestamptz)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select k.key_id, k.accept_until from vanilla.context_keys k order by k.accept_until desc, k.key_id
+$f$;
+comment on function vanilla.context_key_states() is 'Ids of the context keys and until when each is accepted; never the keys.';
+grant execute on function vanilla.install_context_key(text, bytea, timestamptz),
+    vanilla.expire_context_key(text, timestamptz) to vanilla_owner;
+grant execute on function vanilla.context_key_states() to vanilla_owner, vanilla_operator;
 
 -- v1.<key id>.<tenant>.<user>.<role>.<expiry, epoch seconds>.<64 lower-case hex>, claims numbered from 1. The signature
 -- is compared first and covers every byte before the last dot: only canonical tokens are ever signed, so nothing else
@@ -913,42 +930,216 @@ grant execute on function vanilla.current_tenant_id(), vanilla.current_user_id()
 create table if not exists vanilla.table_ownership (
     relation name not null,
     ownership text not null,
+    hidden name[] not null default '{}',
+    writable name[] not null default '{}',
+    owner_column name not null default 'user_id',
+    append_only boolean not null default false,
+    public_column name,
     constraint table_ownership_pkey primary key (relation)
 );
-comment on table vanilla.table_ownership is 'What protect_table was told; doctor and tests compare it with the catalog.';
+comment on table vanilla.table_ownership is
+    'What protect_table was told of each table: from it alone follows what the catalog must say (expected_protection).';
 grant select on vanilla.table_ownership to vanilla_operator;
 
-create or replace function vanilla.ensure_policy(p_table regclass, p_name text, p_to text, p_command text, p_using text, p_check text)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
+-- Conditions stand as pg_get_expr prints them: what is expected is compared with the catalog letter by letter. A policy
+-- changed by hand is found and mended, an unchanged one costs no DDL, hence no ACCESS EXCLUSIVE lock on a live database.
+create or replace function vanilla.row_conditions(p_rule vanilla.table_ownership, out reads text, out writes text)
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_ddl text := format('create policy %I on %s for %s to %s', p_name, p_table, p_command, p_to)
-        || coalesce(' using (' || p_using || ')', '') || coalesce(' with check (' || p_check || ')', '');
-    v_mark text := 'sha256:' || encode(sha256(convert_to(v_ddl, 'UTF8')), 'hex');
+    v_mine text := '(tenant_id = ( SELECT vanilla.current_tenant_id() AS current_tenant_id))';
+    v_admin text := '(( SELECT vanilla.current_user_role() AS current_user_role) = ANY (ARRAY[''admin''::text, ''superadmin''::text]))';
+    v_owned text := format('(%I = ( SELECT vanilla.current_user_id() AS current_user_id))', p_rule.owner_column);
+    v_platform text := '''00000000-0000-0000-0000-000000000000''::uuid';
+    v_admins text := format('(%s AND %s)', v_mine, v_admin);
+    v_own text := format('(%s AND (%s OR %s))', v_mine, v_owned, v_admin);
 begin
-    -- unchanged: no DDL, so no ACCESS EXCLUSIVE lock when a live database is migrated again
-    if exists (select from pg_policy p where p.polrelid = p_table and p.polname = p_name
-               and obj_description(p.oid, 'pg_policy') = v_mark) then
-        return;
-    end if;
-    execute format('drop policy if exists %I on %s', p_name, p_table);
-    execute v_ddl;
-    execute format('comment on policy %I on %s is %L', p_name, p_table, v_mark);
+    case p_rule.ownership
+        when 'tenant_shared' then reads := v_mine; writes := v_admins;
+        when 'user_owned' then reads := v_own; writes := format('(%s AND %s)', v_mine, v_owned);
+        when 'user_read' then reads := v_own;
+        when 'admin_only' then reads := v_admins; writes := v_admins;
+        when 'platform_catalog' then
+            reads := format('(%s OR ((tenant_id = %s) AND (( SELECT vanilla.current_tenant_id() AS current_tenant_id) IS NOT NULL)))',
+                v_mine, v_platform);
+            if p_rule.public_column is not null then
+                reads := format('((%s AND %I) OR %s)', reads, p_rule.public_column, v_admins);
+            end if;
+            writes := v_admins;
+        when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
+            reads := format('(%s OR ((( SELECT vanilla.current_user_role() AS current_user_role) = ''superadmin''::text)'
+                ' AND (( SELECT vanilla.current_tenant_id() AS current_tenant_id) = %s)))', v_mine, v_platform);
+        when 'platform_only' then null;
+        else raise exception 'unknown ownership class %', p_rule.ownership using errcode = '22023',
+            hint = 'One of tenant_shared, user_owned, user_read, admin_only, platform_catalog, tenant_registry, platform_only.';
+    end case;
+    if cardinality(p_rule.writable) = 0 then writes := null; end if;       -- functions write
 end
 $f$;
-comment on function vanilla.ensure_policy(regclass, text, text, text, text, text) is
-    'Makes a policy, unless the same one is there already (fingerprint in its comment): no lock on a re-run.';
+comment on function vanilla.row_conditions(vanilla.table_ownership) is
+    'Which rows requests may read and write by an ownership class, in the words of pg_get_expr; null: none.';
 
-create or replace function vanilla.grant_columns(p_table regclass, p_privilege text, p_columns name[], p_to text)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
+create or replace function vanilla.expected_policies(p_table regclass)
+returns table (name name, command text, roles text, reads text, writes text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with rule as (
+        select o.relation, o.append_only, c.reads, c.writes
+        from pg_class t
+        join vanilla.table_ownership o on o.relation = t.relname
+        cross join lateral vanilla.row_conditions(o) c
+        where t.oid = p_table and t.relnamespace = 'public'::regnamespace and not t.relispartition)
+    select p.name, p.command, p.roles, p.reads, p.writes
+    from rule r
+    cross join lateral (values        -- roles in alphabetical order
+        -- functions: they check the tenant themselves
+        ('definer'::name, 'all', 'vanilla_definer', 'true', 'true', true),
+        ('system', 'all', 'vanilla_system', 'true', 'true', true),
+        -- the operator: psql, cron, backups; no role we create changes the ledger
+        ('operator_select', 'select', 'vanilla_operator', 'true', null, true),
+        ('operator_delete', 'delete', 'vanilla_operator',
+            case when r.append_only then '(created_at < (now() - ''1 year''::interval))' else 'true' end, null,
+            r.relation <> 'user_token_ledger'),
+        -- requests
+        ('app_select', 'select', 'vanilla_app, vanilla_readonly', r.reads, null, r.reads is not null),
+        ('app_insert', 'insert', 'vanilla_app', null, r.writes, r.writes is not null),
+        ('app_update', 'update', 'vanilla_app', r.writes, r.writes, r.writes is not null),
+        ('app_delete', 'delete', 'vanilla_app', r.writes, null, r.writes is not null)
+    ) p (name, command, roles, reads, writes, wanted)
+    where p.wanted
+    union all
+    -- the parent's policies do not bind who reads a partition directly: only its owner does, to move rows, and the operator,
+    -- whose pg_dump reads partitions one by one
+    select p.name, p.command, p.roles, 'true', p.writes
+    from pg_class t cross join (values ('owner'::name, 'all', 'vanilla_owner', 'true'), ('operator_select', 'select', 'vanilla_operator', null)) p (name, command, roles, writes)
+    where t.oid = p_table and t.relispartition
+$f$;
+comment on function vanilla.expected_policies(regclass) is
+    'The policies of a declared table or a partition: reads is USING, writes is WITH CHECK.';
+
+create or replace function vanilla.expected_grants(p_table regclass)
+returns table (privilege text, "column" name, grantee name)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with rule as (
+        select o.*, c.reads, c.writes
+        from pg_class t
+        join vanilla.table_ownership o on o.relation = t.relname
+        cross join lateral vanilla.row_conditions(o) c
+        where t.oid = p_table and t.relnamespace = 'public'::regnamespace and not t.relispartition)
+    select g.privilege, null::name, g.grantee
+    from rule r
+    cross join lateral (
+        select p.privilege, f.grantee, p.writes and r.append_only as refused
+        from (values ('select', false), ('insert', false), ('update', true), ('delete', true)) p (privilege, writes)
+        cross join (values ('vanilla_definer'::name), ('vanilla_system')) f (grantee)
+        union all values
+            ('select', 'vanilla_operator', false),
+            ('delete', 'vanilla_operator', r.relation = 'user_token_ledger'),
+            ('delete', 'vanilla_app', r.writes is null)) g (privilege, grantee, refused)
+    where not g.refused
+    union all
+    select g.privilege, a.attname, g.grantee
+    from rule r
+    join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
+    cross join lateral (values
+        ('select', 'vanilla_app'::name, r.reads is not null and a.attname <> all (r.hidden)),
+        ('select', 'vanilla_readonly', r.reads is not null and a.attname <> all (r.hidden)),
+        ('insert', 'vanilla_app', r.writes is not null and a.attname = any (r.writable)),
+        ('update', 'vanilla_app', r.writes is not null and a.attname = any (r.writable) and a.attname not in ('tenant_id', 'id'))
+    ) g (privilege, grantee, wanted)
+    where g.wanted
+    union all
+    select 'select', null, 'vanilla_operator' from pg_class t where t.oid = p_table and t.relispartition
+$f$;
+comment on function vanilla.expected_grants(regclass) is
+    'The privileges that a declared table gives to others than its owner; column is null for the whole table.';
+
+create or replace function vanilla.expected_protection(p_table regclass)
+returns table (object text, definition text, statement text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select s.object, 'on', format('alter table %s %s row level security', p_table, s.verb)
+    from (values ('row level security enabled', 'enable'), ('row level security forced', 'force')) s (object, verb)
+    union all
+    select format('policy %I', p.name), d.definition, format('create policy %I on %s %s', p.name, p_table, d.definition)
+    from vanilla.expected_policies(p_table) p
+    cross join lateral (select format('as permissive for %s to %s', p.command, p.roles)
+        || coalesce(' using (' || p.reads || ')', '') || coalesce(' with check (' || p.writes || ')', '') as definition) d
+    union all
+    select format('%s to %I', p.what, g.grantee), 'granted', format('grant %s on %s to %I', p.what, p_table, g.grantee)
+    from vanilla.expected_grants(p_table) g
+    cross join lateral (select g.privilege || coalesce(' (' || quote_ident(g."column") || ')', '') as what) p
+$f$;
+comment on function vanilla.expected_protection(regclass) is
+    'Everything that protects a declared table or a partition, and the statement that makes each part.';
+
+create or replace function vanilla.found_protection(p_table regclass)
+returns table (object text, definition text, statement text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select s.object, 'on', null
+    from pg_class c
+    cross join lateral (values ('row level security enabled', c.relrowsecurity), ('row level security forced', c.relforcerowsecurity))
+        s (object, is_on)
+    where c.oid = p_table and s.is_on
+    union all
+    select format('policy %I', p.polname), format('as %s for %s to %s', case when p.polpermissive then 'permissive' else 'restrictive' end,
+            case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end,
+            array_to_string(array(select case r when 0 then 'public' else quote_ident(pg_get_userbyid(r)) end
+                                  from unnest(p.polroles) r order by 1), ', '))
+            || coalesce(' using (' || pg_get_expr(p.polqual, p_table) || ')', '')
+            || coalesce(' with check (' || pg_get_expr(p.polwithcheck, p_table) || ')', ''),
+        format('drop policy %I on %s', p.polname, p_table)
+    from pg_policy p
+    where p.polrelid = p_table
+    union all
+    select format('%s to %s', g.what, r.name), case when g.is_grantable then 'granted with grant option' else 'granted' end,
+        format('revoke %s on %s from %s cascade', g.what, p_table, r.name)
+    from pg_class c
+    cross join lateral (
+        select lower(x.privilege_type) as what, x.grantee, x.is_grantable
+        from aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) x
+        -- the owner has what owners have, but does not change the ledger
+        where x.grantee <> c.relowner
+           or c.oid = to_regclass('public.user_token_ledger') and x.privilege_type in ('UPDATE', 'DELETE', 'TRUNCATE')
+        union all
+        select format('%s (%I)', lower(x.privilege_type), a.attname), x.grantee, x.is_grantable
+        from pg_attribute a
+        cross join lateral aclexplode(a.attacl) x
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) g
+    cross join lateral (select case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end as name) r
+    where c.oid = p_table
+$f$;
+comment on function vanilla.found_protection(regclass) is
+    'What the catalog says of a table''s protection, in the words of expected_protection, and the statement that removes each part.';
+
+create or replace function vanilla.protection_drift(p_table regclass)
+returns table (object text, expected text, found text, repair text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select coalesce(e.object, f.object), e.definition, f.definition, concat_ws('; ', f.statement, e.statement)
+    from vanilla.expected_protection(p_table) e
+    full join vanilla.found_protection(p_table) f on f.object = e.object
+    where e.definition is distinct from f.definition
+$f$;
+comment on function vanilla.protection_drift(regclass) is
+    'Where the catalog is not what protect_table would write now, and the statements that repair it; null expected: it should not be there.';
+grant execute on function vanilla.row_conditions(vanilla.table_ownership), vanilla.expected_policies(regclass),
+    vanilla.expected_grants(regclass), vanilla.expected_protection(regclass), vanilla.found_protection(regclass),
+    vanilla.protection_drift(regclass) to vanilla_operator;
+
+create or replace function vanilla.repair_protection(p_table regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_repair text;
 begin
-    if cardinality(p_columns) > 0 then
-        execute format('grant %s (%s) on %s to %s', p_privilege,
-            (select string_agg(quote_ident(c), ', ' order by n) from unnest(p_columns) with ordinality u(c, n)), p_table, p_to);
-    end if;
+    for v_round in 1 .. 3 loop
+        -- one execution for all: a fresh table takes some fifty grants
+        select string_agg(d.repair, '; ' order by d.object) into v_repair from vanilla.protection_drift(p_table) d;
+        if v_repair is null then return; end if;
+        execute v_repair;      -- a privilege revoked from the table is gone from its columns too: look again
+    end loop;
+    raise exception 'the protection of % does not settle', p_table using errcode = 'XX000',
+        detail = (select string_agg(d.object, ', ') from vanilla.protection_drift(p_table) d);
 end
 $f$;
-comment on function vanilla.grant_columns(regclass, text, name[], text) is
-    'Grants a privilege on some columns; none when the list is empty.';
+comment on function vanilla.repair_protection(regclass) is
+    'Makes the protection of a declared table or a partition what it should be; nothing, and no lock, when it is.';
 
 create or replace function vanilla.protect_table(
     p_table regclass,
@@ -959,73 +1150,19 @@ create or replace function vanilla.protect_table(
     p_append_only boolean default false, -- nobody updates; only what is past retention is deleted, by the operator
     p_public name default null)          -- platform_catalog: the flag of rows that are for everyone; others are the admins'
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_readable name[] := array(select attname from pg_attribute
-        where attrelid = p_table and attnum > 0 and not attisdropped and attname <> all (p_hidden) order by attnum);
-    v_mine text := 'tenant_id = (select vanilla.current_tenant_id())';
-    v_admin text := '(select vanilla.current_user_role()) in (''admin'', ''superadmin'')';
-    v_owned text := format('%I = (select vanilla.current_user_id())', p_owner);
-    v_read text;
-    v_write text;
 begin
-    if not (select relrowsecurity and relforcerowsecurity from pg_class where oid = p_table) then
-        execute format('alter table %s enable row level security', p_table);
-        execute format('alter table %s force row level security', p_table);
-    end if;
-    -- functions: they check the tenant themselves
-    execute format('grant select, insert%s on %s to vanilla_definer, vanilla_system',
-        case when p_append_only then '' else ', update, delete' end, p_table);
-    perform vanilla.ensure_policy(p_table, 'definer', 'vanilla_definer', 'all', 'true', 'true');
-    perform vanilla.ensure_policy(p_table, 'system', 'vanilla_system', 'all', 'true', 'true');
-    -- the operator: psql, cron, backups
-    execute format('grant select on %s to vanilla_operator', p_table);
-    perform vanilla.ensure_policy(p_table, 'operator_select', 'vanilla_operator', 'select', 'true', null);
-    if p_table = 'public.user_token_ledger'::regclass then
-        null;                                                              -- no role we create changes the ledger
-    elsif p_append_only then
-        execute format('grant delete on %s to vanilla_operator', p_table);
-        perform vanilla.ensure_policy(p_table, 'operator_delete', 'vanilla_operator', 'delete',
-            'created_at < now() - interval ''1 year''', null);
-    else
-        execute format('grant delete on %s to vanilla_operator', p_table);
-        perform vanilla.ensure_policy(p_table, 'operator_delete', 'vanilla_operator', 'delete', 'true', null);
-    end if;
-    -- requests
-    case p_ownership
-        when 'tenant_shared' then v_read := v_mine; v_write := v_mine || ' and ' || v_admin;
-        when 'user_owned' then v_read := v_mine || ' and (' || v_owned || ' or ' || v_admin || ')'; v_write := v_mine || ' and ' || v_owned;
-        when 'user_read' then v_read := v_mine || ' and (' || v_owned || ' or ' || v_admin || ')';
-        when 'admin_only' then v_read := v_mine || ' and ' || v_admin; v_write := v_mine || ' and ' || v_admin;
-        when 'platform_catalog' then
-            v_read := '(' || v_mine || ' or (tenant_id = ''00000000-0000-0000-0000-000000000000'' and (select vanilla.current_tenant_id()) is not null))';
-            if p_public is not null then
-                v_read := format('(%s and %I) or (%s and %s)', v_read, p_public, v_mine, v_admin);
-            end if;
-            v_write := v_mine || ' and ' || v_admin;
-        when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
-            v_read := '(' || v_mine || ' or ((select vanilla.current_user_role()) = ''superadmin'' and (select vanilla.current_tenant_id()) = ''00000000-0000-0000-0000-000000000000''))';
-        when 'platform_only' then null;
-        else raise exception 'unknown ownership class %', p_ownership using errcode = '22023',
-            hint = 'One of tenant_shared, user_owned, user_read, admin_only, platform_catalog, tenant_registry, platform_only.';
-    end case;
-    if v_read is not null then
-        perform vanilla.grant_columns(p_table, 'select', v_readable, 'vanilla_app, vanilla_readonly');
-        perform vanilla.ensure_policy(p_table, 'app_select', 'vanilla_app, vanilla_readonly', 'select', v_read, null);
-    end if;
-    if v_write is not null and cardinality(p_writable) > 0 then
-        perform vanilla.grant_columns(p_table, 'insert', p_writable, 'vanilla_app');
-        perform vanilla.grant_columns(p_table, 'update', array(select c from unnest(p_writable) c where c not in ('tenant_id', 'id')), 'vanilla_app');
-        execute format('grant delete on %s to vanilla_app', p_table);
-        perform vanilla.ensure_policy(p_table, 'app_insert', 'vanilla_app', 'insert', null, v_write);
-        perform vanilla.ensure_policy(p_table, 'app_update', 'vanilla_app', 'update', v_write, v_write);
-        perform vanilla.ensure_policy(p_table, 'app_delete', 'vanilla_app', 'delete', v_write, null);
-    end if;
-    insert into vanilla.table_ownership values ((select relname from pg_class where oid = p_table), p_ownership)
-    on conflict (relation) do update set ownership = excluded.ownership where table_ownership.ownership <> excluded.ownership;
+    insert into vanilla.table_ownership as o (relation, ownership, hidden, writable, owner_column, append_only, public_column)
+    select c.relname, p_ownership, p_hidden, p_writable, p_owner, p_append_only, p_public from pg_class c where c.oid = p_table
+    on conflict (relation) do update set ownership = excluded.ownership, hidden = excluded.hidden, writable = excluded.writable,
+            owner_column = excluded.owner_column, append_only = excluded.append_only, public_column = excluded.public_column
+        where (o.*) is distinct from (excluded.*);
+    perform vanilla.repair_protection(p_table);
+    perform vanilla.repair_protection(i.inhrelid) from pg_inherits i where i.inhparent = p_table;
 end
 $f$;
 comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean, name) is
-    'Grants, FORCE and ENABLE, and policies of one table by its ownership class.';
+    'Declares the ownership class of a table and makes grants, ENABLE and FORCE, and policies exactly those of it, of its partitions too.';
+select vanilla.ensure_partitions();
 
 -- 7. tenancy -------------------------------------------------------------------------------------------------------
 set local role vanilla_definer;
@@ -1171,8 +1308,8 @@ begin
         perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
     end if;
     perform vanilla.acting_tenant(vanilla.platform());
-    if p_status is null or p_status not in ('active', 'suspended', 'closed') then
-        perform vanilla.refuse('VS400', format('unknown status %s', coalesce(p_status, 'null')), '{"param": "status"}');
+    if p_status is null or p_status not in ('active', 'suspended') then
+        perform vanilla.refuse('VS400', 'a status is active or suspended', '{"param": "status"}', 'close_tenant(tenant, reason) closes.');
     end if;
     if p_tenant_id = vanilla.platform() then
         perform vanilla.refuse('VS409', 'the platform tenant stays active');
@@ -1182,12 +1319,55 @@ begin
     perform vanilla.audit(vanilla.platform(), 'tenant.status', 'tenant', p_tenant_id, jsonb_build_object('status', p_status));
 end
 $f$;
-comment on function public.set_tenant_status(uuid, text) is 'active, suspended or closed; anything but active closes all access at once.';
+comment on function public.set_tenant_status(uuid, text) is
+    'active or suspended; suspended refuses all access at once and ends nothing. Opens a closed tenant again.';
+
+create or replace function public.close_tenant(p_tenant_id uuid, p_reason text) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_status text;
+    v_ended jsonb;
+begin
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
+    end if;
+    perform vanilla.acting_tenant(vanilla.platform());
+    if btrim(coalesce(p_reason, '')) = '' then
+        perform vanilla.refuse('VS400', 'a reason is needed', '{"param": "reason"}');
+    end if;
+    if p_tenant_id = vanilla.platform() then
+        perform vanilla.refuse('VS409', 'the platform tenant stays active');
+    end if;
+    -- the tenant's row first: of two at once the second waits here and finds it closed
+    select status into v_status from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id for update;
+    if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
+    if v_status = 'closed' then return false; end if;
+    update public.tenants set status = 'closed' where tenant_id = p_tenant_id and id = p_tenant_id;
+    -- users before links before sessions, as at sign-in: one that is under way ends before, or is ended here
+    perform from public.users where tenant_id = p_tenant_id order by id for no key update;
+    update public.one_time_tokens set used_at = v_now where tenant_id = p_tenant_id and used_at is null;
+    with sessions as (
+        update public.sessions set revoked_at = v_now where tenant_id = p_tenant_id and revoked_at is null returning 1),
+    keys as (
+        update public.api_keys set revoked_at = v_now where tenant_id = p_tenant_id and revoked_at is null returning 1),
+    openings as (
+        update public.tenant_openings set expires_at = v_now where tenant_id = p_tenant_id and expires_at > v_now returning 1)
+    select jsonb_build_object('reason', p_reason, 'sessions', (select count(*) from sessions), 'keys', (select count(*) from keys),
+        'openings', (select count(*) from openings)) into v_ended;
+    -- in both logs, as its opening is
+    perform vanilla.audit(t, 'tenant.closed', 'tenant', p_tenant_id, v_ended) from unnest(array[vanilla.platform(), p_tenant_id]) t;
+    return true;
+end
+$f$;
+comment on function public.close_tenant(uuid, text) is
+    'Refuses all access at once and for good: ends sessions, keys, links and openings. Rows and ledger stay; calls under way settle. False when it was closed already; super admin or operator.';
 
 create or replace function public.open_tenant(p_tenant_id uuid, p_reason text) returns timestamptz
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_until timestamptz := vanilla.clock() + interval '8 hours';
+    v_status text;
 begin
     if vanilla.claim(5) is distinct from 'superadmin' or vanilla.claim(3)::uuid <> vanilla.platform() then
         perform vanilla.refuse('VS403', 'only a super admin opens a tenant');
@@ -1195,8 +1375,13 @@ begin
     if btrim(coalesce(p_reason, '')) = '' then
         perform vanilla.refuse('VS400', 'a reason is needed', '{"param": "reason"}');
     end if;
-    if not exists (select from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id) then
+    -- shared with close_tenant: an opening is made before it, and ended by it, or refused after it
+    select status into v_status from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id for share;
+    if not found then
         perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    if v_status = 'closed' then
+        perform vanilla.refuse('VS409', 'the tenant is closed', '{"status": "closed"}', 'set_tenant_status(tenant, ''suspended'') lets super admins look.');
     end if;
     insert into public.tenant_openings (tenant_id, user_id, reason, expires_at, created_at)
     values (p_tenant_id, vanilla.claim(4)::uuid, p_reason, v_until, vanilla.clock());
@@ -1770,7 +1955,7 @@ $f$;
 comment on function vanilla.key_identity(bytea) is 'Who a key is, or null; without the scope admin its role is user.';
 
 grant execute on function
-    public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.open_tenant(uuid, text),
+    public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.close_tenant(uuid, text), public.open_tenant(uuid, text),
     public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
     public.set_display_name(text), public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
     public.issue_one_time_token(uuid, bytea, uuid),

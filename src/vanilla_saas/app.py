@@ -16,6 +16,7 @@ from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.logs import configure_logs
+from vanilla_saas.operations import pages as operations_pages
 from vanilla_saas.operations import webhooks_pages
 from vanilla_saas.operations.routes import router as operations_router
 from vanilla_saas.operations.webhooks import WebhookSender
@@ -58,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 secrets = SecretBox.from_settings(settings)
                 calls = MeteredCalls(database, client, secrets, sandbox_url, settings.max_running_calls)
                 app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
+                app.state.addresses, app.state.signer = where, signer
                 app.state.gateway = Gateway(calls, settings.max_body_bytes)
                 app.state.webhooks = WebhookSender.from_settings(database, settings)
                 if settings.send_webhooks:
@@ -83,7 +85,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_problems(app)
     for router in (operations_router, tenancy_router, tokens_router, webhooks_router):
         app.include_router(router)
-    console.install(app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM, webhooks_pages.ROOM)
+    console.install(
+        app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM, webhooks_pages.ROOM, operations_pages.ROOM
+    )
     return app
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from vanilla_saas.database.cli import env, pg_upgrade, psql
 from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.rotation_cli import app as context_key
 from vanilla_saas.operations.cli import register as register_operations
 from vanilla_saas.operations.webhooks_cli import webhooks
 from vanilla_saas.providers.cli import models, providers
@@ -36,6 +37,7 @@ app.add_typer(tenants, name="tenants")
 app.add_typer(users, name="users")
 app.add_typer(keys, name="keys")
 app.add_typer(webhooks, name="webhooks")
+app.add_typer(context_key, name="context-key")
 
 
 def main() -> None:

@@ -237,12 +237,12 @@ async def test_a_user_who_is_not_active_is_refused_at_once(
     assert await accepted(app, token) is None
 
 
-@pytest.mark.parametrize("status", ["suspended", "closed"])
+@pytest.mark.parametrize("end", ["set_tenant_status($1, 'suspended')", "close_tenant($1, 'unpaid')"])
 async def test_a_tenant_that_is_not_active_is_refused_at_once(
-    app: asyncpg.Connection, world: World, operator_of_world: asyncpg.Connection, status: str
+    app: asyncpg.Connection, world: World, operator_of_world: asyncpg.Connection, end: str
 ) -> None:
     token = world.a.token(world.signer, world.a.admin)
-    await operator_of_world.fetchval("select set_tenant_status($1, $2)", uuid.UUID(world.a.id), status)
+    await operator_of_world.fetchval(f"select {end}", uuid.UUID(world.a.id))
     try:
         assert await accepted(app, token) is None
     finally:

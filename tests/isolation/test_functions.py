@@ -52,6 +52,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "vanilla.set_context": ("VS401", {"p_token": "'{forged}'"}),
     "public.create_tenant": ("VS403", {"p_slug": "'another'", "p_name": "'Another'"}),
     "public.set_tenant_status": ("VS403", {"p_status": "'suspended'"}),
+    "public.close_tenant": ("VS403", {"p_reason": "'x'"}),
     "public.open_tenant": ("VS403", {"p_reason": "'curious'"}),
     "public.create_user": (OK, {"p_email": "'new@example.test'"}),
     "public.set_display_name": (OK, {"p_name": "'x'"}),

@@ -8,7 +8,7 @@ from typing import Any, cast
 import asyncpg
 import orjson
 
-from vanilla_saas.database.connection import unreachable
+from vanilla_saas.database.connection import login_connector, unreachable
 from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, expired
 from vanilla_saas.database.errors import VanillaError, from_postgres
 from vanilla_saas.database.session import SessionConnection
@@ -58,7 +58,7 @@ class Database:
         shared: list[bool] = []
         try:
             for dsn in (app_dsn, runtime_dsn):
-                pool, lent = await _open_pool(dsn, size, transaction_pooling)
+                pool, lent = await _open_pool(dsn, size, signer, transaction_pooling)
                 pools.append(pool)
                 shared.append(lent)
                 if not allow_superuser:
@@ -147,7 +147,7 @@ class _PoolerFoundError(asyncpg.InterfaceError):  # type: ignore[misc]
     """The connection is to a pooler, behind which nothing that is prepared by name may be used."""
 
 
-async def _open_pool(dsn: str, size: int, shared: bool) -> tuple[asyncpg.Pool, bool]:
+async def _open_pool(dsn: str, size: int, signer: ContextSigner, shared: bool) -> tuple[asyncpg.Pool, bool]:
     """The pool, and whether its sessions are shared with others."""
 
     async def init(connection: asyncpg.Connection) -> None:
@@ -163,11 +163,12 @@ async def _open_pool(dsn: str, size: int, shared: bool) -> tuple[asyncpg.Pool, b
             max_size=size,
             connection_class=SessionConnection,
             init=init,
+            connect=login_connector(dsn, signer),
             timeout=10,
             statement_cache_size=0 if shared else 100,
         )
     except _PoolerFoundError:
-        return await _open_pool(dsn, size, True)
+        return await _open_pool(dsn, size, signer, True)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         raise unreachable(
             error,

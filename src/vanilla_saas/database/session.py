@@ -1,6 +1,5 @@
 """A pooled connection on which no transaction finds anything of the one before it (docs/design/database.md)."""
 
-import re
 from types import TracebackType
 from typing import Any
 
@@ -13,11 +12,10 @@ _RESET = (
 )
 _RESET_SHARED = f"{_RESET} deallocate all;"
 _CLEAN = "SELECT 0"
-_NOT_PLAIN = re.compile(r"[^A-Za-z0-9._:%/@-]")
 
 
 class SessionConnection(asyncpg.Connection):  # type: ignore[misc]
-    """Begins and ends transactions in one round trip each, neither of which runs anything that is prepared by name.
+    """Begins transactions and, in one round trip, ends them and clears what they left.
 
     A statement prepared in SQL can take the name of one of the driver's, so names are compared at every end.
     """
@@ -34,12 +32,15 @@ class SessionConnection(asyncpg.Connection):  # type: ignore[misc]
         """Opens a transaction that acts as the token says.
 
         `shared`: a pooler lends this session to others between transactions, so what they left is cleared first.
+        The token is a parameter: the text of a statement can be read by every session of the same login.
         """
-        await self.execute(
-            f"{_RESET_SHARED if shared else ''} begin{' read only' if read_only else ''};"
-            f" select vanilla.set_context({_literal(token)}),"
-            f" pg_catalog.set_config('vanilla.request_id', {_literal(request_id)}, true),"
-            f" pg_catalog.set_config('vanilla.client_ip', {_literal(client_ip)}, true)"
+        await self.execute(f"{_RESET_SHARED if shared else ''} begin{' read only' if read_only else ''}")
+        await self.fetchval(
+            "select vanilla.set_context($1), pg_catalog.set_config('vanilla.request_id', $2, true),"
+            " pg_catalog.set_config('vanilla.client_ip', $3, true)",
+            token,
+            request_id,
+            client_ip,
         )
 
     async def end(self, command: str, *, shared: bool) -> None:
@@ -93,8 +94,3 @@ class _Savepoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await (self.rollback() if kind else self.commit())
-
-
-def _literal(text: str) -> str:
-    """A literal that reads the same under every setting; what is not plain in a header's text becomes `?`."""
-    return f"'{_NOT_PLAIN.sub('?', text)}'"

@@ -274,9 +274,17 @@ async def create_tenant(request: Request, caller: Writer, body: models.TenantBod
 
 @router.patch("/tenants/{tenant_id}")
 async def change_tenant(request: Request, caller: Writer, tenant_id: UUID, body: models.TenantPatch) -> models.Tenant:
-    """Change the status; anything but active closes all access at once. Super admins only."""
+    """Suspend a tenant, which refuses all access at once, or open it again. Super admins only."""
     async with acting(request, caller) as connection:
         await store.set_tenant_status(connection, tenant_id, body.status)
+        return await _tenant(connection, tenant_id)
+
+
+@router.post("/tenants/{tenant_id}/close")
+async def close_tenant(request: Request, caller: Writer, tenant_id: UUID, body: models.CloseBody) -> models.Tenant:
+    """End all sessions, keys and links of a tenant and let nobody in; its rows stay. Closing twice is closing once."""
+    async with acting(request, caller) as connection:
+        await store.close_tenant(connection, tenant_id, body.reason)
         return await _tenant(connection, tenant_id)
 
 

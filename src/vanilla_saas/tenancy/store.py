@@ -184,6 +184,12 @@ async def set_tenant_status(connection: asyncpg.Connection, tenant_id: UUID, sta
     await connection.fetchval("select set_tenant_status($1, $2)", tenant_id, status)
 
 
+async def close_tenant(connection: asyncpg.Connection, tenant_id: UUID, reason: str) -> bool:
+    """False when it was closed already."""
+    closed: bool = await connection.fetchval("select close_tenant($1, $2)", tenant_id, reason)
+    return closed
+
+
 async def open_tenant(connection: asyncpg.Connection, tenant_id: UUID, reason: str) -> datetime:
     """When the opening ends."""
     until: datetime = await connection.fetchval("select open_tenant($1, $2)", tenant_id, reason)
