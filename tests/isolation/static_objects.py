@@ -15,17 +15,24 @@ NO_TABLE_OWNER = {"vanilla.context_keys": "vanilla_keyring"}
 
 FUNCTION_OWNERS = {
     "vanilla.claim": "vanilla_keyring",
+    "vanilla.context_key_states": "vanilla_keyring",
+    "vanilla.expire_context_key": "vanilla_keyring",
     "vanilla.install_context_key": "vanilla_keyring",
     "vanilla.clock": "vanilla_owner",
-    "vanilla.close_partition": "vanilla_owner",
     "vanilla.current_tenant_id": "vanilla_owner",
     "vanilla.current_user_id": "vanilla_owner",
     "vanilla.current_user_role": "vanilla_owner",
     "vanilla.ensure_partitions": "vanilla_owner",
-    "vanilla.ensure_policy": "vanilla_owner",
-    "vanilla.grant_columns": "vanilla_owner",
+    "vanilla.expected_grants": "vanilla_owner",
+    "vanilla.expected_policies": "vanilla_owner",
+    "vanilla.expected_protection": "vanilla_owner",
+    "vanilla.found_protection": "vanilla_owner",
+    "vanilla.map_supabase_roles": "vanilla_owner",
     "vanilla.platform": "vanilla_owner",
     "vanilla.protect_table": "vanilla_owner",
+    "vanilla.protection_drift": "vanilla_owner",
+    "vanilla.repair_protection": "vanilla_owner",
+    "vanilla.row_conditions": "vanilla_owner",
     "vanilla.refuse": "vanilla_owner",
     "vanilla.uuid7": "vanilla_owner",
     "public.get_current_tenant_id": "vanilla_owner",
@@ -101,9 +108,10 @@ query(
     union all select 'cast', c.castsource::regtype || ' to ' || c.casttarget::regtype from pg_cast c
         where c.oid >= 16384
     union all select 'procedure or aggregate', proname from pg_proc where pronamespace in {OURS} and prokind <> 'f'
+        and proname <> 'ledger_chain'      -- of vanilla, called by its full name
     union all select 'leakproof', proname from pg_proc where pronamespace in {OURS} and proleakproof
     union all select 'language', proname from pg_proc p join pg_language l on l.oid = p.prolang
-        where pronamespace in {OURS} and l.lanname not in ('sql', 'plpgsql')""",
+        where pronamespace in {OURS} and prokind = 'f' and l.lanname not in ('sql', 'plpgsql')""",
 )
 query(
     "functions_set_nothing_but_their_search_path_and_a_planner_setting",

@@ -180,7 +180,7 @@ CAPABILITIES = {
 """Arguments that together are the right to act, of functions without a context: B's are tried one at a time."""
 
 
-POWERS = {"public.set_tenant_status", "public.open_tenant", "public.reset_monthly_tokens"}
+POWERS = {"public.set_tenant_status", "public.close_tenant", "public.open_tenant", "public.reset_monthly_tokens"}
 """With which a super admin at the platform acts on tenants that they have not opened."""
 
 EMPTY = {"vanilla.grants_after_burn", "vanilla.session_identity", "vanilla.finish_webhook_delivery"}

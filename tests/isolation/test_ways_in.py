@@ -20,7 +20,8 @@ OPERATORS_TOOLS = {
     # what an operator runs, as the login that administers: no request comes this way
     "database/migrator.py": {"connect_admin"},
     "database/operator.py": {"connect_admin"},
-    "operations/doctor.py": {"asyncpg.connect"},
+    "database/rotation.py": {"connect_admin"},
+    "operations/doctor.py": {"connect_admin"},
     "operations/first_run.py": {"connect_admin"},
     "operations/serving.py": {"connect_admin"},
     "operations/demo.py": {"connect_admin"},
