@@ -42,7 +42,6 @@ from vanilla_saas.tokens import pages as tokens_pages
 
 LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
 EXAMPLES = 500 if LONG else 4
-IN_EACH_PLACE = 3
 CODES = {code.name for code in ERROR_CODES}
 HEADERS = (
     *("authorization", "x-vanilla-tenant", "x-request-id", "idempotency-key", "user-agent"),
@@ -242,14 +241,13 @@ def _api_attacks(target: Target, role: str, payloads: list[str]) -> Iterator[Att
 
 
 def _spread(make: Callable[[list[str]], Iterator[Attack]]) -> list[Attack]:
-    """Every payload in every place; without VANILLA_SAAS_LONG three in each place, and all of them somewhere."""
+    """Every payload in every place; without VANILLA_SAAS_LONG a quote and two others, and all somewhere."""
     by_payload = [list(make([payload])) for payload in SQL + UNSENDABLE]
     if LONG:
         return [attack for attacks in by_payload for attack in attacks]
-    return [
-        by_payload[(place * IN_EACH_PLACE + turn) % len(by_payload)][place]
-        for place in range(len(by_payload[0]))
-        for turn in range(IN_EACH_PLACE)
+    quotes, others = by_payload[0], by_payload[1:]
+    return quotes + [
+        others[(place * 2 + turn) % len(others)][place] for place in range(len(quotes)) for turn in range(2)
     ]
 
 
