@@ -37,10 +37,12 @@ def pgbouncer(cluster: Cluster, signer: ContextSigner, **more: str) -> Iterator[
     if as_owner:
         for path in (folder, *folder.iterdir()):
             shutil.chown(path, owner)
-    with _supervised([BINARY, "-q", *as_owner, str(folder / "pgbouncer.ini")]) as process:
-        _wait_until_it_listens(process, folder)
-        yield Cluster(str(folder), PORT)
-    shutil.rmtree(folder)
+    try:
+        with _supervised([BINARY, "-q", *as_owner, str(folder / "pgbouncer.ini")]) as process:
+            _wait_until_it_listens(process, folder)
+            yield Cluster(str(folder), PORT)
+    finally:
+        shutil.rmtree(folder)
 
 
 @contextmanager

@@ -78,6 +78,7 @@ class Storm:
                 if error.name not in ("database_unavailable", "saturated"):  # the latter on a machine that stalls
                     raise
                 outcome = error.name
+                await asyncio.sleep(0.05)  # as who is told to come again
             self.outcomes[outcome] += 1
 
     async def _looks(self, connection: asyncpg.Connection, who: Member | None) -> None:
@@ -179,7 +180,7 @@ async def _weather(database: Database, members: list[Member], operator: asyncpg.
         tasks.create_task(storm.killer(operator))
         for _ in range(CLIENTS):
             tasks.create_task(storm.client())
-    print(dict(sorted(storm.outcomes.items())))
+    print(dict(sorted(storm.outcomes.items())))  # with -s: what became of them
 
     assert storm.outcomes["_works"] > TRANSACTIONS / 5, "most of it must have been served"
     for kind in ("killed", "database_unavailable", "_fails DivisionByZeroError", "_times_out QueryCanceledError"):
