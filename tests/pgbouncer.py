@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,14 +37,33 @@ def pgbouncer(cluster: Cluster, signer: ContextSigner, **more: str) -> Iterator[
     if as_owner:
         for path in (folder, *folder.iterdir()):
             shutil.chown(path, owner)
-    process = subprocess.Popen([BINARY, "-q", *as_owner, str(folder / "pgbouncer.ini")], stderr=subprocess.DEVNULL)
     try:
-        _wait_until_it_listens(process, folder)
-        yield Cluster(str(folder), PORT)
+        with _supervised([BINARY, "-q", *as_owner, str(folder / "pgbouncer.ini")]) as process:
+            _wait_until_it_listens(process, folder)
+            yield Cluster(str(folder), PORT)
     finally:
-        process.terminate()
-        process.wait()
         shutil.rmtree(folder)
+
+
+@contextmanager
+def _supervised(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts it again when it dies, as an init system does: 1.18 and 1.19 may when a query is cancelled (its #822)."""
+    running = [subprocess.Popen(command, stderr=subprocess.DEVNULL)]
+    stopping = threading.Event()
+
+    def watch() -> None:
+        while running[-1].wait() is not None and not stopping.wait(0.1):
+            running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield running[0]
+    finally:
+        stopping.set()
+        while watcher.is_alive():  # one may just have been started
+            running[-1].terminate()
+            watcher.join(0.1)
 
 
 def _write_files(folder: Path, cluster: Cluster, signer: ContextSigner, more: dict[str, str]) -> None:

@@ -244,6 +244,20 @@ query(
 )
 
 
+_query(
+    "functions_mean_the_same_under_every_setting_of_a_session",
+    # a body is parsed once in a session, perhaps under what injected SQL has set, and no reset parses it again:
+    # no literal may depend on standard_conforming_strings or DateStyle, nor anything on setseed
+    r"""
+    select p.oid::regprocedure from pg_proc p
+    where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)
+      and (strpos(regexp_replace(p.prosrc, '\mE''[^'']*''', '', 'gi'), '\') > 0
+           or p.prosrc ~ '\mrandom\s*\('
+           or p.prosrc ~ '\m(timestamptz|timestamp|date|time)\s+''[^'']*\d'
+           or p.prosrc ~ '''[^'']*\d[^'']*''\s*::\s*(timestamp|date|time)')""",
+)
+
+
 @check
 async def secret_columns_have_no_column_grant(connection: asyncpg.Connection) -> list[str]:
     rows = await connection.fetch(

@@ -60,6 +60,9 @@ SCHEMA_PRIVILEGES = {
 }
 """C: create, U: usage, '': everybody; every other role of ours has usage, nobody else has anything."""
 
+SUPABASE = {"postgres", "anon", "authenticated", "service_role"}
+"""Roles to which Supabase opens schema public, where nothing is granted to them."""
+
 _BEFORE = set(CHECKS)
 
 
@@ -192,7 +195,7 @@ async def schemas_are_open_as_declared(connection: asyncpg.Connection) -> list[s
             string_agg(left(a.privilege_type, 1), '' order by a.privilege_type) as privileges
         from pg_namespace n, aclexplode(n.nspacl) a where n.nspname in ('public', 'vanilla') group by 1, 2""")
     usage = {"vanilla_definer", "vanilla_system", "vanilla_operator", *LOGINS}
-    found = {(r["schema"], r["role"], r["privileges"]) for r in rows if r["role"] != "postgres"}
+    found = {(r["schema"], r["role"], r["privileges"]) for r in rows if r["role"] not in SUPABASE}
     declared = {
         (schema, role, privileges)
         for schema, roles in SCHEMA_PRIVILEGES.items()

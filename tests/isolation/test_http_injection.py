@@ -42,7 +42,6 @@ from vanilla_saas.tokens import pages as tokens_pages
 
 LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
 EXAMPLES = 500 if LONG else 4
-IN_EACH_PLACE = 3
 CODES = {code.name for code in ERROR_CODES}
 HEADERS = (
     *("authorization", "x-vanilla-tenant", "x-request-id", "idempotency-key", "user-agent"),
@@ -75,13 +74,18 @@ class Target:
         )
         return token
 
+    async def _digests(self) -> dict[str, str]:
+        """Of B's rows in each table."""
+        names = [table.name for table in self.world.tables if not table.parent]
+        return {name: await self.world.digest(self.operator, [name], of_b=True) for name in names}
+
     @asynccontextmanager
     async def unharmed(self) -> AsyncIterator[None]:
         """B's rows are what they were, the log has no failure, and neither output has a canary."""
-        before = await self.world.digest(self.operator, of_b=True)
+        before, out, err = await self._digests(), len(self.server.out), len(self.server.err)
         yield
-        assert await self.world.digest(self.operator, of_b=True) == before, "rows of the other tenant changed"
-        told = self.server.out + self.server.err
+        assert await self._digests() == before, "rows of the other tenant changed"
+        told = self.server.out[out:] + self.server.err[err:]
         assert CANARY not in told
         assert "request_failed" not in told, told[-4000:]
         assert "Traceback" not in told, told[-4000:]
@@ -96,9 +100,11 @@ async def target(
         operator = await asyncpg.connect(cluster.url(database=name))
         world = await populate(operator, signer)
         keys = {role: await _key(operator, getattr(world.a, role), role) for role in ("user", "admin")}
-        # what the server's own tick would change in B's rows is done before they are looked at
-        while '"more": true' in await operator.fetchval("select vanilla.run_maintenance()::text"):
-            pass
+        # the server's own tick gives back what has expired, and only that would change B's rows
+        await operator.execute(
+            "update user_token_holds set expires_at = 'infinity' where tenant_id = $1 and state = 'open'",
+            uuid.UUID(world.b.id),
+        )
         home: Path = tmp_path_factory.mktemp("home")
         async with over(cluster, name, home).serving("serve") as server:
             async with aiohttp.ClientSession(server.url) as http, http.get("/openapi.json") as answer:
@@ -244,14 +250,13 @@ def _api_attacks(target: Target, role: str, payloads: list[str]) -> Iterator[Att
 
 
 def _spread(make: Callable[[list[str]], Iterator[Attack]]) -> list[Attack]:
-    """Every payload in every place; without VANILLA_SAAS_LONG three in each place, and all of them somewhere."""
+    """Every payload in every place; without VANILLA_SAAS_LONG a quote and two others, and all somewhere."""
     by_payload = [list(make([payload])) for payload in SQL + UNSENDABLE]
     if LONG:
         return [attack for attacks in by_payload for attack in attacks]
-    return [
-        by_payload[(place * IN_EACH_PLACE + turn) % len(by_payload)][place]
-        for place in range(len(by_payload[0]))
-        for turn in range(IN_EACH_PLACE)
+    quotes, others = by_payload[0], by_payload[1:]
+    return quotes + [
+        others[(place * 2 + turn) % len(others)][place] for place in range(len(quotes)) for turn in range(2)
     ]
 
 
@@ -272,6 +277,12 @@ async def test_sql_in_any_text_of_the_api_is_refused_or_kept_as_text(target: Tar
         Attack("GET", path, {"cursor": cursor}, who)
         for path, payload in zip(cycle(listings), SQL + UNSENDABLE, strict=False)
         for cursor in _cursors(payload)
+    ]
+    # the gateway is not in the description
+    question = {"model": "sandbox-small", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+    attacks += [
+        Attack("POST", "/v1/chat/completions", headers=who, body=question | {name: payload})
+        for name, payload in zip(cycle(("model", "user", "messages", "stop")), SQL + UNSENDABLE, strict=False)
     ]
     async with target.unharmed():
         await _send_all(target.server.url, attacks)

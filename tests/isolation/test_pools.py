@@ -26,7 +26,10 @@ CONNECTIONS, CLIENTS = 5, 40
 SEEN = (
     "select array[vanilla.current_tenant_id()::text, vanilla.current_user_id()::text]"
     " || (select array_agg(email) from public.users) || (select array_agg(distinct tenant_id::text) from public.levels)"
+    " || array[current_setting('search_path'), current_setting('transaction_read_only')]"
 )
+SESSION = ['"$user", public', "off"]
+NOBODY = [None, None, *SESSION]
 OURS = (
     "(select * from pg_stat_activity where usename in ('vanilla_app', 'vanilla_runtime')"
     " and datname = current_database()) as ours"
@@ -45,7 +48,7 @@ class Member:
     @property
     def sees(self) -> list[str]:
         tenant = str(self.identity.tenant_id)
-        return [tenant, str(self.identity.user_id), self.canary, tenant]
+        return [tenant, str(self.identity.user_id), self.canary, tenant, *SESSION]
 
 
 @dataclass
@@ -78,10 +81,11 @@ class Storm:
                 if error.name not in ("database_unavailable", "saturated"):  # the latter on a machine that stalls
                     raise
                 outcome = error.name
+                await asyncio.sleep(0.05)  # as who is told to come again
             self.outcomes[outcome] += 1
 
     async def _looks(self, connection: asyncpg.Connection, who: Member | None) -> None:
-        assert await connection.fetchval(SEEN) == (who.sees if who else [None, None])
+        assert await connection.fetchval(SEEN) == (who.sees if who else NOBODY)
 
     async def _works(self, who: Member | None) -> None:
         async with self.database.transaction(who.identity if who else None) as connection:
@@ -179,7 +183,7 @@ async def _weather(database: Database, members: list[Member], operator: asyncpg.
         tasks.create_task(storm.killer(operator))
         for _ in range(CLIENTS):
             tasks.create_task(storm.client())
-    print(dict(sorted(storm.outcomes.items())))
+    print(dict(sorted(storm.outcomes.items())))  # with -s: what became of them
 
     assert storm.outcomes["_works"] > TRANSACTIONS / 5, "most of it must have been served"
     for kind in ("killed", "database_unavailable", "_fails DivisionByZeroError", "_times_out QueryCanceledError"):
@@ -209,7 +213,7 @@ async def _all_connections_serve(database: Database, members: list[Member]) -> N
         await asyncio.gather(*(hold(members[(number + turn) % len(members)]) for number in range(CONNECTIONS)))
     async with database._app.acquire() as connection, connection.transaction():
         assert not await connection.fetchval("select current_setting('vanilla.context', true)")
-        assert await connection.fetchval(SEEN) == [None, None]
+        assert await connection.fetchval(SEEN) == NOBODY
 
 
 async def _nothing_is_left(operator: asyncpg.Connection) -> None:

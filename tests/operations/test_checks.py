@@ -13,6 +13,16 @@ from vanilla_saas.checks import BOOKS, Finding, checks, run_checks
 from vanilla_saas.database.migrator import migrations
 
 BOOKS_BROKEN = {
+    "webhooks_overdue": [
+        """
+        with made as (
+            insert into webhook_endpoints (tenant_id, id, url, event_types, secret)
+            select tenant_id, gen_random_uuid(), 'https://example.com', array['*'], 'x' 
+            from users where role = 'superadmin'
+            returning *)
+        insert into webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at)
+        select tenant_id, id, now(), gen_random_uuid(), now() - interval '2 hours' from made""",
+    ],
     "wallets_reconcile": ["update user_token_wallets set available_tokens = available_tokens + 1 where user_id = $1"],
     "ledger_verify": ["update user_token_ledger set reason = reason || '.' where user_id = $1"],
     "ledger_without_wallet": [
@@ -74,16 +84,6 @@ BREAK = {
     "clock_replaced": [
         "create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe"
         " as 'select now()'"
-    ],
-    "webhooks_overdue": [
-        """
-        with made as (
-            insert into webhook_endpoints (tenant_id, id, url, event_types, secret)
-            select tenant_id, gen_random_uuid(), 'https://example.com', array['*'], 'x' 
-            from users where role = 'superadmin'
-            returning *)
-        insert into webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at)
-        select tenant_id, id, now(), gen_random_uuid(), now() - interval '2 hours' from made""",
     ],
     "roles_unbound": [
         "alter role vanilla_app createrole",

@@ -13,12 +13,22 @@ def _without_nul(text: str) -> str:
     return text
 
 
+def _encodable(secret: SecretStr) -> SecretStr:
+    """A plain text is checked by pydantic, a secret is not."""
+    try:
+        secret.get_secret_value().encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair is not text") from None
+    return secret
+
+
 _NUL = AfterValidator(_without_nul)
+_ENCODABLE = AfterValidator(_encodable)
 Slug = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=63), _NUL]
 Email = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3, max_length=254), _NUL]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), _NUL]
-Password = Annotated[SecretStr, Field(max_length=1024)]
-Token = Annotated[SecretStr, Field(min_length=1, max_length=200)]
+Password = Annotated[SecretStr, Field(max_length=1024), _ENCODABLE]
+Token = Annotated[SecretStr, Field(min_length=1, max_length=200), _ENCODABLE]
 Scope = Literal["chat", "read", "admin", "act_as", "act_as:create"]
 
 
