@@ -2579,7 +2579,7 @@ begin
         v_reason := case when p_status_code = 410 then 'it answered 410 Gone'
             when v_endpoint.failing_since <= v_now - interval '5 days' then 'every delivery failed for five days' end;
         if v_reason is null then
-            v_wait := vanilla.webhook_backoff(v_delivery.attempts) * (1 + random() * 0.2);
+            v_wait := vanilla.webhook_backoff(v_delivery.attempts) * (1 + get_byte(uuid_send(gen_random_uuid()), 0) / 255.0 * 0.2);
             -- the receiver may ask for more time, at most a day
             if p_retry_after > v_wait then v_wait := least(p_retry_after, interval '24 hours'); end if;
         end if;
@@ -2748,7 +2748,7 @@ begin
             select o.owner, format('grant execute on %s to service_role', o.name)
             from ours o join pg_roles r on r.rolname = 'service_role'
             where o.for_service)
-        select s.owner::regrole as owner, s.statement from statements s join pg_roles r on r.oid = s.owner and r.rolname like 'vanilla\_%'
+        select s.owner::regrole as owner, s.statement from statements s join pg_roles r on r.oid = s.owner and starts_with(r.rolname::text, 'vanilla_')
         order by s.owner::regrole::text, s.statement
     loop
         execute format('set local role %s', v.owner);

@@ -244,7 +244,7 @@ query(
 )
 
 
-_query(
+query(
     "functions_mean_the_same_under_every_setting_of_a_session",
     # a body is parsed once in a session, perhaps under what injected SQL has set, and no reset parses it again:
     # no literal may depend on standard_conforming_strings or DateStyle, nor anything on setseed

@@ -17,7 +17,7 @@ BOOKS_BROKEN = {
         """
         with made as (
             insert into webhook_endpoints (tenant_id, id, url, event_types, secret)
-            select tenant_id, gen_random_uuid(), 'https://example.com', array['*'], 'x' 
+            select tenant_id, gen_random_uuid(), 'https://example.com', array['*'], 'x'
             from users where role = 'superadmin'
             returning *)
         insert into webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at)
