@@ -342,6 +342,7 @@ async def functions(connection: asyncpg.Connection, world: World) -> list[str]:
         """
         select p.pronamespace::regnamespace || '.' || p.proname as name, p.prosecdef as definer,
             p.proowner::regrole::text as owner,
+            (select s from unnest(p.proconfig) s where s like 'search_path=%') as path,
             array(select l from unnest($1::text[]) l where has_function_privilege(l, p.oid, 'execute')) as logins
         from pg_proc p where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)""",
         list(LOGINS),
@@ -351,6 +352,10 @@ async def functions(connection: asyncpg.Connection, world: World) -> list[str]:
         name = row["name"]
         found |= {f"{name} by {login}" for login in row["logins"]}
         found |= {f"{name} of {row['owner']}"} | ({f"{name} with its owner's rights"} if row["definer"] else set())
+        if row["path"]:
+            # also where the caller's rights are used: the caller may be a definer
+            found.add(f"{name} with {row['path']}")
+            declared.add(f"{name} with search_path=pg_catalog, pg_temp")
         logins = {login for login, names in EXECUTABLE.items() if name in names}
         declared |= {f"{name} by {login}" for login in logins}
         declared.add(f"{name} of {next((o for o, names in OWNED.items() if name in names), 'vanilla_definer')}")

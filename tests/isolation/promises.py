@@ -62,6 +62,8 @@ class Stage:
             return sign(Identity(PLATFORM, SUPER_ADMIN, "superadmin"), 600)
         if who == "operator with a context":
             return a.token(self.world.signer, a.admin)
+        if who == "platform service":
+            return sign(Identity(PLATFORM, SUPER_ADMIN, "service"), 600)
         if who == "platform user":
             return sign(Identity(PLATFORM, SUPER_ADMIN, "user"), 600)
         if who == "opened":
@@ -90,7 +92,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     one = connection.fetchval
     open_hold = "select id::text from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
     names = {
-        "a": a.id, "b": b.id, "context_key": world.signer.key_id, "word": a.word, "twin": TWIN,
+        "a": a.id, "b": b.id, "same_id": SAME_ID, "context_key": world.signer.key_id, "word": a.word, "twin": TWIN,
         "platform": str(PLATFORM), "super": str(SUPER_ADMIN),
         "user": a.user.id, "other": a.other.id, "admin": a.admin.id, "b_user": b.user.id,
         "hold": await one(f"{open_hold} and call is null", a.id, a.user.id),
@@ -127,11 +129,14 @@ FROZEN = """do $$ begin execute format('create or replace function vanilla.clock
     from public.user_token_ledger where created_at < 'infinity'))); end $$"""
 """The moment the world was made, so that a long run meets no hold and no session that has expired meanwhile."""
 
+SAME_ID = "00000000-0000-7000-8000-00000000f001"
+"""Of a grant that cases give A, and the twin has already."""
+
 TRAPS = f"""
     -- what the twin has and A has not: found by a statement that forgets the tenant
     update users set external_id = 'twin-only' where tenant_id = '{TWIN}' and id = '{{other}}';
     update ai_models set slug = 'twin-model', name = '{WORD}', status = 'active' where tenant_id = '{TWIN}';
-    update api_keys set budget_tokens = 1000000 where tenant_id = '{TWIN}';
+    update api_keys set budget_tokens = 1000000, used_tokens = 500000 where tenant_id = '{TWIN}';
     insert into system_configurations (tenant_id, key, value) values ('{TWIN}', 'twin.only', '"{WORD}"');
     insert into user_token_ledger (tenant_id, user_id, seq, id, created_at, amount, reserved_amount, available_after,
         reserved_after, borrowed_after, direction, reason, source, idempotency_key, hash)
@@ -141,6 +146,15 @@ TRAPS = f"""
         (tenant_id, user_id, kind, amount, remaining, effective_at, expires_at, state, level_id)
         select '{TWIN}', '{{user}}', kind, 9, 9, vanilla.clock(), '2199-01-01', 'voided', '{{paid}}'
         from unnest(array['base', 'plan']) kind;
+    update user_token_holds set call = jsonb_set(call, array['input_weight'], '7')
+        where tenant_id = '{TWIN}' and call is not null;
+    insert into user_token_grants
+        (tenant_id, id, user_id, kind, priority, amount, remaining, effective_at, expires_at, state)
+        select '{TWIN}', id, '{{user}}', 'promo', 99, 500, n, f, u, state from (values
+            ('{SAME_ID}'::uuid, 500, '2198-01-01'::timestamptz, '2199-01-01'::timestamptz, 'scheduled'),
+            (gen_random_uuid(), 500, '2026-01-01', '2199-01-01', 'scheduled'),
+            (gen_random_uuid(), 0, '2026-01-01', '2199-01-01', 'active'),
+            (gen_random_uuid(), 3, '2026-01-01', '2026-01-15', 'active')) s (id, n, f, u, state);
     update user_token_wallets
         set next_event_at = '2199-01-01', next_reset_at = '2199-01-01', period_start = '2000-01-01'
         where tenant_id = '{TWIN}';
@@ -208,6 +222,7 @@ async def _try(connection: asyncpg.Connection, stage: Stage, case: Case) -> str 
     try:
         if case.given:
             await connection.execute(fill(case.given))
+        others = await _digest(connection, stage.world) if "{twin}" in case.given else stage.digest
         logged = await _logged(connection, case)
         outcome = await _call(connection, stage, case)
         if CANARY in outcome or WORD in outcome or TWIN in outcome:
@@ -221,7 +236,7 @@ async def _try(connection: asyncpg.Connection, stage: Stage, case: Case) -> str 
             return f"no audit row {case.audit}"
         if case.then and not await connection.fetchval(f"select {fill(case.then)}"):
             return f"not true afterwards: {case.then}"
-        if outcome.startswith(OK) and await _digest(connection, stage.world) != stage.digest:
+        if outcome.startswith(OK) and await _digest(connection, stage.world) != others:
             return "rows of another tenant changed"
     except asyncpg.PostgresError as error:
         return f"the case itself failed: {error.sqlstate} {error}"

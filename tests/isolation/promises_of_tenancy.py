@@ -107,6 +107,7 @@ USERS = [
     Case("admin", f"{CREATE}, p_tenant_id => '{{a}}')"),
     Case("super", f"{CREATE}, p_tenant_id => '{{a}}')", "VS403"),
     Case("opened", f"{CREATE}, p_tenant_id => '{{b}}')", "VS404"),
+    Case("platform service", f"{CREATE}, p_tenant_id => '{{a}}')", "VS404"),
     Case("operator", f"{CREATE}, p_tenant_id => '{{a}}')", "VS404", SUSPENDED),
     Case("admin", "select create_user('user@{word}.test')", "VS409"),
     Case("admin", "select create_user('no address')", "VS400"),
@@ -335,6 +336,7 @@ OWNERS = [
     Case("owner", "select vanilla.install_context_key('short', 'x')", "22023"),
     Case("owner", "select vanilla.install_context_key('{context_key}', repeat('y', 32)::bytea)", "23505"),
     Case("owner", "select vanilla.install_context_key('new', repeat('y', 32)::bytea)"),
+    *[Case("operator", f"select vanilla.ensure_partitions({months})", "VS400") for months in (-1, 25)],
     Case("owner", "select vanilla.protect_table('public.levels', 'odd')", "22023"),
 ]
 

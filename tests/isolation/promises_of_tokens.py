@@ -20,8 +20,8 @@ PERIOD = (
 )
 ROLLOVER = "update level_token_policies set rollover_percent = 50, rollover_cap = null where tenant_id = '{a}'"
 SCHEDULED = (
-    "insert into user_token_grants (tenant_id, user_id, kind, amount, remaining, effective_at, state) values"
-    " ('{a}', '{user}', 'promo', 500, 500, vanilla.clock() - interval '1 minute', 'scheduled');"
+    "insert into user_token_grants (tenant_id, id, user_id, kind, amount, remaining, effective_at, state) values"
+    " ('{a}', '{same_id}', '{user}', 'promo', 500, 500, vanilla.clock() - interval '1 minute', 'scheduled');"
     " update user_token_wallets set next_event_at = vanilla.clock() - interval '1 minute'"
     " where tenant_id = '{a}' and user_id = '{user}'"
 )
@@ -75,7 +75,22 @@ ADJUSTMENTS = [
          " set local session_replication_role = origin"),
 ]  # fmt: skip
 
+VOIDED = ("insert into user_token_grants (tenant_id, user_id, kind, priority, amount, remaining, effective_at, expires_at, state)"
+          " values ('{a}', '{user}', 'plan', %s, 500, %s, '2026-01-01', '%s', 'voided')")  # fmt: skip
 HOLDS = [
+    # a grant that is void takes nothing back, gives nothing, and lapses without a word
+    Case("admin", f"{ADJUST}10, 'release', p_reference_id => '{{hold}}') ->> 'amount'", "= (10)",
+         f"{VOIDED % (99, 0, '2199-01-01')}; {{as_admin}}; {ADJUST}900, 'credit')", then=BOOKS),
+    Case("admin", f"{ADJUST}5, 'credit')", given=f"{VOIDED % (1, 500, '2199-01-01')}; {{as_admin}}; {ADJUST}300, 'debit')", then=BOOKS),
+    Case("operator", "select reset_monthly_tokens()", "= (1)", f"{PERIOD}; {VOIDED % (20, 7, '2026-02-01')}", then=BOOKS),
+    Case("operator", "select reset_monthly_tokens()", "= (1)", f"update tenants set time_zone = 'Asia/Tokyo' where id = '{{a}}'; {PERIOD}",
+         then=f"extract(hour from {wallet('next_reset_at')} at time zone 'Asia/Tokyo') = 0"),
+    Case("runtime", "select vanilla.reap_holds()", "= (1)",
+         "{as_admin}; select settle_user_tokens('{hold}', 5); " + LATER % "{hold}" + "; " + LATER % "{call}",
+         then=BOOKS + " and (select state = 'settled' from user_token_holds where tenant_id = '{a}' and id = '{hold}')"),
+    # what has expired with another tenant is not brought back on the way
+    Case("admin", f"{ADJUST}{{available}} + 10, 'debit')", then=BOOKS, given=LATER % "{hold}"
+         + "; update user_token_holds set expires_at = vanilla.clock() - interval '1 minute' where tenant_id = '{twin}'"),
     Case("admin", f"{RESERVE} ->> 'hold_id' is not null", "= (t)", then=BOOKS),
     Case("admin", f"{ADJUST}10, 'release', p_reference_id => '{{hold}}') ->> 'hold_id'", "= ({hold})", then=BOOKS),
     Case("admin", f"{ADJUST}10, 'release', p_reference_id => '{{hold}}')", given=f"{{as_admin}}; {ADJUST}900, 'credit')", then=BOOKS),
@@ -92,7 +107,7 @@ HOLDS = [
     Case("admin", "select settle_user_tokens('{hold}', -1)", "VS400"),
     Case("admin", "select settle_user_tokens('{hold}', null)", "VS400"),
     Case("admin", "select settle_user_tokens('{hold}', 1000000000000001)", "VS400"),
-    Case("admin", "select settle_user_tokens(gen_random_uuid(), 5)", "VS404"),
+    Case("admin", "select settle_user_tokens(gen_random_uuid(), 5)", "VS404 no such hold"),
     Case("user", "select settle_user_tokens('{hold}', 5)", "VS403"),
     Case("admin", "select settle_user_tokens('{hold}', 5)", "VS409",
          "{as_admin}; select settle_user_tokens('{hold}', 5)"),
@@ -149,6 +164,9 @@ LEVELS = [
          then="(select enforcement_mode from user_token_wallets where tenant_id = '{a}' and user_id = '{admin}') = 'monitor'"
               " and (select monthly_allocation from level_token_policies"
               " where tenant_id = '{a}' and level_id = '{level}') = 2"),
+    Case("admin", "select set_level_token_policy('{level}', 1, 2, 'monitor')",
+         given="update users set display_name = display_name where tenant_id = '{twin}'",
+         then="(select enforcement_mode from user_token_wallets where tenant_id = '{a}' and user_id = '{admin}') = 'monitor'"),
     Case("admin", "select set_level_token_policy('{b_level}', 1, 2)", "VS404"),
     Case("admin", "select set_level_token_policy('{level}', -1, 2)", "VS400"),
     Case("admin", "select set_level_token_policy('{level}', 1, 2)", "VS404",
@@ -263,6 +281,7 @@ CALLS = [
          "update api_keys set budget_tokens = 500, used_tokens = 400 where key_hash = {user_key}",
          then=BOOKS + " and (select used_tokens = 390 from api_keys where key_hash = {user_key})"
               " and exists (select from ai_executions where tenant_id = '{a}' and hold_id = '{call}')"),
+    Case("runtime", f"{SETTLE} ->> 'charged'", "= (10)"),
     Case("runtime", f"{SETTLE} ->> 'settled'", "= (false)", SETTLE, then=BOOKS),
     Case("runtime", f"{SETTLE} ->> 'settled'", "= (true)", f"{LATER % '{call}'}; select vanilla.reap_holds()",
          then=BOOKS + " and (select array_agg(status) = '{succeeded}' from ai_executions where tenant_id = '{a}' and hold_id = '{call}')"),

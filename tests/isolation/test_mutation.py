@@ -24,7 +24,7 @@ from tests.isolation.static import CHECKS
 from tests.isolation.survivors import SURVIVORS
 
 LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
-SAMPLES = {"schema": 500, "functions": 400}
+SAMPLES = {"schema": 500, "functions": 300}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
 IN_ONE = 25
 """Mutants in one transaction."""
