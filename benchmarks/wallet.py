@@ -12,13 +12,32 @@ from pathlib import Path
 import asyncpg
 import uvloop
 
-from benchmarks import wallet_batches, wallet_books, wallet_pgbench
+from benchmarks import wallet_batches, wallet_books, wallet_ledger, wallet_month, wallet_pgbench
 from benchmarks.frame import BenchmarkError, Figure, Result, judge, middle
 from benchmarks.options import Options
 from benchmarks.processes import temporary_home
 from benchmarks.wallet_books import Done, Range
 from benchmarks.wallet_pgbench import FLOOR_DATABASE, Measured, Pgbench, Slice
-from benchmarks.wallet_points import ADMIN, FLOOR, HOT, SPREAD_FIRST, Batches, Point, points
+from benchmarks.wallet_points import (
+    ADMIN,
+    BALANCE_AT,
+    BYTES,
+    FLOOR,
+    GRANTS,
+    HOT,
+    LONG,
+    MANY_GRANTS,
+    MANY_GRANTS_FIRST,
+    MONTH,
+    ONE_GRANT_FIRST,
+    OTHERS,
+    OURS,
+    SPREAD_FIRST,
+    VERIFY,
+    Batches,
+    Point,
+    points,
+)
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import ContextSigner, Identity, load_signer
 from vanilla_saas.database.embedded import EmbeddedServer
@@ -39,10 +58,17 @@ class Size:
     rounds: int
     seconds: int
     wallets: int
+    grant_wallets: int
+    transactions: int
+    """Of each of eight clients, where bytes are counted."""
+    entries: int
+    """Of the wallet with the long history."""
+    month_wallets: int
+    month_rounds: int
 
 
-FULL = Size(rounds=5, seconds=3, wallets=10_000)
-QUICK = Size(rounds=1, seconds=1, wallets=1000)
+FULL = Size(5, 3, 10_000, 200, 2500, 1_000_000, 100_000, 3)
+QUICK = Size(1, 1, 1000, 20, 250, 10_000, 1000, 1)
 
 
 @dataclass(slots=True)
@@ -115,12 +141,13 @@ async def _run(options: Options) -> Result:
             run = Run(where.server, signer, Pgbench(where.server, Path(scripts)), size, spread)
             await _prepare(run)
             await _slices(run, [point for point in points(spread) if point.name in wanted])
+            await _others(run, wanted)
             await wallet_books.close_books(run.url, run.server.dsn(database=FLOOR_DATABASE), run.done)
     return _report(run)
 
 
 def _wanted(only: Sequence[str]) -> set[str]:
-    known = {point.name for point in points(Range(0, 0))}
+    known = {point.name for point in points(Range(0, 0))} | set(OTHERS)
     if unknown := set(only) - known:
         raise BenchmarkError(f"there is no point {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     return set(only) or known
@@ -154,6 +181,70 @@ async def _slices(run: Run, wanted: Sequence[Point]) -> None:
                 await run.measure(point, target)
     for point in wanted:
         _compare(run, point)
+
+
+async def _others(run: Run, wanted: set[str]) -> None:
+    if GRANTS in wanted:
+        await _grants(run)
+    if BYTES in wanted:
+        await _bytes(run)
+    if {VERIFY, BALANCE_AT} & wanted:
+        await wallet_books.make_wallets(run.url, LONG)
+        await wallet_ledger.fill(run.url, LONG.first, run.size.entries)
+        run.done.debits += run.size.entries
+    if BALANCE_AT in wanted:
+        run.ratios["balance_at_ms"], figures = await wallet_ledger.balance_at(run.url, LONG.first, 2000)
+        run.figures |= figures
+    if VERIFY in wanted:
+        run.ratios["verified_entries_per_cpu_s"], figures = await wallet_ledger.verify(run.url)
+        run.figures |= figures
+    if MONTH in wanted:
+        quotients, figures = await wallet_month.month_close(
+            run.server, run.signer, run.size.month_wallets, run.size.month_rounds
+        )
+        run.ratios["month_close_to_update"] = middle(quotients)
+        run.figures |= {"month_close_to_update_range": _range(quotients), **figures}
+
+
+async def _grants(run: Run) -> None:
+    """Wallets of one grant and of many in one slice, each debit by lot: what disturbs one disturbs the other."""
+    scripts = []
+    for first, grants in ((ONE_GRANT_FIRST, 1), (MANY_GRANTS_FIRST, MANY_GRANTS)):
+        wanted = Range(first, first + run.size.grant_wallets - 1)
+        await wallet_books.make_wallets(run.url, wanted, rich=False)
+        await wallet_books.add_grants(run.url, wanted, grants - 1)
+        scripts.append(wallet_pgbench.over(wallet_pgbench.DEBIT, wanted.first, wanted.last))
+    by_lot = Slice(scripts, 1, 0, 0, durable=False)
+    quotients = []
+    for _ in range(run.size.rounds):
+        measured = run.pgbench.run(by_lot, seconds=run.size.seconds)
+        run.done.debits += measured.count
+        one, many = measured.latencies_ms
+        quotients.append(many / one)
+    run.ratios["grants_100_to_1"] = middle(quotients)
+    run.figures["grants_100_to_1_range"] = _range(quotients)
+
+
+async def _bytes(run: Run) -> None:
+    first, last = run.spread.first, run.spread.last
+    slices = {
+        OURS: (Slice([wallet_pgbench.DEBIT], 8, first, last), "user_token_ledger"),
+        "without_key": (Slice([wallet_pgbench.DEBIT_WITHOUT_KEY], 8, first, last), "user_token_ledger"),
+        FLOOR: (Slice([wallet_pgbench.FLOOR], 8, first, last, FLOOR_DATABASE), "floor_ledger"),
+    }
+    for target, (wanted, table) in slices.items():
+        found, count = await wallet_ledger.bytes_of(
+            run.server, run.pgbench, wanted, table, run.size.rounds, run.size.transactions
+        )
+        if target == FLOOR:
+            run.done.floor += count
+        else:
+            run.done.debits += count
+        if target == OURS:
+            run.ratios |= {"wal_bytes_per_debit": found.wal, "disk_bytes_per_debit": found.disk}
+            run.figures["wal_page_image_bytes_per_debit"] = found.page_images
+        else:
+            run.figures |= {f"{target}_wal_bytes": found.wal, f"{target}_disk_bytes": found.disk}
 
 
 def _compare(run: Run, point: Point) -> None:

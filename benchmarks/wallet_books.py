@@ -13,11 +13,13 @@ from vanilla_saas.operations.first_run import DEFAULT_TENANT
 
 # The ids that scripts count to, which `create_user` would not give.
 MAKE = """
-with made as materialized (
-    select vanilla.make_user($1, 'load-' || n || '@example.test', null, '', $5, null, false,
-        (select id from levels where tenant_id = $1 and slug = $2), ($6 || n)::uuid) as user_id
-    from generate_series($3::bigint, $4::bigint) n)
-select count(adjust_user_tokens(user_id, $7, 'credit', 'benchmark')) from made
+select count(vanilla.make_user($1, 'load-' || n || '@example.test', null, '', $5, null, false,
+    (select id from levels where tenant_id = $1 and slug = $2), ($6 || n)::uuid))
+from generate_series($3::bigint, $4::bigint) n
+"""
+CREDIT = """
+select count(adjust_user_tokens(($3 || n)::uuid, $4, 'credit', 'benchmark'))
+from generate_series($1::bigint, $2::bigint) n
 """
 GRANTS = """
 select count(adjust_user_tokens(($4 || n)::uuid, 1000, 'credit', 'benchmark', 'promo',
@@ -61,14 +63,17 @@ class Done:
     settlements: int = 0
 
 
-async def make_wallets(admin_url: str, wanted: Range, role: str = "user") -> None:
-    """Users of the default tenant, each with more tokens than a run can spend."""
+async def make_wallets(admin_url: str, wanted: Range, role: str = "user", rich: bool = True) -> None:
+    """Users of the default tenant with the plan of their level as their one grant; a rich one gets another.
+
+    That is more than a run can spend.
+    """
     connection = await asyncpg.connect(admin_url)
     try:
         await check_durable(connection)
-        await connection.execute(
-            MAKE, DEFAULT_TENANT, LEVEL, wanted.first, wanted.last, role, PREFIX, BALANCE, timeout=600
-        )
+        await connection.execute(MAKE, DEFAULT_TENANT, LEVEL, wanted.first, wanted.last, role, PREFIX, timeout=600)
+        if rich:
+            await connection.execute(CREDIT, wanted.first, wanted.last, PREFIX, BALANCE, timeout=600)
     finally:
         await connection.close()
 
@@ -78,6 +83,8 @@ async def add_grants(admin_url: str, wanted: Range, count: int) -> None:
     connection = await asyncpg.connect(admin_url)
     try:
         await connection.execute(GRANTS, wanted.first, wanted.last, count, PREFIX, timeout=600)
+        # the versions that the credits left of the wallet's row are not a debit's to clean up
+        await connection.execute("vacuum analyze")
     finally:
         await connection.close()
 

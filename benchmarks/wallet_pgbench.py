@@ -48,6 +48,11 @@ def user_id(number: int) -> UUID:
     return UUID(f"{PREFIX}{number:012d}")
 
 
+def over(script: str, first: int, last: int) -> str:
+    """The script with a range of wallets of its own, whatever the slice's is."""
+    return script.replace(":first", str(first)).replace(":last", str(last))
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """What one run of pgbench does."""

@@ -13,7 +13,11 @@ ADMIN = Range(300_000_000_000, 300_000_000_000)
 LONG = Range(400_000_000_000, 400_000_000_000)
 """The wallet with the long history."""
 ONE_GRANT_FIRST, MANY_GRANTS_FIRST = 500_000_000_000, 600_000_000_000
+MANY_GRANTS = 100
 FLOOR, OURS = "floor", "ours"
+GRANTS, BYTES, MONTH, VERIFY, BALANCE_AT = "grants", "bytes", "month_close", "verify", "balance_at"
+OTHERS = (GRANTS, BYTES, MONTH, VERIFY, BALANCE_AT)
+"""What is measured by other means than slices beside a floor."""
 
 
 @dataclass(frozen=True, slots=True)
