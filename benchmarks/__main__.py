@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from benchmarks import cli, gateway, isolation, machine, startup
+from benchmarks import cli, gateway, isolation, machine, startup, wallet
 from benchmarks.frame import BenchmarkError, Result, markdown, show
 from benchmarks.options import Options
 
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
     "startup": ("from nothing to ready, and from stopped to ready", startup.run),
     "isolation": ("what row-level security and the signed context cost a statement", isolation.run),
     "gateway": ("the metered call under load, against its floors and LiteLLM", gateway.run),
+    "wallet": ("debits, reservations, batches, the end of a month and the ledger, against the least SQL", wallet.run),
 }
 
 
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter slices: under a minute without peers")
     parser.add_argument("--peers", action="store_true", help="install the pinned peers in a venv of their own, compare")
     parser.add_argument("--no-peers", action="store_true", help="leave installed peers out")
+    parser.add_argument("--only", default="", metavar="POINT,...", help="of wallet: these points alone")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     form.add_argument("--markdown", action="store_true", help="print the tables of docs/benchmarks.md")
@@ -40,7 +42,8 @@ def main() -> int:
     if given.name is None:
         parser.print_help()
         return 0
-    options = Options(quick=given.quick, peers=given.peers, no_peers=given.no_peers)
+    only = tuple(filter(None, given.only.split(",")))
+    options = Options(quick=given.quick, peers=given.peers, no_peers=given.no_peers, only=only)
     before = machine.load_average()
     try:
         result = BENCHMARKS[given.name][1](options)

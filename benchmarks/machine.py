@@ -45,6 +45,17 @@ def resident_mib(pid: int) -> float:
     return sum(size for child, _, size in rows if child in family) / 1024
 
 
+def processor_s(pid: int, of_children: bool = False) -> float | None:
+    """Processor time of a process, or of the children it has waited for. None where there is no /proc."""
+    try:
+        # the name in parentheses may hold spaces
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    user, system = (fields[13], fields[14]) if of_children else (fields[11], fields[12])
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def _cpu() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)

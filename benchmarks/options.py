@@ -9,3 +9,5 @@ class Options:
     peers: bool = False
     """Install the pinned peers when they are missing."""
     no_peers: bool = False
+    only: tuple[str, ...] = ()
+    """Points to measure, all without it; of benchmarks that have points to choose from."""

@@ -51,14 +51,16 @@ async def make_users(admin_url: str, count: int) -> list[str]:
     try:
         await connection.execute(MAKE, [token_hash(key) for key in keys], DEFAULT_TENANT, LEVEL, BALANCE)
         await connection.execute("analyze")
-        if (
-            await connection.fetchval("select current_setting('fsync') || current_setting('synchronous_commit')")
-            != "onon"
-        ):
-            raise BenchmarkError("fsync and synchronous_commit must be on: a wallet that is not durable is no wallet")
+        await check_durable(connection)
         return keys
     finally:
         await connection.close()
+
+
+async def check_durable(connection: asyncpg.Connection) -> None:
+    """Raises BenchmarkError where a commit does not wait for the disk."""
+    if await connection.fetchval("select current_setting('fsync') || current_setting('synchronous_commit')") != "onon":
+        raise BenchmarkError("fsync and synchronous_commit must be on: a wallet that is not durable is no wallet")
 
 
 async def close_books(admin_url: str, answered: int, tokens_per_call: int) -> Books:
