@@ -11,6 +11,7 @@ from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vanilla_saas import console
+from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
@@ -48,8 +49,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             )
             async with _sandbox(settings) as sandbox_url, UpstreamClient() as client:
                 secrets = SecretBox.from_settings(settings)
-                calls = MeteredCalls(database, client, secrets, sandbox_url, settings.max_running_calls)
+                coalescer = Coalescer(database)
+                calls = MeteredCalls(database, coalescer, client, secrets, sandbox_url, settings.max_running_calls)
                 app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
+                app.state.coalescer = coalescer
                 app.state.gateway = Gateway(calls, settings.max_body_bytes)
                 ticker = asyncio.create_task(_tick(database))
                 try:
@@ -59,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     with suppress(asyncio.CancelledError):
                         await ticker
                     await calls.close()
+                    await coalescer.close()
                     await database.close()
 
     app = FastAPI(

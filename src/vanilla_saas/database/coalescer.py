@@ -160,13 +160,14 @@ class Coalescer:
         together = [(call, text) for call, text in encoded if text is not None]
         try:
             outcomes = await self._database.call(RUN_CALLS, [text for _, text in together]) if together else []
-        except VanillaError as error:
-            # whether it was committed is not known, so nothing is repeated here
-            for call, _ in together:
-                call.fail(error)
-        except asyncpg.PostgresError as error:
-            log.error("batch_failed", calls=len(together), error=str(error))
-            alone += [call for call, _ in together]  # undone as a whole: each finds out by itself
+        except (VanillaError, asyncpg.PostgresError) as error:
+            if isinstance(error, VanillaError) and error.name in ("database_unavailable", "saturated"):
+                # whether it was committed may not be known, so nothing is repeated here
+                for call, _ in together:
+                    call.fail(VanillaError(error.name, error.message, dict(error.detail), error.hint))
+            else:
+                log.error("batch_failed", calls=len(together), error=str(error))
+                alone += [call for call, _ in together]  # undone as a whole: each finds out by itself
         else:
             alone += [call for (call, _), outcome in zip(together, outcomes, strict=True) if not _answer(call, outcome)]
         for call in sorted(alone, key=lambda call: call.number):
