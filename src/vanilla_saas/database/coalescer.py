@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import orjson
@@ -192,6 +193,8 @@ def _as_text(value: object) -> str:
     """What orjson does not know, as PostgreSQL reads it."""
     if isinstance(value, bytes):
         return "\\x" + value.hex()
+    if isinstance(value, UUID):  # asyncpg's own kind of it
+        return str(value)
     if isinstance(value, timedelta):
         return f"{value.total_seconds()} seconds"
     raise TypeError(type(value).__name__)
