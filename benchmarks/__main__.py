@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from benchmarks import cli, gateway, machine, startup
+from benchmarks import calls, cli, gateway, machine, startup
 from benchmarks.frame import BenchmarkError, Result, markdown, show
 from benchmarks.options import Options
 
 BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
     "cli": ("how long the command line takes to answer", cli.run),
     "startup": ("from nothing to ready, and from stopped to ready", startup.run),
+    "calls": ("debits of 32 callers on one wallet and on many, together and alone", calls.run),
     "gateway": ("the metered call under load, against its floors and LiteLLM", gateway.run),
 }
 

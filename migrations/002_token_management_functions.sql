@@ -841,8 +841,10 @@ comment on function vanilla.write_entries(public.user_token_wallets[], public.us
 
 -- One lock pass, then debits that take the short way are counted in memory, wallet by wallet, and written together. Whatever
 -- else is asked runs as adjust_user_tokens in a transaction of its own inside this one, after what stands before it is written.
+-- The joins are loops over indexes: connections keep the plan of their first batch, made while the ledger is nearly empty, and
+-- would read all of it.
 create or replace function vanilla.run_batch(p_tenant_id uuid, p_actor_ids uuid[], p_operations jsonb, p_atomic boolean) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $f$
 declare
     v_op record;
     v_now timestamptz;
@@ -872,14 +874,15 @@ begin
         order by w.tenant_id, w.user_id for update;
     v_now := vanilla.clock();
     for v_op in
-        select o.*, w as wallet, l.seq is not null or (o.idempotency_key is not null
-                and row_number() over (partition by o.user_id, o.idempotency_key order by o.n) > 1) as replay
+        select o.*, w as wallet, o.idempotency_key is not null and (row_number() over (partition by o.user_id, o.idempotency_key order by o.n) > 1
+                -- not a join: one made while the ledger was nearly empty reads every key of the wallet
+                or (select l.seq from public.user_token_ledger l where l.tenant_id = w.tenant_id and l.user_id = w.user_id
+                    and l.idempotency_key = o.idempotency_key) is not null) as replay
         from rows from (jsonb_to_recordset(p_operations) as (user_id uuid, amount bigint, direction text, reason text, source text, reference_type text,
                 reference_id uuid, execution_id uuid, metadata jsonb, idempotency_key text, expires_at timestamptz)) with ordinality
             as o (user_id, amount, direction, reason, source, reference_type, reference_id, execution_id, metadata, idempotency_key, expires_at, n)
         left join public.user_token_wallets w on w.user_id = o.user_id and w.tenant_id = coalesce(p_tenant_id,
             (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end from public.users u where u.id = o.user_id))
-        left join public.user_token_ledger l on l.tenant_id = w.tenant_id and l.user_id = w.user_id and l.idempotency_key = o.idempotency_key
         order by w.tenant_id, w.user_id, o.n
     loop
         if v_wallet.user_id is distinct from v_op.user_id then
@@ -1335,7 +1338,7 @@ comment on function vanilla.adjust_by_key(bytea, uuid, bigint, text, text, text,
 -- What the calls of a batch will lock, in the order of every other function: holds, wallets, keys, each sorted. The joins
 -- are loops over indexes: connections keep the plan of their first batch, made while the tables are nearly empty.
 create or replace function vanilla.lock_calls(p_calls jsonb) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $f$
 declare
     v record;
     v_now timestamptz := vanilla.clock();
