@@ -841,9 +841,8 @@ comment on function vanilla.write_entries(public.user_token_wallets[], public.us
 
 -- One lock pass, then debits that take the short way are counted in memory, wallet by wallet, and written together. Whatever
 -- else is asked runs as adjust_user_tokens in a transaction of its own inside this one, after what stands before it is written.
--- The joins are loops over indexes: connections keep the plan of their first batch, made while the ledger is nearly empty, and
--- would read all of it.
-create or replace function vanilla.run_batch(p_tenant_id uuid, p_actor_ids uuid[], p_operations jsonb, p_atomic boolean) returns jsonb
+-- The joins are loops over indexes: connections keep the plan of their first batch, made while the tables are nearly empty.
+create or replace function vanilla.run_operations(p_tenant_id uuid, p_actor_ids uuid[], p_operations jsonb, p_atomic boolean, p_look_up boolean) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $f$
 declare
     v_op record;
@@ -875,8 +874,7 @@ begin
     v_now := vanilla.clock();
     for v_op in
         select o.*, w as wallet, o.idempotency_key is not null and (row_number() over (partition by o.user_id, o.idempotency_key order by o.n) > 1
-                -- not a join: one made while the ledger was nearly empty reads every key of the wallet
-                or (select l.seq from public.user_token_ledger l where l.tenant_id = w.tenant_id and l.user_id = w.user_id
+                or p_look_up and (select l.seq from public.user_token_ledger l where l.tenant_id = w.tenant_id and l.user_id = w.user_id
                     and l.idempotency_key = o.idempotency_key) is not null) as replay
         from rows from (jsonb_to_recordset(p_operations) as (user_id uuid, amount bigint, direction text, reason text, source text, reference_type text,
                 reference_id uuid, execution_id uuid, metadata jsonb, idempotency_key text, expires_at timestamptz)) with ordinality
@@ -938,6 +936,18 @@ begin
     if v_dirty then v_wallets := v_wallets || v_wallet; end if;
     if v_entries <> '{}' then perform vanilla.write_entries(v_wallets, v_entries); end if;
     return to_jsonb(v_results);
+end
+$f$;
+comment on function vanilla.run_operations(uuid, uuid[], jsonb, boolean, boolean) is
+    'A batch of adjustments; p_look_up finds debits whose key was used before, which else end in a unique violation.';
+
+-- Most keys are new, so none is looked up before one is found to be used.
+create or replace function vanilla.run_batch(p_tenant_id uuid, p_actor_ids uuid[], p_operations jsonb, p_atomic boolean) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    return vanilla.run_operations(p_tenant_id, p_actor_ids, p_operations, p_atomic, false);
+exception when unique_violation then
+    return vanilla.run_operations(p_tenant_id, p_actor_ids, p_operations, p_atomic, true);
 end
 $f$;
 comment on function vanilla.run_batch(uuid, uuid[], jsonb, boolean) is 'The body of adjust_user_tokens_batch, for a caller who may; an actor for each operation.';
