@@ -9,7 +9,8 @@
 --   6. protection       vanilla.protect_table writes grants and policies of one table (used by 003 and 010)
 --   7. tenancy          functions that make tenants, users, keys and sessions
 --   8. metered call     admit before a model call, settle after it
---   9. Supabase         PostgREST's claims as a context, sign-ups as users, its roles mapped onto ours
+--   9. events           written with what happened, delivered to webhooks
+--  10. Supabase        PostgREST's claims as a context, sign-ups as users, its roles mapped onto ours
 --
 -- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
 -- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
@@ -343,6 +344,8 @@ create table if not exists public.user_token_grants (
     expires_at timestamptz not null default 'infinity',
     state text not null default 'active',
     level_id uuid,
+    idempotency_key text,
+    request_hash bytea,
     created_at timestamptz not null default clock_timestamp(),
     constraint user_token_grants_pkey primary key (tenant_id, id),
     constraint user_token_grants_wallet_fkey foreign key (tenant_id, user_id)
@@ -352,6 +355,8 @@ create table if not exists public.user_token_grants (
     constraint user_token_grants_amount_check check (amount > 0 and remaining between 0 and amount),
     constraint user_token_grants_times_check check (expires_at > effective_at)
 );
+create unique index if not exists user_token_grants_idempotency_idx
+    on public.user_token_grants (tenant_id, user_id, idempotency_key) where idempotency_key is not null;
 create index if not exists user_token_grants_user_idx on public.user_token_grants (tenant_id, user_id, priority, expires_at, id);
 comment on table public.user_token_grants is
     'Tokens given. Burned by (priority, expires_at, id); touched only when a wallet is folded.';
@@ -445,7 +450,7 @@ create table if not exists public.ai_providers (
     constraint ai_providers_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
     constraint ai_providers_slug_check check (slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'),
     constraint ai_providers_kind_check check (kind in ('openai', 'anthropic', 'google', 'custom', 'sandbox')),
-    constraint ai_providers_base_url_check check (base_url ~ '^https?://' or (kind = 'sandbox' and base_url is null)),
+    constraint ai_providers_base_url_check check (coalesce(base_url ~ '^https?://', kind = 'sandbox')),
     constraint ai_providers_status_check check (status in ('active', 'disabled'))
 );
 comment on table public.ai_providers is 'Where models are called; secret is AES-256-GCM ciphertext that only the runtime decrypts.';
@@ -639,37 +644,106 @@ create table if not exists public.audit_logs (
 create index if not exists audit_logs_action_idx on public.audit_logs (tenant_id, action, created_at desc);
 comment on table public.audit_logs is 'Every act that concerns security or money. Insert-only until retention ends.';
 
--- 4. log partitions ------------------------------------------------------------------------------------------------
-create or replace function vanilla.close_partition(p_partition regclass) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_grantee text;
-begin
-    -- the parent's policies do not bind direct access: no grant, and no policy but the owner's, who moves rows, and the
-    -- operator's, whose pg_dump reads partitions one by one
-    for v_grantee in
-        select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end
-        from pg_class c cross join lateral aclexplode(c.relacl) a
-        where c.oid = p_partition and a.grantee not in (c.relowner, 'vanilla_operator'::regrole)
-    loop
-        execute format('revoke all on %s from %s', p_partition, v_grantee);      -- default privileges gave it
-    end loop;
-    execute format('grant select on %s to vanilla_operator', p_partition);
-    execute format('alter table %s enable row level security', p_partition);
-    execute format('alter table %s force row level security', p_partition);
-    if not exists (select from pg_policy where polrelid = p_partition and polname = 'owner') then
-        execute format('create policy owner on %s to vanilla_owner using (true) with check (true)', p_partition);
-        execute format('create policy operator_select on %s for select to vanilla_operator using (true)', p_partition);
-    end if;
-end
-$f$;
-comment on function vanilla.close_partition(regclass) is
-    'Row-level security for a partition, which its parent''s policies do not protect: nobody reaches it directly but the operator, to dump it.';
+-- Events and webhooks: section 9 writes them. An event is written once; what happens to it on its way to an endpoint is a
+-- delivery, what one try came to an attempt. The body that is signed is made from the event: the same bytes at every try.
+create table if not exists public.events (
+    tenant_id uuid not null,
+    created_at timestamptz not null default clock_timestamp(),
+    id uuid not null default vanilla.uuid7(),
+    type text not null,
+    user_id uuid,
+    payload jsonb not null default '{}',
+    constraint events_pkey primary key (tenant_id, created_at, id),
+    constraint events_type_check check (type ~ '^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$')
+) partition by range (created_at);
+create index if not exists events_type_idx on public.events (tenant_id, type, created_at desc);
+comment on table public.events is 'What happened in a tenant that programs may want to hear of. Insert-only until retention ends.';
+comment on column public.events.user_id is 'Whom it is about, if anyone.';
 
+create table if not exists public.webhook_endpoints (
+    tenant_id uuid not null,
+    id uuid not null,
+    url text not null,
+    description text not null default '',
+    event_types text[] not null,
+    status text not null default 'active',
+    disabled_reason text,
+    secret bytea not null,
+    previous_secret bytea,
+    previous_secret_until timestamptz,
+    concurrency integer not null default 4,
+    failing_since timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint webhook_endpoints_pkey primary key (tenant_id, id),
+    constraint webhook_endpoints_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint webhook_endpoints_url_check check (url ~ '^https?://' and octet_length(url) <= 2048),
+    constraint webhook_endpoints_description_check check (octet_length(description) <= 500),
+    constraint webhook_endpoints_event_types_check check (cardinality(event_types) between 1 and 100),
+    constraint webhook_endpoints_status_check check (status in ('active', 'disabled')),
+    constraint webhook_endpoints_concurrency_check check (concurrency between 1 and 32)
+);
+create index if not exists webhook_endpoints_created_idx on public.webhook_endpoints (tenant_id, created_at, id);
+comment on table public.webhook_endpoints is
+    'Where events are sent; secrets are AES-256-GCM ciphertext that only the runtime decrypts.';
+comment on column public.webhook_endpoints.event_types is 'Types, or *, or token.* for all of a group.';
+comment on column public.webhook_endpoints.previous_secret is 'Signs beside the new one until previous_secret_until.';
+comment on column public.webhook_endpoints.concurrency is 'Deliveries in flight at once, over all processes.';
+comment on column public.webhook_endpoints.failing_since is 'The first failure since the last success.';
+
+create table if not exists public.webhook_deliveries (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    endpoint_id uuid not null,
+    event_created_at timestamptz not null,
+    event_id uuid not null,
+    cause text not null default 'event',
+    state text not null default 'pending',
+    attempts integer not null default 0,
+    next_attempt_at timestamptz not null,
+    lease_id uuid,
+    last_status_code integer,
+    last_error text,
+    last_duration_ms integer,
+    delivered_at timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint webhook_deliveries_pkey primary key (tenant_id, id),
+    constraint webhook_deliveries_endpoint_fkey foreign key (tenant_id, endpoint_id)
+        references public.webhook_endpoints (tenant_id, id),
+    constraint webhook_deliveries_cause_check check (cause in ('event', 'redelivery', 'test')),
+    constraint webhook_deliveries_state_check check (state in ('pending', 'failed', 'delivered', 'dead')),
+    constraint webhook_deliveries_delivered_check check ((state = 'delivered') = (delivered_at is not null))
+) with (fillfactor = 80);
+create index if not exists webhook_deliveries_endpoint_idx on public.webhook_deliveries (tenant_id, endpoint_id, created_at, id);
+create index if not exists webhook_deliveries_open_idx on public.webhook_deliveries (tenant_id, endpoint_id, next_attempt_at, id)
+    where state in ('pending', 'failed');
+create index if not exists webhook_deliveries_created_idx on public.webhook_deliveries using brin (tenant_id, created_at);
+comment on table public.webhook_deliveries is
+    'One event on its way to one endpoint: pending, failed (to be tried again), delivered or dead.';
+comment on column public.webhook_deliveries.lease_id is
+    'Set while a sender has it, until next_attempt_at; only who holds the lease records the outcome.';
+
+create table if not exists public.webhook_attempts (
+    tenant_id uuid not null,
+    delivery_id uuid not null,
+    attempt integer not null,
+    status_code integer,
+    error text,
+    duration_ms integer,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint webhook_attempts_pkey primary key (tenant_id, delivery_id, attempt),
+    constraint webhook_attempts_delivery_fkey foreign key (tenant_id, delivery_id)
+        references public.webhook_deliveries (tenant_id, id),
+    constraint webhook_attempts_attempt_check check (attempt > 0)
+);
+comment on table public.webhook_attempts is 'What every try of a delivery came to; error is null when it was delivered.';
+
+-- 4. log partitions ------------------------------------------------------------------------------------------------
 create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_parent record;
+    v_months text;
+    v_left boolean;
     v_from date;
     v_bounds text;
     v_name text;
@@ -688,11 +762,17 @@ begin
     loop
         if v_parent.default_oid is null then
             execute format('create table public.%I partition of %s default', v_parent.relname || '_default', v_parent.name);
-            perform vanilla.close_partition(format('public.%I', v_parent.relname || '_default')::regclass);
+            perform vanilla.repair_protection(format('public.%I', v_parent.relname || '_default')::regclass);
             v_parent.default_name := format('public.%I', v_parent.relname || '_default')::regclass;
         end if;
-        for v_month in 0 .. p_months loop
-            v_from := (date_trunc('month', vanilla.clock() at time zone 'UTC') + make_interval(months => v_month))::date;
+        v_months := 'select (date_trunc(''month'', vanilla.clock() at time zone ''UTC'') + make_interval(months => n))::date'
+            ' from generate_series(0, $1) n';
+        v_left := pg_relation_size(v_parent.default_name) > 0;      -- costs no scan, on every tick
+        if v_left then                                              -- months that passed while nobody ticked
+            v_months := v_months || format(' union select date_trunc(''month'', created_at at time zone ''UTC'')::date from %s',
+                v_parent.default_name);
+        end if;
+        for v_from in execute v_months using p_months loop
             v_name := v_parent.relname || '_' || to_char(v_from, 'YYYYMM');
             continue when to_regclass(format('public.%I', v_name)) is not null;
             -- +00 in the bounds: a bare date would mean another instant in another session's time zone
@@ -704,17 +784,20 @@ begin
                 'insert into public.%I select * from moved', v_parent.default_name,
                 v_from || ' 00:00:00+00', (v_from + interval '1 month')::date || ' 00:00:00+00', v_name);
             execute format('alter table %s attach partition public.%I %s', v_parent.name, v_name, v_bounds);
-            perform vanilla.close_partition(format('public.%I', v_name)::regclass);
+            perform vanilla.repair_protection(format('public.%I', v_name)::regclass);
             v_made := v_made + 1;
         end loop;
+        if v_left and v_made > 0 then      -- attaching has locked it: when all rows have moved, none comes in between
+            execute format('select exists (select from %s)', v_parent.default_name) into v_left;
+            if not v_left then execute format('truncate only %s', v_parent.default_name); end if;
+        end if;
     end loop;
     return v_made;
 end
 $f$;
 comment on function vanilla.ensure_partitions(integer) is
-    'Makes the monthly partitions of every log table, this month to p_months ahead; returns how many.';
+    'Makes the monthly partitions of every log table, this month to p_months ahead and those of rows in the default one; returns how many.';
 grant execute on function vanilla.ensure_partitions(integer) to vanilla_runtime, vanilla_system, vanilla_operator, vanilla_definer;
-select vanilla.ensure_partitions();
 
 -- 5. context -------------------------------------------------------------------------------------------------------
 set local role vanilla_keyring;
@@ -746,22 +829,54 @@ begin
         v_outer := set_byte(v_outer, i, get_byte(v_key, i) # 92);
     end loop;
     insert into vanilla.context_keys values (p_key_id, v_inner, v_outer, p_accept_until)
-    on conflict (key_id) do update set accept_until = excluded.accept_until
-        where context_keys.inner_key = excluded.inner_key;
-    if not found then
+    on conflict (key_id) do nothing;
+    if exists (select from vanilla.context_keys where key_id = p_key_id and inner_key <> v_inner) then
         raise exception 'context key % exists with other bytes', p_key_id using errcode = '23505',
             hint = 'Install the new key under a new id, sign with it, then expire the old id.';
+    end if;
+    -- never later: a machine that still has a retired key does not bring it back
+    update vanilla.context_keys set accept_until = p_accept_until where key_id = p_key_id and accept_until > p_accept_until;
+    if exists (select from vanilla.context_keys where key_id = p_key_id and accept_until < p_accept_until) then
+        perform vanilla.refuse('VS409', format('the context key %s was retired by a rotation', p_key_id), jsonb_build_object('key_id', p_key_id),
+            'Use the key that replaced it: copy context.key, or VANILLA_SAAS_CONTEXT_KEY, from where it was rotated.');
     end if;
 end
 $f$;
 comment on function vanilla.install_context_key(text, bytea, timestamptz) is
-    'Lets tokens signed with this key (32 to 64 bytes) in until accept_until; vanilla-saas migrate calls it.';
-grant execute on function vanilla.install_context_key(text, bytea, timestamptz) to vanilla_owner;
+    'Lets tokens signed with this key (32 to 64 bytes) in until accept_until, which is never moved later; vanilla-saas migrate calls it.';
+
+create or replace function vanilla.expire_context_key(p_key_id text, p_accept_until timestamptz) returns timestamptz
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_until timestamptz;
+begin
+    update vanilla.context_keys set accept_until = least(accept_until, p_accept_until) where key_id = p_key_id
+        returning accept_until into v_until;
+    if not found then
+        perform vanilla.refuse('VS404', format('there is no context key %s', p_key_id), jsonb_build_object('key_id', p_key_id));
+    end if;
+    if not exists (select from vanilla.context_keys where accept_until = 'infinity') then
+        perform vanilla.refuse('VS409', 'no other context key is installed, so nobody could act', '{}', 'vanilla-saas context-key rotate makes one.');
+    end if;
+    return v_until;
+end
+$f$;
+comment on function vanilla.expire_context_key(text, timestamptz) is
+    'Refuses tokens of a context key from then on, or from an earlier moment that was set before; the last key without an end stays.';
+
+create or replace function vanilla.context_key_states() returns table (key_id text, accept_until timestamptz)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select k.key_id, k.accept_until from vanilla.context_keys k order by k.accept_until desc, k.key_id
+$f$;
+comment on function vanilla.context_key_states() is 'Ids of the context keys and until when each is accepted; never the keys.';
+grant execute on function vanilla.install_context_key(text, bytea, timestamptz),
+    vanilla.expire_context_key(text, timestamptz) to vanilla_owner;
+grant execute on function vanilla.context_key_states() to vanilla_owner, vanilla_operator;
 
 -- v1.<key id>.<tenant>.<user>.<role>.<expiry, epoch seconds>.<64 lower-case hex>, claims numbered from 1. The signature
 -- is compared first and covers every byte before the last dot: only canonical tokens are ever signed, so nothing else
 -- needs checking. 7 to 9 us; a regular expression and nested definer calls made it 50.
-create or replace function vanilla.claim(p_index integer) returns text language plpgsql stable parallel restricted
+create or replace function vanilla.claim(p_index integer, p_strict boolean default true) returns text language plpgsql stable parallel restricted
 security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_token text := current_setting('vanilla.context', true);
@@ -771,7 +886,7 @@ declare
 begin
     if v_token is null or v_token = '' then
         if session_user <> 'authenticator' then return null; end if;        -- no identity: null, hence no rows
-        return vanilla.supabase_claim(p_index);
+        return vanilla.supabase_claim(p_index, p_strict);
     end if;
     if octet_length(v_token) between 150 and 220 and left(v_token, 3) = 'v1.' then     -- of a v2 nothing here is known
         v_payload := left(v_token, -65);
@@ -783,24 +898,28 @@ begin
             end if;
         end if;
     end if;
+    -- policies see nobody in a bad token: an error there would come only when a row met the query's own leakproof
+    -- conditions, which are tried before a policy, and so would tell of every tenant's rows
+    if not p_strict then return null; end if;
     raise exception 'context refused' using errcode = 'VS401',
         hint = 'The token is forged, expired or of another key. After installing with psql alone: vanilla-saas migrate installs the key.';
 end
 $f$;
-comment on function vanilla.claim(integer) is 'The only verifier of context tokens: one claim, null without a token, VS401 for a bad one. In a session of PostgREST on Supabase, which has no token: supabase_claim.';
-grant execute on function vanilla.claim(integer) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
+comment on function vanilla.claim(integer, boolean) is
+    'The only verifier of context tokens: one claim, null without a token; for a bad one VS401, or null when not strict. In a session of PostgREST on Supabase, which has no token: supabase_claim.';
+grant execute on function vanilla.claim(integer, boolean) to vanilla_app, vanilla_readonly, vanilla_definer, vanilla_system, vanilla_owner;
 
 set local role vanilla_owner;
 -- Plain SQL without SET: inlined into policies, so they cost nothing on top of claim. "return" bodies are parsed here and
 -- now: as text, the caller's pg_temp.uuid with a cast of its own would be found first and name another tenant.
-create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
-create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
-create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted return vanilla.claim(5);
-create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3)::uuid;
-create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4)::uuid;
-comment on function vanilla.current_tenant_id() is 'Tenant of this transaction''s context, or null.';
-comment on function vanilla.current_user_id() is 'User of this transaction''s context, or null.';
-comment on function vanilla.current_user_role() is 'Role of this transaction''s context (user, admin, superadmin, service), or null.';
+create or replace function vanilla.current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3, false)::uuid;
+create or replace function vanilla.current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4, false)::uuid;
+create or replace function vanilla.current_user_role() returns text language sql stable parallel restricted return vanilla.claim(5, false);
+create or replace function public.get_current_tenant_id() returns uuid language sql stable parallel restricted return vanilla.claim(3, false)::uuid;
+create or replace function public.get_current_user_id() returns uuid language sql stable parallel restricted return vanilla.claim(4, false)::uuid;
+comment on function vanilla.current_tenant_id() is 'Tenant of this transaction''s context; null without a valid one.';
+comment on function vanilla.current_user_id() is 'User of this transaction''s context; null without a valid one.';
+comment on function vanilla.current_user_role() is 'Role of this transaction''s context (user, admin, superadmin, service); null without a valid one.';
 comment on function public.get_current_tenant_id() is 'Usual name of vanilla.current_tenant_id().';
 comment on function public.get_current_user_id() is 'Usual name of vanilla.current_user_id().';
 grant execute on function vanilla.current_tenant_id(), vanilla.current_user_id(), vanilla.current_user_role(),
@@ -811,42 +930,216 @@ grant execute on function vanilla.current_tenant_id(), vanilla.current_user_id()
 create table if not exists vanilla.table_ownership (
     relation name not null,
     ownership text not null,
+    hidden name[] not null default '{}',
+    writable name[] not null default '{}',
+    owner_column name not null default 'user_id',
+    append_only boolean not null default false,
+    public_column name,
     constraint table_ownership_pkey primary key (relation)
 );
-comment on table vanilla.table_ownership is 'What protect_table was told; doctor and tests compare it with the catalog.';
+comment on table vanilla.table_ownership is
+    'What protect_table was told of each table: from it alone follows what the catalog must say (expected_protection).';
 grant select on vanilla.table_ownership to vanilla_operator;
 
-create or replace function vanilla.ensure_policy(p_table regclass, p_name text, p_to text, p_command text, p_using text, p_check text)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
+-- Conditions stand as pg_get_expr prints them: what is expected is compared with the catalog letter by letter. A policy
+-- changed by hand is found and mended, an unchanged one costs no DDL, hence no ACCESS EXCLUSIVE lock on a live database.
+create or replace function vanilla.row_conditions(p_rule vanilla.table_ownership, out reads text, out writes text)
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_ddl text := format('create policy %I on %s for %s to %s', p_name, p_table, p_command, p_to)
-        || coalesce(' using (' || p_using || ')', '') || coalesce(' with check (' || p_check || ')', '');
-    v_mark text := 'sha256:' || encode(sha256(convert_to(v_ddl, 'UTF8')), 'hex');
+    v_mine text := '(tenant_id = ( SELECT vanilla.current_tenant_id() AS current_tenant_id))';
+    v_admin text := '(( SELECT vanilla.current_user_role() AS current_user_role) = ANY (ARRAY[''admin''::text, ''superadmin''::text]))';
+    v_owned text := format('(%I = ( SELECT vanilla.current_user_id() AS current_user_id))', p_rule.owner_column);
+    v_platform text := '''00000000-0000-0000-0000-000000000000''::uuid';
+    v_admins text := format('(%s AND %s)', v_mine, v_admin);
+    v_own text := format('(%s AND (%s OR %s))', v_mine, v_owned, v_admin);
 begin
-    -- unchanged: no DDL, so no ACCESS EXCLUSIVE lock when a live database is migrated again
-    if exists (select from pg_policy p where p.polrelid = p_table and p.polname = p_name
-               and obj_description(p.oid, 'pg_policy') = v_mark) then
-        return;
-    end if;
-    execute format('drop policy if exists %I on %s', p_name, p_table);
-    execute v_ddl;
-    execute format('comment on policy %I on %s is %L', p_name, p_table, v_mark);
+    case p_rule.ownership
+        when 'tenant_shared' then reads := v_mine; writes := v_admins;
+        when 'user_owned' then reads := v_own; writes := format('(%s AND %s)', v_mine, v_owned);
+        when 'user_read' then reads := v_own;
+        when 'admin_only' then reads := v_admins; writes := v_admins;
+        when 'platform_catalog' then
+            reads := format('(%s OR ((tenant_id = %s) AND (( SELECT vanilla.current_tenant_id() AS current_tenant_id) IS NOT NULL)))',
+                v_mine, v_platform);
+            if p_rule.public_column is not null then
+                reads := format('((%s AND %I) OR %s)', reads, p_rule.public_column, v_admins);
+            end if;
+            writes := v_admins;
+        when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
+            reads := format('(%s OR ((( SELECT vanilla.current_user_role() AS current_user_role) = ''superadmin''::text)'
+                ' AND (( SELECT vanilla.current_tenant_id() AS current_tenant_id) = %s)))', v_mine, v_platform);
+        when 'platform_only' then null;
+        else raise exception 'unknown ownership class %', p_rule.ownership using errcode = '22023',
+            hint = 'One of tenant_shared, user_owned, user_read, admin_only, platform_catalog, tenant_registry, platform_only.';
+    end case;
+    if cardinality(p_rule.writable) = 0 then writes := null; end if;       -- functions write
 end
 $f$;
-comment on function vanilla.ensure_policy(regclass, text, text, text, text, text) is
-    'Makes a policy, unless the same one is there already (fingerprint in its comment): no lock on a re-run.';
+comment on function vanilla.row_conditions(vanilla.table_ownership) is
+    'Which rows requests may read and write by an ownership class, in the words of pg_get_expr; null: none.';
 
-create or replace function vanilla.grant_columns(p_table regclass, p_privilege text, p_columns name[], p_to text)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
+create or replace function vanilla.expected_policies(p_table regclass)
+returns table (name name, command text, roles text, reads text, writes text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with rule as (
+        select o.relation, o.append_only, c.reads, c.writes
+        from pg_class t
+        join vanilla.table_ownership o on o.relation = t.relname
+        cross join lateral vanilla.row_conditions(o) c
+        where t.oid = p_table and t.relnamespace = 'public'::regnamespace and not t.relispartition)
+    select p.name, p.command, p.roles, p.reads, p.writes
+    from rule r
+    cross join lateral (values        -- roles in alphabetical order
+        -- functions: they check the tenant themselves
+        ('definer'::name, 'all', 'vanilla_definer', 'true', 'true', true),
+        ('system', 'all', 'vanilla_system', 'true', 'true', true),
+        -- the operator: psql, cron, backups; no role we create changes the ledger
+        ('operator_select', 'select', 'vanilla_operator', 'true', null, true),
+        ('operator_delete', 'delete', 'vanilla_operator',
+            case when r.append_only then '(created_at < (now() - ''1 year''::interval))' else 'true' end, null,
+            r.relation <> 'user_token_ledger'),
+        -- requests
+        ('app_select', 'select', 'vanilla_app, vanilla_readonly', r.reads, null, r.reads is not null),
+        ('app_insert', 'insert', 'vanilla_app', null, r.writes, r.writes is not null),
+        ('app_update', 'update', 'vanilla_app', r.writes, r.writes, r.writes is not null),
+        ('app_delete', 'delete', 'vanilla_app', r.writes, null, r.writes is not null)
+    ) p (name, command, roles, reads, writes, wanted)
+    where p.wanted
+    union all
+    -- the parent's policies do not bind who reads a partition directly: only its owner does, to move rows, and the operator,
+    -- whose pg_dump reads partitions one by one
+    select p.name, p.command, p.roles, 'true', p.writes
+    from pg_class t cross join (values ('owner'::name, 'all', 'vanilla_owner', 'true'), ('operator_select', 'select', 'vanilla_operator', null)) p (name, command, roles, writes)
+    where t.oid = p_table and t.relispartition
+$f$;
+comment on function vanilla.expected_policies(regclass) is
+    'The policies of a declared table or a partition: reads is USING, writes is WITH CHECK.';
+
+create or replace function vanilla.expected_grants(p_table regclass)
+returns table (privilege text, "column" name, grantee name)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with rule as (
+        select o.*, c.reads, c.writes
+        from pg_class t
+        join vanilla.table_ownership o on o.relation = t.relname
+        cross join lateral vanilla.row_conditions(o) c
+        where t.oid = p_table and t.relnamespace = 'public'::regnamespace and not t.relispartition)
+    select g.privilege, null::name, g.grantee
+    from rule r
+    cross join lateral (
+        select p.privilege, f.grantee, p.writes and r.append_only as refused
+        from (values ('select', false), ('insert', false), ('update', true), ('delete', true)) p (privilege, writes)
+        cross join (values ('vanilla_definer'::name), ('vanilla_system')) f (grantee)
+        union all values
+            ('select', 'vanilla_operator', false),
+            ('delete', 'vanilla_operator', r.relation = 'user_token_ledger'),
+            ('delete', 'vanilla_app', r.writes is null)) g (privilege, grantee, refused)
+    where not g.refused
+    union all
+    select g.privilege, a.attname, g.grantee
+    from rule r
+    join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
+    cross join lateral (values
+        ('select', 'vanilla_app'::name, r.reads is not null and a.attname <> all (r.hidden)),
+        ('select', 'vanilla_readonly', r.reads is not null and a.attname <> all (r.hidden)),
+        ('insert', 'vanilla_app', r.writes is not null and a.attname = any (r.writable)),
+        ('update', 'vanilla_app', r.writes is not null and a.attname = any (r.writable) and a.attname not in ('tenant_id', 'id'))
+    ) g (privilege, grantee, wanted)
+    where g.wanted
+    union all
+    select 'select', null, 'vanilla_operator' from pg_class t where t.oid = p_table and t.relispartition
+$f$;
+comment on function vanilla.expected_grants(regclass) is
+    'The privileges that a declared table gives to others than its owner; column is null for the whole table.';
+
+create or replace function vanilla.expected_protection(p_table regclass)
+returns table (object text, definition text, statement text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select s.object, 'on', format('alter table %s %s row level security', p_table, s.verb)
+    from (values ('row level security enabled', 'enable'), ('row level security forced', 'force')) s (object, verb)
+    union all
+    select format('policy %I', p.name), d.definition, format('create policy %I on %s %s', p.name, p_table, d.definition)
+    from vanilla.expected_policies(p_table) p
+    cross join lateral (select format('as permissive for %s to %s', p.command, p.roles)
+        || coalesce(' using (' || p.reads || ')', '') || coalesce(' with check (' || p.writes || ')', '') as definition) d
+    union all
+    select format('%s to %I', p.what, g.grantee), 'granted', format('grant %s on %s to %I', p.what, p_table, g.grantee)
+    from vanilla.expected_grants(p_table) g
+    cross join lateral (select g.privilege || coalesce(' (' || quote_ident(g."column") || ')', '') as what) p
+$f$;
+comment on function vanilla.expected_protection(regclass) is
+    'Everything that protects a declared table or a partition, and the statement that makes each part.';
+
+create or replace function vanilla.found_protection(p_table regclass)
+returns table (object text, definition text, statement text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select s.object, 'on', null
+    from pg_class c
+    cross join lateral (values ('row level security enabled', c.relrowsecurity), ('row level security forced', c.relforcerowsecurity))
+        s (object, is_on)
+    where c.oid = p_table and s.is_on
+    union all
+    select format('policy %I', p.polname), format('as %s for %s to %s', case when p.polpermissive then 'permissive' else 'restrictive' end,
+            case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end,
+            array_to_string(array(select case r when 0 then 'public' else quote_ident(pg_get_userbyid(r)) end
+                                  from unnest(p.polroles) r order by 1), ', '))
+            || coalesce(' using (' || pg_get_expr(p.polqual, p_table) || ')', '')
+            || coalesce(' with check (' || pg_get_expr(p.polwithcheck, p_table) || ')', ''),
+        format('drop policy %I on %s', p.polname, p_table)
+    from pg_policy p
+    where p.polrelid = p_table
+    union all
+    select format('%s to %s', g.what, r.name), case when g.is_grantable then 'granted with grant option' else 'granted' end,
+        format('revoke %s on %s from %s cascade', g.what, p_table, r.name)
+    from pg_class c
+    cross join lateral (
+        select lower(x.privilege_type) as what, x.grantee, x.is_grantable
+        from aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) x
+        -- the owner has what owners have, but does not change the ledger
+        where x.grantee <> c.relowner
+           or c.oid = to_regclass('public.user_token_ledger') and x.privilege_type in ('UPDATE', 'DELETE', 'TRUNCATE')
+        union all
+        select format('%s (%I)', lower(x.privilege_type), a.attname), x.grantee, x.is_grantable
+        from pg_attribute a
+        cross join lateral aclexplode(a.attacl) x
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) g
+    cross join lateral (select case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end as name) r
+    where c.oid = p_table
+$f$;
+comment on function vanilla.found_protection(regclass) is
+    'What the catalog says of a table''s protection, in the words of expected_protection, and the statement that removes each part.';
+
+create or replace function vanilla.protection_drift(p_table regclass)
+returns table (object text, expected text, found text, repair text)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select coalesce(e.object, f.object), e.definition, f.definition, concat_ws('; ', f.statement, e.statement)
+    from vanilla.expected_protection(p_table) e
+    full join vanilla.found_protection(p_table) f on f.object = e.object
+    where e.definition is distinct from f.definition
+$f$;
+comment on function vanilla.protection_drift(regclass) is
+    'Where the catalog is not what protect_table would write now, and the statements that repair it; null expected: it should not be there.';
+grant execute on function vanilla.row_conditions(vanilla.table_ownership), vanilla.expected_policies(regclass),
+    vanilla.expected_grants(regclass), vanilla.expected_protection(regclass), vanilla.found_protection(regclass),
+    vanilla.protection_drift(regclass) to vanilla_operator;
+
+create or replace function vanilla.repair_protection(p_table regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_repair text;
 begin
-    if cardinality(p_columns) > 0 then
-        execute format('grant %s (%s) on %s to %s', p_privilege,
-            (select string_agg(quote_ident(c), ', ' order by n) from unnest(p_columns) with ordinality u(c, n)), p_table, p_to);
-    end if;
+    for v_round in 1 .. 3 loop
+        -- one execution for all: a fresh table takes some fifty grants
+        select string_agg(d.repair, '; ' order by d.object) into v_repair from vanilla.protection_drift(p_table) d;
+        if v_repair is null then return; end if;
+        execute v_repair;      -- a privilege revoked from the table is gone from its columns too: look again
+    end loop;
+    raise exception 'the protection of % does not settle', p_table using errcode = 'XX000',
+        detail = (select string_agg(d.object, ', ') from vanilla.protection_drift(p_table) d);
 end
 $f$;
-comment on function vanilla.grant_columns(regclass, text, name[], text) is
-    'Grants a privilege on some columns; none when the list is empty.';
+comment on function vanilla.repair_protection(regclass) is
+    'Makes the protection of a declared table or a partition what it should be; nothing, and no lock, when it is.';
 
 create or replace function vanilla.protect_table(
     p_table regclass,
@@ -857,73 +1150,19 @@ create or replace function vanilla.protect_table(
     p_append_only boolean default false, -- nobody updates; only what is past retention is deleted, by the operator
     p_public name default null)          -- platform_catalog: the flag of rows that are for everyone; others are the admins'
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_readable name[] := array(select attname from pg_attribute
-        where attrelid = p_table and attnum > 0 and not attisdropped and attname <> all (p_hidden) order by attnum);
-    v_mine text := 'tenant_id = (select vanilla.current_tenant_id())';
-    v_admin text := '(select vanilla.current_user_role()) in (''admin'', ''superadmin'')';
-    v_owned text := format('%I = (select vanilla.current_user_id())', p_owner);
-    v_read text;
-    v_write text;
 begin
-    if not (select relrowsecurity and relforcerowsecurity from pg_class where oid = p_table) then
-        execute format('alter table %s enable row level security', p_table);
-        execute format('alter table %s force row level security', p_table);
-    end if;
-    -- functions: they check the tenant themselves
-    execute format('grant select, insert%s on %s to vanilla_definer, vanilla_system',
-        case when p_append_only then '' else ', update, delete' end, p_table);
-    perform vanilla.ensure_policy(p_table, 'definer', 'vanilla_definer', 'all', 'true', 'true');
-    perform vanilla.ensure_policy(p_table, 'system', 'vanilla_system', 'all', 'true', 'true');
-    -- the operator: psql, cron, backups
-    execute format('grant select on %s to vanilla_operator', p_table);
-    perform vanilla.ensure_policy(p_table, 'operator_select', 'vanilla_operator', 'select', 'true', null);
-    if p_table = 'public.user_token_ledger'::regclass then
-        null;                                                              -- no role we create changes the ledger
-    elsif p_append_only then
-        execute format('grant delete on %s to vanilla_operator', p_table);
-        perform vanilla.ensure_policy(p_table, 'operator_delete', 'vanilla_operator', 'delete',
-            'created_at < now() - interval ''1 year''', null);
-    else
-        execute format('grant delete on %s to vanilla_operator', p_table);
-        perform vanilla.ensure_policy(p_table, 'operator_delete', 'vanilla_operator', 'delete', 'true', null);
-    end if;
-    -- requests
-    case p_ownership
-        when 'tenant_shared' then v_read := v_mine; v_write := v_mine || ' and ' || v_admin;
-        when 'user_owned' then v_read := v_mine || ' and (' || v_owned || ' or ' || v_admin || ')'; v_write := v_mine || ' and ' || v_owned;
-        when 'user_read' then v_read := v_mine || ' and (' || v_owned || ' or ' || v_admin || ')';
-        when 'admin_only' then v_read := v_mine || ' and ' || v_admin; v_write := v_mine || ' and ' || v_admin;
-        when 'platform_catalog' then
-            v_read := '(' || v_mine || ' or (tenant_id = ''00000000-0000-0000-0000-000000000000'' and (select vanilla.current_tenant_id()) is not null))';
-            if p_public is not null then
-                v_read := format('(%s and %I) or (%s and %s)', v_read, p_public, v_mine, v_admin);
-            end if;
-            v_write := v_mine || ' and ' || v_admin;
-        when 'tenant_registry' then      -- tenants: members read their own row, super admins at the platform every row
-            v_read := '(' || v_mine || ' or ((select vanilla.current_user_role()) = ''superadmin'' and (select vanilla.current_tenant_id()) = ''00000000-0000-0000-0000-000000000000''))';
-        when 'platform_only' then null;
-        else raise exception 'unknown ownership class %', p_ownership using errcode = '22023',
-            hint = 'One of tenant_shared, user_owned, user_read, admin_only, platform_catalog, tenant_registry, platform_only.';
-    end case;
-    if v_read is not null then
-        perform vanilla.grant_columns(p_table, 'select', v_readable, 'vanilla_app, vanilla_readonly');
-        perform vanilla.ensure_policy(p_table, 'app_select', 'vanilla_app, vanilla_readonly', 'select', v_read, null);
-    end if;
-    if v_write is not null and cardinality(p_writable) > 0 then
-        perform vanilla.grant_columns(p_table, 'insert', p_writable, 'vanilla_app');
-        perform vanilla.grant_columns(p_table, 'update', array(select c from unnest(p_writable) c where c not in ('tenant_id', 'id')), 'vanilla_app');
-        execute format('grant delete on %s to vanilla_app', p_table);
-        perform vanilla.ensure_policy(p_table, 'app_insert', 'vanilla_app', 'insert', null, v_write);
-        perform vanilla.ensure_policy(p_table, 'app_update', 'vanilla_app', 'update', v_write, v_write);
-        perform vanilla.ensure_policy(p_table, 'app_delete', 'vanilla_app', 'delete', v_write, null);
-    end if;
-    insert into vanilla.table_ownership values ((select relname from pg_class where oid = p_table), p_ownership)
-    on conflict (relation) do update set ownership = excluded.ownership where table_ownership.ownership <> excluded.ownership;
+    insert into vanilla.table_ownership as o (relation, ownership, hidden, writable, owner_column, append_only, public_column)
+    select c.relname, p_ownership, p_hidden, p_writable, p_owner, p_append_only, p_public from pg_class c where c.oid = p_table
+    on conflict (relation) do update set ownership = excluded.ownership, hidden = excluded.hidden, writable = excluded.writable,
+            owner_column = excluded.owner_column, append_only = excluded.append_only, public_column = excluded.public_column
+        where (o.*) is distinct from (excluded.*);
+    perform vanilla.repair_protection(p_table);
+    perform vanilla.repair_protection(i.inhrelid) from pg_inherits i where i.inhparent = p_table;
 end
 $f$;
 comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean, name) is
-    'Grants, FORCE and ENABLE, and policies of one table by its ownership class.';
+    'Declares the ownership class of a table and makes grants, ENABLE and FORCE, and policies exactly those of it, of its partitions too.';
+select vanilla.ensure_partitions();
 
 -- 7. tenancy -------------------------------------------------------------------------------------------------------
 set local role vanilla_definer;
@@ -966,6 +1205,18 @@ $f$;
 comment on function vanilla.acting_tenant(uuid) is
     'The tenant an admin''s context names, or the one an operator without a context names; refuses everyone else.';
 
+create or replace function vanilla.own_tenant(p_tenant_id uuid) returns uuid language plpgsql stable
+set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_tenant_id <> vanilla.claim(3)::uuid then
+        perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    return vanilla.claim(3)::uuid;
+end
+$f$;
+comment on function vanilla.own_tenant(uuid) is
+    'The context''s tenant, for what people do to their own; naming another is refused as if there were none.';
+
 create or replace function vanilla.audit(
     p_tenant_id uuid, p_action text, p_target_type text default null, p_target_id uuid default null,
     p_details jsonb default '{}', p_actor_id uuid default null, p_actor_role text default null)
@@ -983,20 +1234,23 @@ create or replace function vanilla.set_context(p_token text) returns void langua
 security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid;
+    v_user uuid;
     v_role text;
 begin
     perform set_config('vanilla.context', coalesce(p_token, ''), true);     -- undone by the error when refused
     v_tenant := vanilla.claim(3)::uuid;
     if v_tenant is null then return; end if;
-    v_role := vanilla.claim(5);
+    -- the same bytes, verified one line above: a claim more would verify them again
+    v_user := split_part(p_token, '.', 4)::uuid;
+    v_role := split_part(p_token, '.', 5);
     if v_role = 'superadmin' and v_tenant <> vanilla.platform() then
         perform from public.tenant_openings o
             join public.users u on u.tenant_id = vanilla.platform() and u.id = o.user_id and u.status = 'active'
-            where o.tenant_id = v_tenant and o.user_id = vanilla.claim(4)::uuid and o.expires_at > vanilla.clock();
+            where o.tenant_id = v_tenant and o.user_id = v_user and o.expires_at > vanilla.clock();
     else
         -- a key without the scope admin acts below its user's role: never above it
         perform from public.users u join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
-            where u.tenant_id = v_tenant and u.id = vanilla.claim(4)::uuid and u.status = 'active' and t.status = 'active'
+            where u.tenant_id = v_tenant and u.id = v_user and u.status = 'active' and t.status = 'active'
               and (u.role = v_role or v_role = 'user' or (v_role = 'service' and u.role in ('admin', 'superadmin')));
     end if;
     if not found then
@@ -1054,8 +1308,8 @@ begin
         perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
     end if;
     perform vanilla.acting_tenant(vanilla.platform());
-    if p_status not in ('active', 'suspended', 'closed') then
-        perform vanilla.refuse('VS400', format('unknown status %s', p_status), '{"param": "status"}');
+    if p_status is null or p_status not in ('active', 'suspended') then
+        perform vanilla.refuse('VS400', 'a status is active or suspended', '{"param": "status"}', 'close_tenant(tenant, reason) closes.');
     end if;
     if p_tenant_id = vanilla.platform() then
         perform vanilla.refuse('VS409', 'the platform tenant stays active');
@@ -1065,12 +1319,55 @@ begin
     perform vanilla.audit(vanilla.platform(), 'tenant.status', 'tenant', p_tenant_id, jsonb_build_object('status', p_status));
 end
 $f$;
-comment on function public.set_tenant_status(uuid, text) is 'active, suspended or closed; anything but active closes all access at once.';
+comment on function public.set_tenant_status(uuid, text) is
+    'active or suspended; suspended refuses all access at once and ends nothing. Opens a closed tenant again.';
+
+create or replace function public.close_tenant(p_tenant_id uuid, p_reason text) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_status text;
+    v_ended jsonb;
+begin
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
+    end if;
+    perform vanilla.acting_tenant(vanilla.platform());
+    if btrim(coalesce(p_reason, '')) = '' then
+        perform vanilla.refuse('VS400', 'a reason is needed', '{"param": "reason"}');
+    end if;
+    if p_tenant_id = vanilla.platform() then
+        perform vanilla.refuse('VS409', 'the platform tenant stays active');
+    end if;
+    -- the tenant's row first: of two at once the second waits here and finds it closed
+    select status into v_status from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id for update;
+    if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
+    if v_status = 'closed' then return false; end if;
+    update public.tenants set status = 'closed' where tenant_id = p_tenant_id and id = p_tenant_id;
+    -- users before links before sessions, as at sign-in: one that is under way ends before, or is ended here
+    perform from public.users where tenant_id = p_tenant_id order by id for no key update;
+    update public.one_time_tokens set used_at = v_now where tenant_id = p_tenant_id and used_at is null;
+    with sessions as (
+        update public.sessions set revoked_at = v_now where tenant_id = p_tenant_id and revoked_at is null returning 1),
+    keys as (
+        update public.api_keys set revoked_at = v_now where tenant_id = p_tenant_id and revoked_at is null returning 1),
+    openings as (
+        update public.tenant_openings set expires_at = v_now where tenant_id = p_tenant_id and expires_at > v_now returning 1)
+    select jsonb_build_object('reason', p_reason, 'sessions', (select count(*) from sessions), 'keys', (select count(*) from keys),
+        'openings', (select count(*) from openings)) into v_ended;
+    -- in both logs, as its opening is
+    perform vanilla.audit(t, 'tenant.closed', 'tenant', p_tenant_id, v_ended) from unnest(array[vanilla.platform(), p_tenant_id]) t;
+    return true;
+end
+$f$;
+comment on function public.close_tenant(uuid, text) is
+    'Refuses all access at once and for good: ends sessions, keys, links and openings. Rows and ledger stay; calls under way settle. False when it was closed already; super admin or operator.';
 
 create or replace function public.open_tenant(p_tenant_id uuid, p_reason text) returns timestamptz
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_until timestamptz := vanilla.clock() + interval '8 hours';
+    v_status text;
 begin
     if vanilla.claim(5) is distinct from 'superadmin' or vanilla.claim(3)::uuid <> vanilla.platform() then
         perform vanilla.refuse('VS403', 'only a super admin opens a tenant');
@@ -1078,8 +1375,13 @@ begin
     if btrim(coalesce(p_reason, '')) = '' then
         perform vanilla.refuse('VS400', 'a reason is needed', '{"param": "reason"}');
     end if;
-    if not exists (select from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id) then
+    -- shared with close_tenant: an opening is made before it, and ended by it, or refused after it
+    select status into v_status from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id for share;
+    if not found then
         perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    if v_status = 'closed' then
+        perform vanilla.refuse('VS409', 'the tenant is closed', '{"status": "closed"}', 'set_tenant_status(tenant, ''suspended'') lets super admins look.');
     end if;
     insert into public.tenant_openings (tenant_id, user_id, reason, expires_at, created_at)
     values (p_tenant_id, vanilla.claim(4)::uuid, p_reason, v_until, vanilla.clock());
@@ -1347,6 +1649,7 @@ begin
     -- a right password takes back its own count only: an office signs in all morning, a guesser gains nothing
     update public.sign_in_throttles set failures = greatest(failures - 1, 0) where tenant_id = vanilla.platform()
         and subject_hash = sha256(convert_to('ip:' || coalesce(p_ip, ''), 'UTF8'));
+    perform set_config('vanilla.client_ip', coalesce(p_ip, ''), true);
     perform vanilla.audit(v_user.tenant_id, 'session.opened', 'user', v_user.id, jsonb_build_object('session_id', v_id), v_user.id, v_user.role);
     return jsonb_build_object('tenant_id', v_user.tenant_id, 'user_id', v_user.id, 'role', v_user.role,
         'must_change_password', v_user.must_change_password, 'expires_at', v_now + p_ttl);
@@ -1508,6 +1811,7 @@ begin
     if not found then return null; end if;
     insert into public.one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at, created_at)
     values (v_user.tenant_id, v_user.id, 'set_password', p_token_hash, vanilla.clock() + interval '1 hour', vanilla.clock());
+    perform set_config('vanilla.client_ip', coalesce(p_ip, ''), true);
     perform vanilla.audit(v_user.tenant_id, 'user.password_link', 'user', v_user.id, '{"by": "forgot"}', v_user.id, v_user.role);
     return v_user.email;
 end
@@ -1587,7 +1891,7 @@ declare
     v_id uuid := vanilla.uuid7();
 begin
     if v_self and vanilla.claim(5) = 'user' then
-        v_tenant := vanilla.claim(3)::uuid;
+        v_tenant := vanilla.own_tenant(p_tenant_id);
         if p_scopes && array['admin', 'act_as', 'act_as:create'] then
             perform vanilla.refuse('VS403', 'only an admin makes keys with these scopes', jsonb_build_object('scopes', p_scopes));
         end if;
@@ -1618,7 +1922,7 @@ comment on function public.create_api_key(text, text, bytea, text[], timestamptz
 create or replace function public.revoke_api_key(p_key_id uuid, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.claim(3)::uuid else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
     v_row public.api_keys;
 begin
     update public.api_keys set revoked_at = coalesce(revoked_at, vanilla.clock())
@@ -1651,7 +1955,7 @@ $f$;
 comment on function vanilla.key_identity(bytea) is 'Who a key is, or null; without the scope admin its role is user.';
 
 grant execute on function
-    public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.open_tenant(uuid, text),
+    public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.close_tenant(uuid, text), public.open_tenant(uuid, text),
     public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
     public.set_display_name(text), public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
     public.issue_one_time_token(uuid, bytea, uuid),
@@ -1956,7 +2260,380 @@ grant execute on function
     vanilla.list_models(bytea, bytea) to vanilla_runtime;
 grant execute on function public.set_provider_secret(uuid, bytea, text, uuid) to vanilla_app, vanilla_operator;
 
--- 9. Supabase ------------------------------------------------------------------------------------------------------
+-- 9. events and webhooks -------------------------------------------------------------------------------------------
+-- emit_event is called inside the transaction of what happened, so an event exists exactly when the thing does.
+-- Lock order: wallet, then endpoints, then deliveries.
+create or replace function vanilla.event_types() returns table (type text, meaning text) language sql immutable
+set search_path = pg_catalog, pg_temp as $f$
+    values ('token.granted', 'Tokens were given: a credit by an admin, the operator or a purchase.'),
+        ('token.adjusted', 'An admin or the operator corrected a balance.'),
+        ('token.reset', 'A period ended: what was unused lapsed or rolled over, the new allocation is there.'),
+        ('token.expired', 'A grant lapsed with tokens left.'),
+        ('token.level_changed', 'A user was put on a level.'),
+        ('token.status_changed', 'A wallet was locked, suspended or opened.'),
+        ('token.warning', 'What is left (available and held) fell below the warning mark, once per crossing; or debt began under warn.'),
+        ('token.exhausted', 'Nothing is left, available or held.'),
+        ('webhook.disabled', 'An endpoint was disabled because it kept failing or answered 410.'),
+        ('webhook.test', 'Sent by hand to see whether an endpoint works.')
+$f$;
+comment on function vanilla.event_types() is 'Every type of event and when it is written.';
+
+create or replace function vanilla.emit_event(p_tenant_id uuid, p_type text, p_user_id uuid default null, p_payload jsonb default '{}') returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_id uuid := vanilla.uuid7();
+begin
+    insert into public.events (tenant_id, created_at, id, type, user_id, payload)
+    values (p_tenant_id, v_now, v_id, p_type, p_user_id, coalesce(p_payload, '{}'));
+    insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at, created_at)
+        select e.tenant_id, e.id, v_now, v_id, v_now, v_now from public.webhook_endpoints e
+        where e.tenant_id = p_tenant_id and e.status = 'active'
+          and e.event_types && array[p_type, '*', split_part(p_type, '.', 1) || '.*']
+        -- an endpoint that is being deleted is passed by: a wallet's transaction neither waits for that nor fails
+        for key share skip locked;
+    return v_id;
+end
+$f$;
+comment on function vanilla.emit_event(uuid, text, uuid, jsonb) is
+    'Writes an event into the caller''s transaction, and a delivery for each active endpoint that asked for its type. Returns its id.';
+
+create or replace function vanilla.entry_event(p_entry public.user_token_ledger) returns jsonb language sql stable
+set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('entry_id', p_entry.id, 'seq', p_entry.seq, 'amount', p_entry.amount, 'reason', p_entry.reason, 'source', p_entry.source,
+        'available_tokens', p_entry.available_after, 'reserved_tokens', p_entry.reserved_after, 'borrowed_tokens', p_entry.borrowed_after)
+$f$;
+comment on function vanilla.entry_event(public.user_token_ledger) is 'A ledger entry as events tell it.';
+
+create or replace function vanilla.webhook_backoff(p_attempts integer) returns interval language sql immutable
+set search_path = pg_catalog, pg_temp as $f$
+    -- the schedule of the Standard Webhooks specification: ten tries over three days
+    select (array['5 s', '5 min', '30 min', '2 h', '5 h', '10 h', '14 h', '20 h', '24 h']::interval[])[p_attempts]
+$f$;
+comment on function vanilla.webhook_backoff(integer) is
+    'The least time after so many failed tries before the next one, or null: no more. Up to a fifth of it is added at random.';
+
+create or replace function vanilla.webhook_endpoint(p_tenant_id uuid, p_endpoint_id uuid) returns public.webhook_endpoints
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints;
+begin
+    select * into v_endpoint from public.webhook_endpoints e where e.tenant_id = p_tenant_id and e.id = p_endpoint_id for no key update;
+    if not found then perform vanilla.refuse('VS404', 'no such webhook', jsonb_build_object('webhook_id', p_endpoint_id)); end if;
+    return v_endpoint;
+end
+$f$;
+comment on function vanilla.webhook_endpoint(uuid, uuid) is 'Locks an endpoint of the tenant; VS404 in the same words whether absent or another tenant''s.';
+
+create or replace function vanilla.check_event_types(p_event_types text[]) returns text[] language plpgsql stable
+set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wrong text;
+begin
+    select t into v_wrong from unnest(p_event_types) t
+        where t is null or (t <> '*' and not exists (select from vanilla.event_types() k where t in (k.type, split_part(k.type, '.', 1) || '.*'))) limit 1;
+    if found or coalesce(cardinality(p_event_types), 0) = 0 then
+        perform vanilla.refuse('VS400', format('there are no events %s', coalesce(v_wrong, '')), '{"param": "event_types"}',
+            'Name types (token.granted), groups (token.*) or *; GET /api/v1/events/types lists them.');
+    end if;
+    return array(select distinct t from unnest(p_event_types) t order by t);
+end
+$f$;
+comment on function vanilla.check_event_types(text[]) is 'The types, sorted and each once; VS400 when one matches no event.';
+
+create or replace function public.create_webhook_endpoint(p_endpoint_id uuid, p_url text, p_event_types text[], p_secret bytea,
+    p_description text default '', p_concurrency integer default 4, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+begin
+    perform from public.tenants where tenant_id = v_tenant and id = v_tenant and status = 'active' for no key update;
+    if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
+    -- every event is copied for every endpoint that wants it; counted under the tenant's row lock
+    if (select count(*) from public.webhook_endpoints where tenant_id = v_tenant) >= 20 then
+        perform vanilla.refuse('VS429', 'a tenant has at most 20 webhooks', '{"limit": 20, "used": 20}', 'Delete one that is not needed.');
+    end if;
+    begin
+        insert into public.webhook_endpoints (tenant_id, id, url, event_types, secret, description, concurrency, created_at)
+        values (v_tenant, p_endpoint_id, p_url, vanilla.check_event_types(p_event_types), p_secret, p_description, p_concurrency, vanilla.clock());
+    exception
+        when check_violation or not_null_violation then
+            perform vanilla.refuse('VS400', 'the webhook is not valid: ' || sqlerrm, '{}',
+                'A URL has at most 2048 bytes, a description 500; concurrency is 1 to 32.');
+        when unique_violation then
+            perform vanilla.refuse('VS409', 'a webhook with this id exists');
+    end;
+    perform vanilla.audit(v_tenant, 'webhook.created', 'webhook', p_endpoint_id, jsonb_build_object('url', p_url, 'event_types', p_event_types));
+    return p_endpoint_id;
+end
+$f$;
+comment on function public.create_webhook_endpoint(uuid, text, text[], bytea, text, integer, uuid) is
+    'Keeps an endpoint; p_secret is ciphertext that the runtime made for this id. Admin, or operator naming the tenant. Returns the id.';
+
+create or replace function vanilla.close_webhook(p_endpoint public.webhook_endpoints, p_reason text) returns void language sql volatile
+set search_path = pg_catalog, pg_temp as $f$
+    update public.webhook_endpoints set status = 'disabled', disabled_reason = p_reason
+        where tenant_id = p_endpoint.tenant_id and id = p_endpoint.id;
+    -- those in flight keep their lease: one that still arrives is recorded as delivered
+    update public.webhook_deliveries set state = 'dead', last_error = 'the webhook was disabled'
+        where tenant_id = p_endpoint.tenant_id and endpoint_id = p_endpoint.id and state in ('pending', 'failed')
+$f$;
+comment on function vanilla.close_webhook(public.webhook_endpoints, text) is 'Disables a locked endpoint and gives up what waits for it.';
+
+create or replace function public.update_webhook_endpoint(p_endpoint_id uuid, p_url text default null, p_event_types text[] default null,
+    p_description text default null, p_concurrency integer default null, p_status text default null, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints := vanilla.webhook_endpoint(vanilla.acting_tenant(p_tenant_id), p_endpoint_id);
+begin
+    if p_status not in ('active', 'disabled') then
+        perform vanilla.refuse('VS400', 'a webhook is active or disabled', '{"param": "status"}');
+    end if;
+    begin
+        update public.webhook_endpoints set url = coalesce(p_url, url), description = coalesce(p_description, description),
+            event_types = case when p_event_types is null then event_types else vanilla.check_event_types(p_event_types) end,
+            concurrency = coalesce(p_concurrency, concurrency)
+            where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id;
+    exception when check_violation then
+        perform vanilla.refuse('VS400', 'the webhook is not valid: ' || sqlerrm, '{}',
+            'A URL has at most 2048 bytes, a description 500; concurrency is 1 to 32.');
+    end;
+    if p_status = 'disabled' and v_endpoint.status = 'active' then
+        perform vanilla.close_webhook(v_endpoint, 'by an admin');
+    elsif p_status = 'active' then
+        update public.webhook_endpoints set status = 'active', disabled_reason = null, failing_since = null
+            where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id;
+    end if;
+    perform vanilla.audit(v_endpoint.tenant_id, 'webhook.updated', 'webhook', v_endpoint.id, jsonb_strip_nulls(jsonb_build_object(
+        'url', p_url, 'event_types', p_event_types, 'description', p_description, 'concurrency', p_concurrency, 'status', p_status)));
+end
+$f$;
+comment on function public.update_webhook_endpoint(uuid, text, text[], text, integer, text, uuid) is
+    'Changes what is not null. Disabling gives up what waits; activating forgets the failures. Admin or operator.';
+
+create or replace function public.rotate_webhook_secret(p_endpoint_id uuid, p_secret bytea, p_keep interval default '24 hours', p_tenant_id uuid default null) returns timestamptz
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints := vanilla.webhook_endpoint(vanilla.acting_tenant(p_tenant_id), p_endpoint_id);
+    v_until timestamptz := vanilla.clock() + p_keep;
+begin
+    if p_secret is null or p_keep not between interval '0' and interval '30 days' then
+        perform vanilla.refuse('VS400', 'the former secret is kept for 0 to 30 days', '{"param": "keep_hours"}');
+    end if;
+    update public.webhook_endpoints set secret = p_secret, previous_secret = v_endpoint.secret, previous_secret_until = v_until
+        where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id;
+    perform vanilla.audit(v_endpoint.tenant_id, 'webhook.secret_rotated', 'webhook', v_endpoint.id, jsonb_build_object('former_until', v_until));
+    return v_until;
+end
+$f$;
+comment on function public.rotate_webhook_secret(uuid, bytea, interval, uuid) is
+    'Signs with a new secret, and with the former one beside it for p_keep; returns until when.';
+
+create or replace function public.delete_webhook_endpoint(p_endpoint_id uuid, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints := vanilla.webhook_endpoint(vanilla.acting_tenant(p_tenant_id), p_endpoint_id);
+begin
+    -- stronger than the lock above: no transaction that emits an event adds a delivery from here on
+    perform from public.webhook_endpoints where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id for update;
+    delete from public.webhook_attempts a using public.webhook_deliveries d
+        where d.tenant_id = v_endpoint.tenant_id and d.endpoint_id = v_endpoint.id and a.tenant_id = d.tenant_id and a.delivery_id = d.id;
+    delete from public.webhook_deliveries where tenant_id = v_endpoint.tenant_id and endpoint_id = v_endpoint.id;
+    delete from public.webhook_endpoints where tenant_id = v_endpoint.tenant_id and id = v_endpoint.id;
+    perform vanilla.audit(v_endpoint.tenant_id, 'webhook.deleted', 'webhook', v_endpoint.id, jsonb_build_object('url', v_endpoint.url));
+end
+$f$;
+comment on function public.delete_webhook_endpoint(uuid, uuid) is 'Deletes an endpoint with its deliveries; the events stay. Admin or operator.';
+
+create or replace function public.send_test_webhook(p_endpoint_id uuid, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_endpoint public.webhook_endpoints := vanilla.webhook_endpoint(vanilla.acting_tenant(p_tenant_id), p_endpoint_id);
+    v_now timestamptz := vanilla.clock();
+    v_event uuid := vanilla.uuid7();
+    v_id uuid := vanilla.uuid7();
+begin
+    if v_endpoint.status <> 'active' then perform vanilla.refuse('VS409', 'the webhook is disabled', '{}', 'Activate it first.'); end if;
+    -- to this endpoint alone, whatever it asked for
+    insert into public.events (tenant_id, created_at, id, type, user_id, payload)
+    values (v_endpoint.tenant_id, v_now, v_event, 'webhook.test', vanilla.claim(4)::uuid, jsonb_build_object('webhook_id', v_endpoint.id));
+    insert into public.webhook_deliveries (tenant_id, id, endpoint_id, event_created_at, event_id, cause, next_attempt_at, created_at)
+    values (v_endpoint.tenant_id, v_id, v_endpoint.id, v_now, v_event, 'test', v_now, v_now);
+    return v_id;
+end
+$f$;
+comment on function public.send_test_webhook(uuid, uuid) is 'An event webhook.test for this endpoint alone; returns the delivery''s id.';
+
+create or replace function public.redeliver_webhook(p_delivery_id uuid, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_now timestamptz := vanilla.clock();
+    v_delivery public.webhook_deliveries;
+    v_endpoint public.webhook_endpoints;
+begin
+    select * into v_delivery from public.webhook_deliveries where tenant_id = v_tenant and id = p_delivery_id;
+    if not found then perform vanilla.refuse('VS404', 'no such delivery', jsonb_build_object('delivery_id', p_delivery_id)); end if;
+    v_endpoint := vanilla.webhook_endpoint(v_tenant, v_delivery.endpoint_id);
+    if v_endpoint.status <> 'active' then perform vanilla.refuse('VS409', 'the webhook is disabled', '{}', 'Activate it first.'); end if;
+    -- still open: tried now, unless a sender has it this moment; closed: a delivery of its own, so that the log stays
+    update public.webhook_deliveries set next_attempt_at = least(next_attempt_at, v_now)
+        where tenant_id = v_tenant and id = p_delivery_id and state in ('pending', 'failed') and lease_id is null;
+    if found or v_delivery.state in ('pending', 'failed') then return p_delivery_id; end if;
+    insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, cause, next_attempt_at, created_at)
+    values (v_tenant, v_endpoint.id, v_delivery.event_created_at, v_delivery.event_id, 'redelivery', v_now, v_now)
+    returning id into v_delivery.id;
+    return v_delivery.id;
+end
+$f$;
+comment on function public.redeliver_webhook(uuid, uuid) is
+    'Sends an event again, under the same webhook-id: an open delivery at once, a closed one as a new delivery. Returns the delivery''s id.';
+
+create or replace function vanilla.claim_webhook_deliveries(p_limit integer default 20, p_lease interval default '60 s') returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_lease uuid := vanilla.uuid7();
+    v_endpoint public.webhook_endpoints;
+    v_delivery public.webhook_deliveries;
+    v_event public.events;
+    v_room integer;
+    v_claimed jsonb := '[]';
+begin
+    for v_endpoint in
+        -- one probe for each endpoint with open deliveries, however many it has: a backlog costs the others nothing
+        with recursive waiting as (
+            (select d.tenant_id, d.endpoint_id from public.webhook_deliveries d
+             where d.state in ('pending', 'failed') order by d.tenant_id, d.endpoint_id limit 1)
+            union all
+            select n.tenant_id, n.endpoint_id from waiting w, lateral (
+                select d.tenant_id, d.endpoint_id from public.webhook_deliveries d
+                where d.state in ('pending', 'failed') and (d.tenant_id, d.endpoint_id) > (w.tenant_id, w.endpoint_id)
+                order by d.tenant_id, d.endpoint_id limit 1) n)
+        select e.* from waiting w
+        join public.webhook_endpoints e on e.tenant_id = w.tenant_id and e.id = w.endpoint_id and e.status = 'active'
+        join public.tenants t on t.tenant_id = e.tenant_id and t.id = e.tenant_id and t.status = 'active'
+        cross join lateral (select d.next_attempt_at from public.webhook_deliveries d
+            where d.tenant_id = e.tenant_id and d.endpoint_id = e.id and d.state in ('pending', 'failed') order by d.next_attempt_at limit 1) f
+        where f.next_attempt_at <= v_now
+        -- locked: two processes that claim at once do not both fill an endpoint's room
+        order by f.next_attempt_at for no key update of e skip locked
+    loop
+        exit when jsonb_array_length(v_claimed) >= p_limit;
+        select v_endpoint.concurrency - count(*) into v_room from public.webhook_deliveries d
+            where d.tenant_id = v_endpoint.tenant_id and d.endpoint_id = v_endpoint.id and d.state in ('pending', 'failed')
+              and d.next_attempt_at > v_now and d.lease_id is not null;
+        for v_delivery in select * from public.webhook_deliveries d
+            where d.tenant_id = v_endpoint.tenant_id and d.endpoint_id = v_endpoint.id and d.state in ('pending', 'failed') and d.next_attempt_at <= v_now
+            order by d.next_attempt_at, d.id limit greatest(least(v_room, p_limit - jsonb_array_length(v_claimed)), 0) for update skip locked
+        loop
+            if v_delivery.lease_id is not null then      -- its sender ended between sending and recording
+                insert into public.webhook_attempts (tenant_id, delivery_id, attempt, error, created_at)
+                values (v_delivery.tenant_id, v_delivery.id, v_delivery.attempts, 'the sender stopped before it recorded the outcome', v_now);
+            end if;
+            select * into v_event from public.events e
+                where e.tenant_id = v_delivery.tenant_id and e.created_at = v_delivery.event_created_at and e.id = v_delivery.event_id;
+            if not found or (v_delivery.attempts > 0 and vanilla.webhook_backoff(v_delivery.attempts) is null) then
+                update public.webhook_deliveries set state = 'dead', lease_id = null,
+                    last_error = case when v_event.id is null then 'the event is past retention' else 'the sender stopped before it recorded the outcome' end
+                    where tenant_id = v_delivery.tenant_id and id = v_delivery.id;
+                continue;
+            end if;
+            update public.webhook_deliveries set attempts = attempts + 1, lease_id = v_lease, next_attempt_at = v_now + p_lease
+                where tenant_id = v_delivery.tenant_id and id = v_delivery.id;
+            v_claimed := v_claimed || jsonb_build_object('tenant_id', v_delivery.tenant_id, 'delivery_id', v_delivery.id, 'lease_id', v_lease,
+                'attempt', v_delivery.attempts + 1, 'endpoint_id', v_endpoint.id, 'url', v_endpoint.url, 'secret', encode(v_endpoint.secret, 'base64'),
+                'previous_secret', case when v_endpoint.previous_secret_until > v_now then encode(v_endpoint.previous_secret, 'base64') end,
+                'event', jsonb_build_object('id', v_event.id, 'type', v_event.type, 'created_at', v_event.created_at at time zone 'UTC', 'tenant_id', v_event.tenant_id,
+                    'user_id', v_event.user_id, 'payload', v_event.payload));
+        end loop;
+    end loop;
+    return v_claimed;
+end
+$f$;
+comment on function vanilla.claim_webhook_deliveries(integer, interval) is
+    'Leases up to p_limit deliveries that are due, of all tenants, the endpoint that waits longest first and none beyond its concurrency. Not finished within p_lease, they are due again.';
+
+create or replace function vanilla.finish_webhook_delivery(p_tenant_id uuid, p_delivery_id uuid, p_lease_id uuid, p_status_code integer, p_error text,
+    p_duration_ms integer, p_retry_after interval default null) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_endpoint public.webhook_endpoints;
+    v_delivery public.webhook_deliveries;
+    v_delivered boolean := p_error is null and coalesce(p_status_code between 200 and 299, false);
+    v_wait interval;
+    v_reason text;
+begin
+    -- endpoints before deliveries, as in delete_webhook_endpoint
+    select e.* into v_endpoint from public.webhook_endpoints e
+        join public.webhook_deliveries d on d.tenant_id = e.tenant_id and d.endpoint_id = e.id
+        where d.tenant_id = p_tenant_id and d.id = p_delivery_id for no key update of e;
+    select * into v_delivery from public.webhook_deliveries
+        where tenant_id = p_tenant_id and id = p_delivery_id and lease_id = p_lease_id for update;
+    if not found then return null; end if;      -- fenced: the lease ran out and another sender has it
+    insert into public.webhook_attempts (tenant_id, delivery_id, attempt, status_code, error, duration_ms, created_at)
+    values (p_tenant_id, p_delivery_id, v_delivery.attempts, p_status_code,
+        case when not v_delivered then coalesce(left(p_error, 500), 'answered ' || p_status_code) end, p_duration_ms, v_now);
+    if not v_delivered and v_endpoint.status = 'active' then
+        v_reason := case when p_status_code = 410 then 'it answered 410 Gone'
+            when v_endpoint.failing_since <= v_now - interval '5 days' then 'every delivery failed for five days' end;
+        if v_reason is null then
+            v_wait := vanilla.webhook_backoff(v_delivery.attempts) * (1 + random() * 0.2);
+            -- the receiver may ask for more time, at most a day
+            if p_retry_after > v_wait then v_wait := least(p_retry_after, interval '24 hours'); end if;
+        end if;
+    end if;
+    update public.webhook_deliveries set lease_id = null, last_status_code = p_status_code, last_duration_ms = p_duration_ms,
+        last_error = case when not v_delivered then coalesce(left(p_error, 500), 'answered ' || p_status_code) end,
+        state = case when v_delivered then 'delivered' when v_wait is null then 'dead' else 'failed' end,
+        next_attempt_at = v_now + coalesce(v_wait, interval '0'), delivered_at = case when v_delivered then v_now end
+        where tenant_id = p_tenant_id and id = p_delivery_id returning * into v_delivery;
+    if v_delivered and v_endpoint.failing_since is not null then
+        update public.webhook_endpoints set failing_since = null where tenant_id = p_tenant_id and id = v_endpoint.id;
+    elsif v_reason is not null then
+        perform vanilla.close_webhook(v_endpoint, v_reason);
+        perform vanilla.audit(p_tenant_id, 'webhook.disabled', 'webhook', v_endpoint.id, jsonb_build_object('reason', v_reason), null, 'system');
+        perform vanilla.emit_event(p_tenant_id, 'webhook.disabled', null, jsonb_build_object('webhook_id', v_endpoint.id,
+            'description', v_endpoint.description, 'reason', v_reason, 'failing_since', coalesce(v_endpoint.failing_since, v_now)));
+    elsif not v_delivered and v_endpoint.failing_since is null then
+        update public.webhook_endpoints set failing_since = v_now where tenant_id = p_tenant_id and id = v_endpoint.id;
+    end if;
+    return v_delivery.state;
+end
+$f$;
+comment on function vanilla.finish_webhook_delivery(uuid, uuid, uuid, integer, text, integer, interval) is
+    'Records what a try came to and when the next one is: delivered (2xx), failed, or dead after the last one. 410, or five days of failures, disable the endpoint. Returns the state; null when the lease is no longer the caller''s.';
+
+create or replace function vanilla.prune_webhook_deliveries(p_days integer default 30, p_limit integer default 1000) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_before timestamptz := vanilla.clock() - make_interval(days => p_days);
+    v_ids uuid[];
+begin
+    if p_days < 7 then perform vanilla.refuse('VS400', 'deliveries are kept for at least seven days', '{"param": "days"}'); end if;
+    select array_agg(id) into v_ids from (select d.id from public.webhook_deliveries d
+        where d.created_at < v_before and d.state in ('delivered', 'dead') and d.lease_id is null limit p_limit) old;
+    delete from public.webhook_attempts a using public.webhook_deliveries d
+        where d.created_at < v_before and d.id = any (v_ids) and a.tenant_id = d.tenant_id and a.delivery_id = d.id;
+    delete from public.webhook_deliveries d where d.created_at < v_before and d.id = any (v_ids);
+    return coalesce(cardinality(v_ids), 0);
+end
+$f$;
+comment on function vanilla.prune_webhook_deliveries(integer, integer) is
+    'Forgets up to p_limit deliveries that were closed and are older than p_days, with their attempts; returns how many. The events stay.';
+
+grant execute on function vanilla.emit_event(uuid, text, uuid, jsonb) to vanilla_system;
+grant execute on function vanilla.event_types() to vanilla_app, vanilla_readonly, vanilla_operator;
+grant execute on function
+    public.create_webhook_endpoint(uuid, text, text[], bytea, text, integer, uuid),
+    public.update_webhook_endpoint(uuid, text, text[], text, integer, text, uuid),
+    public.rotate_webhook_secret(uuid, bytea, interval, uuid), public.delete_webhook_endpoint(uuid, uuid),
+    public.send_test_webhook(uuid, uuid), public.redeliver_webhook(uuid, uuid) to vanilla_app, vanilla_operator;
+grant execute on function vanilla.claim_webhook_deliveries(integer, interval),
+    vanilla.finish_webhook_delivery(uuid, uuid, uuid, integer, text, integer, interval) to vanilla_runtime;
+grant execute on function vanilla.prune_webhook_deliveries(integer, integer) to vanilla_runtime, vanilla_operator, vanilla_system;
+-- 10. Supabase -----------------------------------------------------------------------------------------------------
 -- Nothing here does anything elsewhere. A user of Supabase Auth is the user of the same id.
 create or replace function vanilla.supabase_tenant(p_app_metadata jsonb) returns uuid language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp as $f$
@@ -1968,7 +2645,7 @@ $f$;
 comment on function vanilla.supabase_tenant(jsonb) is
     'The tenant in app_metadata, the default tenant when none is named, null when it is not an id.';
 
-create or replace function vanilla.supabase_claim(p_index integer) returns text language plpgsql stable parallel restricted
+create or replace function vanilla.supabase_claim(p_index integer, p_strict boolean default true) returns text language plpgsql stable parallel restricted
 security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_claims jsonb;
@@ -1989,13 +2666,14 @@ begin
             end if;
         end if;
     end if;
+    if not p_strict then return null; end if;      -- as in claim: a policy must not tell of rows by failing
     raise exception 'context refused' using errcode = 'VS401',
         hint = 'The token has expired, or sub and app_metadata.tenant_id name no active user of an active tenant.';
 end
 $f$;
-comment on function vanilla.supabase_claim(integer) is
-    'Tenant (3), user (4) or role (5) of the request.jwt.claims of a PostgREST request of an authenticated user; null in any other session, VS401 when they name nobody.';
-grant execute on function vanilla.supabase_claim(integer) to vanilla_keyring;
+comment on function vanilla.supabase_claim(integer, boolean) is
+    'Tenant (3), user (4) or role (5) of the request.jwt.claims of a PostgREST request of an authenticated user; null in any other session; when they name nobody VS401, or null when not strict.';
+grant execute on function vanilla.supabase_claim(integer, boolean) to vanilla_keyring;
 
 create or replace function vanilla.close_auth_user(p_user_id uuid) returns void language plpgsql volatile
 set search_path = pg_catalog, pg_temp as $f$

@@ -64,8 +64,11 @@ begin
                                                          from public.users u where u.id = p_entry.user_id))
           and w.next_event_at > v_now
           and w.borrowed_tokens = 0
-          and (p_entry.amount >= 0 or w.available_tokens + p_entry.amount > 0)                              -- events: see tell_crossing
-          and (w.warn_below is null or w.available_tokens < w.warn_below or w.available_tokens + p_entry.amount >= w.warn_below)
+          and w.available_tokens + p_entry.amount >= 0
+          -- nothing that tell_crossing would tell
+          and (p_entry.amount + p_entry.reserved_amount >= 0 or w.available_tokens + w.reserved_tokens + p_entry.amount + p_entry.reserved_amount > 0)
+          and (w.warn_below is null or w.available_tokens + w.reserved_tokens < w.warn_below
+               or w.available_tokens + w.reserved_tokens + p_entry.amount + p_entry.reserved_amount >= w.warn_below)
           and (p_epoch is null and w.status = 'active' or p_epoch = w.epoch and w.status <> 'closed')      -- calls in flight settle
         returning w.tenant_id, w.user_id, w.seq, w.last_entry_at, w.available_tokens, w.reserved_tokens, w.borrowed_tokens, w.head)
     insert into public.user_token_ledger
@@ -81,8 +84,32 @@ $f$;
 comment on function vanilla.move_tokens(public.user_token_ledger, bigint, integer) is
     'Posts an entry in one statement when the wallet allows it without further thought, else answers null and writes nothing. p_epoch is that of a hold being closed.';
 
+-- Told when tokens are spent, not when they are held: available + reserved crosses a mark once, however many calls come and go.
+create or replace function vanilla.tell_crossing(p_before public.user_token_wallets, p_entry public.user_token_ledger) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_before bigint := p_before.available_tokens + p_before.reserved_tokens;
+    v_after bigint := p_entry.available_after + p_entry.reserved_after;
+    v_payload jsonb;
+begin
+    if v_after >= v_before and p_entry.borrowed_after <= p_before.borrowed_tokens then return; end if;
+    v_payload := vanilla.entry_event(p_entry) || jsonb_build_object('warn_below', p_before.warn_below, 'resets_at', p_before.next_reset_at);
+    if v_before >= p_before.warn_below and v_after < p_before.warn_below
+       or p_before.borrowed_tokens = 0 and p_entry.borrowed_after > 0 and p_before.enforcement_mode = 'warn' then
+        perform vanilla.emit_event(p_entry.tenant_id, 'token.warning', p_entry.user_id, v_payload);
+    end if;
+    if v_before > 0 and v_after = 0 then
+        perform vanilla.emit_event(p_entry.tenant_id, 'token.exhausted', p_entry.user_id, v_payload);
+    end if;
+end
+$f$;
+comment on function vanilla.tell_crossing(public.user_token_wallets, public.user_token_ledger) is
+    'Events of an entry that spent: token.warning when what is left falls below the mark or debt begins under warn, token.exhausted when nothing is left.';
+
 create or replace function vanilla.post_entry(p_wallet public.user_token_wallets, p_entry public.user_token_ledger) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_before public.user_token_wallets;
 begin
     -- under the row lock: wall time, never before the entry before it
     p_entry.created_at := greatest(vanilla.clock(), p_wallet.last_entry_at);
@@ -97,11 +124,15 @@ begin
     p_entry.reserved_after := p_wallet.reserved_tokens;
     p_entry.borrowed_after := p_wallet.borrowed_tokens;
     p_entry.hash := vanilla.ledger_hash(p_wallet.head, p_entry);
+    if p_entry.direction in ('debit', 'settle', 'debt', 'adjustment') then
+        select * into v_before from public.user_token_wallets w where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
+    end if;
     update public.user_token_wallets w set
         available_tokens = p_wallet.available_tokens, reserved_tokens = p_wallet.reserved_tokens, borrowed_tokens = p_wallet.borrowed_tokens,
         spent_tokens = p_wallet.spent_tokens, burn = p_wallet.burn, seq = p_entry.seq, head = p_entry.hash, last_entry_at = p_entry.created_at
         where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
     insert into public.user_token_ledger values (p_entry.*);
+    if v_before.user_id is not null then perform vanilla.tell_crossing(v_before, p_entry); end if;
     return p_entry;
 end
 $f$;
@@ -221,18 +252,21 @@ $f$;
 comment on function vanilla.next_event(public.user_token_wallets) is
     'When the next grant starts or lapses or the period ends, or infinity.';
 
+create or replace function vanilla.grant_priority(p_kind text) returns smallint language sql immutable
+    -- what lapses soonest and was given for free is burned first; what was paid for, last
+    return case p_kind when 'rollover' then 10 when 'trial' then 15 when 'plan' then 20 when 'promo' then 30 when 'base' then 40 when 'purchase' then 60 else 50 end::smallint;
+comment on function vanilla.grant_priority(text) is 'Where a kind of grant stands in the order of burning; less is burned first.';
+
 -- Gives tokens to a wallet whose burn is settled: the grant, the ledger row, and debt repaid from it.
 create or replace function vanilla.grant_tokens(p_wallet public.user_token_wallets, p_kind text, p_amount bigint, p_effective_at timestamptz,
-    p_expires_at timestamptz, p_level_id uuid, p_entry public.user_token_ledger) returns public.user_token_ledger
+    p_expires_at timestamptz, p_level_id uuid, p_entry public.user_token_ledger, p_priority smallint default null) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_repaid bigint := least(p_wallet.borrowed_tokens, p_amount);
 begin
     p_entry.grant_id := vanilla.uuid7();
     insert into public.user_token_grants (tenant_id, id, user_id, kind, priority, amount, remaining, effective_at, expires_at, level_id, created_at)
-    values (p_wallet.tenant_id, p_entry.grant_id, p_wallet.user_id, p_kind,
-        -- what lapses soonest and was given for free is burned first; what was paid for, last
-        case p_kind when 'rollover' then 10 when 'trial' then 15 when 'plan' then 20 when 'promo' then 30 when 'base' then 40 when 'purchase' then 60 else 50 end,
+    values (p_wallet.tenant_id, p_entry.grant_id, p_wallet.user_id, p_kind, coalesce(p_priority, vanilla.grant_priority(p_kind)),
         p_amount, p_amount - v_repaid, p_effective_at, p_expires_at, p_level_id, vanilla.clock());
     p_wallet := vanilla.add_spendable(p_wallet, p_amount);
     p_entry.amount := p_amount;
@@ -242,8 +276,16 @@ begin
     return p_entry;
 end
 $f$;
-comment on function vanilla.grant_tokens(public.user_token_wallets, text, bigint, timestamptz, timestamptz, uuid, public.user_token_ledger) is
+comment on function vanilla.grant_tokens(public.user_token_wallets, text, bigint, timestamptz, timestamptz, uuid, public.user_token_ledger, smallint) is
     'Gives tokens to a wallet whose burn is settled: the grant, its ledger row, debt repaid from it.';
+
+create or replace function vanilla.grant_json(p_grant public.user_token_grants, p_replayed boolean default false) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('id', p_grant.id, 'user_id', p_grant.user_id, 'kind', p_grant.kind, 'priority', p_grant.priority, 'amount', p_grant.amount,
+        'remaining', p_grant.remaining, 'effective_at', p_grant.effective_at, 'expires_at', p_grant.expires_at, 'state', p_grant.state,
+        'level_id', p_grant.level_id, 'created_at', p_grant.created_at, 'replayed', p_replayed)
+$f$;
+comment on function vanilla.grant_json(public.user_token_grants, boolean) is 'A grant as the API shows it.';
 
 create or replace function vanilla.read_wallet(p_tenant_id uuid, p_user_id uuid) returns public.user_token_wallets
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -301,7 +343,11 @@ begin
         v_entry.source := 'level_policy';
         v_entry.grant_id := p_grant.id;
         v_entry.metadata := jsonb_build_object('kind', p_grant.kind);
-        perform vanilla.post_entry(p_wallet, v_entry);
+        v_entry := vanilla.post_entry(p_wallet, v_entry);
+        if p_state = 'expired' and p_grant.kind not in ('plan', 'rollover') then      -- of those token.reset tells
+            perform vanilla.emit_event(p_grant.tenant_id, 'token.expired', p_grant.user_id,
+                vanilla.entry_event(v_entry) || jsonb_build_object('grant_id', p_grant.id, 'kind', p_grant.kind));
+        end if;
     end if;
 end
 $f$;
@@ -318,6 +364,7 @@ declare
     v_policy record;
     v_zone text;
     v_ends_at timestamptz;
+    v_before bigint;
     v_entry public.user_token_ledger;
 begin
     p_wallet := vanilla.settle_burn(p_wallet);
@@ -353,8 +400,12 @@ begin
             select * into v_policy from vanilla.effective_policy(p_wallet.tenant_id, p_wallet.user_id, p_wallet.level_id);
             select time_zone into v_zone from public.tenants where tenant_id = p_wallet.tenant_id and id = p_wallet.tenant_id;
             select ends_at into v_ends_at from vanilla.period_at(v_policy.period, v_policy.period_anchor, p_wallet.anchor_at, v_zone, v_due);
+            v_before := p_wallet.available_tokens - p_wallet.borrowed_tokens;
             perform vanilla.open_period(p_wallet, v_unused, v_due, v_ends_at);
             p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+            perform vanilla.emit_event(p_wallet.tenant_id, 'token.reset', p_wallet.user_id, jsonb_build_object('period_start', v_due,
+                'next_reset_at', v_ends_at, 'unused', v_unused, 'granted', p_wallet.available_tokens - p_wallet.borrowed_tokens - v_before,
+                'available_tokens', p_wallet.available_tokens, 'borrowed_tokens', p_wallet.borrowed_tokens));
         end if;
     end loop;
     update public.user_token_wallets w set next_event_at = v_due
@@ -801,6 +852,8 @@ begin
     if p_direction in ('credit', 'adjustment') then            -- usage is in the ledger; what is given or corrected by hand, here too
         perform vanilla.audit(v_entry.tenant_id, 'wallet.adjusted', 'user', p_user_id,
             jsonb_build_object('entry_id', v_entry.id, 'direction', p_direction, 'amount', v_entry.amount, 'reason', v_entry.reason), p_actor_id, p_actor_role);
+        perform vanilla.emit_event(v_entry.tenant_id, case p_direction when 'credit' then 'token.granted' else 'token.adjusted' end, p_user_id,
+            vanilla.entry_event(v_entry));
     end if;
     return vanilla.entry_json(v_entry);
 end
@@ -890,8 +943,11 @@ begin
         end if;
         v_amount := abs(v_op.amount);
         if v_op.direction = 'debit' and v_amount between 1 and 1000000000000000 and coalesce(v_op.expires_at, 'infinity') = 'infinity'
-           and not v_op.replay and v_wallet.status = 'active' and v_wallet.next_event_at > v_now and v_wallet.borrowed_tokens = 0 and v_wallet.available_tokens > v_amount
-           and (v_wallet.warn_below is null or v_wallet.available_tokens < v_wallet.warn_below or v_wallet.available_tokens - v_amount >= v_wallet.warn_below)
+           and not v_op.replay and v_wallet.status = 'active' and v_wallet.next_event_at > v_now and v_wallet.borrowed_tokens = 0 and v_wallet.available_tokens >= v_amount
+           -- as in move_tokens: nothing that tell_crossing would tell
+           and v_wallet.available_tokens + v_wallet.reserved_tokens > v_amount
+           and (v_wallet.warn_below is null or v_wallet.available_tokens + v_wallet.reserved_tokens < v_wallet.warn_below
+                or v_wallet.available_tokens + v_wallet.reserved_tokens - v_amount >= v_wallet.warn_below)
         then
             v_wallet.available_tokens := v_wallet.available_tokens - v_amount;
             v_wallet.burn := v_wallet.burn + v_amount;
@@ -1111,6 +1167,7 @@ begin
     end if;
     v_result := vanilla.assign_level(v_user.tenant_id, v_user.id, p_level_id);
     perform vanilla.audit(v_user.tenant_id, 'wallet.level', 'user', v_user.id, v_result - 'user_id');
+    perform vanilla.emit_event(v_user.tenant_id, 'token.level_changed', v_user.id, v_result - 'user_id');
     return v_result;
 end
 $f$;
@@ -1139,13 +1196,161 @@ $f$;
 comment on function vanilla.fold_due_wallets(integer, boolean) is
     'Folds up to p_limit wallets (null: all) that nobody is using and that have an event due, or only those whose period has ended; returns how many.';
 
+-- The hash of the last of several entries over one head; ordered, it is the whole chain of them.
+create or replace function vanilla.chain_step(p_state bytea, p_head bytea, p_entry public.user_token_ledger) returns bytea language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp as $f$ begin return vanilla.ledger_hash(coalesce(p_state, p_head), p_entry); end $f$;
+comment on function vanilla.chain_step(bytea, bytea, public.user_token_ledger) is 'One link of vanilla.ledger_chain.';
+create or replace aggregate vanilla.ledger_chain(bytea, public.user_token_ledger) (sfunc = vanilla.chain_step, stype = bytea);
+revoke execute on function vanilla.ledger_chain(bytea, public.user_token_ledger) from public;
+comment on aggregate vanilla.ledger_chain(bytea, public.user_token_ledger) is 'The hash that a head has after entries, in their order.';
+
+create or replace function vanilla.border_key(p_policy public.level_token_policies, p_wallet public.user_token_wallets, p_time_zone text) returns text
+language sql stable
+    return concat_ws(' ', p_policy.period, p_policy.period_anchor, extract(epoch from p_wallet.next_reset_at), p_time_zone,
+        case p_policy.period_anchor when 'anniversary' then extract(epoch from p_wallet.anchor_at) end);
+comment on function vanilla.border_key(public.level_token_policies, public.user_token_wallets, text) is
+    'Names what the next period depends on.';
+
+create or replace function vanilla.left_of_grant(p_remaining bigint, p_burn bigint, p_until numeric) returns bigint language sql immutable
+    return p_remaining - least(p_remaining, greatest(p_burn - (p_until - p_remaining), 0))::bigint;
+comment on function vanilla.left_of_grant(bigint, bigint, numeric) is
+    'What a grant keeps when p_burn is taken from all in order; p_until is the sum up to this one.';
+
+-- What fold_wallet does when the end of one period is all that is due, for many wallets in one statement. The others (debt, a
+-- second missed period, grants that start or lapse since) are left to fold_wallet. Every step carries its rows on to the next:
+-- joining them again would have the planner guess how many there are.
+create or replace function vanilla.close_periods(p_limit integer) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_actor uuid := vanilla.claim(4)::uuid;
+    v_due public.user_token_wallets[];
+    v_ends jsonb;      -- the period after a border, found once for all wallets that share it
+    v_closed integer;
+begin
+    select array_agg(d) into v_due from (
+        select w.* from public.tenants t
+        join public.user_token_wallets w on w.tenant_id = t.id and w.next_event_at <= v_now and w.next_event_at < 'infinity'
+        where t.tenant_id = t.id and w.next_event_at = w.next_reset_at and w.borrowed_tokens = 0
+          and not exists (select from public.user_token_grants g where g.tenant_id = w.tenant_id and g.user_id = w.user_id
+              and (g.state = 'scheduled' and g.effective_at <= v_now
+                   or g.state = 'active' and g.expires_at <= v_now and (g.expires_at > w.next_reset_at or g.kind not in ('plan', 'rollover'))))
+        order by w.tenant_id, w.user_id limit p_limit for update of w skip locked) d;
+    select jsonb_object_agg(b.key, (vanilla.period_at(b.period, b.period_anchor, b.anchor_at, b.time_zone, b.border)).ends_at) into v_ends from (
+        select distinct vanilla.border_key(p, d, t.time_zone) as key, p.period, p.period_anchor,
+            case p.period_anchor when 'anniversary' then d.anchor_at end as anchor_at, t.time_zone, d.next_reset_at as border
+        from unnest(v_due) d join public.tenants t on t.tenant_id = d.tenant_id and t.id = d.tenant_id
+        join public.level_token_policies p on p.tenant_id = d.tenant_id and p.level_id = d.level_id) b;
+    with closing as materialized (
+        select d.*, e.ends_at, a.plan, g.unused_plan, g.grants, least(e.ends_at, g.next_lapse) as event_at,
+            least(floor(g.unused_plan * a.rollover_percent / 100), a.rollover_cap, a.monthly_cap - a.plan)::bigint as rollover
+        from unnest(v_due) d
+        join public.tenants t on t.tenant_id = d.tenant_id and t.id = d.tenant_id
+        join public.level_token_policies p on p.tenant_id = d.tenant_id and p.level_id = d.level_id
+        left join public.user_token_policies u on u.tenant_id = d.tenant_id and u.user_id = d.user_id
+        cross join lateral (select (v_ends ->> vanilla.border_key(p, d, t.time_zone))::timestamptz as ends_at) e
+        cross join lateral (select coalesce(u.rollover_percent, p.rollover_percent) as rollover_percent, coalesce(u.rollover_cap, p.rollover_cap) as rollover_cap,
+            coalesce(u.monthly_cap, p.monthly_cap) as monthly_cap,
+            least(coalesce(u.monthly_allocation, p.monthly_allocation), coalesce(u.monthly_cap, p.monthly_cap)) as plan) a
+        cross join lateral (
+            select array_agg(x.g) as grants, coalesce(sum(x.unused) filter (where x.lapses and (x.g).kind = 'plan'), 0) as unused_plan,
+                min((x.g).expires_at) filter (where not x.lapses) as next_lapse
+            from (select g, g.expires_at <= d.next_reset_at as lapses, vanilla.left_of_grant(g.remaining, d.burn, sum(g.remaining) over burning) as unused
+                  from public.user_token_grants g where g.tenant_id = d.tenant_id and g.user_id = d.user_id and g.state = 'active'
+                  window burning as (order by g.priority, g.expires_at, g.id)) x) g
+        where e.ends_at > v_now),
+    grants as materialized (
+        select c.tenant_id, c.user_id, g.id, g.kind, g.remaining, g.expires_at, g.expires_at <= c.next_reset_at as lapses,
+            vanilla.left_of_grant(g.remaining, c.burn, sum(g.remaining) over (partition by c.tenant_id, c.user_id order by g.priority, g.expires_at, g.id)) as unused,
+            c.head, c.seq, c.available_tokens, c.reserved_tokens, c.last_entry_at
+        from closing c cross join lateral unnest(c.grants) g),
+    given as materialized (
+        select c.tenant_id, c.user_id, vanilla.uuid7() as id, x.kind, x.amount, x.n, c.unused_plan, c.next_reset_at, c.ends_at, c.level_id,
+            c.head, c.seq, c.available_tokens, c.reserved_tokens, c.last_entry_at
+        from closing c cross join lateral (values ('rollover', c.rollover, 1), ('plan', c.plan, 2)) x (kind, amount, n) where x.amount > 0),
+    changes as (
+        select g.tenant_id, g.user_id, 0 as part, g.expires_at, g.id as grant_id, -g.unused as amount, 'expire' as direction, g.kind || ' lapsed' as reason,
+            jsonb_build_object('kind', g.kind) as metadata, g.head, g.seq, g.available_tokens, g.reserved_tokens, g.last_entry_at
+        from grants g where g.lapses and g.unused > 0
+        union all
+        select n.tenant_id, n.user_id, n.n, null, n.id, n.amount, 'credit', case n.kind when 'plan' then 'period allocation' else n.kind end,
+            case n.kind when 'plan' then jsonb_build_object('period_start', n.next_reset_at)
+                else jsonb_build_object('period_start', n.next_reset_at, 'unused', n.unused_plan) end,
+            n.head, n.seq, n.available_tokens, n.reserved_tokens, n.last_entry_at
+        from given n),
+    entries as (
+        select c.head, row(c.tenant_id, c.user_id, c.seq + row_number() over wallet, vanilla.uuid7(), greatest(v_now, c.last_entry_at), c.amount, 0,
+            c.available_tokens + sum(c.amount) over wallet, c.reserved_tokens, 0, c.direction, c.reason, 'level_policy', null, null, null, null, c.grant_id,
+            v_actor, null, null, c.metadata, null)::public.user_token_ledger as entry
+        from changes c window wallet as (partition by c.tenant_id, c.user_id order by c.part, c.expires_at, c.grant_id) offset 0),
+    chained as materialized (
+        select e.entry, vanilla.ledger_chain(e.head, e.entry) over (partition by (e.entry).tenant_id, (e.entry).user_id order by (e.entry).seq) as link,
+            lead(1) over (partition by (e.entry).tenant_id, (e.entry).user_id order by (e.entry).seq) is null as is_last
+        from entries e),
+    written as (
+        insert into public.user_token_ledger
+        select (c.entry).tenant_id, (c.entry).user_id, (c.entry).seq, (c.entry).id, (c.entry).created_at, (c.entry).amount, (c.entry).reserved_amount,
+            (c.entry).available_after, (c.entry).reserved_after, (c.entry).borrowed_after, (c.entry).direction, (c.entry).reason, (c.entry).source,
+            null, null, null, null, (c.entry).grant_id, (c.entry).actor_id, null, null, (c.entry).metadata, c.link from chained c),
+    spent as (
+        update public.user_token_grants g set remaining = case when x.lapses then 0 else x.unused end, state = case when x.lapses then 'expired' else 'active' end
+        from grants x where g.tenant_id = x.tenant_id and g.id = x.id and (x.lapses or x.unused <> x.remaining)),
+    opened as (
+        insert into public.user_token_grants (tenant_id, id, user_id, kind, priority, amount, remaining, effective_at, expires_at, level_id, created_at)
+        select n.tenant_id, n.id, n.user_id, n.kind, vanilla.grant_priority(n.kind), n.amount, n.amount, n.next_reset_at, n.ends_at, n.level_id, v_now
+        from given n),
+    listeners as materialized (
+        select e.tenant_id, e.id from public.webhook_endpoints e
+        where e.status = 'active' and e.event_types && array['token.reset', '*', 'token.*'] and exists (select from unnest(v_due) d where d.tenant_id = e.tenant_id)
+        for key share of e skip locked),
+    -- a row is updated once by a statement, so both halves of it come together here
+    ends as (
+        select c.tenant_id, c.user_id, c.next_reset_at, c.ends_at, c.event_at, null::bigint as seq, null::bytea as link, null::timestamptz as created_at,
+            c.available_tokens as available, c.unused_plan, c.plan + greatest(c.rollover, 0) as granted from closing c
+        union all
+        select (c.entry).tenant_id, (c.entry).user_id, null, null, null, (c.entry).seq, c.link, (c.entry).created_at, (c.entry).available_after, null, null
+        from chained c where c.is_last),
+    final as materialized (
+        select e.tenant_id, e.user_id, max(e.next_reset_at) as starts_at, max(e.ends_at) as ends_at, max(e.event_at) as event_at, max(e.seq) as seq,
+            (array_agg(e.link) filter (where e.link is not null))[1] as link, max(e.created_at) as created_at,
+            coalesce(max(e.available) filter (where e.link is not null), max(e.available)) as available,
+            max(e.unused_plan) as unused_plan, max(e.granted) as granted, vanilla.uuid7() as event_id
+        from ends e group by e.tenant_id, e.user_id),
+    told as (
+        insert into public.events (tenant_id, created_at, id, type, user_id, payload)
+        select f.tenant_id, v_now, f.event_id, 'token.reset', f.user_id, jsonb_build_object('period_start', f.starts_at, 'next_reset_at', f.ends_at,
+            'unused', f.unused_plan, 'granted', f.granted, 'available_tokens', f.available, 'borrowed_tokens', 0) from final f),
+    delivered as (
+        insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at, created_at)
+        select f.tenant_id, e.id, v_now, f.event_id, v_now, v_now from final f join listeners e on e.tenant_id = f.tenant_id)
+    update public.user_token_wallets w set burn = 0, epoch = w.epoch + 1, period_start = f.starts_at, next_reset_at = f.ends_at, next_event_at = f.event_at,
+            seq = coalesce(f.seq, w.seq), head = coalesce(f.link, w.head), last_entry_at = coalesce(f.created_at, w.last_entry_at),
+            available_tokens = f.available
+        from final f
+        where w.tenant_id = f.tenant_id and w.user_id = f.user_id;
+    get diagnostics v_closed = row_count;
+    return v_closed;
+end
+$f$;
+comment on function vanilla.close_periods(integer) is
+    'Closes the period of up to p_limit wallets that nobody is using and for which nothing else is due, in one statement; returns how many.';
+
 create or replace function public.reset_monthly_tokens(p_limit integer default null) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_done integer := 0;
+    v_step integer;
 begin
-    if vanilla.acting_tenant(vanilla.platform()) <> vanilla.platform() then
-        perform vanilla.refuse('VS403', 'the reset runs across tenants: super admin or operator');
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'the reset runs across tenants: super admin or operator', '{"need": "superadmin"}');
     end if;
-    return vanilla.fold_due_wallets(p_limit, true);
+    perform vanilla.acting_tenant(vanilla.platform());
+    loop      -- a few thousand at a time sort in memory
+        v_step := vanilla.close_periods(least(p_limit - v_done, 5000));
+        v_done := v_done + v_step;
+        exit when v_step < 5000;
+    end loop;
+    return v_done + vanilla.fold_due_wallets(p_limit - v_done, true);
 end
 $f$;
 comment on function public.reset_monthly_tokens(integer) is
@@ -1155,13 +1360,18 @@ create or replace function public.set_wallet_status(p_user_id uuid, p_status tex
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
+    v_wallet public.user_token_wallets;
 begin
     if p_status is null or p_status not in ('active', 'locked', 'suspended') then
         perform vanilla.refuse('VS400', 'a wallet is active, locked or suspended', '{"param": "status"}');
     end if;
-    perform vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+    v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
     update public.user_token_wallets set status = p_status where tenant_id = v_user.tenant_id and user_id = v_user.id;
     perform vanilla.audit(v_user.tenant_id, 'wallet.status', 'user', v_user.id, jsonb_build_object('status', p_status, 'reason', p_reason));
+    if v_wallet.status <> p_status then
+        perform vanilla.emit_event(v_user.tenant_id, 'token.status_changed', v_user.id,
+            jsonb_build_object('from', v_wallet.status, 'to', p_status, 'reason', p_reason));
+    end if;
 end
 $f$;
 comment on function public.set_wallet_status(uuid, text, text) is 'active, locked or suspended; a locked or suspended wallet refuses debits and reservations.';
@@ -1195,16 +1405,156 @@ $f$;
 comment on function public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid) is
     'Sets a level''s token policy; enforcement takes effect at once, amounts with the next period.';
 
+create or replace function public.grant_user_tokens(p_user_id uuid, p_amount bigint, p_kind text default 'promo', p_effective_at timestamptz default null,
+    p_expires_at timestamptz default 'infinity', p_priority integer default null, p_reason text default null, p_metadata jsonb default '{}',
+    p_idempotency_key text default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
+    v_amount bigint := vanilla.check_amount(p_amount);
+    v_now timestamptz;
+    v_wallet public.user_token_wallets;
+    v_entry public.user_token_ledger;
+    v_grant public.user_token_grants;
+    v_hash bytea := sha256(convert_to(jsonb_build_array('grant', p_amount, p_kind, p_effective_at at time zone 'UTC', p_expires_at at time zone 'UTC', p_priority, p_reason, p_metadata)::text, 'UTF8'));
+begin
+    if v_amount < 0 then
+        perform vanilla.refuse('VS400', 'a grant is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
+    end if;
+    if p_kind is null or p_kind not in ('purchase', 'promo', 'trial', 'refund', 'adjustment') then
+        perform vanilla.refuse('VS400', format('unknown kind of grant %s', coalesce(p_kind, 'null')), '{"param": "kind"}',
+            'One of purchase, promo, trial, refund, adjustment; plan, rollover and base come from the level.');
+    end if;
+    if p_priority not between 0 and 100 then
+        perform vanilla.refuse('VS400', 'a priority is 0 to 100; less is burned first', '{"param": "priority"}');
+    end if;
+    v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+    v_now := vanilla.clock();
+    if p_idempotency_key is not null then
+        select * into v_grant from public.user_token_grants g
+            where g.tenant_id = v_user.tenant_id and g.user_id = v_user.id and g.idempotency_key = p_idempotency_key;
+        if found then
+            if v_grant.request_hash is distinct from v_hash then
+                perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('grant_id', v_grant.id), 'Use a new key for a new operation.');
+            end if;
+            return vanilla.grant_json(v_grant, true);
+        end if;
+    end if;
+    if p_expires_at is null or p_expires_at <= greatest(v_now, p_effective_at) then
+        perform vanilla.refuse('VS400', 'the expiry is in the past, or before the grant begins', '{"param": "expires_at"}');
+    end if;
+    if v_wallet.status = 'closed' then v_wallet := vanilla.require_tokens(v_wallet, 0); end if;
+    if v_wallet.available_tokens + v_wallet.reserved_tokens + v_amount > 100000000000000000 then
+        perform vanilla.refuse('VS400', 'a wallet holds at most 100,000,000,000,000,000 tokens', '{"param": "amount"}');
+    end if;
+    if p_effective_at > v_now then
+        -- counted when it begins; until then it only wakes the wallet
+        insert into public.user_token_grants (tenant_id, user_id, kind, priority, amount, remaining, effective_at, expires_at, state, created_at)
+        values (v_user.tenant_id, v_user.id, p_kind, coalesce(p_priority, vanilla.grant_priority(p_kind)), v_amount, v_amount, p_effective_at, p_expires_at, 'scheduled', v_now)
+        returning * into v_grant;
+        update public.user_token_wallets w set next_event_at = least(w.next_event_at, p_effective_at) where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id;
+    else
+        v_entry.direction := 'credit';
+        v_entry.reason := coalesce(p_reason, p_kind);
+        v_entry.source := 'grant';
+        v_entry.metadata := coalesce(p_metadata, '{}');
+        v_entry := vanilla.grant_tokens(vanilla.settle_burn(v_wallet), p_kind, v_amount, v_now, p_expires_at, null, v_entry, p_priority::smallint);
+        select * into v_grant from public.user_token_grants g where g.tenant_id = v_user.tenant_id and g.id = v_entry.grant_id;
+        perform vanilla.emit_event(v_user.tenant_id, 'token.granted', v_user.id, vanilla.entry_event(v_entry));
+    end if;
+    if p_idempotency_key is not null then
+        update public.user_token_grants set idempotency_key = p_idempotency_key, request_hash = v_hash where tenant_id = v_user.tenant_id and id = v_grant.id;
+    end if;
+    perform vanilla.audit(v_user.tenant_id, 'wallet.granted', 'user', v_user.id,
+        jsonb_build_object('grant_id', v_grant.id, 'kind', p_kind, 'amount', v_amount, 'effective_at', v_grant.effective_at, 'expires_at', p_expires_at, 'reason', p_reason));
+    return vanilla.grant_json(v_grant);
+end
+$f$;
+comment on function public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text) is
+    'Gives tokens of a kind, from now or from p_effective_at on, until p_expires_at; p_priority orders burning (0 first). Admin, service or operator. Returns the grant.';
+
+create or replace function public.void_token_grant(p_grant_id uuid, p_reason text, p_tenant_id uuid default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_grant public.user_token_grants;
+    v_wallet public.user_token_wallets;
+begin
+    select * into v_grant from public.user_token_grants g where g.id = p_grant_id and (g.tenant_id = v_tenant or v_tenant is null);
+    if not found then perform vanilla.refuse('VS404', 'no such grant', jsonb_build_object('grant_id', p_grant_id)); end if;
+    v_wallet := vanilla.settle_burn(vanilla.lock_wallet(v_grant.tenant_id, v_grant.user_id));
+    select * into v_grant from public.user_token_grants g where g.tenant_id = v_grant.tenant_id and g.id = p_grant_id;
+    if v_grant.state not in ('active', 'scheduled') then
+        perform vanilla.refuse('VS409', format('the grant is %s', v_grant.state), jsonb_build_object('grant_id', p_grant_id, 'state', v_grant.state));
+    end if;
+    if v_grant.state = 'active' then
+        perform vanilla.drop_grant(v_wallet, v_grant, 'voided', 'void', coalesce(p_reason, v_grant.kind || ' voided'));
+    end if;
+    -- nothing is left for a user who comes back to the level: this was taken away on purpose
+    update public.user_token_grants set state = 'voided', remaining = 0 where tenant_id = v_grant.tenant_id and id = p_grant_id returning * into v_grant;
+    v_wallet := vanilla.read_wallet(v_grant.tenant_id, v_grant.user_id);
+    update public.user_token_wallets w set next_event_at = vanilla.next_event(v_wallet) where w.tenant_id = v_grant.tenant_id and w.user_id = v_grant.user_id;
+    perform vanilla.audit(v_grant.tenant_id, 'wallet.grant_voided', 'user', v_grant.user_id, jsonb_build_object('grant_id', p_grant_id, 'reason', p_reason));
+    return vanilla.grant_json(v_grant);
+end
+$f$;
+comment on function public.void_token_grant(uuid, text, uuid) is
+    'Takes what is left of a grant away, or calls off one that has not begun; what was spent or is held stays so. Admin or operator. Returns the grant.';
+
+create or replace function public.set_user_token_policy(p_user_id uuid, p_monthly_allocation bigint default null, p_rollover_percent integer default null,
+    p_rollover_cap bigint default null, p_monthly_cap bigint default null, p_enforcement_mode text default null, p_warning_percent integer default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
+    v_wallet public.user_token_wallets := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+begin
+    begin
+        insert into public.user_token_policies as p (tenant_id, user_id, monthly_allocation, rollover_percent, rollover_cap, monthly_cap, enforcement_mode, warning_percent)
+        values (v_user.tenant_id, v_user.id, p_monthly_allocation, p_rollover_percent, p_rollover_cap, p_monthly_cap, p_enforcement_mode, p_warning_percent)
+        on conflict (tenant_id, user_id) do update set monthly_allocation = excluded.monthly_allocation, rollover_percent = excluded.rollover_percent,
+            rollover_cap = excluded.rollover_cap, monthly_cap = excluded.monthly_cap, enforcement_mode = excluded.enforcement_mode, warning_percent = excluded.warning_percent;
+    exception when check_violation then
+        perform vanilla.refuse('VS400', 'the policy is not valid: ' || sqlerrm, '{}', 'Amounts are not negative, percentages 0 to 100, enforcement hard, warn or monitor.');
+    end;
+    -- enforcement at once; amounts from the next period on
+    update public.user_token_wallets w set enforcement_mode = e.enforcement_mode, warn_below = e.monthly_allocation * e.warning_percent / 100
+        from vanilla.effective_policy(v_user.tenant_id, v_user.id, v_wallet.level_id) e
+        where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id and e.enforcement_mode is not null;
+    perform vanilla.audit(v_user.tenant_id, 'user.policy', 'user', v_user.id, jsonb_strip_nulls(jsonb_build_object('monthly_allocation', p_monthly_allocation,
+        'rollover_percent', p_rollover_percent, 'rollover_cap', p_rollover_cap, 'monthly_cap', p_monthly_cap, 'enforcement_mode', p_enforcement_mode, 'warning_percent', p_warning_percent)));
+end
+$f$;
+comment on function public.set_user_token_policy(uuid, bigint, integer, bigint, bigint, text, integer) is
+    'A user''s exceptions to the level''s policy, all of them; null means as the level says. Enforcement takes effect at once, amounts with the next period.';
+
+create or replace function public.get_user_token_policy(p_user_id uuid) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+begin
+    return (select to_jsonb(e) || jsonb_build_object('level_id', w.level_id, 'exceptions', coalesce((select jsonb_strip_nulls(to_jsonb(p) - 'tenant_id' - 'id' - 'user_id')
+                from public.user_token_policies p where p.tenant_id = v_user.tenant_id and p.user_id = v_user.id), '{}'))
+            from public.user_token_wallets w, vanilla.effective_policy(w.tenant_id, w.user_id, w.level_id) e
+            where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id);
+end
+$f$;
+comment on function public.get_user_token_policy(uuid) is 'The policy that holds for a user, with exceptions apart: own, or any of the tenant''s by an admin.';
+
 -- proof ------------------------------------------------------------------------------------------------------------
 create or replace function public.verify_token_ledger(p_user_id uuid default null) returns table (tenant_id uuid, user_id uuid, seq bigint, problem text)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid := case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end;
 begin
+    -- no row means that all is well: never the answer for somebody who is not here. A deleted user's chain is verified too.
+    if p_user_id is not null and not exists (
+            select from public.users u where u.id = p_user_id and (u.tenant_id = v_tenant or v_tenant is null)) then
+        perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user_id', p_user_id));
+    end if;
     return query
         with chain as (
             select l, l.tenant_id as t, l.user_id as u, l.seq as s, l.hash as h,
-                lag(l.seq, 1, 0::bigint) over w as seq_before, lag(l.hash, 1, '\x'::bytea) over w as hash_before,
+                lag(l.seq, 1, 0::bigint) over w as seq_before, lag(l.hash, 1, ''::bytea) over w as hash_before,
                 lag(l.available_after - l.borrowed_after, 1, 0::bigint) over w as balance_before, lag(l.reserved_after, 1, 0::bigint) over w as reserved_before,
                 lag(l.created_at, 1, '-infinity'::timestamptz) over w as time_before
             from public.user_token_ledger l
@@ -1225,7 +1575,7 @@ begin
         from public.user_token_wallets w
         left join public.user_token_ledger l on l.tenant_id = w.tenant_id and l.user_id = w.user_id and l.seq = w.seq
         where (w.tenant_id = v_tenant or v_tenant is null) and (w.user_id = p_user_id or p_user_id is null)
-          and (w.head <> coalesce(l.hash, '\x') or (w.seq > 0 and l.seq is null)
+          and (w.head <> coalesce(l.hash, '') or (w.seq > 0 and l.seq is null)
                or exists (select from public.user_token_ledger x where x.tenant_id = w.tenant_id and x.user_id = w.user_id and x.seq > w.seq));
 end
 $f$;
@@ -1255,28 +1605,90 @@ end
 $f$;
 comment on function public.reconcile_token_wallets() is 'Wallets against ledger, holds and grants: a row for every difference, none when the books are right.';
 
-create or replace function public.token_balance_at(p_user_id uuid, p_at timestamptz) returns bigint
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+create or replace function vanilla.ledger_seq_at(p_tenant_id uuid, p_user_id uuid, p_at timestamptz) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
     v_low bigint := 0;
-    v_high bigint := (select w.seq from public.user_token_wallets w where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id);
+    v_high bigint := (select w.seq from public.user_token_wallets w where w.tenant_id = p_tenant_id and w.user_id = p_user_id);
     v_middle bigint;
 begin
     -- created_at never falls along seq, so the last entry until then is found by halving
     while v_low < v_high loop
         v_middle := (v_low + v_high + 1) / 2;
-        if (select l.created_at <= p_at from public.user_token_ledger l where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = v_middle) then
+        if (select l.created_at <= p_at from public.user_token_ledger l where l.tenant_id = p_tenant_id and l.user_id = p_user_id and l.seq = v_middle) then
             v_low := v_middle;
         else
             v_high := v_middle - 1;
         end if;
     end loop;
+    return v_low;
+end
+$f$;
+comment on function vanilla.ledger_seq_at(uuid, uuid, timestamptz) is 'The last entry of a wallet until a moment, 0 before the first.';
+
+create or replace function public.token_balance_at(p_user_id uuid, p_at timestamptz) returns bigint
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+begin
     return coalesce((select l.available_after - l.borrowed_after from public.user_token_ledger l
-                     where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = v_low), 0);
+                     where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_at)), 0);
 end
 $f$;
 comment on function public.token_balance_at(uuid, timestamptz) is 'available - borrowed of a user at a moment; own balance, or any of the tenant''s by an admin.';
+
+create or replace function public.token_statement(p_user_id uuid, p_from timestamptz, p_until timestamptz) returns table (
+    seq bigint, created_at timestamptz, direction text, amount bigint, reserved_amount bigint, available_tokens bigint, reserved_tokens bigint,
+    borrowed_tokens bigint, reason text, source text, reference_type text, reference_id uuid, execution_id uuid, hold_id uuid, id uuid)
+language plpgsql stable security definer rows 1000 set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+begin
+    if p_from is null or p_until is null or p_until <= p_from then
+        perform vanilla.refuse('VS400', 'a statement is from a moment until a later one', '{"param": "until"}');
+    end if;
+    return query select l.seq, l.created_at, l.direction, l.amount, l.reserved_amount, l.available_after, l.reserved_after, l.borrowed_after,
+            l.reason, l.source, l.reference_type, l.reference_id, l.execution_id, l.hold_id, l.id
+        from public.user_token_ledger l
+        where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id
+          and l.seq > vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_from - interval '1 microsecond')
+          and l.seq <= vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_until - interval '1 microsecond')
+        order by l.seq;
+end
+$f$;
+comment on function public.token_statement(uuid, timestamptz, timestamptz) is
+    'A user''s ledger from a moment (included) until another (not), in order: own, or any of the tenant''s by an admin. token_balance_at gives the balances around it.';
+
+create or replace function public.token_ledger_anchor() returns table (tenant_id uuid, user_id uuid, seq bigint, hash bytea)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant();
+begin
+    return query select w.tenant_id, w.user_id, w.seq, w.head from public.user_token_wallets w
+        where (w.tenant_id = v_tenant or v_tenant is null) and w.seq > 0 order by w.tenant_id, w.user_id;
+end
+$f$;
+comment on function public.token_ledger_anchor() is
+    'The end of every chain of the tenant, or as operator of all. Kept elsewhere, it convicts whoever rewrites a whole chain: verify_token_anchor.';
+
+create or replace function public.verify_token_anchor(p_anchor jsonb) returns table (tenant_id uuid, user_id uuid, seq bigint, problem text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant();
+begin
+    if jsonb_typeof(p_anchor) is distinct from 'array' then
+        perform vanilla.refuse('VS400', 'an anchor is an array of {tenant_id, user_id, seq, hash}', '{"param": "anchor"}');
+    end if;
+    return query select a.tenant_id, a.user_id, a.seq, case when l.seq is null then 'the entry is gone' else 'the chain up to here was rewritten' end
+        from jsonb_to_recordset(p_anchor) as a (tenant_id uuid, user_id uuid, seq bigint, hash text)
+        left join public.user_token_ledger l on l.tenant_id = a.tenant_id and l.user_id = a.user_id and l.seq = a.seq
+        where (a.tenant_id = v_tenant or v_tenant is null) and l.hash is distinct from decode(a.hash, 'hex');
+exception when invalid_text_representation or invalid_parameter_value or numeric_value_out_of_range then
+    perform vanilla.refuse('VS400', 'the anchor is not valid: ' || sqlerrm, '{"param": "anchor"}');
+end
+$f$;
+comment on function public.verify_token_anchor(jsonb) is
+    'Compares kept ends of chains (hash in hex) with the ledger: a row for each that is gone or differs, none when all is well.';
 
 -- maintenance ------------------------------------------------------------------------------------------------------
 create or replace function vanilla.reap_holds(p_limit integer default 1000) returns integer
@@ -1525,7 +1937,10 @@ grant execute on function
     public.settle_user_tokens(uuid, bigint, text, uuid, boolean), public.extend_token_hold(uuid, timestamptz, uuid), public.auto_allocate_tokens_for_level(uuid, uuid),
     public.reset_monthly_tokens(integer), public.set_wallet_status(uuid, text, text),
     public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid),
-    public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz)
+    public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text), public.void_token_grant(uuid, text, uuid),
+    public.set_user_token_policy(uuid, bigint, integer, bigint, bigint, text, integer), public.get_user_token_policy(uuid),
+    public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz),
+    public.token_statement(uuid, timestamptz, timestamptz), public.token_ledger_anchor(), public.verify_token_anchor(jsonb)
     to vanilla_app, vanilla_operator, vanilla_system;
 grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance(integer) to vanilla_runtime, vanilla_operator, vanilla_system;
 

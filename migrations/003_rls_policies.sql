@@ -25,5 +25,9 @@ select vanilla.protect_table('public.tenant_openings', 'platform_only');
 select vanilla.protect_table('public.system_configurations', 'platform_catalog',
     p_writable => '{tenant_id,key,value,is_public,description,updated_at}', p_public => 'is_public');
 select vanilla.protect_table('public.audit_logs', 'admin_only', p_append_only => true);
+select vanilla.protect_table('public.events', 'admin_only', p_append_only => true);
+select vanilla.protect_table('public.webhook_endpoints', 'admin_only', p_hidden => '{secret,previous_secret}');
+select vanilla.protect_table('public.webhook_deliveries', 'admin_only');
+select vanilla.protect_table('public.webhook_attempts', 'admin_only');
 select vanilla.map_supabase_roles();
 commit;

@@ -17,7 +17,11 @@ from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.logs import configure_logs
+from vanilla_saas.operations import pages as operations_pages
+from vanilla_saas.operations import webhooks_pages
 from vanilla_saas.operations.routes import router as operations_router
+from vanilla_saas.operations.webhooks import WebhookSender
+from vanilla_saas.operations.webhooks_routes import router as webhooks_router
 from vanilla_saas.providers import pages as providers_pages
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.gateway import Gateway
@@ -45,7 +49,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         signer = load_signer(settings)
         with addresses(settings, signer) as where:
             database = await Database.open(
-                where.app, where.runtime, signer, size=settings.pool_size, allow_superuser=settings.allow_superuser
+                where.app,
+                where.runtime,
+                signer,
+                size=settings.pool_size,
+                allow_superuser=settings.allow_superuser,
+                transaction_pooling=settings.transaction_pooling,
             )
             async with _sandbox(settings) as sandbox_url, UpstreamClient() as client:
                 secrets = SecretBox.from_settings(settings)
@@ -53,11 +62,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 calls = MeteredCalls(database, coalescer, client, secrets, sandbox_url, settings.max_running_calls)
                 app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
                 app.state.coalescer = coalescer
+                app.state.addresses, app.state.signer = where, signer
                 app.state.gateway = Gateway(calls, settings.max_body_bytes)
+                app.state.webhooks = WebhookSender.from_settings(database, settings)
+                if settings.send_webhooks:
+                    app.state.webhooks.start()
                 ticker = asyncio.create_task(_tick(database))
                 try:
                     yield
                 finally:
+                    await app.state.webhooks.close()
                     ticker.cancel()
                     with suppress(asyncio.CancelledError):
                         await ticker
@@ -73,9 +87,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
     install_problems(app)
-    for router in (operations_router, tenancy_router, tokens_router):
+    for router in (operations_router, tenancy_router, tokens_router, webhooks_router):
         app.include_router(router)
-    console.install(app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM)
+    console.install(
+        app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM, webhooks_pages.ROOM, operations_pages.ROOM
+    )
     return app
 
 

@@ -9,7 +9,9 @@ from pydantic import ValidationError
 from vanilla_saas.database.cli import env, pg_upgrade, psql
 from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.rotation_cli import app as context_key
 from vanilla_saas.operations.cli import register as register_operations
+from vanilla_saas.operations.webhooks_cli import webhooks
 from vanilla_saas.providers.cli import models, providers
 from vanilla_saas.providers.secrets import SecretError
 from vanilla_saas.tenancy.cli import keys, tenants, users
@@ -34,6 +36,8 @@ app.add_typer(models, name="models")
 app.add_typer(tenants, name="tenants")
 app.add_typer(users, name="users")
 app.add_typer(keys, name="keys")
+app.add_typer(webhooks, name="webhooks")
+app.add_typer(context_key, name="context-key")
 
 
 def main() -> None:

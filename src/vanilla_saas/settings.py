@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     pool_size: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Connections a process keeps for each of its two pools."""
+    transaction_pooling: bool = False
+    """The database is reached through a pooler in transaction mode that is not noticed by itself, as PgBouncer is."""
     sandbox_url: str | None = None
     """Base address of a running sandbox provider; else each process starts its own on loopback."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024
@@ -59,6 +61,12 @@ class Settings(BaseSettings):
     smtp_url: SecretStr | None = None
     """`smtp://user:password@host:587?from=name@host` (or `smtps://`) sends links to people who forgot a password;
     needs `VANILLA_SAAS_PUBLIC_URL`. Without it an admin hands out links."""
+    send_webhooks: bool = True
+    """This process sends webhooks while it serves; any number of processes may."""
+    webhook_timeout_s: Annotated[float, Field(ge=1, le=120)] = 15.0
+    """Seconds that a webhook's receiver has to answer."""
+    webhooks_to_private: bool = False
+    """Send webhooks also over plain http and to loopback and private addresses: for development only."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     allow_superuser: bool = False
     """Serve although the configured database login is a superuser or bypasses row-level security."""

@@ -40,9 +40,25 @@ class RequestIds:
         async def send_with_id(message: dict[str, object]) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]  # type: ignore[misc]
+                _log_refusal(scope, request_id, message["status"])
             await send(message)
 
         await self.app(scope, receive, send_with_id)  # type: ignore[arg-type]
+
+
+def _log_refusal(scope: Scope, request_id: str, status: object) -> None:
+    """One line for every request that was not let in, whichever surface it came to; never what it showed to get in."""
+    # a page answers with a redirect to the door; whoever refused the cookie says so
+    if status in (401, 403) or scope["state"].get("refused"):
+        client = scope.get("client")
+        log.warning(
+            "request_refused",
+            status=status,
+            method=scope["method"],
+            path=scope["path"][:200],
+            ip=client[0] if client else "",
+            request_id=request_id,
+        )
 
 
 class BodyLimit:

@@ -24,8 +24,18 @@ ADMIN = [
     "/password",
     "/executions/{execution}",
     "/wallet/{other}",
+    "/webhooks",
+    "/webhooks/events",
+    "/webhooks/{webhook}",
+    "/webhooks/{webhook}/deliveries/{delivery}",
 ]
 SUPER = ["/tenants", "/providers"]
+NAMES = {
+    "/wallet/{other}": "/user-wallet",
+    "/webhooks/{webhook}": "/webhook",
+    "/webhooks/{webhook}/deliveries/{delivery}": "/webhook-delivery",
+}
+"""What the pictures of pages with an id in their address are called."""
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +58,35 @@ async def _paths(people: People, history: Person) -> list[str]:
     execution = await people.operator.fetchval(
         "select id from ai_executions where user_id = $1 order by created_at desc limit 1", history.identity.user_id
     )
-    return [path.format(execution=execution, other=other.identity.user_id) for path in ADMIN]
+    webhook, delivery = await _webhook(people, other)
+    ids = {"execution": execution, "other": other.identity.user_id, "webhook": webhook, "delivery": delivery}
+    return [path.format(**ids) for path in ADMIN]
+
+
+async def _webhook(people: People, person: Person) -> tuple[uuid.UUID, uuid.UUID]:
+    """One that failed, with a delivery that was tried."""
+    webhook = uuid.uuid4()
+    await people.operator.fetchval(
+        "select create_webhook_endpoint($1, 'https://example.com/billing', '{token.*}', 'x', 'Billing',"
+        " p_tenant_id => $2)",
+        webhook,
+        DEFAULT_TENANT,
+    )
+    for n in range(3):
+        await people.operator.fetchval("select adjust_user_tokens($1, $2, 'credit')", person.identity.user_id, n + 1)
+    # claimed for good: the server's own sender leaves them as they are
+    await people.operator.fetchval("select vanilla.claim_webhook_deliveries(20, '1 day')")
+    rows = await people.operator.fetch("select * from webhook_deliveries where endpoint_id = $1", webhook)
+    for row, status in zip(rows, (200, 503), strict=False):
+        await people.operator.fetchval(
+            "select vanilla.finish_webhook_delivery($1, $2, $3, $4, $5, 82)",
+            DEFAULT_TENANT,
+            row["id"],
+            row["lease_id"],
+            status,
+            None if status == 200 else "answered 503: the queue is full",
+        )
+    return webhook, rows[1]["id"]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -74,8 +112,10 @@ async def test_every_page_is_accessible_and_fits_its_window(
     admin = await visitor(width)
     await admin.theme(theme)
     await admin.sign_in("default", history.email, PASSWORD)
-    for path, name in zip(await _paths(people, history), ADMIN, strict=True):
-        await look(admin, path, name if "other" not in name else "/user-wallet")
+    paths = await _paths(people, history)
+    for path, name in zip(paths, ADMIN, strict=True):
+        await look(admin, path, NAMES.get(name, name))
+    await people.operator.fetchval("select delete_webhook_endpoint(id, tenant_id) from webhook_endpoints")
 
     root = await visitor(width)
     await root.theme(theme)

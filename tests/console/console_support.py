@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
     def navigation(self) -> set[str | None]:
         """Where the side bar leads."""
-        known = {"/wallet", "/playground", "/keys", "/users", "/audit", "/tenants", "/providers"}
+        known = {"/wallet", "/playground", "/keys", "/users", "/audit", "/tenants", "/providers", "/health"}
         return {link.get("href") for link in self.all("a")} & known
 
 

@@ -210,6 +210,24 @@ async def test_a_super_admin_works_in_a_tenant_only_while_it_is_open(api: str, p
         assert "You are inside" not in page.text
 
 
+async def test_a_super_admin_closes_a_tenant_with_a_reason(api: str, people: People) -> None:
+    tenant_id = await people.tenant()
+    member = await people.user(tenant_id=tenant_id)
+    async with signed_in(api, people, await super_admin(people)) as http:
+        close = f"/tenants/{tenant_id}/close"
+        _, page, _ = await look(http, "/tenants")
+        assert close in [button.get("formaction") for button in page.all("button")]
+        status, text, _ = await submit(http, close, FRAGMENT, reason=" ")
+        assert status == 400
+        assert "a reason is needed" in text.lower()
+        status, _, headers = await submit(http, close, FRAGMENT, reason="they left")
+        assert (status, headers["hx-redirect"]) == (200, "/tenants?notice=closed")
+        _, page, _ = await look(http, "/tenants?notice=closed")
+        assert "The tenant is closed" in page.text
+        assert close not in [button.get("formaction") for button in page.all("button")]
+    assert await people.operator.fetchval("select revoked_at is not null from api_keys where id = $1", member.key_id)
+
+
 async def test_a_provider_key_is_kept_encrypted_and_never_shown(api: str, people: People) -> None:
     provider_id = UUID("00000000-0000-7000-8000-000000000301")
     secret = "sk-test-0123456789abcdefWXYZ"

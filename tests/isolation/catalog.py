@@ -1,5 +1,6 @@
-"""What the catalog says of schema public, and what this suite expects of each ownership class."""
+"""What the catalog says of schemas public and vanilla, and what this suite expects of each ownership class."""
 
+import re
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -9,7 +10,12 @@ ACTS_AS = {"authenticated": "vanilla_app", "anon": "vanilla_runtime"}
 """Supabase's API roles, and the login whose rights on tables each must have: vanilla_runtime has none."""
 PLATFORM = "00000000-0000-0000-0000-000000000000"
 
-HIDDEN = {"users": {"password_hash"}, "api_keys": {"key_hash"}, "ai_providers": {"secret"}}
+HIDDEN = {
+    "users": {"password_hash"},
+    "api_keys": {"key_hash"},
+    "ai_providers": {"secret"},
+    "webhook_endpoints": {"secret", "previous_secret"},
+}
 """Secret columns of tables that a login may read: no column grant."""
 
 OWNER_COLUMN = {"users": "id"}
@@ -21,6 +27,17 @@ WRITABLE = {"ai_providers", "ai_models", "system_configurations"}
 
 PUBLIC_FLAG = {"system_configurations": "is_public"}
 """Of a platform_catalog, the column that says which rows are for everyone; the others are for the tenant's admins."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whom the database must take a connection for: `member` is user, admin or None (nobody)."""
+
+    member: str | None
+    tenant: str
+    user: str
+    platform: bool = False
+    """A super admin at the platform, who reads the registry of tenants."""
 
 
 @dataclass(frozen=True)
@@ -63,39 +80,76 @@ class Table:
     def column(self, name: str) -> Column:
         return next(c for c in self.columns if c.name == name)
 
-    def visible(self, member: str | None, tenant: str, user: str) -> str | None:
-        """The rows that a member (user, admin, None: nobody) of a tenant must see, as SQL; None: not even the table.
+    @property
+    def readable(self) -> list[str]:
+        return [c.name for c in self.columns if c.name not in HIDDEN.get(self.name, set())]
+
+    def visible(self, caller: Caller) -> str | None:
+        """The rows that a caller must see, as SQL; None: not even the table.
 
         Written from the promise in the design, not from the policies.
         """
         if self.parent or self.ownership == "platform_only":
             return None
-        if member is None:
+        if caller.member is None:
             return "false"
-        own = f"tenant_id = '{tenant}'"
-        if self.ownership in ("tenant_shared", "tenant_registry"):
+        own = f"tenant_id = '{caller.tenant}'"
+        if self.ownership == "tenant_registry":
+            return "true" if caller.platform else own
+        if self.ownership == "tenant_shared":
             return own
         if self.ownership == "platform_catalog":
-            catalog = f"tenant_id in ('{tenant}', '{PLATFORM}')"
+            catalog = f"tenant_id in ('{caller.tenant}', '{PLATFORM}')"
             if self.name not in PUBLIC_FLAG:
                 return catalog
-            return f"({catalog} and {PUBLIC_FLAG[self.name]})" + (f" or {own}" if member == "admin" else "")
+            return f"({catalog} and {PUBLIC_FLAG[self.name]})" + (f" or {own}" if caller.member == "admin" else "")
         if self.ownership == "admin_only":
-            return own if member == "admin" else "false"
+            return own if caller.member == "admin" else "false"
         if self.owner:
-            return own if member == "admin" else f"{own} and {self.owner} = '{user}'"
+            return own if caller.member == "admin" else f"{own} and {self.owner} = '{caller.user}'"
         raise AssertionError(f"{self.name}: unknown ownership {self.ownership}")
 
-    def changeable(self, role: str, member: str | None, tenant: str, user: str) -> str | None:
+    def changeable(self, role: str, caller: Caller) -> str | None:
         """The rows that a login may update and delete directly, as SQL; None: it has no such privilege."""
         if role != "vanilla_app" or self.name not in WRITABLE:
             return None
-        if member is None:
+        if caller.member is None:
             return "false"
-        own = f"tenant_id = '{tenant}'"
+        own = f"tenant_id = '{caller.tenant}'"
         if self.ownership == "user_owned":
-            return f"{own} and {self.owner} = '{user}'"
-        return own if member == "admin" else "false"
+            return f"{own} and {self.owner} = '{caller.user}'"
+        return own if caller.member == "admin" else "false"
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A relation that no login may touch at all: a table of schema vanilla, a sequence, a view that is not declared."""
+
+    name: str
+    kind: str
+    column: str
+
+
+async def read_relations(connection: asyncpg.Connection) -> dict[str, str]:
+    """Every relation of both schemas that holds or gives rows, and its kind; indexes and composite types do not."""
+    rows = await connection.fetch("""
+        select format('%I.%I', n.nspname, c.relname) as name, c.relkind::text as kind
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname in ('public', 'vanilla') and c.relkind not in ('i', 'I', 'c') order by 1""")
+    return {row["name"]: row["kind"] for row in rows}
+
+
+async def read_closed(connection: asyncpg.Connection) -> list[Closed]:
+    """What is not a table or a partition of schema public."""
+    relations = await read_relations(connection)
+    found = []
+    for name, kind in relations.items():
+        if name.startswith("vanilla.") or kind not in ("r", "p"):
+            column = await connection.fetchval(
+                "select attname from pg_attribute where attrelid = $1::text::regclass and attnum = 1", name
+            )
+            found.append(Closed(name, kind, column))
+    return found
 
 
 async def read_tables(connection: asyncpg.Connection) -> list[Table]:
@@ -150,3 +204,11 @@ async def _read_table(connection: asyncpg.Connection, relation: asyncpg.Record) 
         ),
         checks={c["conname"]: c["definition"] for c in constraints if c["contype"] == b"c"},
     )
+
+
+def enumeration(table: Table, column: str) -> list[str]:
+    """The allowed values of a column whose check lists them."""
+    for definition in table.checks.values():
+        if found := re.search(rf"\(?\b{column}\b (?:= ANY \(|<@ )ARRAY\[([^\]]*)\]", definition):
+            return re.findall(r"'([^']*)'::text", found[1])
+    return []

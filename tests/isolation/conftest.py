@@ -1,13 +1,14 @@
 """A database of its own with two populated tenants; every test leaves B as it found it."""
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
 
 from tests.conftest import Cluster, create_database
 from tests.isolation.rows import World, populate
+from tests.pgbouncer import pgbouncer, through
 from vanilla_saas.database.context import ContextSigner, Identity, Role
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import Database
@@ -47,12 +48,37 @@ async def operator_of_world(cluster: Cluster, world_name: str, world: World) -> 
     await connection.close()
 
 
-@pytest.fixture
-async def pool(cluster: Cluster, world_name: str, world: World) -> AsyncIterator[Database]:
-    """The product's pools with one connection each: every transaction meets what the one before it left."""
-    opened = await Database.open(
-        cluster.url("vanilla_app", world_name), cluster.url("vanilla_runtime", world_name), world.signer, size=1
+@pytest.fixture(scope="session")
+def bouncer(cluster: Cluster, signer: ContextSigner) -> Iterator[Cluster]:
+    """PgBouncer in transaction mode with one session for each login, so that every client meets what others left."""
+    with pgbouncer(cluster, signer, default_pool_size="1") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def fresh_bouncer(cluster: Cluster, signer: ContextSigner) -> Iterator[Cluster]:
+    """Another one, on whose sessions nobody leaves anything."""
+    with pgbouncer(cluster, signer, default_pool_size="1") as running:
+        yield running
+
+
+async def open_pools(where: Cluster, database: str, signer: ContextSigner, size: int = 1) -> Database:
+    """The product's pools, directly or through PgBouncer."""
+    return await Database.open(
+        through(where, "vanilla_app", database, signer),
+        through(where, "vanilla_runtime", database, signer),
+        signer,
+        size=size,
     )
+
+
+@pytest.fixture(params=["directly", "through pgbouncer"])
+async def pool(
+    request: pytest.FixtureRequest, cluster: Cluster, world_name: str, world: World
+) -> AsyncIterator[Database]:
+    """The product's pools with one connection each: every transaction meets what the one before it left."""
+    where = cluster if request.param == "directly" else request.getfixturevalue("bouncer")
+    opened = await open_pools(where, world_name, world.signer)
     yield opened
     await opened.close()
 

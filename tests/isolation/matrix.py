@@ -1,66 +1,96 @@
-"""The isolation matrix: every table and partition x login x context x attempt, as one transaction that is rolled back.
+"""The isolation matrix: every relation x login x context x command, in a transaction that is rolled back.
 
 Foreign keys are off while it runs (session_replication_role), so that a blind delete of A's own rows can be counted;
-checks, keys and not-null constraints stay on, and reaching one of them means that a policy let the row through.
+checks, keys and not-null constraints stay on, and reaching one of them means that a policy let the row through. The
+attempts that vary references run with the foreign keys on.
 """
 
+import io
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
 
 import asyncpg
 
-from tests.isolation.catalog import ACTS_AS, HIDDEN, LOGINS, PLATFORM, Table
+from tests.isolation.canaries import alike
+from tests.isolation.catalog import ACTS_AS, LOGINS, Closed, Table, read_relations
+from tests.isolation.commands import COMMANDS, Attempt, Place, closed_attempts, commands_of, keys_of
+from tests.isolation.contexts import Context, become, contexts, enter
 from tests.isolation.rows import World
-from vanilla_saas.database.context import ContextSigner
 
-OTHER_KEY = ContextSigner(b"\x07" * 32)
-REFUSED = ("42501", "VS401")
+FOREIGN_KEYS_ON = {"references"}
+UNDO = "rollback to savepoint attempt;"
+"""Sent before an attempt, in the same message where that can be: undoes the one before, its role and its error."""
+
+
+BENCH = """
+    create schema bench;
+    create function bench.run(p_statements text[], p_rows boolean[], out state text, out reached bigint, out told text)
+    returns setof record language plpgsql as $f$
+    declare
+        v_row record;
+    begin
+        for i in 1 .. cardinality(p_statements) loop
+            state := '';
+            reached := 0;
+            told := '';
+            begin
+                if p_rows[i] then
+                    for v_row in execute p_statements[i] loop
+                        reached := reached + 1;
+                        told := told || v_row::text;
+                    end loop;
+                else
+                    execute p_statements[i];
+                    get diagnostics reached = row_count;
+                end if;
+                raise exception using errcode = 'VSUND';
+            exception when sqlstate 'VSUND' then null; when others then
+                declare
+                    v_detail text; v_hint text; v_column text; v_constraint text; v_table text;
+                begin
+                    get stacked diagnostics v_detail = pg_exception_detail, v_hint = pg_exception_hint,
+                        v_column = column_name, v_constraint = constraint_name, v_table = table_name;
+                    state := sqlstate;
+                    reached := 0;
+                    told := concat_ws(' ', sqlerrm, v_detail, v_hint, v_column, v_constraint, v_table);
+                end;
+            end;
+            return next;
+        end loop;
+    end
+    $f$;
+    grant usage on schema bench to public;
+"""
+"""Runs statements as its caller, each undone, and returns what each was answered: one round trip for a table."""
 
 
 @dataclass(frozen=True)
-class Context:
-    """A claim to be somebody: `member` is whom the database must take them for (user, admin, None: nobody).
-
-    `claims` is what PostgREST sets in a session of `authenticator` instead of a token.
-    """
-
-    name: str
-    token: str
-    member: str | None
-    user: str
-    suspended: bool = False
-    claims: str | None = None
+class Cell:
+    relation: str
+    login: str
+    context: str
+    command: str
 
 
-def contexts(world: World) -> list[Context]:
-    a, b = world.a, world.b
-    expired = a.token(world.signer, a.admin, lifetime_s=-1)
-    swapped = a.token(world.signer, b.user)
-    return [
-        Context("none", "", None, a.user.id),
-        Context("user", a.token(world.signer, a.user), "user", a.user.id),
-        Context("admin", a.token(world.signer, a.admin), "admin", a.admin.id),
-        Context("expired", expired, None, a.admin.id),
-        Context("forged", b.token(OTHER_KEY, b.admin), None, b.admin.id),
-        Context("user of b in tenant a", swapped, "user", b.user.id),
-        Context("suspended", a.token(world.signer, a.admin), None, a.admin.id, suspended=True),
-    ]
+@dataclass
+class Report:
+    """What was tried and what went wrong, one line each."""
+
+    cells: Counter[Cell] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """A statement and the number of rows it must reach: 0 is satisfied by a refusal, anything else is not.
+class Outcome:
+    """The SQLSTATE (empty: accepted), the rows reached, and everything that was told: rows, errors, notices."""
 
-    `returns` is the answer that a query must give instead of a number of rows.
-    """
-
-    name: str
-    statement: str
-    rows: int = 0
-    writes: bool = True
-    returns: str | None = None
+    state: str
+    rows: int
+    told: str
 
 
 @asynccontextmanager
@@ -72,211 +102,299 @@ async def rolled_back(connection: asyncpg.Connection, name: str) -> AsyncIterato
         await connection.execute(f"rollback to savepoint {name}; release savepoint {name}")
 
 
+@asynccontextmanager
+async def undone(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """A transaction that leaves nothing."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    finally:
+        await transaction.rollback()
+
+
+class Notices:
+    """What the server says beside its answers, down to DEBUG1."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def __call__(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
+        self.said.append(str(message.as_dict()))
+
+    def take(self) -> str:
+        said, self.said = "".join(self.said), []
+        return said
+
+
+@asynccontextmanager
+async def listening(connection: asyncpg.Connection) -> AsyncIterator[Notices]:
+    """Within a transaction: collects the notices of a connection."""
+    notices = Notices()
+    connection.add_log_listener(notices)
+    await connection.execute("set local client_min_messages = debug1")
+    try:
+        yield notices
+    finally:
+        connection.remove_log_listener(notices)
+
+
 async def run_matrix(
     connection: asyncpg.Connection,
     world: World,
     tables: Iterable[Table] | None = None,
     roles: Iterable[str] = LOGINS,
     only: set[str] | None = None,
+    commands: set[str] | None = None,
     given: Iterable[Context] | None = None,
-) -> list[str]:
-    """Violations, one line each; runs inside the caller's transaction and leaves no change in it."""
-    tables = list(tables or world.tables)
-    found: list[str] = []
-    async with rolled_back(connection, "matrix"):
-        await connection.execute("set local session_replication_role = replica")
-        digests = {t.name: await world.digest(connection, [t.parent or t.name]) for t in tables}
+) -> Report:
+    """Runs inside the caller's transaction and leaves no change in it. Tables named: only they, else all relations."""
+    run = _Run(connection, world, commands or set(COMMANDS))
+    chosen = list(tables or world.tables)
+    closed = [] if tables else world.closed
+    async with rolled_back(connection, "matrix"), listening(connection) as run.notices:
+        await connection.execute(BENCH)
         for context in given or contexts(world):
             if only and context.name not in only:
                 continue
             for role in roles:
-                cells = [(t, await attempts(connection, world, t, role, context)) for t in tables]
-                async with rolled_back(connection, "cell"):
-                    if context.suspended:
-                        await connection.execute(
-                            "update public.tenants set status = 'suspended' where id = $1", world.a.id
-                        )
-                    await become(connection, role, context)
-                    if not await enter(connection, role, context):
-                        found.append(f"{role}, {context.name}: the context was accepted")
-                    for table, cell in cells:
-                        for attempt in cell:
-                            problem = await _try(connection, world, table, attempt, digests[table.name])
-                            if problem:
-                                found.append(f"{table.name}, {role}, {context.name}, {attempt.name}: {problem}")
-    return found
+                await run.cells_of(context, role, chosen, closed)
+    return run.report
 
 
-async def become(connection: asyncpg.Connection, role: str, context: Context) -> None:
-    if context.claims is not None:
-        await connection.execute("set local session authorization authenticator")
-    await connection.execute(f"set local role {role}")
+class _Run:
+    def __init__(self, connection: asyncpg.Connection, world: World, commands: set[str]) -> None:
+        self.connection, self.world, self.commands = connection, world, commands
+        self.report = Report()
+        self.notices = Notices()
+        self.facts = Facts(connection)
+
+    async def cells_of(self, context: Context, role: str, tables: list[Table], closed: list[Closed]) -> None:
+        places = [await place(self.facts, self.world, table, role, context) for table in tables]
+        shown = [await self._shown(p) for p in places]
+        for replication, commands in (
+            ("replica", self.commands - FOREIGN_KEYS_ON),
+            ("origin", self.commands & FOREIGN_KEYS_ON),
+        ):
+            async with self._entered(context, role, replication):
+                for p, visible in zip(places, shown, strict=True):
+                    cells = [
+                        (Cell(p.name, role, context.name, command), attempt)
+                        for command, attempts in COMMANDS.items()
+                        if command in commands
+                        for attempt in attempts(p)
+                    ]
+                    await self._try_all(cells, p, visible)
+                for relation in closed if replication == "replica" else []:
+                    await self._try_all(
+                        [(Cell(relation.name, role, context.name, c), a) for c, a in closed_attempts(relation)]
+                    )
+
+    @asynccontextmanager
+    async def _entered(self, context: Context, role: str, replication: str) -> AsyncIterator[None]:
+        async with rolled_back(self.connection, "cell"):
+            await self.connection.execute(f"{context.given}; set local session_replication_role = {replication}")
+            await become(self.connection, role, context)
+            if problem := await enter(self.connection, role, context):
+                self.report.violations.append(f"{role}, {context.name}: {problem}")
+            await self.connection.execute("savepoint attempt")
+            yield
+
+    async def _try_all(self, cells: list[tuple[Cell, Attempt]], p: Place | None = None, shown: str = "") -> None:
+        """The attempts at one relation, those that are statements in one round trip, each with its twin after it."""
+        here = [attempt for _, attempt in cells if not attempt.how.startswith("copy")]
+        twins = [replace(attempt, statement=attempt.twin, twin=None) for attempt in here if attempt.twin]
+        self.notices.take()
+        told = await self._run_all([*here, *twins])
+        answers, others = iter(told), iter(told[len(here) :])
+        said = self.notices.take()
+        if leaked := self.world.leaks(said, shown + "".join(a.statement for a in [*here, *twins])):
+            self.report.violations.append(
+                f"{', '.join(astuple(cells[0][0])[:3])}, a notice: tells {sorted(leaked)[:3]}"
+            )
+        for cell, attempt in cells:
+            self.report.cells[cell] += 1
+            if attempt.how.startswith("copy"):
+                outcome = await perform(self.connection, attempt, self.notices, UNDO)
+            else:
+                outcome = next(answers)
+            given = attempt.statement + attempt.data.decode() + shown
+            problem = problem_of(attempt, outcome, self.world.leaks(outcome.told, given))
+            if not problem and p and attempt.writes and not outcome.state and outcome.rows:
+                problem = await self._touched(attempt, p)
+            if attempt.twin and not alike_outcomes(outcome, other := next(others)):
+                problem = problem or f"is told from an id that nobody has: {outcome} {other}"
+            if problem:
+                label = f"{cell.relation}, {cell.login}, {cell.context}, {cell.command} {attempt.name}"
+                self.report.violations.append(f"{label}: {problem}")
+
+    async def _run_all(self, attempts: list[Attempt]) -> list[Outcome]:
+        if not attempts:
+            return []
+        await self.connection.execute(UNDO)
+        rows = await self.connection.fetch(
+            "select * from bench.run($1, $2)",
+            [attempt.statement for attempt in attempts],
+            [attempt.how in ("rows", "plan") for attempt in attempts],
+        )
+        return [Outcome(row["state"], row["reached"], row["told"]) for row in rows]
+
+    async def _shown(self, p: Place) -> str:
+        """The rows that the caller may see: what is in them is no leak."""
+        condition = p.table.visible(p.caller) if p.seen_keys is not None else None
+        if not condition:
+            return ""
+        return await self.facts(f"select string_agg(x::text, ' ') from {p.name} x where {condition}") or ""
+
+    async def _touched(self, attempt: Attempt, p: Place) -> str | None:
+        """Makes an accepted write again, and looks whether it changed a row of somebody else."""
+        table, tenant = p.table.parent or p.table.name, p.caller.tenant
+        digests = []
+        for statement in ("select 1", attempt.statement):
+            await self.connection.execute(f"{UNDO} {statement}")
+            await self.connection.execute("set local session authorization default; set local role none")
+            digests.append(await self.world.digest(self.connection, [table], but=tenant))
+        await self.connection.execute(UNDO)
+        return None if digests[0] == digests[1] else "another tenant's rows changed"
 
 
-async def enter(connection: asyncpg.Connection, role: str, context: Context) -> bool:
-    """Sets the context as injected SQL would, past set_context; a suspended tenant's must be refused by set_context."""
-    if context.claims is not None:
-        await connection.fetchval("select set_config('request.jwt.claims', $1, true)", context.claims)
-    elif not context.suspended:
-        await connection.fetchval("select set_config('vanilla.context', $1, true)", context.token)
-    if not context.suspended:
-        return True
-    check = (
-        "select vanilla.set_context($1)" if context.claims is None else "select vanilla.current_tenant_id(), $1::text"
-    )
+def alike_outcomes(one: Outcome, other: Outcome) -> bool:
+    return (one.state, one.rows, alike(one.told)) == (other.state, other.rows, alike(other.told))
+
+
+class Facts:
+    """What a superuser finds in the world, asked once: nothing that the matrix does stays."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.connection = connection
+        self.known: dict[str, Any] = {}
+
+    async def __call__(self, query: str) -> Any:
+        if query not in self.known:
+            self.known[query] = await self.connection.fetchval(query)
+        return self.known[query]
+
+
+async def perform(
+    connection: asyncpg.Connection, attempt: Attempt, notices: Notices | None = None, undo: str = ""
+) -> Outcome:
+    """Sends the statement, after undoing what was before it; the caller undoes this one."""
+    state, rows, told = "", 0, ""
+    if undo and attempt.how != "status":
+        await connection.execute(undo)
     try:
-        async with connection.transaction():
-            await connection.fetchval(check, context.token)
+        if attempt.how == "status":
+            rows = rows_of(await connection.execute(undo + attempt.statement))
+        elif attempt.how == "copy out":
+            rows, told = await _copy_out(connection, attempt)
+        elif attempt.how == "copy in":
+            done = await connection.copy_to_table(
+                attempt.statement.rpartition(".")[2],
+                schema_name=attempt.statement.rpartition(".")[0] or "public",
+                source=io.BytesIO(attempt.data),
+                columns=attempt.columns or None,
+                format="csv",
+            )
+            rows = rows_of(done)
+        else:
+            records = await connection.fetch(attempt.statement)
+            rows, told = len(records), str([tuple(r.values()) for r in records])
     except asyncpg.PostgresError as error:
-        return error.sqlstate == "VS401" or ACTS_AS.get(role, role) == "vanilla_runtime"
-    return False
+        state, told = error.sqlstate, str(error.as_dict())
+    return Outcome(state, rows, told + (notices.take() if notices else ""))
 
 
-async def _try(connection: asyncpg.Connection, world: World, table: Table, attempt: Attempt, digest: str) -> str | None:
-    """What went wrong, or None. A write that was accepted is compared with the digest of everybody else's rows."""
-    await connection.execute("savepoint attempt")
-    try:
-        if attempt.returns is not None:
-            answer = await connection.fetchval(attempt.statement)
-            return None if answer == attempt.returns else "other rows are visible than the ownership class says"
-        reached = rows_of(await connection.execute(attempt.statement))
-        if attempt.writes and reached:
-            await connection.execute("set local session authorization default; set local role none")
-            if await world.digest(connection, [table.parent or table.name]) != digest:
-                return f"{reached} rows written, and rows of others changed"
-        return None if reached == attempt.rows else f"{reached} rows instead of {attempt.rows}"
-    except asyncpg.PostgresError as error:
-        if error.sqlstate not in REFUSED:
-            return f"not refused but stopped by {error.sqlstate} {error}"
-        return None if attempt.rows == 0 and not attempt.returns else f"refused: {error}"
-    finally:
-        await connection.execute("rollback to savepoint attempt; release savepoint attempt")
+async def _copy_out(connection: asyncpg.Connection, attempt: Attempt) -> tuple[int, str]:
+    buffer = io.BytesIO()
+    if attempt.columns:
+        done = await connection.copy_from_table(
+            attempt.statement, schema_name="public", columns=attempt.columns, output=buffer
+        )
+    else:
+        done = await connection.copy_from_query(attempt.statement, output=buffer)
+    return rows_of(done), buffer.getvalue().decode()
+
+
+def problem_of(attempt: Attempt, outcome: Outcome, leaked: set[str]) -> str | None:
+    """What went wrong, or None."""
+    if leaked:
+        return f"tells {sorted(leaked)[:3]}"
+    if outcome.state:
+        if outcome.state not in attempt.refusals:
+            return f"not refused but stopped by {outcome.state} {outcome.told[:300]}"
+        return f"refused: {outcome.told[:300]}" if attempt.rows else None
+    if attempt.must_refuse:
+        return "accepted"
+    if attempt.answer is not None and attempt.answer not in outcome.told:
+        return "other rows are visible than the ownership class says"
+    if attempt.rows is not None and outcome.rows != attempt.rows:
+        return f"{outcome.rows} rows instead of {attempt.rows}"
+    return None
 
 
 def rows_of(status: str) -> int:
-    """The rows of a command's status; a command that does not count them (TRUNCATE TABLE) has reached something."""
-    count = status.rsplit(" ", 1)[-1]
-    return int(count) if count.isdigit() else 1
+    """Rows of a command tag; DDL has none and counts as one, for it must not happen at all."""
+    return int(status.split()[-1]) if status.split()[-1].isdigit() else 1
 
 
-async def attempts(
-    connection: asyncpg.Connection, world: World, table: Table, role: str, context: Context
-) -> list[Attempt]:
-    """Every attempt on a table; counted and read by the superuser under the promise of the design."""
-    name = f"public.{table.name}"
-    like = ACTS_AS.get(role, role)
-    visible = table.visible(context.member, world.a.id, context.user) if like != "vanilla_runtime" else None
-    if visible and visible != "false":
-        keys = f"concat_ws('|', {', '.join(table.primary_key)})"
-        seen = f"select coalesce(md5(string_agg({keys}, ',' order by {keys})), 'nothing') from {name}"
-        read = Attempt("own rows", seen, returns=await connection.fetchval(f"{seen} where {visible}"))
-    else:
-        read = Attempt("no rows", f"select 1 from {name}", writes=False)
-    changeable = table.changeable(like, context.member, world.a.id, context.user)
-    own = await connection.fetchval(f"select count(*) from {name} where {changeable}") if changeable else 0
-    privileges = await _privileges(connection, table, role)
-    row_a, row_b = await template(connection, table, world.a.id), await template(connection, table, world.b.id)
-    return [read, *_reads(table, world), *_writes(table, world, privileges, row_a, row_b, own)]
-
-
-async def template(connection: asyncpg.Connection, table: Table, tenant: str) -> dict[str, object]:
-    """A row of the tenant as JSON."""
-    return json.loads(
-        await connection.fetchval(
-            f"select to_jsonb(x) from public.{table.name} x where tenant_id = $1 order by x::text limit 1", tenant
-        )
+async def place(facts: Facts, world: World, table: Table, role: str, context: Context) -> Place:
+    """What a login must find in a table: a superuser's figures."""
+    name, caller, like = f"public.{table.name}", context.caller, ACTS_AS.get(role, role)
+    visible = table.visible(caller) if like != "vanilla_runtime" else None
+    changeable, seen = table.changeable(like, caller) or "false", visible or "false"
+    own, b = f"({seen}) and tenant_id = '{caller.tenant}'", f"({seen}) and tenant_id = '{world.b.id}'"
+    figures = ", ".join(f"count(*) filter (where {condition})" for condition in (changeable, seen, own, b))
+    counts = await facts(f"select array[{figures}] from {name}")
+    return Place(
+        world=world,
+        table=table,
+        role=like,
+        caller=caller,
+        version=facts.connection.get_server_version().major,
+        insertable=await _columns(facts, table, role, "insert"),
+        updatable=await _columns(facts, table, role, "update"),
+        row=await _own_row(facts, world, table, context, changeable),
+        row_b=await template(facts, table, f"tenant_id = '{world.b.id}'"),
+        changeable=counts[0],
+        seen=counts[1],
+        seen_of_own=counts[2],
+        seen_of_b=counts[3],
+        seen_keys=await facts(f"{keys_of(table)} from {name} where {visible}") if visible else None,
     )
 
 
-async def _privileges(connection: asyncpg.Connection, table: Table, role: str) -> asyncpg.Record:
-    return await connection.fetchrow(
-        """
-        select array(select attname::text from pg_attribute where attrelid = $1::regclass and attnum > 0
-                     and not attisdropped and has_column_privilege($2, attrelid, attnum, 'insert')) as insert,
-               array(select attname::text from pg_attribute where attrelid = $1::regclass and attnum > 0
-                     and not attisdropped and has_column_privilege($2, attrelid, attnum, 'update')) as update""",
-        f"public.{table.name}",
-        role,
+async def _own_row(facts: Facts, world: World, table: Table, context: Context, changeable: str) -> dict[str, object]:
+    """A row that the caller may change, else one of their tenant, else one of a made theirs."""
+    tenant = context.caller.tenant
+    for condition in (changeable, f"tenant_id = '{tenant}'"):
+        if row := await template(facts, table, condition):
+            return row
+    return await template(facts, table, f"tenant_id = '{world.a.id}'") | {"tenant_id": tenant}
+
+
+async def template(facts: Facts, table: Table, condition: str) -> dict[str, object]:
+    """A row as JSON, the same in every run; empty when there is none."""
+    row = await facts(f"select to_jsonb(x) from public.{table.name} x where {condition} order by x::text limit 1")
+    return json.loads(row) if row else {}
+
+
+async def _columns(facts: Facts, table: Table, role: str, privilege: str) -> list[str]:
+    return await facts(
+        f"select array(select attname::text from pg_attribute where attrelid = 'public.{table.name}'::regclass"
+        " and attnum > 0 and not attisdropped"
+        f" and has_column_privilege('{role}', attrelid, attnum, '{privilege}') order by attnum)"
     )
 
 
-def _reads(table: Table, world: World) -> Iterator[Attempt]:
-    name, b = f"public.{table.name}", world.b.id
-    foreign = f"from {name} where tenant_id is distinct from '{world.a.id}' and tenant_id <> '{PLATFORM}'"
-    yield Attempt("select of others", f"select 1 {foreign}", writes=False)
-    yield Attempt("select of b", f"select 1 from {name} where tenant_id = '{b}'", writes=False)
-    yield Attempt("lock of others", f"select 1 {foreign} for update", writes=False)
-    for column in sorted(HIDDEN.get(table.name, set())):
-        yield Attempt(f"select of {column}", f"select {column} from {name}", writes=False)
-        yield Attempt(f"row with {column}", f"select to_jsonb(x) from {name} x", writes=False)
-        yield Attempt(f"order by {column}", f"select 1 from {name} order by {column}", writes=False)
+async def expected_cells(connection: asyncpg.Connection, world: World) -> set[Cell]:
+    """What the catalog says must have been tried, read apart from what the matrix went through."""
+    relations = await read_relations(connection)
+    return set(_product(relations, [c.name for c in contexts(world)]))
 
 
-def _writes(
-    table: Table,
-    world: World,
-    privileges: asyncpg.Record,
-    row_a: dict[str, object],
-    row_b: dict[str, object],
-    own: int,
-) -> Iterator[Attempt]:
-    b, name = world.b.id, f"public.{table.name}"
-    # only columns that are granted: else the column grant would refuse before any policy is asked
-    columns = list(privileges["insert"]) or [c.name for c in table.columns]
-    # a column that no key holds, so that setting it to one value for all rows offends nothing but a policy
-    settable = next((c for c in privileges["update"] if c not in table.unique_columns), table.columns[-1].name)
-    value = f"(jsonb_populate_record(null::{name}, {literal(row_a)})).{settable}"
-
-    def insert(**given: object) -> str:
-        return insertion(table, columns, fresh(table, row_a) | given)
-
-    yield Attempt("blind update", f"update {name} set {settable} = {value}", rows=own)
-    yield Attempt("blind delete", f"delete from {name}", rows=own)
-    yield Attempt("update of b", f"update {name} set {settable} = {value} where tenant_id = '{b}'")
-    yield Attempt("delete of b", f"delete from {name} where tenant_id = '{b}'")
-    yield Attempt("move to b", f"update {name} set tenant_id = '{b}'")
-    yield Attempt("insert for own tenant", insert(), rows=1 if own else 0)
-    yield Attempt("insert for b", insertion(table, columns, fresh(table, row_b)))
-    yield Attempt("insert for b with a's values", insert(tenant_id=b))
-    yield Attempt("insert for the platform", insert(tenant_id=PLATFORM))
-    yield Attempt("insert for no tenant", insert(tenant_id=None))
-    over_b = insertion(table, columns, row_b)
-    keys = ", ".join(table.primary_key)
-    yield Attempt("insert over b", f"{over_b} on conflict do nothing")
-    yield Attempt("upsert over b", f"{over_b} on conflict ({keys}) do update set {settable} = excluded.{settable}")
-    merge = f"merge into {name} t using (select 1) s on t.tenant_id = '{b}'"
-    yield Attempt("merge over b", f"{merge} when matched then update set {settable} = {value}")
-    yield Attempt("truncate", f"truncate {name} cascade")
-    if table.owner and table.owner != "id":
-        yield Attempt("insert with b's user", insert(**{table.owner: world.b.user.id}))
-        yield Attempt("insert for another member", insert(**{table.owner: world.a.other.id}))
-        yield Attempt("insert for b with own user", insert(tenant_id=b, **{table.owner: world.a.user.id}))
-    if table.parent:
-        yield Attempt("detach", f"alter table public.{table.parent} detach partition {name}")
-
-
-def fresh(table: Table, row: dict[str, object]) -> dict[str, object]:
-    """The row under keys that nobody has."""
-    referencing = {column for key in table.foreign_keys for column in key.columns}
-    made = dict(row)
-    for name in table.unique_columns - referencing - {"tenant_id", "user_id"}:
-        column = table.column(name)
-        if column.type == "uuid":
-            made[name] = "ffffffff-0000-7000-8000-000000000001"
-        elif column.type == "text" and made[name] is not None:
-            made[name] = f"{made[name]}.fresh" if name == "key" else f"fresh{str(made[name])[5:]}"
-        elif column.type == "bytea":
-            made[name] = "\\x" + "ab" * 32
-        elif column.type == "bigint":
-            made[name] = 10**12
-    return made
-
-
-def insertion(table: Table, columns: list[str], row: dict[str, object]) -> str:
-    names = ", ".join(columns)
-    record = f"jsonb_populate_record(null::public.{table.name}, {literal(row)})"
-    return f"insert into public.{table.name} ({names}) select {names} from {record}"
-
-
-def literal(row: dict[str, object]) -> str:
-    return "'" + json.dumps(row).replace("'", "''") + "'"
+def _product(relations: dict[str, str], names: list[str]) -> Iterator[Cell]:
+    for relation, kind in relations.items():
+        for command in commands_of(kind, relation.startswith("public.")):
+            for login in LOGINS:
+                for context in names:
+                    yield Cell(relation, login, context, command)

@@ -1,20 +1,16 @@
-"""Two tenants with a row in every table, and a canary in every text column of the second."""
+"""Two tenants with a row in every table, and a canary in every column of the second that can hold one."""
 
 import json
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 
 import asyncpg
 
-from tests.isolation.catalog import PLATFORM, PUBLIC_FLAG, Column, Table, read_tables
+from tests.isolation.canaries import CANARY, TEXT_TYPES, plant, words
+from tests.isolation.catalog import PLATFORM, PUBLIC_FLAG, Closed, Column, Table, enumeration, read_closed, read_tables
 from vanilla_saas.database.context import ContextSigner, Identity, Role
-
-CANARY = "canary5e1f7c"
-"""In every free text of tenant B; letters and digits only, so that it fits slugs, keys and addresses."""
-NOT_CANARY = {("tenants", "time_zone"): "must name a time zone, or the wallet functions stop"}
-TEXT_TYPES = ("text", "text[]", "jsonb")
 
 
 @dataclass
@@ -45,19 +41,30 @@ class World:
     """Tenant a attacks, tenant b has the canaries."""
 
     tables: list[Table]
+    closed: list[Closed]
     a: Tenant
     b: Tenant
     signer: ContextSigner
+    ids_of_b: set[str] = field(default_factory=set)
 
     def table(self, name: str) -> Table:
         return next(t for t in self.tables if t.name == name)
 
+    def leaks(self, told: str, given: str) -> set[str]:
+        """What of B is in an answer that was not in the question."""
+        return words(told, self.ids_of_b) - words(given, self.ids_of_b)
+
     async def digest(
-        self, connection: asyncpg.Connection, tables: list[str] | None = None, *, of_b: bool = False
+        self,
+        connection: asyncpg.Connection,
+        tables: list[str] | None = None,
+        *,
+        of_b: bool = False,
+        but: str | None = None,
     ) -> str:
-        """MD5 over all rows that are not A's: B's, the platform's, those of no tenant; or over B's alone."""
+        """MD5 over all rows that are not A's, or those that are not of the tenant `but`; or over B's alone."""
         names = tables or [t.name for t in self.tables if not t.parent]
-        whose = f"tenant_id = '{self.b.id}'" if of_b else f"tenant_id is distinct from '{self.a.id}'"
+        whose = f"tenant_id = '{self.b.id}'" if of_b else f"tenant_id is distinct from '{but or self.a.id}'"
         rows = " union all ".join(
             f"select md5('{name}' || x::text) as d from public.{name} x where {whose}" for name in names
         )
@@ -69,7 +76,7 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
     tables = await read_tables(connection)
     a = await _make_tenant(connection, f"plain{uuid.uuid4().hex[:6]}")
     b = await _make_tenant(connection, CANARY)
-    world = World(tables, a, b, signer)
+    world = World(tables, await read_closed(connection), a, b, signer)
     for tenant in (a, b):
         for table in _referenced_first(tables):
             await _fill(connection, world, table, tenant)
@@ -79,8 +86,20 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
                 await insert(connection, world, world.table(table), a, {"tenant_id": tenant, flag: value})
     for table in tables:
         if not table.parent:
-            await _plant_canaries(connection, table, b.id)
+            await plant(connection, table, b.id)
+    world.ids_of_b = await _ids_of_b(connection, world)
     return world
+
+
+async def _ids_of_b(connection: asyncpg.Connection, world: World) -> set[str]:
+    """B's own id, and every UUID in B's rows that is in nobody else's: the platform's models are everybody's."""
+    columns = [(t.name, c.name) for t in world.tables for c in t.columns if c.type == "uuid" and not t.parent]
+
+    async def ids(condition: str) -> set[str]:
+        union = " union ".join(f"select {c}::text as v from {t} where tenant_id {condition}" for t, c in columns)
+        return {r["v"] for r in await connection.fetch(union) if r["v"]}
+
+    return {world.b.id} | await ids(f"= '{world.b.id}'") - await ids(f"<> '{world.b.id}'")
 
 
 def _referenced_first(tables: list[Table]) -> list[Table]:
@@ -108,6 +127,7 @@ async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
         for settled in (True, False):
             await _call_model(connection, member, word, settled)
         await connection.fetchval("select issue_one_time_token($1, sha256($2))", member.id, uuid.uuid4().bytes)
+    await _make_webhook(connection, tenant, members[0], word)
     return Tenant(tenant, word, *members)
 
 
@@ -135,7 +155,7 @@ async def _make_member(connection: asyncpg.Connection, tenant: str, word: str, n
         word,
         email,
         member.session_hash,
-        uuid.uuid4().bytes * 2,
+        member.refresh_hash,
     )
     return member
 
@@ -153,6 +173,23 @@ async def _call_model(connection: asyncpg.Connection, member: Member, word: str,
         await connection.fetchval(
             "select vanilla.settle_call($1, $2, 'succeeded', 5, 5, 0, 0)", admitted["tenant_id"], admitted["hold_id"]
         )
+
+
+async def _make_webhook(connection: asyncpg.Connection, tenant: str, member: Member, word: str) -> None:
+    """An endpoint with a delivery that failed once and one that is in flight for good, so that no sender takes it."""
+    await connection.fetchval(
+        "select create_webhook_endpoint($1, $2, '{*}', sha256('x'), $3, p_tenant_id => $4)",
+        uuid.uuid4(),
+        f"https://{word}.test",
+        word,
+        tenant,
+    )
+    for _ in range(2):
+        await connection.fetchval("select adjust_user_tokens($1, 1, 'credit', $2)", member.id, word)
+    claimed = json.loads(await connection.fetchval("select vanilla.claim_webhook_deliveries(20, '100 years')"))
+    first, lease = claimed[0]["delivery_id"], claimed[0]["lease_id"]
+    failed = "select vanilla.finish_webhook_delivery($1, $2, $3, 500, $4, 1, '1 day')"
+    await connection.fetchval(failed, tenant, first, lease, word)
 
 
 async def _fill(connection: asyncpg.Connection, world: World, table: Table, tenant: Tenant) -> None:
@@ -244,60 +281,22 @@ def _value(table: Table, column: Column, word: str, spelling: int) -> object:
         return f"\\x{uuid.uuid4().hex * 2}"
     if column.type == "uuid":
         return str(uuid.uuid4())
+    if column.type == "text[]":
+        return [word]
     if column.type == "jsonb":
         return {"word": word}
     if not column.not_null:
         return None
-    if column.type in ("bigint", "integer", "smallint", "numeric"):
+    if column.type.endswith("[]"):
+        return []
+    if column.type in ("bigint", "integer", "smallint", "numeric", "double precision", "real"):
         return 1
+    if column.type == "interval":
+        return "1 hour"
+    if column.type == "date":
+        return "2026-01-01"
     if column.type == "boolean":
         return False
     if column.type.startswith("timestamp"):
         return "2100-01-01T00:00:00Z" if column.name.endswith(("expires_at", "ends_at")) else "2026-01-01T00:00:00Z"
     raise AssertionError(f"{table.name}.{column.name}: no value of type {column.type}")
-
-
-def enumeration(table: Table, column: str) -> list[str]:
-    """The allowed values of a column whose check lists them."""
-    for definition in table.checks.values():
-        if found := re.search(rf"\(?\b{column}\b (?:= ANY \(|<@ )ARRAY\[([^\]]*)\]", definition):
-            return re.findall(r"'([^']*)'::text", found[1])
-    return []
-
-
-def free_text(table: Table) -> list[Column]:
-    """The text columns that can hold a canary."""
-    return [
-        c
-        for c in table.columns
-        if c.type in TEXT_TYPES and not enumeration(table, c.name) and (table.name, c.name) not in NOT_CANARY
-    ]
-
-
-async def _plant_canaries(connection: asyncpg.Connection, table: Table, tenant: str) -> None:
-    await connection.execute(
-        "set session_replication_role = replica"
-    )  # the ledger's guards and the clock stay out of it
-    try:
-        for column in free_text(table):
-            for expression in _canary_expressions(column):
-                try:
-                    async with connection.transaction():
-                        await connection.execute(
-                            f"update public.{table.name} set {column.name} = {expression} where tenant_id = '{tenant}'"
-                            f" and ({column.name} is null or {column.name}::text not like '%{CANARY}%')"
-                        )
-                    break
-                except asyncpg.CheckViolationError:
-                    continue
-    finally:
-        await connection.execute("reset session_replication_role")
-
-
-def _canary_expressions(column: Column) -> list[str]:
-    if column.type == "jsonb":
-        return [f"""'{{"word": "{CANARY}"}}'"""]
-    if column.type == "text[]":
-        return [f"'{{{CANARY}}}'"]
-    unique = f"'{CANARY}' || substr(md5(random()::text), 1, 8)"
-    return [unique, f"{unique} || '@{CANARY}.test'", f"'https://' || {unique} || '.test'", f"'$argon2id$' || {unique}"]

@@ -26,6 +26,7 @@ CHAIN_HASHES = {
     ("user_token_wallets", "head"),
     ("user_token_ledger", "hash"),
     ("user_token_ledger", "request_hash"),
+    ("user_token_grants", "request_hash"),
 }
 """Columns called hash that hide nothing."""
 
@@ -45,7 +46,7 @@ def expected_policies(table: str, ownership: str) -> set[tuple[str, str, str, st
         ("system", "*", "vanilla_system", "true", "true"),
         ("operator_select", "r", "vanilla_operator", "true", None),
     }
-    if table == "audit_logs":
+    if table in ("audit_logs", "events"):
         everything.add(
             ("operator_delete", "d", "vanilla_operator", "(created_at < (now() - '1 year'::interval))", None)
         )
@@ -80,7 +81,7 @@ def check(function: Check) -> Check:
     return function
 
 
-def _query(name: str, statement: str) -> None:
+def query(name: str, statement: str) -> None:
     """A check whose rows are its violations."""
 
     async def run(connection: asyncpg.Connection) -> list[str]:
@@ -119,22 +120,22 @@ def _flat(expression: str | None) -> str | None:
     return re.sub(r"\( SELECT", "(SELECT", expression) if expression else None
 
 
-_query(
+query(
     "row_level_security_is_enabled_and_forced_on_every_table_and_partition",
     """
     select c.relname, 'enabled', c.relrowsecurity, 'forced', c.relforcerowsecurity from pg_class c
     where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
       and not (c.relrowsecurity and c.relforcerowsecurity)""",
 )
-_query(
+query(
     "policies_name_their_roles_and_writes_have_a_check",
     """
     select polrelid::regclass, polname from pg_policy
     where 0 = any (polroles)
        or (polcmd in ('a', 'w', '*') and polwithcheck is null) or (polcmd in ('w', 'd', 'r', '*') and polqual is null)
-       or pg_get_expr(coalesce(polqual, polwithcheck), polrelid) like '%tenant_id IS NULL%'""",
+       or pg_get_expr(coalesce(polqual, polwithcheck), polrelid) like '% IS NULL%'""",
 )
-_query(
+query(
     "partitions_are_closed",
     """
     select c.relname, 'grants', c.relacl::text, '' from pg_class c
@@ -152,7 +153,7 @@ _query(
       and not (p.polname = 'operator_select' and p.polcmd = 'r'
                and p.polroles = array['vanilla_operator'::regrole::oid])""",
 )
-_query(
+query(
     "tenant_id_is_a_required_uuid_in_every_table",
     """
     select c.relname from pg_class c
@@ -160,7 +161,7 @@ _query(
     where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
       and (a.attname is null or not a.attnotnull or a.atttypid <> 'uuid'::regtype)""",
 )
-_query(
+query(
     "tenant_id_leads_every_primary_key_unique_index_and_foreign_key",
     f"""
     select c.relname, x.relname from pg_index i
@@ -183,7 +184,7 @@ _query(
           and pg_get_constraintdef(c.oid) like format('%%%s = tenant_id%%', a.attname)
           and pg_get_constraintdef(c.oid) like format('%%%s = ''{PLATFORM}''::uuid%%', a.attname))))""",
 )
-_query(
+query(
     "every_foreign_key_has_an_index_led_by_its_columns_and_never_cascades",
     """
     select k.conrelid::regclass, k.conname from pg_constraint k
@@ -194,7 +195,7 @@ _query(
             = (select array_agg(distinct n) from unnest((i.indkey::int2[])[0:(
                 select count(distinct n) from unnest(k.conkey) n)::int - 1]) n)))""",
 )
-_query(
+query(
     "no_index_repeats_another",
     """
     select a.indrelid::regclass, a.indexrelid::regclass, b.indexrelid::regclass from pg_index a
@@ -207,7 +208,7 @@ _query(
     join pg_class c on c.oid = a.indrelid and c.relnamespace = 'public'::regnamespace and not c.relispartition
     join pg_class x on x.oid = a.indexrelid join pg_class y on y.oid = b.indexrelid and x.relam = y.relam""",
 )
-_query(
+query(
     "logins_have_no_privilege_beyond_those_declared",
     f"""
     select c.relname, a.grantee::regrole, a.privilege_type from pg_class c, aclexplode(c.relacl) a
@@ -225,16 +226,16 @@ _query(
       and not (a.privilege_type in ('INSERT', 'UPDATE') and a.grantee = 'vanilla_app'::regrole
                and c.relname = any (array{sorted(WRITABLE)}))""",
 )
-_query(
+query(
     "nobody_holds_truncate_references_trigger_or_maintain_and_the_ledger_is_append_only",
     """
     select c.relname, a.grantee::regrole, a.privilege_type from pg_class c, aclexplode(c.relacl) a
     where c.relnamespace in ('public'::regnamespace, 'vanilla'::regnamespace) and a.grantee <> c.relowner
       and (a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN') or a.is_grantable
            or (c.relname = 'user_token_ledger' and a.privilege_type not in ('SELECT', 'INSERT'))
-           or (c.relname = 'audit_logs' and a.privilege_type = 'UPDATE'))""",
+           or (c.relname in ('audit_logs', 'events') and a.privilege_type = 'UPDATE'))""",
 )
-_query(
+query(
     "tenant_and_id_are_never_updatable",
     f"""
     select t.attrelid::regclass, t.attname from pg_attribute t, aclexplode(t.attacl) a
@@ -266,14 +267,14 @@ async def secret_columns_have_no_column_grant(connection: asyncpg.Connection) ->
     ]
 
 
-_query(
+query(
     "functions_are_for_named_roles_only",
     """
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)
       and (p.proacl is null or exists (select from aclexplode(p.proacl) a where a.grantee = 0 or a.is_grantable))""",
 )
-_query(
+query(
     "definer_functions_pin_their_search_path_and_belong_to_a_role_that_nobody_logs_in_as",
     """
     select p.oid::regprocedure, p.proconfig from pg_proc p join pg_roles r on r.oid = p.proowner
@@ -281,15 +282,16 @@ _query(
       and (not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
            or r.rolcanlogin or r.rolsuper or r.rolname not like 'vanilla\\_%')""",
 )
-_query(
+query(
     "no_function_resolves_a_name_in_its_callers_search_path",
     f"""
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)
-      and p.prosqlbody is null and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')
+      and p.prokind <> 'a' and p.prosqlbody is null
+      and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')
       and p.pronamespace::regnamespace || '.' || p.proname || '()' <> all (array{sorted(UNPINNED)})""",
 )
-_query(
+query(
     "every_table_and_function_has_a_comment",
     """
     select p.oid::regprocedure::text from pg_proc p
@@ -300,20 +302,20 @@ _query(
     where c.relnamespace in ('public'::regnamespace, 'vanilla'::regnamespace) and c.relkind in ('r', 'p', 'v', 'm')
       and not c.relispartition and obj_description(c.oid, 'pg_class') is null""",
 )
-_query(
+query(
     "no_role_of_ours_stands_above_row_level_security",
     """
     select rolname from pg_roles
     where rolname like 'vanilla\\_%'
       and (rolsuper or rolbypassrls or rolcreaterole or rolcreatedb or rolreplication)""",
 )
-_query(
+query(
     "logins_are_members_of_nothing",
     f"""
     select m.member::regrole, m.roleid::regrole from pg_auth_members m
     where m.member::regrole::text = any (array{list(LOGINS)})""",
 )
-_query(
+query(
     "logins_make_no_objects",
     f"""
     select l, p from unnest(array{list(LOGINS)}) l, unnest(array['TEMP', 'CREATE']) p
@@ -323,14 +325,14 @@ _query(
         unnest(array{[*LOGINS, "vanilla_definer", "vanilla_system", "vanilla_keyring"]}) l
     where n.nspname in ('public', 'vanilla') and has_schema_privilege(l, n.oid, 'CREATE')""",
 )
-_query(
+query(
     "views_run_as_their_caller",
     """
     select c.relname from pg_class c
     where c.relnamespace in ('public'::regnamespace, 'vanilla'::regnamespace) and c.relkind in ('v', 'm')
       and (c.relkind = 'm' or not coalesce('security_invoker=true' = any (c.reloptions), false))""",
 )
-_query(
+query(
     "constraints_are_named_by_table_and_kind",
     """
     select k.conrelid::regclass, k.conname from pg_constraint k
@@ -340,7 +342,7 @@ _query(
         when 'p' then '_pkey$' when 'u' then '_[a-z_]+_key$' when 'f' then '_[a-z_]+_fkey$'
         when 'c' then '_[a-z_]+_check$' when 'n' then '_[a-z0-9_]+_not_null$' else '_[a-z_]+_excl$' end)""",
 )
-_query(
+query(
     "context_keys_are_for_the_keyring_alone",
     """
     select a.grantee::regrole, a.privilege_type

@@ -15,9 +15,10 @@ import pytest
 
 from tests.conftest import SUPER_ADMIN, Cluster
 from tests.isolation.conftest import TENANTS_SEEN, accepted, identity
-from tests.isolation.matrix import OTHER_KEY
+from tests.isolation.contexts import OTHER_KEY
 from tests.isolation.rows import World
 from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, Role
+from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 
 EDITS = 20_000 if os.environ.get("VANILLA_SAAS_LONG") == "1" else 2_000
@@ -134,16 +135,44 @@ async def test_a_token_ends_while_its_transaction_runs(app: asyncpg.Connection, 
     await transaction.start()
     await app.fetchval("select vanilla.set_context($1)", world.a.token(world.signer, world.a.admin, lifetime_s=2))
     assert await app.fetchval(TENANTS_SEEN) == [world.a.id]
+    deadline = time.monotonic() + 10
+    while await app.fetchval(TENANTS_SEEN) is not None:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
     with pytest.raises(asyncpg.PostgresError, match="context refused"):
-        await _repeat(app, TENANTS_SEEN, seconds=10)
+        await app.fetchval("select set_display_name('x')")
     await transaction.rollback()
 
 
-async def _repeat(connection: asyncpg.Connection, statement: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        await connection.fetchval(statement)
-        await asyncio.sleep(0.05)
+class _ShortSigner(ContextSigner):
+    def sign(self, identity: Identity, lifetime_s: int = 60) -> str:
+        return super().sign(identity, 2)
+
+
+async def test_a_transaction_that_outlives_its_token_is_refused_and_undone(
+    cluster: Cluster, world_name: str, world: World, operator_of_world: asyncpg.Connection
+) -> None:
+    database = await Database.open(
+        cluster.url("vanilla_app", world_name),
+        cluster.url("vanilla_runtime", world_name),
+        _ShortSigner(world.signer.key),
+        size=1,
+    )
+    name = "select display_name from users where id = $1"
+    before = await operator_of_world.fetchval(name, uuid.UUID(world.a.admin.id))
+
+    async def outlive() -> None:
+        async with database.transaction(identity(world, "a")) as connection:
+            await connection.fetchval("select set_display_name('outlived')")
+            deadline = time.monotonic() + 10
+            while await connection.fetchval(TENANTS_SEEN) is not None and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+
+    with pytest.raises(VanillaError) as refused:
+        await outlive()
+    await database.close()
+    assert refused.value.code.name == "context_invalid"
+    assert await operator_of_world.fetchval(name, uuid.UUID(world.a.admin.id)) == before
 
 
 async def test_a_key_is_accepted_until_it_is_told_to_expire(
@@ -208,12 +237,12 @@ async def test_a_user_who_is_not_active_is_refused_at_once(
     assert await accepted(app, token) is None
 
 
-@pytest.mark.parametrize("status", ["suspended", "closed"])
+@pytest.mark.parametrize("end", ["set_tenant_status($1, 'suspended')", "close_tenant($1, 'unpaid')"])
 async def test_a_tenant_that_is_not_active_is_refused_at_once(
-    app: asyncpg.Connection, world: World, operator_of_world: asyncpg.Connection, status: str
+    app: asyncpg.Connection, world: World, operator_of_world: asyncpg.Connection, end: str
 ) -> None:
     token = world.a.token(world.signer, world.a.admin)
-    await operator_of_world.fetchval("select set_tenant_status($1, $2)", uuid.UUID(world.a.id), status)
+    await operator_of_world.fetchval(f"select {end}", uuid.UUID(world.a.id))
     try:
         assert await accepted(app, token) is None
     finally:

@@ -1,5 +1,6 @@
 """Every function that a login may execute, called by tenant A with B's ids in each uuid argument."""
 
+import re
 import uuid
 from dataclasses import dataclass
 from itertools import combinations
@@ -7,22 +8,29 @@ from itertools import combinations
 import asyncpg
 import pytest
 
+from tests.isolation.canaries import alike
 from tests.isolation.catalog import LOGINS
 from tests.isolation.conftest import accepted
-from tests.isolation.matrix import rolled_back
-from tests.isolation.rows import CANARY, World
+from tests.isolation.contexts import Context, contexts, enter
+from tests.isolation.matrix import Notices, listening, rolled_back, undone
+from tests.isolation.rows import World
 
 OPEN_HOLD = "select id from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open' order by call is "
 IDS = {
     "p_tenant_id": "select $1::uuid",
     "p_user_id": "select $2::uuid",
     "p_level_id": "select id from levels where tenant_id = $1 and is_default",
+    "p_grant_id": "select id from user_token_grants where tenant_id = $1 and user_id = $2 and state = 'active' limit 1",
     "p_key_id": "select id from api_keys where tenant_id = $1 and user_id = $2",
     "p_provider_id": "select id from ai_providers where tenant_id = $1 limit 1",
     "p_execution_id": "select id from ai_executions where tenant_id = $1 limit 1",
     "p_reference_id": OPEN_HOLD + "not null limit 1",
     "p_hold_id": OPEN_HOLD + "not null limit 1",
     "vanilla.settle_call.p_hold_id": OPEN_HOLD + "null limit 1",
+    "p_endpoint_id": "select id from webhook_endpoints where tenant_id = $1 limit 1",
+    "public.create_webhook_endpoint.p_endpoint_id": "select gen_random_uuid()",
+    "p_delivery_id": "select id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
+    "p_lease_id": "select lease_id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
 }
 """Where the ids of a tenant for an argument of this name come from: $1 the tenant, $2 its user."""
 
@@ -44,6 +52,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "vanilla.set_context": ("VS401", {"p_token": "'{forged}'"}),
     "public.create_tenant": ("VS403", {"p_slug": "'another'", "p_name": "'Another'"}),
     "public.set_tenant_status": ("VS403", {"p_status": "'suspended'"}),
+    "public.close_tenant": ("VS403", {"p_reason": "'x'"}),
     "public.open_tenant": ("VS403", {"p_reason": "'curious'"}),
     "public.create_user": (OK, {"p_email": "'new@example.test'"}),
     "public.set_display_name": (OK, {"p_name": "'x'"}),
@@ -56,15 +65,37 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.set_provider_secret": (OK, {"p_secret": "'x'", "p_hint": "'x'"}),
     "public.adjust_user_tokens": (OK, {"p_amount": "10", "p_direction": "'release'"}),
     "public.settle_user_tokens": (OK, {"p_actual": "5"}),
+    "public.adjust_user_tokens_batch": (
+        OK,
+        {"p_operations": '\'[{{"user_id": "00000000-0000-7000-8000-00000000dead", "amount": 1}}]\''},
+    ),
+    "public.extend_token_hold": (OK, {"p_expires_at": "now() + interval '1 day'"}),
+    "public.grant_user_tokens": (OK, {"p_amount": "5"}),
+    "public.void_token_grant": (OK, {"p_reason": "'x'"}),
+    "public.set_user_token_policy": (OK, {}),
+    "public.get_user_token_policy": (OK, {}),
+    "public.token_statement": (OK, {"p_from": "'2000-01-01'", "p_until": "now()"}),
+    "public.token_ledger_anchor": (OK, {}),
+    "public.verify_token_anchor": (OK, {"p_anchor": "'[]'"}),
     "public.auto_allocate_tokens_for_level": (OK, {}),
-    "public.reset_monthly_tokens": ("VS404", {}),
+    "public.reset_monthly_tokens": ("VS403", {}),
     "public.set_wallet_status": (OK, {"p_status": "'locked'", "p_reason": "'x'"}),
     "public.set_level_token_policy": (OK, {"p_base_allocation": "1", "p_monthly_allocation": "1"}),
     "vanilla.grants_after_burn": (OK, {}),
     "public.verify_token_ledger": (OK, {}),
     "public.reconcile_token_wallets": (OK, {}),
     "public.token_balance_at": (OK, {"p_at": "now()"}),
-    # functions of the gateway and the workers: they take a key, a session or a hold of A
+    "vanilla.event_types": (OK, {}),
+    "public.create_webhook_endpoint": (
+        OK,
+        {"p_url": "'https://example.com/'", "p_event_types": "array['*']", "p_secret": "'x'"},
+    ),
+    "public.update_webhook_endpoint": (OK, {"p_url": "'https://example.com/'"}),
+    "public.rotate_webhook_secret": (OK, {"p_secret": "'x'"}),
+    "public.delete_webhook_endpoint": (OK, {}),
+    "public.send_test_webhook": (OK, {}),
+    "public.redeliver_webhook": (OK, {}),
+    # functions of the gateway and the workers: they take a key, a session, a hold or a lease of A
     "vanilla.begin_sign_in": (OK, {"p_tenant": "'{word}'", "p_email": "'user@{word}.test'", "p_ip": "'x'"}),
     "vanilla.finish_sign_in": (
         OK,
@@ -136,10 +167,29 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "vanilla.ensure_partitions": (OK, {}),
     "vanilla.reap_holds": (OK, {}),
     "vanilla.run_maintenance": (OK, {}),
+    # a job over all tenants: nothing of B's is due, so it is handed nothing of B's
+    "vanilla.claim_webhook_deliveries": (OK, {}),
+    "vanilla.finish_webhook_delivery": (OK, {"p_status_code": "200", "p_error": "null", "p_duration_ms": "1"}),
+    "vanilla.prune_webhook_deliveries": (OK, {}),
 }
 
-CAPABILITIES = {"vanilla.settle_call": {"p_tenant_id", "p_hold_id"}}
+CAPABILITIES = {
+    "vanilla.settle_call": {"p_tenant_id", "p_hold_id"},
+    "vanilla.finish_webhook_delivery": {"p_tenant_id", "p_delivery_id", "p_lease_id"},
+}
 """Arguments that together are the right to act, of functions without a context: B's are tried one at a time."""
+
+
+POWERS = {"public.set_tenant_status", "public.close_tenant", "public.open_tenant", "public.reset_monthly_tokens"}
+"""With which a super admin at the platform acts on tenants that they have not opened."""
+
+EMPTY = {"vanilla.grants_after_burn", "vanilla.session_identity", "vanilla.finish_webhook_delivery"}
+"""Functions that answer nothing, instead of refusing, for an id that is not here."""
+
+EXPRESSION = re.compile(r"(?:SQL|PL/pgSQL) (?:expression|assignment) .*?\\n(?=PL/pgSQL function)")
+"""A line of an error's context that PL/pgSQL leaves out the first time a session evaluates the expression."""
+
+MEMBERS = ("none", "user", "admin", "service", "super admin, opened", "super admin, platform")
 
 
 @dataclass(frozen=True)
@@ -165,46 +215,86 @@ async def executable(connection: asyncpg.Connection) -> list[Function]:
     return [Function(r["name"], tuple(r["ids"]), r["login"]) for r in rows]
 
 
+def undeclared(functions: list[Function]) -> set[str]:
+    return {f.name for f in functions} ^ set(CALLS)
+
+
 async def test_every_executable_function_is_in_the_table(superuser: asyncpg.Connection) -> None:
     functions = await executable(superuser)
-    assert {f.name for f in functions} == set(CALLS)
+    assert undeclared(functions) == set()
     assert len({(f.name, f.login) for f in functions}) == len(functions), "an overloaded name hides a function"
     missing = {i for f in functions for i in f.ids if i not in IDS}
     assert missing == set()
 
 
-@pytest.mark.parametrize("member", ["admin", "user", None])
+async def test_a_function_that_nobody_declared_fails_the_suite(superuser: asyncpg.Connection) -> None:
+    async with undone(superuser):
+        await superuser.execute(
+            "create function public.stray(p_user_id uuid) returns uuid language sql return p_user_id;"
+            " revoke execute on function public.stray(uuid) from public"
+        )
+        assert undeclared(await executable(superuser)) == set()
+        await superuser.execute("grant execute on function public.stray(uuid) to vanilla_runtime")
+        assert undeclared(await executable(superuser)) == {"public.stray"}
+
+
+@pytest.mark.parametrize("member", MEMBERS)
 async def test_no_function_touches_or_tells_of_another_tenant(
-    world: World, superuser: asyncpg.Connection, member: str | None
+    world: World, superuser: asyncpg.Connection, member: str
 ) -> None:
+    context = next(c for c in contexts(world) if c.name == member)
     problems: list[str] = []
-    transaction = superuser.transaction()
-    await transaction.start()
-    known = await _ids_of_b(superuser, world)
-    digest = await world.digest(superuser, of_b=True)
-    for function in await executable(superuser):
-        own = {i: await _id(superuser, world, function, i, "a") for i in function.ids}
-        theirs = {i: await _id(superuser, world, function, i, "b") for i in function.ids}
-        for choice in _choices(function):
-            arguments = own | {i: theirs[i] for i in choice}
-            async with rolled_back(superuser, "call"):
-                outcome = await _call(superuser, world, function, arguments, member)
-                await superuser.execute("reset role")
-                label = f"{function.login}: {function.name} with b's {', '.join(choice) or 'nothing'} by {member}"
-                if await world.digest(superuser, of_b=True) != digest:
-                    problems.append(f"{label}: b's rows changed")
-                told = {i for i in known - set(theirs.values()) if i in outcome}
-                if CANARY in outcome or told:
-                    problems.append(f"{label}: tells {outcome}")
-                expected = CALLS[function.name][0]
-                if not choice and member == "admin" and not outcome.startswith(expected):
-                    problems.append(f"{label}: {expected} was expected, so nothing is proven: {outcome}")
-                if not outcome.startswith((OK, "VS4", "42501")):
-                    problems.append(f"{label}: fails instead of refusing: {outcome}")
-                if choice and outcome.startswith(OK) and not _harmless(function, choice, outcome):
-                    problems.append(f"{label}: accepted: {outcome[:200]}")
-    await transaction.rollback()
-    assert problems == []
+    calls = 0
+    async with undone(superuser), listening(superuser) as notices:
+        await superuser.execute(context.given or "select")
+        digest = await world.digest(superuser, of_b=True)
+        for function in await executable(superuser):
+            own, theirs = [{i: await _id(superuser, world, function, i, t) for i in function.ids} for t in "ab"]
+            for choice in _choices(function):
+                calls += 1
+                outcomes = []
+                for ids in (theirs, {i: str(uuid.uuid4()) for i in function.ids}):
+                    arguments = own | {i: ids[i] for i in choice}
+                    async with rolled_back(superuser, "call"):
+                        outcome = await _call(superuser, world, function, arguments, context, notices)
+                        await superuser.execute("reset role")
+                        touched = await world.digest(superuser, of_b=True) != digest
+                    outcomes.append(outcome)
+                    found = _judge(world, function, choice, arguments, context, outcome, touched)
+                    problems += [f"{function.login}: {function.name} with {choice} by {member}: {p}" for p in found]
+                one, other = [alike(EXPRESSION.sub("", o)) for o in outcomes]
+                if choice and one != other and not _may(function, context):
+                    problems.append(f"{function.name}: {choice} of b by {member} is told from nobody's: {one} {other}")
+    assert problems == [], "\n".join(problems)
+    assert calls >= 120, calls
+
+
+def _may(function: Function, context: Context) -> bool:
+    return context.caller.platform and function.name in POWERS
+
+
+def _judge(
+    world: World,
+    function: Function,
+    choice: tuple[str, ...],
+    arguments: dict[str, str],
+    context: Context,
+    outcome: str,
+    touched: bool,
+) -> list[str]:
+    found = []
+    if touched and not _may(function, context):
+        found.append("b's rows changed")
+    if leaked := world.leaks(outcome, " ".join(arguments.values())):
+        found.append(f"tells {sorted(leaked)[:3]}")
+    expected = CALLS[function.name][0]
+    if not choice and context.name == "admin" and not outcome.startswith(expected):
+        found.append(f"{expected} was expected, so nothing is proven: {outcome}")
+    if not outcome.startswith((OK, "VS4", "42501")):
+        found.append(f"fails instead of refusing: {outcome}")
+    if choice and outcome.startswith(OK) and not _harmless(function, choice, outcome) and not _may(function, context):
+        found.append(f"accepted: {outcome[:200]}")
+    return found
 
 
 def _choices(function: Function) -> list[tuple[str, ...]]:
@@ -215,13 +305,12 @@ def _choices(function: Function) -> list[tuple[str, ...]]:
 
 
 def _harmless(function: Function, choice: tuple[str, ...], outcome: str) -> bool:
-    """Nothing came back, or the ids were only written down or not looked at."""
-    if outcome in (f"{OK} []", f"{OK} [None]"):
-        return True
+    """Nothing came back, or the ids were only written down."""
+    nothing = function.name in EMPTY and outcome in (f"{OK} []", f"{OK} [None]")
     unused = {"p_execution_id"}
-    if function.name in ("public.create_api_key", "public.revoke_api_key"):
-        unused.add("p_tenant_id")  # a user's own keys are of their own tenant, whatever is said
-    return set(choice) <= unused
+    if function.name == "public.create_webhook_endpoint":
+        unused.add("p_endpoint_id")  # the caller makes it up
+    return nothing or set(choice) <= unused
 
 
 async def _id(connection: asyncpg.Connection, world: World, function: Function, name: str, tenant: str) -> str:
@@ -233,41 +322,36 @@ async def _id(connection: asyncpg.Connection, world: World, function: Function, 
     return str(found)
 
 
-async def _ids_of_b(connection: asyncpg.Connection, world: World) -> set[str]:
-    """Every UUID in B's rows that is in nobody else's: the platform's providers and models are everybody's."""
-    columns = [(t.name, c.name) for t in world.tables for c in t.columns if c.type == "uuid" and not t.parent]
-
-    async def ids(condition: str) -> set[str]:
-        union = " union ".join(f"select {c}::text as v from {t} where tenant_id {condition}" for t, c in columns)
-        return {r["v"] for r in await connection.fetch(union) if r["v"]}
-
-    return await ids(f"= '{world.b.id}'") - await ids(f"<> '{world.b.id}'")
-
-
 async def _call(
-    connection: asyncpg.Connection, world: World, function: Function, arguments: dict[str, str], member: str | None
+    connection: asyncpg.Connection,
+    world: World,
+    function: Function,
+    arguments: dict[str, str],
+    context: Context,
+    notices: Notices,
 ) -> str:
-    """`ok` and the rows, or the SQLSTATE and everything that the error tells."""
+    """`ok` and the rows, or the SQLSTATE and all that the error tells; then what was said beside it."""
     a = world.a
-    forged = a.token(world.signer, a.admin).replace(a.id, world.b.id)
     values = {
         "word": a.word,
-        "forged": forged,
+        "forged": a.token(world.signer, a.admin).replace(a.id, world.b.id),
         "key": f"'\\x{a.user.key_hash.hex()}'",
         "session": f"'\\x{a.user.session_hash.hex()}'",
         "refresh": f"'\\x{a.user.refresh_hash.hex()}'",
     }
     written = [f"{name} => {text.format(**values)}" for name, text in CALLS[function.name][1].items()]
     written += [f"{name} => '{value}'::uuid" for name, value in arguments.items()]
-    token = a.token(world.signer, getattr(a, member)) if member and function.login != "vanilla_runtime" else ""
     await connection.execute(f"set local role {function.login}")
-    await connection.fetchval("select set_config('vanilla.context', $1, true)", token)
+    if function.login != "vanilla_runtime":
+        assert await enter(connection, function.login, context) is None
+    notices.take()
     try:
         async with connection.transaction():
             rows = await connection.fetch(f"select x::text as v from {function.name}({', '.join(written)}) x")
+        outcome = f"{OK} {[r['v'] for r in rows]}"
     except asyncpg.PostgresError as error:
-        return f"{error.sqlstate} {error.as_dict()}"
-    return f"{OK} {[r['v'] for r in rows]}"
+        outcome = f"{error.sqlstate} {error.as_dict()}"
+    return outcome + notices.take()
 
 
 async def test_tokens_are_adjusted_by_the_operator_without_a_context_and_by_nobody_else(

@@ -1,14 +1,16 @@
 """What SQL injected into a request of tenant A can do to everybody else: nothing."""
 
+import uuid
 from contextlib import nullcontext, suppress
 
 import asyncpg
 import pytest
 
 from tests.conftest import Cluster
+from tests.isolation.canaries import CANARY
 from tests.isolation.catalog import LOGINS
 from tests.isolation.conftest import TENANTS_SEEN, identity
-from tests.isolation.rows import CANARY, World
+from tests.isolation.rows import World
 from vanilla_saas.database.pool import Database
 
 OUR_ROLES = ("vanilla_owner", "vanilla_definer", "vanilla_system", "vanilla_keyring", "vanilla_operator")
@@ -48,14 +50,43 @@ async def test_the_context_cannot_be_forged_by_setting_it(app: asyncpg.Connectio
         token.replace(".admin.", ".superadmin."),
     ):
         await app.fetchval("select set_config('vanilla.context', $1, false)", forged)
+        assert await app.fetch("select id from public.levels") == []
         with pytest.raises(asyncpg.PostgresError, match="context refused"):
-            await app.fetch("select id from public.levels")
+            await app.fetchval("select vanilla.claim(3)")
     await app.execute("reset all")
     async with app.transaction():
         await app.fetchval("select vanilla.set_context($1)", token)
         for name in ("app.tenant_id", "vanilla.tenant_id", "request.jwt.claims", "vanilla.context_key"):
             await app.fetchval("select set_config($1, $2, true)", name, world.b.id)
         assert await app.fetchval(TENANTS_SEEN) == [world.a.id]
+
+
+NOWHERE = "00000000-0000-7000-8000-00000000ffff"
+
+
+@pytest.mark.parametrize("scans", ["on", "off"])
+@pytest.mark.parametrize("kind", ["junk", "expired"])
+async def test_a_bad_token_does_not_tell_which_rows_there_are(
+    app: asyncpg.Connection, world: World, superuser: asyncpg.Connection, kind: str, scans: str
+) -> None:
+    """Leakproof conditions are tried on rows before policies are: a policy that fails says that there is a row."""
+    token = world.a.token(world.signer, world.a.admin, lifetime_s=-1) if kind == "expired" else "v1.junk"
+    slug = await superuser.fetchval("select slug from tenants where id = $1", uuid.UUID(world.b.id))
+    user = world.b.user.id
+    for query, there, nowhere in (
+        ("select 1 from tenants where slug = '{}'", slug, "nowhere"),
+        ("select 1 from users where id = '{}'", user, NOWHERE),
+        ("select 1 from user_token_wallets where seq > {}", "0", "1000000"),
+        ("select 1 from ai_executions where user_id = '{}'", user, NOWHERE),
+        ("select 1 from tenants t, users u where u.tenant_id = t.id and u.id = '{}'", user, NOWHERE),
+        ("select 1 from audit_logs where action = '{}'", "session.opened", "nothing"),
+        ("delete from ai_models where tenant_id = '{}' returning 1", world.b.id, NOWHERE),
+    ):
+        for value in (there, nowhere):
+            async with app.transaction():
+                await app.execute(f"set local enable_indexscan = {scans}; set local enable_bitmapscan = {scans}")
+                await app.fetchval("select set_config('vanilla.context', $1, true)", token)
+                assert await app.fetch(query.format(value)) == []
 
 
 @pytest.mark.parametrize("login", LOGINS)
@@ -139,7 +170,7 @@ async def test_statistics_and_activity_tell_nothing_of_another_tenant(
 SHADOWS = """
     create function pg_temp.sha256(bytea) returns bytea language sql immutable return '\\x00'::bytea;
     create function pg_temp.current_setting(text, boolean) returns text language sql return 'x'::text;
-    create function pg_temp.claim(integer) returns text language sql return '{b}'::text;
+    create function pg_temp.claim(integer, boolean) returns text language sql return '{b}'::text;
     create function pg_temp.current_tenant_id() returns pg_catalog.uuid language sql return '{b}'::pg_catalog.uuid;
     create type pg_temp.uuid as enum ('{a}', '{user}');
     create function pg_temp.evil(pg_temp.uuid) returns pg_catalog.uuid language sql return '{b}'::pg_catalog.uuid;

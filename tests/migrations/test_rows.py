@@ -6,7 +6,7 @@ import pytest
 from tests.conftest import DEFAULT_TENANT, SUPER_ADMIN
 from vanilla_saas.database.context import PLATFORM
 
-LOGS = ("ai_executions", "audit_logs")
+LOGS = ("ai_executions", "audit_logs", "events")
 AHEAD = "date_trunc('month', now() at time zone 'UTC') + make_interval(months => $1)"
 
 
@@ -68,11 +68,11 @@ async def test_rows_that_came_before_their_month_move_into_its_partition(
 ) -> None:
     transaction = operator.transaction()
     await transaction.start()
-    columns, values = (
-        ("user_id, provider, model, status", "vanilla.uuid7(), 'p', 'early', 'succeeded'")
-        if log == "ai_executions"
-        else ("actor_role, action", "'operator', 'early'")
-    )
+    columns, values = {
+        "ai_executions": ("user_id, provider, model, status", "vanilla.uuid7(), 'p', 'early', 'succeeded'"),
+        "audit_logs": ("actor_role, action", "'operator', 'early'"),
+        "events": ("type", "'token.early'"),
+    }[log]
     for day in ("1 second", "14 days", "27 days 23 hours"):
         await operator.execute(
             f"insert into {log} (tenant_id, created_at, {columns}) select $2,"

@@ -79,7 +79,7 @@ class Shell:
 
 
 @contextmanager
-def throwaway_server(major: int, superuser: str = "postgres") -> Iterator[Cluster]:
+def throwaway_server(major: int, *more: str, superuser: str = "postgres") -> Iterator[Cluster]:
     """A server of its own, for tests that need roles of their own; without fsync, gone at the end."""
     folder = Path(tempfile.mkdtemp(prefix="vs", dir="/tmp"))
     as_user: dict[str, object] = {}
@@ -95,7 +95,7 @@ def throwaway_server(major: int, superuser: str = "postgres") -> Iterator[Cluste
         **as_user,
     )
     assert made.returncode == 0, made.stderr
-    settings = (f"unix_socket_directories={folder}", "listen_addresses=", "fsync=off", "full_page_writes=off")
+    settings = (f"unix_socket_directories={folder}", "listen_addresses=", "fsync=off", "full_page_writes=off", *more)
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             [str(bin_folder / "postgres"), "-D", str(folder / "data"), *(x for s in settings for x in ("-c", s))],

@@ -17,7 +17,7 @@ def major(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(scope="session")
 def supabase(major: int) -> Iterator[Cluster]:
-    with throwaway_server(major, ADMIN) as cluster:
+    with throwaway_server(major, superuser=ADMIN) as cluster:
         make_roles(cluster, major)
         yield cluster
 

@@ -147,7 +147,7 @@ async def test_postgrests_other_roles_have_no_identity(
     # the verifier itself, past the missing grants
     async with admin.transaction():
         await admin.execute("grant usage on schema vanilla to public")
-        await admin.execute("grant execute on function vanilla.claim(integer) to public")
+        await admin.execute("grant execute on function vanilla.claim(integer, boolean) to public")
         await admin.execute("set local session authorization postgres; set local role authenticated")
         await admin.fetchval("select set_config('request.jwt.claims', $1, true)", json.dumps(given))
         assert await admin.fetchval("select vanilla.claim(4)") is None
@@ -160,7 +160,7 @@ async def test_postgrests_other_roles_have_no_identity(
         assert await admin.fetchval("select vanilla.claim(4)") == str(crowd.user)
         await admin.execute("set local session authorization default; set local role none")
         await admin.execute("revoke usage on schema vanilla from public")
-        await admin.execute("revoke execute on function vanilla.claim(integer) from public")
+        await admin.execute("revoke execute on function vanilla.claim(integer, boolean) from public")
 
 
 async def test_a_signed_token_stands_above_claims(

@@ -22,7 +22,7 @@ def world(request: pytest.FixtureRequest) -> str:
 def operator(world: str, major: int) -> Iterator[Shell]:
     """psql as the login that migrated, in a database with old rows."""
     superuser = ADMIN if world == "supabase" else "postgres"
-    with throwaway_server(major, superuser) as cluster:
+    with throwaway_server(major, superuser=superuser) as cluster:
         shell = _database(cluster, major, world)
         shell.sequence()
         _insert_rows(shell)

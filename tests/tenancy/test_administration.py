@@ -124,15 +124,61 @@ async def test_a_super_admin_makes_suspends_and_activates_tenants(call: Api, mem
     assert (made.status, made.body["status"], made.body["time_zone"]) == (201, "active", "Europe/Berlin")
     tenant_id = made.body["id"]
     eve = await member(tenant_id=uuid.UUID(tenant_id))
-    for status, seen in [("suspended", 401), ("active", 200), ("closed", 401)]:
+    for status, seen in [("suspended", 401), ("active", 200)]:
         changed = await call("PATCH", f"/tenants/{tenant_id}", {"status": status}, root.token)
         assert (changed.status, changed.body["status"]) == (200, status)
         assert (await call("GET", "/me", token=eve.token)).status == seen
     again = await call("POST", "/tenants", {"slug": slug, "name": "Acme"}, root.token)
     assert (again.refusal, again.body["param"]) == ((409, "invalid_state"), "slug")
-    assert (await call("PATCH", f"/tenants/{NOBODY}", {"status": "closed"}, root.token)).refusal == (404, "not_found")
+    assert (await call("PATCH", f"/tenants/{NOBODY}", {"status": "active"}, root.token)).refusal == (404, "not_found")
     assert len(await audited("tenant.created", tenant_id, PLATFORM)) == 1
-    assert len(await audited("tenant.status", tenant_id, PLATFORM)) == 3
+    assert len(await audited("tenant.status", tenant_id, PLATFORM)) == 2
+
+
+async def test_closing_a_tenant_ends_everything_that_lets_anybody_in(
+    call: Api, member: MakeMember, people: People, operator: asyncpg.Connection, audited: Any
+) -> None:
+    root, tenant_id = await member("superadmin"), await people.tenant()
+    admin = await member("admin", tenant_id)
+    program = await people.user(tenant_id=tenant_id)
+    link = await call("POST", f"/users/{admin.id}/password-link", token=admin.token)
+    await call("POST", f"/tenants/{tenant_id}/open", {"reason": "a question"}, root.token)
+    assert (await call("GET", "/users", token=root.token, tenant=tenant_id)).status == 200
+    assert (await call("GET", "/me", token=program.key)).status == 200
+
+    no_reason = await call("POST", f"/tenants/{tenant_id}/close", {"reason": " "}, root.token)
+    assert no_reason.refusal == (400, "invalid_request")
+    for _ in range(2):
+        closed = await call("POST", f"/tenants/{tenant_id}/close", {"reason": "unpaid"}, root.token)
+        assert (closed.status, closed.body["status"]) == (200, "closed")
+    for token in (admin.token, program.key):
+        assert (await call("GET", "/me", token=token)).status == 401
+    assert (await call("POST", "/auth/refresh", {"refresh_token": admin.refresh_token})).status == 401
+    assert (await call.sign_in(admin.person, tenant=admin.tenant)).status == 401
+    redeemed = {"token": link.body["token"], "new_password": "another long password"}
+    assert (await call("POST", "/auth/password/redeem", redeemed)).status == 401
+    assert (await call("GET", "/users", token=root.token, tenant=tenant_id)).status == 403
+    opened = await call("POST", f"/tenants/{tenant_id}/open", {"reason": "again"}, root.token)
+    assert opened.refusal == (409, "invalid_state")
+
+    for log in (PLATFORM, tenant_id):
+        (row,) = await audited("tenant.closed", tenant_id, log)
+        assert row["details"] == {"reason": "unpaid", "sessions": 1, "keys": 1, "openings": 1}
+        assert str(row["actor_id"]) == root.id
+    # the ledger stays, and so do the people; what let programs in is gone for good
+    assert await operator.fetchval("select count(*) from users where tenant_id = $1", tenant_id) == 2
+    assert (await call("PATCH", f"/tenants/{tenant_id}", {"status": "active"}, root.token)).status == 200
+    assert (await call("GET", "/me", token=program.key)).status == 401
+    assert (await call("GET", "/me", token=admin.token)).status == 401
+    assert (await call.sign_in(admin.person, tenant=admin.tenant)).status == 200
+
+
+async def test_a_tenant_is_not_closed_in_passing(call: Api, member: MakeMember, people: People) -> None:
+    root, tenant_id = await member("superadmin"), await people.tenant()
+    assert (await call("PATCH", f"/tenants/{tenant_id}", {"status": "closed"}, root.token)).status == 400
+    platform = await call("POST", f"/tenants/{PLATFORM}/close", {"reason": "x"}, root.token)
+    assert platform.refusal == (409, "invalid_state")
+    assert (await call("POST", f"/tenants/{NOBODY}/close", {"reason": "x"}, root.token)).refusal == (404, "not_found")
 
 
 async def test_tenants_are_a_super_admins_to_make_and_a_members_to_see_their_own(
@@ -142,9 +188,10 @@ async def test_tenants_are_a_super_admins_to_make_and_a_members_to_see_their_own
     own = str(admin.person.identity.tenant_id)
     assert [one["id"] for one in (await call("GET", "/tenants", token=admin.token)).body["items"]] == [own]
     made = await call("POST", "/tenants", {"slug": "mine", "name": "Mine"}, admin.token)
-    closed = await call("PATCH", f"/tenants/{own}", {"status": "closed"}, admin.token)
+    suspended = await call("PATCH", f"/tenants/{own}", {"status": "suspended"}, admin.token)
+    closed = await call("POST", f"/tenants/{own}/close", {"reason": "mine"}, admin.token)
     opened = await call("POST", f"/tenants/{DEFAULT_TENANT}/open", {"reason": "curious"}, admin.token)
-    for reply in (made, closed, opened):
+    for reply in (made, suspended, closed, opened):
         assert reply.refusal == (403, "forbidden")
         assert "super admin" in reply.body["detail"]
 
@@ -313,6 +360,31 @@ async def test_the_audit_log_says_who_did_what_from_where(call: Api, member: Mak
     assert len(rows) == 1
     assert (rows[0]["actor_id"], rows[0]["actor_role"], rows[0]["target_id"]) == (admin.id, "admin", made.body["id"])
     assert (rows[0]["ip"], rows[0]["request_id"]) == ("127.0.0.1", "audit-1")
+
+
+async def test_the_audit_log_says_from_where_somebody_came_to_the_door(call: Api, operator: asyncpg.Connection) -> None:
+    email, new = f"{uuid.uuid4().hex[:12]}@example.test", "four other short words"
+    door = {"tenant": "default", "email": email}
+    made = await call("POST", "/auth/register", door | {"password": PASSWORD})
+    await call("POST", "/auth/sign-in", door | {"password": "not the password"})
+    tokens = (await call("POST", "/auth/sign-in", door | {"password": PASSWORD})).body
+    for _ in range(2):
+        await call("POST", "/auth/refresh", {"refresh_token": tokens["refresh_token"]})
+    entered = (await call("POST", "/auth/sign-in", door | {"password": PASSWORD})).body["access_token"]
+    await call("POST", "/auth/password", {"old_password": PASSWORD, "new_password": new}, entered)
+    await call("POST", "/auth/sign-out", token=entered)
+    rows = await operator.fetch(
+        "select action, ip from audit_logs where target_id = $1 order by id", uuid.UUID(made.body["user_id"])
+    )
+    assert {row["action"] for row in rows} == {
+        "user.registered",
+        "session.opened",
+        "session.refused",
+        "session.reused",
+        "session.closed",
+        "user.password_changed",
+    }
+    assert {row["ip"] for row in rows} == {"127.0.0.1"}
 
 
 async def test_the_audit_log_is_the_tenants_own(call: Api, member: MakeMember, people: People) -> None:

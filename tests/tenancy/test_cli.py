@@ -68,6 +68,17 @@ async def test_a_tenant_is_made_listed_suspended_and_activated(told: Any, audite
     assert [row["actor_role"] for row in rows] == ["operator"] * 2
 
 
+async def test_a_tenant_is_closed_once_with_a_reason(told: Any, cli: Cli, audited: Any) -> None:
+    slug = f"t{uuid.uuid4().hex[:10]}"
+    made = await told("tenants", "create", slug)
+    assert (await cli("tenants", "close", slug)).exit_code == 2
+    for changed in (True, False):
+        answer = await told("tenants", "close", slug, "--reason", "left us")
+        assert answer == {"slug": slug, "status": "closed", "changed": changed}
+    (row,) = await audited("tenant.closed", made["id"], uuid.UUID(int=0))
+    assert (row["actor_role"], row["details"]["reason"]) == ("operator", "left us")
+
+
 async def test_a_user_made_without_a_password_gets_one_that_must_be_changed(told: Any, call: Api, audited: Any) -> None:
     email = somebody()
     made = await told("users", "create", email, "--role", "admin")

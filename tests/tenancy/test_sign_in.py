@@ -248,7 +248,7 @@ async def test_two_used_tokens_of_a_family_at_once_do_not_deadlock(
 ) -> None:
     used = [(await member()).refresh_token]
     for _ in range(3):
-        used.append((await sign_in.refresh(database, used[-1])).refresh_token)
+        used.append((await sign_in.refresh(database, used[-1], "")).refresh_token)
     waiting = (
         "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
         " and query like '%rotate_session%'"
@@ -256,7 +256,7 @@ async def test_two_used_tokens_of_a_family_at_once_do_not_deadlock(
     # both have come far enough to hold what they start with, and go on together
     async with operator.transaction():
         await operator.execute("select from sessions where refresh_hash = $1 for update", sign_in.token_hash(used[0]))
-        reuses = [asyncio.create_task(sign_in.refresh(database, token)) for token in used[1:3]]
+        reuses = [asyncio.create_task(sign_in.refresh(database, token, "")) for token in used[1:3]]
         async with asyncio.timeout(10):
             while await operator.fetchval(waiting) < 2:
                 await operator.execute("select pg_stat_clear_snapshot()")

@@ -75,7 +75,16 @@ def plain(outcome: Any) -> Any:
 async def ledger(operator: asyncpg.Connection, user: uuid.UUID) -> list[Any]:
     rows = await operator.fetch(
         "select seq, amount, reserved_amount, available_after, reserved_after, borrowed_after, direction, reason,"
-        " source, idempotency_key, request_hash, metadata, actor_id from user_token_ledger where user_id = $1 order by seq",
+        " source, idempotency_key, request_hash, metadata, actor_id from user_token_ledger"
+        " where user_id = $1 order by seq",
+        user,
+    )
+    return [tuple(row) for row in rows]
+
+
+async def events(operator: asyncpg.Connection, user: uuid.UUID) -> list[Any]:
+    rows = await operator.fetch(
+        "select type, payload - 'entry_id' as payload from events where user_id = $1 order by payload ->> 'seq', type",
         user,
     )
     return [tuple(row) for row in rows]
@@ -122,6 +131,7 @@ async def test_a_batch_does_what_its_operations_do_one_by_one(seed: int, people:
             row[:-3] for row in await ledger(people.operator, ids[1])
         ]
         assert await wallet(people, one) == await wallet(people, other)
+        assert await events(people.operator, ids[0]) == await events(people.operator, ids[1])
     await assert_books_are_clean(people.operator)
 
 

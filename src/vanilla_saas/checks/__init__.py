@@ -1,13 +1,16 @@
 """Invariants of the database as queries that must return no row: doctor, tests and restore run the same files.
 
-A file is one SELECT under a comment: what a row means, and after `Mend:` what to do. It runs as the operator.
+A file is one SELECT under a comment: what a row means, `Severity: warning` when it may be meant so, and after `Mend:`
+what to do. A column `mend` is the statement that mends this row. It runs as the operator.
 """
 
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
+
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class Check:
     sql: str
     meaning: str
     mend: str
+    severity: Severity = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,16 @@ class Finding:
     row: dict[str, Any]
 
     def __str__(self) -> str:
-        figures = ", ".join(f"{name} {value}" for name, value in self.row.items())
-        return f"{self.check.name}: {figures}"
+        return f"{self.check.name}: {self.figures}"
+
+    @property
+    def figures(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.row.items() if name != "mend")
+
+    @property
+    def statement(self) -> str | None:
+        """The SQL that mends this row, where one does."""
+        return self.row.get("mend")
 
 
 BOOKS = (
@@ -62,4 +74,5 @@ def _read(file: str) -> Check:
     sql = (files(__name__) / file).read_text()
     comment = " ".join(line.removeprefix("--").strip() for line in sql.splitlines() if line.startswith("--"))
     meaning, _, mend = comment.partition(" Mend: ")
-    return Check(file.removesuffix(".sql"), sql, meaning, mend)
+    meaning, warns, _ = meaning.partition(" Severity: warning")
+    return Check(file.removesuffix(".sql"), sql, meaning, mend, "warning" if warns else "error")

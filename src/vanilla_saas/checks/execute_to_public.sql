@@ -1,6 +1,7 @@
 -- A function of ours that every login may execute.
--- Mend: revoke execute on function <function> from public; then grant it to the roles that need it.
-select p.oid::regprocedure::text as function
+-- Mend: Take the right from public; then grant it to the roles that need it.
+select p.oid::regprocedure::text as function,
+    format('set role %s; revoke execute on function %s from public', p.proowner::regrole, p.oid::regprocedure) as mend
 from pg_proc p
 where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace) and pg_get_userbyid(p.proowner) like 'vanilla\_%'
   and exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a

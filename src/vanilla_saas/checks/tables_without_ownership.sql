@@ -1,5 +1,5 @@
 -- A table of ours without a declared ownership class: nothing says who may read it.
--- Mend: Add select vanilla.protect_table('public.<table>', '<class>') to 003 or 010 and migrate.
+-- Mend: Declare it with select vanilla.protect_table('public.<table>', '<class>') in 003 or 010, then: vanilla-saas migrate --repair
 select c.relname as table_name
 from pg_class c
 where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition

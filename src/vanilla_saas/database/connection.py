@@ -1,10 +1,11 @@
 """Where the database is: `DATABASE_URL`, then libpq's `PG*` variables, then the embedded server."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import asyncpg
 
@@ -99,6 +100,31 @@ def _from_libpq_variables() -> str:
     if host.startswith("/"):
         return f"postgresql://{user}{password}@/{database}?host={quote(host, safe='')}&port={port}"
     return f"postgresql://{user}{password}@{host}:{port}/{database}"
+
+
+def login_connector(url: str, signer: ContextSigner) -> Callable[..., Awaitable[asyncpg.Connection]]:
+    """How a pool connects as a run-time login whose password comes from the context key, which may be rotated.
+
+    A password that the server refuses is followed by the others that may be in force; the one that worked comes first
+    next time. A URL with a password of its own is left as it is.
+    """
+    parts = urlsplit(url)
+    login, given = unquote(parts.username or ""), parts.password
+    working = given
+
+    async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
+        nonlocal working
+        try:
+            return await asyncpg.connect(*arguments, **options, password=working)
+        except asyncpg.InvalidPasswordError:
+            for password in signer.login_passwords(login):
+                with suppress(asyncpg.InvalidPasswordError):
+                    connection = await asyncpg.connect(*arguments, **options, password=password)
+                    working = password
+                    return connection
+            raise
+
+    return connect if given in signer.login_passwords(login) else asyncpg.connect
 
 
 def _as_login(url: str, login: str, signer: ContextSigner) -> str:

@@ -1,20 +1,25 @@
 """Runs the numbered files with a checksum table; psql may run the same files before, after or in between."""
 
 import asyncio
+import base64
 import hashlib
+import hmac
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import asyncpg
 
 from vanilla_saas.database.connection import connect_admin
-from vanilla_saas.database.context import ContextSigner
+from vanilla_saas.database.context import ContextKey, ContextSigner
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import translated_errors
 
+T = TypeVar("T")
 WAIT_SECONDS = 120
 """How long a process waits for another that migrates the same database."""
 
@@ -45,26 +50,27 @@ def migrations() -> list[Migration]:
     ]
 
 
-async def migrate(dsn: str, signer: ContextSigner) -> list[str]:
+async def migrate(dsn: str, signer: ContextSigner, *, repair: bool = False) -> list[str]:
     """Applies what is missing and makes the run-time logins; returns the names of the files it ran.
 
-    A database that psql migrated is adopted: the files run once more, which changes nothing.
+    A database that psql migrated is adopted: the files run once more, which changes nothing. With `repair` all run
+    again, which restores functions, policies, grants and partitions that were changed by hand.
     Raises VanillaError `invalid_state` when an applied file has changed or another process migrates for too long,
     `forbidden`, `database_unavailable`.
     """
     connection = await connect_admin(dsn)
     try:
-        async with _alone(dsn), translated_errors():
+        async with alone(dsn), translated_errors():
             applied = await _applied(connection)
             files = migrations()
             _refuse_other_version(files, applied)
             ran: list[str] = []
             for file in files:
-                if applied.get(file.name) == file.checksum:
+                if applied.get(file.name) == file.checksum and not repair:
                     continue
                 await _apply(connection, file)
                 ran.append(file.name)
-            await _retried(lambda: _install_logins(connection, signer))
+            await retried(lambda: _install_logins(connection, signer))
             return ran
     except asyncpg.InsufficientPrivilegeError as error:
         raise VanillaError(
@@ -78,7 +84,7 @@ async def migrate(dsn: str, signer: ContextSigner) -> list[str]:
 
 
 @asynccontextmanager
-async def _alone(dsn: str) -> AsyncIterator[None]:
+async def alone(dsn: str) -> AsyncIterator[None]:
     """One process migrates a database at a time.
 
     The lock is a transaction's, on a connection beside the one that works: a pooler keeps both together until the end.
@@ -110,23 +116,21 @@ async def _apply(connection: asyncpg.Connection, file: Migration) -> None:
             if connection.is_in_transaction():  # the file's own begin, after an error
                 await connection.execute("rollback")
 
-    await _retried(step)
+    await retried(step)
     await _record(connection, file)
 
 
-async def _retried(step: Callable[[], Awaitable[None]], attempts: int = 20) -> None:
+async def retried(step: Callable[[], Awaitable[T]], attempts: int = 20) -> T:
     """Runs a transaction again when a migrator of another database changed the same role meanwhile.
 
     Roles are cluster-wide, and PostgreSQL answers `tuple concurrently updated` instead of waiting.
     """
-    for attempt in range(attempts):
+    for attempt in range(1, attempts):
         try:
-            await step()
-            return
+            return await step()
         except (asyncpg.InternalServerError, asyncpg.UniqueViolationError, asyncpg.DuplicateObjectError):
-            if attempt == attempts - 1:
-                raise
-            await asyncio.sleep(random.uniform(0, 0.02 * (attempt + 1)))  # noqa: S311
+            await asyncio.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311
+    return await step()
 
 
 async def _applied(connection: asyncpg.Connection) -> dict[str, str]:
@@ -159,11 +163,30 @@ async def _record(connection: asyncpg.Connection, file: Migration) -> None:
 
 
 async def _install_logins(connection: asyncpg.Connection, signer: ContextSigner) -> None:
-    """The signing key, and a password for each run-time login, derived from it and never stored in clear."""
+    """The signing key, and a password for each run-time login, derived from a key and never stored in clear."""
     async with connection.transaction():
         await connection.execute("set local role vanilla_owner")
         await connection.fetchval("select vanilla.install_context_key($1, $2)", signer.key_id, signer.key)
+        states = await connection.fetch(
+            "select key_id from vanilla.context_key_states() where accept_until = 'infinity'"
+        )
         await connection.execute("reset role")
-        for role in ("vanilla_app", "vanilla_runtime", "vanilla_readonly"):
-            # utility statements take no parameters: the password is hexadecimal digits by construction
-            await connection.execute(f"alter role {role} login password '{signer.login_password(role)}'")
+        lasting = {row["key_id"] for row in states}
+        # of "new,former" the former: servers that have only that one are restarted later, and the others try both
+        await set_login_passwords(connection, [key for key in signer.listed if key.key_id in lasting][-1])
+
+
+async def set_login_passwords(connection: asyncpg.Connection, key: ContextKey) -> None:
+    """Lets the run-time logins in with the passwords of this key and no other."""
+    for role in ("vanilla_app", "vanilla_runtime", "vanilla_readonly"):
+        # utility statements take no parameters; as a verifier the password is in nobody's log of statements
+        await connection.execute(f"alter role {role} login password '{_verifier(key.login_password(role))}'")
+
+
+def _verifier(password: str) -> str:
+    """What PostgreSQL keeps of an ASCII password (RFC 5803): salt and keys, from which it cannot be had."""
+    salt = os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 4096)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    parts = [base64.b64encode(part).decode() for part in (salt, stored, hmac.digest(salted, b"Server Key", "sha256"))]
+    return f"SCRAM-SHA-256$4096:{parts[0]}${parts[1]}:{parts[2]}"

@@ -2,26 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import asyncpg
 import orjson
 
-from vanilla_saas.database.connection import unreachable
-from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity
+from vanilla_saas.database.connection import login_connector, unreachable
+from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, expired
 from vanilla_saas.database.errors import VanillaError, from_postgres
+from vanilla_saas.database.session import SessionConnection
 
 ACQUIRE_TIMEOUT_S = 5.0
 _BROKEN = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InternalClientError, OSError)
 """Errors after which a connection is not used again."""
-
-
-class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """All state is transaction-local, so nothing is reset when a connection goes back: one round trip less."""
-
-    def get_reset_query(self) -> str:
-        return ""
 
 
 async def _prepare(connection: asyncpg.Connection) -> None:
@@ -37,10 +31,12 @@ async def _prepare(connection: asyncpg.Connection) -> None:
 class Database:
     """`app` acts for people under row-level security; `runtime` may only execute the hot functions."""
 
-    def __init__(self, app: asyncpg.Pool, runtime: asyncpg.Pool, signer: ContextSigner):
+    def __init__(self, app: asyncpg.Pool, runtime: asyncpg.Pool, signer: ContextSigner, *, shared: bool = False):
         self._app = app
         self._runtime = runtime
         self._signer = signer
+        self.shared = shared
+        """Whether a pooler lends the sessions of `app` to others between transactions."""
 
     @classmethod
     async def open(
@@ -51,15 +47,20 @@ class Database:
         *,
         size: int = 10,
         allow_superuser: bool = False,
+        transaction_pooling: bool = False,
     ) -> "Database":
         """Connects both pools; refuses logins that row-level security does not bind, and a database that is not ours.
 
+        A pooler in between is noticed; `transaction_pooling` is for one that hides.
         Raises VanillaError `database_unavailable`, `forbidden`, `invalid_state`, `context_invalid`.
         """
         pools: list[asyncpg.Pool] = []
+        shared: list[bool] = []
         try:
             for dsn in (app_dsn, runtime_dsn):
-                pools.append(await _open_pool(dsn, size))
+                pool, lent = await _open_pool(dsn, size, signer, transaction_pooling)
+                pools.append(pool)
+                shared.append(lent)
                 if not allow_superuser:
                     await _refuse_unsafe_login(pools[-1])
             await _refuse_strange_database(pools[0], signer)
@@ -67,7 +68,7 @@ class Database:
             for pool in pools:
                 pool.terminate()
             raise
-        return cls(pools[0], pools[1], signer)
+        return cls(pools[0], pools[1], signer, shared=shared[0])
 
     async def close(self) -> None:
         """Waits for statements under way, at most ten seconds."""
@@ -83,22 +84,22 @@ class Database:
     ) -> AsyncIterator[asyncpg.Connection]:
         """A transaction of the app pool that acts as `identity`; with None it sees nothing.
 
-        Raises VanillaError for every refusal of the database.
+        Raises VanillaError for every refusal of the database, and `context_invalid` after 60 s, when all is undone.
         """
         token = self._signer.sign(identity) if identity else ""
-        async with (
-            translated_errors(),
-            _acquired(self._app) as connection,
-            connection.transaction(readonly=read_only),
-        ):
-            await connection.fetchval(
-                "select vanilla.set_context($1), set_config('vanilla.request_id', $2, true),"
-                " set_config('vanilla.client_ip', $3, true)",
-                token,
-                request_id,
-                client_ip,
-            )
-            yield connection
+        async with translated_errors(), _acquired(self._app) as connection:
+            end = connection.end  # of the session itself: the pool takes its handle away when the session is lost
+            try:
+                await connection.begin(token, request_id, client_ip, read_only=read_only, shared=self.shared)
+                yield connection
+                if token and expired(token):
+                    # policies see nobody in a token that has ended: what was read last may be short, so nothing counts
+                    raise VanillaError("context_invalid", "The transaction outlived its context; nothing was changed.")
+            except BaseException:
+                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await end("rollback", shared=self.shared)
+                raise
+            await end("commit", shared=self.shared)
 
     async def call(self, statement: str, *arguments: object) -> Any:
         """The value of one statement on the runtime pool: `select vanilla.<function>(...)`, one round trip."""
@@ -135,22 +136,45 @@ async def _acquired(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
         yield connection
     except _BROKEN:
         # its end may still be on the way: whoever gets it next would find it in the middle of a statement
-        connection.terminate()
+        with suppress(asyncpg.InterfaceError):  # the pool has noticed and taken it away
+            connection.terminate()
         raise
     finally:
         await pool.release(connection)
 
 
-async def _open_pool(dsn: str, size: int) -> asyncpg.Pool:
+class _PoolerFoundError(asyncpg.InterfaceError):  # type: ignore[misc]
+    """The connection is to a pooler, behind which nothing that is prepared by name may be used."""
+
+
+async def _open_pool(dsn: str, size: int, signer: ContextSigner, shared: bool) -> tuple[asyncpg.Pool, bool]:
+    """The pool, and whether its sessions are shared with others."""
+
+    async def init(connection: asyncpg.Connection) -> None:
+        if not shared and await connection.is_lent():
+            raise _PoolerFoundError("a pooler stands before the database")
+        async with connection.transaction():  # or a pooler spreads the statements over sessions
+            await _prepare(connection)
+
     try:
-        return await asyncpg.create_pool(
-            dsn, min_size=1, max_size=size, connection_class=_Connection, init=_prepare, timeout=10
+        pool = await asyncpg.create_pool(
+            dsn,
+            min_size=1,
+            max_size=size,
+            connection_class=SessionConnection,
+            init=init,
+            connect=login_connector(dsn, signer),
+            timeout=10,
+            statement_cache_size=0 if shared else 100,
         )
+    except _PoolerFoundError:
+        return await _open_pool(dsn, size, signer, True)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         raise unreachable(
             error,
             "Run vanilla-saas migrate: it makes the run-time logins, whose passwords come from the context key.",
         ) from None
+    return pool, shared
 
 
 async def _refuse_strange_database(app: asyncpg.Pool, signer: ContextSigner) -> None:

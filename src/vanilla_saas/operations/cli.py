@@ -10,6 +10,8 @@ from rich.console import Console
 
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
+from vanilla_saas.database.embedded import EmbeddedServerError
+from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate as run_migrations
 from vanilla_saas.operations import export, serving
 from vanilla_saas.operations.doctor import diagnose
@@ -48,12 +50,17 @@ def serve(
     serving.serve(_settings(host, port, allow_superuser), Console(highlight=False), processes)
 
 
-def migrate(as_json: AsJson = False) -> None:
+def migrate(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Run all again: restores functions, policies, grants and partitions.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Apply the migrations that are missing and make the run-time logins."""
     settings = Settings()
     signer = load_signer(settings)
     with addresses(settings, signer) as where:
-        ran = asyncio.run(run_migrations(where.admin, signer))
+        ran = asyncio.run(run_migrations(where.admin, signer, repair=repair))
     if as_json:
         typer.echo(orjson.dumps({"applied": ran}))
         return
@@ -64,18 +71,24 @@ def migrate(as_json: AsJson = False) -> None:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Look for what is wrong and say how to mend it; exit code 1 when something is."""
-    settings = Settings()
-    signer = load_signer(settings)
-    with addresses(settings, signer) as where:
-        found = asyncio.run(diagnose(where, signer))
+    """Look for what is wrong and say how to mend it. Exit code 1: there are errors, 2: it could not look."""
+    try:
+        settings = Settings()
+        signer = load_signer(settings)
+        with addresses(settings, signer) as where:
+            found = asyncio.run(diagnose(where, signer, settings))
+    except (VanillaError, EmbeddedServerError) as error:
+        typer.echo(f"error {error.name if isinstance(error, VanillaError) else error.code}: {error}", err=True)
+        typer.echo(error.hint or "", err=True)
+        raise typer.Exit(2) from None
     if as_json:
         typer.echo(orjson.dumps([finding.as_dict() for finding in found]))
     else:
         for finding in found:
-            typer.echo(f"{finding.check}: {finding.found}\n  mend: {finding.mend}")
-        typer.echo(f"{len(found)} findings." if found else "All is well.")
-    raise typer.Exit(1 if found else 0)
+            typer.echo(f"{finding.severity} {finding.check}: {finding.found}\n  mend: {finding.mend}")
+        errors = sum(finding.severity == "error" for finding in found)
+        typer.echo(f"{errors} errors, {len(found) - errors} warnings." if found else "All is well.")
+    raise typer.Exit(1 if any(finding.severity == "error" for finding in found) else 0)
 
 
 def demo(

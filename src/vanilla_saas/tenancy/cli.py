@@ -73,8 +73,24 @@ def suspend_tenant(slug: str, as_json: AsJson = False) -> None:
 
 @tenants.command("activate")
 def activate_tenant(slug: str, as_json: AsJson = False) -> None:
-    """Open a suspended tenant again."""
+    """Open a suspended or closed tenant again; the keys of a closed one stay revoked."""
     _set_tenant_status(slug, "active", as_json)
+
+
+@tenants.command("close")
+def close_tenant(
+    slug: str,
+    reason: Annotated[str, typer.Option(help="Why; written to both audit logs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Close a tenant: end its sessions, keys and links, refuse everybody. Its rows and ledger stay."""
+
+    async def run(connection: asyncpg.Connection) -> bool:
+        return await store.close_tenant(connection, await tenant_id(connection, slug), reason)
+
+    closed = as_operator(run)
+    sentence = f"Tenant {slug} is closed." if closed else f"Tenant {slug} was closed already."
+    tell(sentence, {"slug": slug, "status": "closed", "changed": closed}, as_json)
 
 
 def _set_tenant_status(slug: str, status: str, as_json: bool) -> None:

@@ -146,7 +146,7 @@ class TenantBody(Body):
 
 
 class TenantPatch(Body):
-    status: Literal["active", "suspended", "closed"]
+    status: Literal["active", "suspended"]
 
 
 class Tenant(Answer):
@@ -157,6 +157,10 @@ class Tenant(Answer):
     time_zone: str
     self_registration: bool
     created_at: datetime
+
+
+class CloseBody(Body):
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), _NUL]
 
 
 class OpenBody(Body):

@@ -47,6 +47,7 @@ def session_token(request: Request) -> str:
     """The session's token; an API key in the cookie opens no page. Raises Redirect to the sign-in page."""
     token = read_cookie(request, SESSION_COOKIE)
     if not token.startswith(SESSION_PREFIX):
+        request.state.refused = bool(token)  # to show nothing is not to be refused
         raise Redirect(sign_in_path(request))
     return token
 
@@ -57,6 +58,7 @@ async def _identified(request: Request, tenant_id: UUID | None) -> Caller:
     except VanillaError as error:
         if error.name != "authentication_failed":
             raise
+        request.state.refused = True
         if tenant_id is not None:
             # the opening has ended, the session perhaps not: out of the tenant, and asked again there
             raise Redirect("/tenants", forget=(TENANT_COOKIE,)) from None

@@ -214,6 +214,13 @@ async def set_tenant_status(request: Request, caller: PlatformCaller, tenant_id:
     return redirect(request, "/tenants?notice=saved")
 
 
+@router.post("/tenants/{tenant_id}/close")
+async def close_tenant(request: Request, caller: PlatformCaller, tenant_id: UUID, reason: Text) -> Response:
+    async with acting(request, caller) as connection:
+        await store.close_tenant(connection, tenant_id, reason)
+    return redirect(request, "/tenants?notice=closed")
+
+
 @router.post("/tenants/{tenant_id}/open")
 async def open_tenant(request: Request, caller: PlatformCaller, tenant_id: UUID, reason: Text) -> Response:
     async with acting(request, caller) as connection:

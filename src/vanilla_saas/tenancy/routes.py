@@ -88,13 +88,13 @@ async def open_session(request: Request, body: models.SignInBody) -> models.Toke
 @router.post("/auth/refresh")
 async def refresh(request: Request, body: models.RefreshBody) -> models.TokensAnswer:
     """New tokens for a refresh token. Used twice, it ends the sign-in: one of the two users is a thief."""
-    return _tokens(await sign_in.refresh(_database(request), body.refresh_token.get_secret_value()))
+    return _tokens(await sign_in.refresh(_database(request), body.refresh_token.get_secret_value(), client_ip(request)))
 
 
 @router.post("/auth/sign-out", status_code=204)
 async def sign_out(request: Request) -> Response:
     """End the sign-in of the access token, expired or not, with all that was refreshed from it."""
-    await store.close_session(_database(request), token_hash(bearer_token(request)))
+    await store.close_session(_database(request), token_hash(bearer_token(request)), client_ip(request))
     return Response(status_code=204)
 
 
@@ -109,6 +109,7 @@ async def change_password(request: Request, caller: CurrentCaller, body: models.
         caller.email,
         body.old_password.get_secret_value(),
         body.new_password.get_secret_value(),
+        client_ip(request),
     )
     return Response(status_code=204)
 
@@ -117,7 +118,9 @@ async def change_password(request: Request, caller: CurrentCaller, body: models.
 async def redeem(request: Request, body: models.RedeemBody) -> models.Redeemed:
     """Set a password with a one-time token; all sessions and other links of the user end."""
     return models.Redeemed.of(
-        await sign_in.redeem(_database(request), body.token.get_secret_value(), body.new_password.get_secret_value())
+        await sign_in.redeem(
+            _database(request), body.token.get_secret_value(), body.new_password.get_secret_value(), client_ip(request)
+        )
     )
 
 
@@ -271,9 +274,17 @@ async def create_tenant(request: Request, caller: Writer, body: models.TenantBod
 
 @router.patch("/tenants/{tenant_id}")
 async def change_tenant(request: Request, caller: Writer, tenant_id: UUID, body: models.TenantPatch) -> models.Tenant:
-    """Change the status; anything but active closes all access at once. Super admins only."""
+    """Suspend a tenant, which refuses all access at once, or open it again. Super admins only."""
     async with acting(request, caller) as connection:
         await store.set_tenant_status(connection, tenant_id, body.status)
+        return await _tenant(connection, tenant_id)
+
+
+@router.post("/tenants/{tenant_id}/close")
+async def close_tenant(request: Request, caller: Writer, tenant_id: UUID, body: models.CloseBody) -> models.Tenant:
+    """End all sessions, keys and links of a tenant and let nobody in; its rows stay. Closing twice is closing once."""
+    async with acting(request, caller) as connection:
+        await store.close_tenant(connection, tenant_id, body.reason)
         return await _tenant(connection, tenant_id)
 
 

@@ -41,7 +41,7 @@ async def register(
     """
     passwords.check_policy(password, email)
     _refuse_until(await store.begin_registration(database, ip), "Too many registrations from this network.")
-    return await store.register_user(database, tenant, email, await passwords.hash_password(password), display_name)
+    return await store.register_user(database, tenant, email, await passwords.hash_password(password), display_name, ip)
 
 
 async def sign_in(
@@ -63,7 +63,7 @@ async def sign_in(
     _refuse_until(attempt.retry_after_s, "Too many attempts to sign in.")
     right = await passwords.verify_password(attempt.password_hash, password)
     if attempt.password_hash is None or not right:
-        await store.fail_sign_in(database, tenant, email)
+        await store.fail_sign_in(database, tenant, email, ip)
         raise VanillaError("authentication_failed", "Tenant, email or password is wrong.")
     outdated = passwords.needs_rehash(attempt.password_hash)
     access, refresh = new_token(SESSION_PREFIX), new_token(REFRESH_PREFIX)
@@ -83,10 +83,10 @@ async def sign_in(
     return Tokens(access, refresh, datetime.fromisoformat(facts["expires_at"]), facts["must_change_password"])
 
 
-async def refresh(database: Database, refresh_token: str) -> Tokens:
+async def refresh(database: Database, refresh_token: str, ip: str) -> Tokens:
     """New tokens for a refresh token, once: used twice it ends the sign-in. Raises `authentication_failed`."""
     access, renewed = new_token(SESSION_PREFIX), new_token(REFRESH_PREFIX)
-    facts = await store.rotate_session(database, token_hash(refresh_token), token_hash(access), token_hash(renewed))
+    facts = await store.rotate_session(database, token_hash(refresh_token), token_hash(access), token_hash(renewed), ip)
     if facts["outcome"] != "rotated":
         raise VanillaError(
             "authentication_failed",
@@ -98,7 +98,7 @@ async def refresh(database: Database, refresh_token: str) -> Tokens:
     return Tokens(access, renewed, datetime.fromisoformat(facts["expires_at"]), facts["must_change_password"])
 
 
-async def change_password(database: Database, token: str, email: str | None, old: str, new: str) -> None:
+async def change_password(database: Database, token: str, email: str | None, old: str, new: str, ip: str) -> None:
     """Replaces the password of a session's user and ends their other sessions.
 
     Raises VanillaError `invalid_request`, `limit_reached`, or `authentication_failed` when `old` is wrong.
@@ -110,11 +110,11 @@ async def change_password(database: Database, token: str, email: str | None, old
     _refuse_until(attempt.retry_after_s, "Too many attempts to change the password.")
     if not await passwords.verify_password(attempt.password_hash, old):
         raise VanillaError("authentication_failed", "The old password is wrong.")
-    if not await store.change_password(database, token_hash(token), await passwords.hash_password(new)):
+    if not await store.change_password(database, token_hash(token), await passwords.hash_password(new), ip):
         raise VanillaError("authentication_failed", "The session has ended.", hint="Sign in again.")
 
 
-async def redeem(database: Database, token: str, password: str) -> dict[str, Any]:
+async def redeem(database: Database, token: str, password: str, ip: str) -> dict[str, Any]:
     """Sets a password with a one-time token: tenant (slug) and email of the user. Ends all their sessions.
 
     Raises VanillaError `invalid_request`, or `authentication_failed` for a token that is wrong, used or too old.
@@ -125,7 +125,7 @@ async def redeem(database: Database, token: str, password: str) -> dict[str, Any
             "authentication_failed", "the link is used up or too old", hint="Ask an admin for a new one."
         )
     passwords.check_policy(password, user["email"])
-    return await store.redeem_one_time_token(database, token_hash(token), await passwords.hash_password(password))
+    return await store.redeem_one_time_token(database, token_hash(token), await passwords.hash_password(password), ip)
 
 
 async def request_link(database: Database, tenant: str, email: str, ip: str) -> tuple[str, str] | None:

@@ -118,7 +118,9 @@ async def password_form(request: Request, caller: PageCaller, notice: str = "") 
 async def change_password(request: Request, caller: PageCaller, current: Text, password: Text, again: Text) -> Response:
     try:
         _check_repeated(password, again)
-        await door.change_password(request.app.state.database, caller.token, caller.email, current, password)
+        await door.change_password(
+            request.app.state.database, caller.token, caller.email, current, password, client_ip(request)
+        )
     except VanillaError as error:
         context = {"forced": caller.must_change_password, "email": caller.email, "notice": ""}
         return _refused(request, "tenancy/password.html", error, **context)
@@ -134,7 +136,7 @@ async def set_password_form(request: Request, token: str = "") -> Response:
 async def set_password(request: Request, token: Text, password: Text, again: Text) -> Response:
     try:
         _check_repeated(password, again)
-        user = await door.redeem(request.app.state.database, token.strip(), password)
+        user = await door.redeem(request.app.state.database, token.strip(), password, client_ip(request))
     except VanillaError as error:
         return _refused(request, "tenancy/set_password.html", error, token=token)
     response = RedirectResponse("/sign-in?" + urlencode({**user, "notice": "password-set"}), 303)
@@ -145,7 +147,7 @@ async def set_password(request: Request, token: Text, password: Text, again: Tex
 @router.post("/sign-out")
 async def sign_out(request: Request) -> Response:
     if token := read_cookie(request, SESSION_COOKIE):
-        await store.close_session(request.app.state.database, token_hash(token))
+        await store.close_session(request.app.state.database, token_hash(token), client_ip(request))
     response = RedirectResponse("/sign-in?notice=signed-out", 303)
     forget_session(request, response)
     return response

@@ -64,22 +64,30 @@ async def finish_sign_in(
     return facts
 
 
-async def fail_sign_in(database: Database, tenant: str, email: str) -> None:
-    await database.call("select vanilla.fail_sign_in($1, $2)", tenant, email)
+async def fail_sign_in(database: Database, tenant: str, email: str, ip: str) -> None:
+    await database.call(
+        "select vanilla.fail_sign_in($1, $2) from set_config('vanilla.client_ip', $3, true)", tenant, email, ip
+    )
 
 
 async def rotate_session(
-    database: Database, refresh_hash: bytes, token_hash: bytes, new_refresh_hash: bytes
+    database: Database, refresh_hash: bytes, token_hash: bytes, new_refresh_hash: bytes, ip: str
 ) -> dict[str, Any]:
     """Keys: outcome (rotated, reused, unknown), and when rotated expires_at and must_change_password."""
     facts: dict[str, Any] = await database.call(
-        "select vanilla.rotate_session($1, $2, $3)", refresh_hash, token_hash, new_refresh_hash
+        "select vanilla.rotate_session($1, $2, $3) from set_config('vanilla.client_ip', $4, true)",
+        refresh_hash,
+        token_hash,
+        new_refresh_hash,
+        ip,
     )
     return facts
 
 
-async def close_session(database: Database, token_hash: bytes) -> bool:
-    closed: bool = await database.call("select vanilla.close_session($1)", token_hash)
+async def close_session(database: Database, token_hash: bytes, ip: str) -> bool:
+    closed: bool = await database.call(
+        "select vanilla.close_session($1) from set_config('vanilla.client_ip', $2, true)", token_hash, ip
+    )
     return closed
 
 
@@ -94,8 +102,13 @@ async def begin_password_change(database: Database, token_hash: bytes) -> Attemp
     return Attempt(row["password_hash"], row["retry_after_s"] or 0)
 
 
-async def change_password(database: Database, token_hash: bytes, password_hash: str) -> bool:
-    changed: bool = await database.call("select vanilla.change_password($1, $2)", token_hash, password_hash)
+async def change_password(database: Database, token_hash: bytes, password_hash: str, ip: str) -> bool:
+    changed: bool = await database.call(
+        "select vanilla.change_password($1, $2) from set_config('vanilla.client_ip', $3, true)",
+        token_hash,
+        password_hash,
+        ip,
+    )
     return changed
 
 
@@ -113,10 +126,13 @@ async def one_time_token_user(database: Database, token_hash: bytes) -> dict[str
     return found
 
 
-async def redeem_one_time_token(database: Database, token_hash: bytes, password_hash: str) -> dict[str, Any]:
+async def redeem_one_time_token(database: Database, token_hash: bytes, password_hash: str, ip: str) -> dict[str, Any]:
     """Keys: tenant (slug), email."""
     facts: dict[str, Any] = await database.call(
-        "select vanilla.redeem_one_time_token($1, $2)", token_hash, password_hash
+        "select vanilla.redeem_one_time_token($1, $2) from set_config('vanilla.client_ip', $3, true)",
+        token_hash,
+        password_hash,
+        ip,
     )
     return facts
 
@@ -128,11 +144,16 @@ async def begin_registration(database: Database, ip: str) -> int:
 
 
 async def register_user(
-    database: Database, tenant: str, email: str, password_hash: str, display_name: str
+    database: Database, tenant: str, email: str, password_hash: str, display_name: str, ip: str
 ) -> dict[str, Any]:
     """Keys: tenant_id, user_id."""
     facts: dict[str, Any] = await database.call(
-        "select vanilla.register_user($1, $2, $3, $4)", tenant, email, password_hash, display_name
+        "select vanilla.register_user($1, $2, $3, $4) from set_config('vanilla.client_ip', $5, true)",
+        tenant,
+        email,
+        password_hash,
+        display_name,
+        ip,
     )
     return facts
 
@@ -161,6 +182,12 @@ async def create_tenant(connection: asyncpg.Connection, slug: str, name: str, ti
 
 async def set_tenant_status(connection: asyncpg.Connection, tenant_id: UUID, status: str) -> None:
     await connection.fetchval("select set_tenant_status($1, $2)", tenant_id, status)
+
+
+async def close_tenant(connection: asyncpg.Connection, tenant_id: UUID, reason: str) -> bool:
+    """False when it was closed already."""
+    closed: bool = await connection.fetchval("select close_tenant($1, $2)", tenant_id, reason)
+    return closed
 
 
 async def open_tenant(connection: asyncpg.Connection, tenant_id: UUID, reason: str) -> datetime:

@@ -1,0 +1,88 @@
+"""Where webhooks may be sent: tenants choose the address, and it must not lead into our own network.
+
+The address is checked where the socket for it is made, after the name was resolved: there is no moment in between in
+which a name can come to mean another address.
+"""
+
+import errno
+import socket
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any
+
+from aiohttp import DummyCookieJar, TCPConnector
+from yarl import URL
+
+from vanilla_saas.database.errors import VanillaError
+
+_NAT64 = IPv6Network("64:ff9b::/96")
+_REFUSED = "The address {} is not a public one."
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is on the public internet, as are the IPv4 addresses that an IPv6 one stands for."""
+    # a link-local address may carry the interface
+    found = ip_address(address.partition("%")[0])
+    return all(one.is_global and not one.is_multicast for one in (found, *_inside(found)))
+
+
+def _inside(address: IPv4Address | IPv6Address) -> list[IPv4Address]:
+    if isinstance(address, IPv4Address):
+        return []
+    inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if address in _NAT64:
+        inside.append(IPv4Address(int(address) & 0xFFFFFFFF))
+    return [one for one in inside if one is not None]
+
+
+def check_url(url: str, *, private: bool) -> str:
+    """The URL in one spelling. `private` allows http and addresses of our own network.
+
+    Raises VanillaError `invalid_request`. A name is not resolved here: what it means is checked at every request.
+    """
+    url = url.strip()
+    if not url.isprintable() or " " in url:
+        raise _not_valid("That is not a URL.")
+    try:
+        parsed = URL(url)
+        host = parsed.host
+        _ = parsed.port
+    except ValueError:
+        raise _not_valid("That is not a URL.") from None
+    if parsed.scheme not in ("http", "https") or not host:
+        raise _not_valid("A webhook's URL begins with https:// and names a host.")
+    if parsed.user is not None or parsed.password is not None:
+        raise _not_valid("A webhook's URL holds no user and no password.", "The signature says that it is us.")
+    if private:
+        return str(parsed.with_fragment(None))
+    if parsed.scheme != "https":
+        raise _not_valid("A webhook's URL begins with https://.")
+    try:
+        public = is_public(host)
+    except ValueError:
+        public = host.rstrip(".") != "localhost" and not host.rstrip(".").endswith(".localhost")
+    if not public:
+        raise _not_valid(_REFUSED.format(host), "VANILLA_SAAS_WEBHOOKS_TO_PRIVATE allows it for development.")
+    return str(parsed.with_fragment(None))
+
+
+def _not_valid(message: str, hint: str | None = None) -> VanillaError:
+    return VanillaError("invalid_request", message, {"param": "url"}, hint)
+
+
+def connector(*, private: bool) -> TCPConnector:
+    """Connections to public addresses only, unless `private`; none is used twice."""
+    return TCPConnector(
+        limit=0, force_close=True, use_dns_cache=False, socket_factory=None if private else _public_socket
+    )
+
+
+def _public_socket(address: tuple[Any, ...]) -> socket.socket:
+    family, kind, protocol, _, (host, *_) = address
+    if not is_public(host):
+        raise OSError(errno.EACCES, _REFUSED.format(host))
+    return socket.socket(family, kind, protocol)
+
+
+def no_cookies() -> DummyCookieJar:
+    """Endpoints of all tenants share the client: none of them may leave anything in it."""
+    return DummyCookieJar()

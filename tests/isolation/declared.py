@@ -1,0 +1,408 @@
+"""What 001 to 003 declare, said again: keys, nulls, values, grants and functions, each compared with the catalog.
+
+A migration that adds one is to add it here too: two places must agree before a boundary moves.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+
+from tests.isolation.catalog import HIDDEN, LOGINS, Table
+from tests.isolation.matrix import rolled_back
+from tests.isolation.rows import World
+
+NULLABLE = {
+    "users": "email external_id password_hash last_sign_in_at",
+    "level_token_policies": "rollover_cap monthly_cap",
+    "user_token_policies": "monthly_allocation rollover_percent rollover_cap monthly_cap enforcement_mode"
+    " warning_percent",
+    "user_token_wallets": "period_start next_reset_at level_id warn_below",
+    "user_token_grants": "level_id",
+    "user_token_holds": "settled reference_type reference_id execution_id api_key_id call closed_at",
+    "user_token_ledger": "reference_type reference_id execution_id hold_id grant_id actor_id idempotency_key"
+    " request_hash",
+    "ai_providers": "base_url secret secret_hint",
+    "ai_models": "context_window max_output_tokens input_price output_price cached_input_price",
+    "api_keys": "budget_tokens revoked_at last_used_at",
+    "sessions": "rotated_at revoked_at ip user_agent",
+    "one_time_tokens": "used_at",
+    "ai_executions": "api_key_id provider_id model_id hold_id error_code latency_ms first_token_ms request_id",
+    "audit_logs": "actor_id target_type target_id ip request_id",
+}
+
+PRIMARY = {
+    "user_token_wallets": "tenant_id user_id",
+    "user_token_ledger": "tenant_id user_id seq",
+    "sign_in_throttles": "tenant_id subject_hash",
+    "system_configurations": "tenant_id key",
+    "ai_executions": "tenant_id created_at id",
+    "audit_logs": "tenant_id created_at id",
+}
+"""Primary keys that are not (tenant_id, id)."""
+
+UNIQUE = {
+    "tenants": {"slug"},
+    "users": {"tenant_id email", "tenant_id external_id"},
+    "levels": {"tenant_id slug", "tenant_id where is_default"},
+    "level_token_policies": {"tenant_id level_id"},
+    "user_token_policies": {"tenant_id user_id"},
+    "user_token_ledger": {"tenant_id user_id idempotency_key where (idempotency_key IS NOT NULL)"},
+    "ai_providers": {"tenant_id slug"},
+    "ai_models": {"tenant_id slug"},
+    "api_keys": {"key_hash"},
+    "sessions": {"token_hash", "refresh_hash"},
+    "one_time_tokens": {"token_hash"},
+}
+
+REFERENCES = {
+    "users": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "levels": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "level_token_policies": {"tenant_id level_id -> levels tenant_id id"},
+    "user_token_policies": {"tenant_id user_id -> users tenant_id id"},
+    "user_token_wallets": {"tenant_id user_id -> users tenant_id id", "tenant_id level_id -> levels tenant_id id"},
+    "user_token_grants": {
+        "tenant_id user_id -> user_token_wallets tenant_id user_id",
+        "tenant_id level_id -> levels tenant_id id",
+    },
+    "ai_providers": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "ai_models": {
+        "tenant_id tenant_id -> tenants tenant_id id",
+        "provider_tenant_id provider_id -> ai_providers tenant_id id",
+    },
+    "api_keys": {"tenant_id user_id -> users tenant_id id"},
+    "sessions": {"tenant_id user_id -> users tenant_id id"},
+    "one_time_tokens": {"tenant_id user_id -> users tenant_id id"},
+    "tenant_openings": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "system_configurations": {"tenant_id tenant_id -> tenants tenant_id id"},
+}
+
+WRITABLE_COLUMNS = {
+    "ai_providers": "tenant_id id slug name kind base_url status",
+    "ai_models": "tenant_id id provider_tenant_id provider_id slug upstream_model name context_window max_output_tokens"
+    " input_price output_price cached_input_price input_weight output_weight cached_input_weight price_source status",
+    "system_configurations": "tenant_id key value is_public description updated_at",
+}
+"""What a request may insert; update takes all of it but tenant_id and id."""
+
+_WHO = (
+    "public.get_current_tenant_id public.get_current_user_id vanilla.claim vanilla.clock vanilla.current_tenant_id"
+    " vanilla.current_user_id vanilla.current_user_role vanilla.grants_after_burn vanilla.platform vanilla.refuse"
+    " vanilla.set_context vanilla.uuid7"
+)
+EXECUTABLE = {
+    "vanilla_readonly": set(_WHO.split()),
+    "vanilla_app": {
+        *_WHO.split(),
+        *(
+            f"public.{name}"
+            for name in [
+                "adjust_user_tokens",
+                "auto_allocate_tokens_for_level",
+                "create_api_key",
+                "create_tenant",
+                "create_user",
+                "issue_one_time_token",
+                "open_tenant",
+                "reconcile_token_wallets",
+                "reset_monthly_tokens",
+                "revoke_api_key",
+                "set_display_name",
+                "set_level_token_policy",
+                "set_provider_secret",
+                "set_tenant_status",
+                "set_user_password",
+                "set_user_role",
+                "set_user_status",
+                "set_wallet_status",
+                "settle_user_tokens",
+                "token_balance_at",
+                "verify_token_ledger",
+            ]
+        ),
+    },
+    "vanilla_runtime": {
+        f"vanilla.{name}"
+        for name in [
+            "admit_call",
+            "begin_password_change",
+            "begin_registration",
+            "begin_sign_in",
+            "change_password",
+            "close_session",
+            "ensure_partitions",
+            "fail_sign_in",
+            "finish_sign_in",
+            "key_identity",
+            "list_models",
+            "one_time_token_user",
+            "quote_call",
+            "reap_holds",
+            "redeem_one_time_token",
+            "register_user",
+            "request_password_link",
+            "rotate_session",
+            "run_maintenance",
+            "session_identity",
+            "settle_call",
+        ]
+    },
+}
+AS_THE_CALLER = set(_WHO.split()) - {"vanilla.claim", "vanilla.set_context"}
+"""Functions that a login may execute and that add nothing to what it may do."""
+DEFINERS_OF_THE_OPERATOR = {"vanilla.install_context_key", "vanilla.claim_super_admin"}
+OWNED = {
+    "vanilla_keyring": {"vanilla.claim", "vanilla.install_context_key"},
+    "vanilla_owner": {
+        f"vanilla.{name}"
+        for name in [
+            "clock",
+            "close_partition",
+            "current_tenant_id",
+            "current_user_id",
+            "current_user_role",
+            "ensure_partitions",
+            "ensure_policy",
+            "grant_columns",
+            "platform",
+            "protect_table",
+            "refuse",
+            "uuid7",
+        ]
+    }
+    | {"public.get_current_tenant_id", "public.get_current_user_id"},
+}
+"""Owners of functions that are not vanilla_definer's."""
+
+FORBIDDEN = {
+    "tenants_name_check": ["name = ''", "name = repeat('x', 201)"],
+    "tenants_self_check": ["id = gen_random_uuid()"],
+    "tenants_slug_check": ["slug = 'A b'", "slug = '-a'"],
+    "tenants_status_check": ["status = 'odd'"],
+    "users_display_name_check": ["display_name = repeat('x', 201)"],
+    "users_email_check": ["email = 'UPPER@x.test'", "email = 'none'", "email = repeat('x', 250) || '@x.test'"],
+    "users_external_id_check": ["external_id = ''", "external_id = repeat('x', 129)"],
+    "users_name_check": ["email = null, external_id = null"],
+    "users_platform_check": ["role = 'superadmin'"],
+    "users_role_check": ["role = 'owner'"],
+    "users_status_check": ["status = 'odd'"],
+    "levels_slug_check": ["slug = 'A b'"],
+    "levels_status_check": ["status = 'odd'"],
+    "level_token_policies_amounts_check": [
+        "base_allocation = -1", "monthly_allocation = -1", "rollover_cap = -1", "monthly_cap = -1",
+        "base_allocation = 1000000000000001", "monthly_allocation = 1000000000000001",
+    ],
+    "level_token_policies_enforcement_mode_check": ["enforcement_mode = 'odd'"],
+    "level_token_policies_period_anchor_check": ["period_anchor = 'odd'"],
+    "level_token_policies_period_check": ["period = 'odd'"],
+    "level_token_policies_rollover_percent_check": ["rollover_percent = -1", "rollover_percent = 101"],
+    "level_token_policies_warning_percent_check": ["warning_percent = -1", "warning_percent = 101"],
+    "user_token_policies_amounts_check": ["monthly_allocation = -1", "rollover_cap = -1", "monthly_cap = -1"],
+    "user_token_policies_enforcement_mode_check": ["enforcement_mode = 'odd'"],
+    "user_token_policies_rollover_percent_check": ["rollover_percent = -1", "rollover_percent = 101"],
+    "user_token_policies_warning_percent_check": ["warning_percent = -1", "warning_percent = 101"],
+    "user_token_wallets_amounts_check": [
+        "available_tokens = -1", "reserved_tokens = -1", "borrowed_tokens = -1", "spent_tokens = -1",
+    ],
+    "user_token_wallets_enforcement_mode_check": ["enforcement_mode = 'odd'"],
+    "user_token_wallets_status_check": ["status = 'odd'"],
+    "user_token_grants_amount_check": ["amount = 0, remaining = 0", "remaining = -1", "remaining = amount + 1"],
+    "user_token_grants_kind_check": ["kind = 'odd'"],
+    "user_token_grants_state_check": ["state = 'odd'"],
+    "user_token_grants_times_check": ["expires_at = effective_at"],
+    "user_token_holds_amount_check": ["amount = -1", "requested = amount - 1", "settled = -1"],
+    "user_token_holds_closed_check": ["closed_at = case when closed_at is null then now() end"],
+    "user_token_holds_state_check": ["state = 'odd', closed_at = now()"],
+    "user_token_ledger_direction_check": ["direction = 'odd'"],
+    "user_token_ledger_seq_check": ["seq = 0"],
+    "ai_providers_base_url_check": ["base_url = 'file:///etc'", "base_url = null, kind = 'openai'"],
+    "ai_providers_kind_check": ["kind = 'odd', base_url = 'http://x'"],
+    "ai_providers_slug_check": ["slug = 'A b'"],
+    "ai_providers_status_check": ["status = 'odd'"],
+    "ai_models_prices_check": ["input_price = -1", "output_price = -1", "cached_input_price = -1"],
+    "ai_models_provider_check": ["provider_tenant_id = '{b}'"],
+    "ai_models_sizes_check": ["context_window = 0", "max_output_tokens = 0"],
+    "ai_models_slug_check": ["slug = 'a b'"],
+    "ai_models_status_check": ["status = 'odd'"],
+    "ai_models_weights_check": ["input_weight = -1, cached_input_weight = -1", "output_weight = -1",
+                                "cached_input_weight = input_weight + 1"],
+    "api_keys_budget_check": ["budget_tokens = 0", "used_tokens = -1"],
+    "api_keys_key_hash_check": ["key_hash = 'short'"],
+    "api_keys_name_check": ["name = ''", "name = repeat('x', 201)"],
+    "api_keys_scopes_check": ["scopes = '{}'", "scopes = '{odd}'"],
+    "one_time_tokens_purpose_check": ["purpose = 'odd'"],
+    "tenant_openings_reason_check": ["reason = ' '"],
+    "system_configurations_key_check": ["key = 'A b'"],
+    "ai_executions_status_check": ["status = 'odd'"],
+}  # fmt: skip
+"""Of each check constraint, values that no row may have and that no other constraint refuses."""
+
+Check = Callable[[asyncpg.Connection, World], Awaitable[list[str]]]
+
+
+def _differences(what: str, found: set[str], declared: set[str]) -> list[str]:
+    extra, missing = sorted(found - declared), sorted(declared - found)
+    return [f"{what}: {line} is not declared" for line in extra] + [f"{what}: {line} is missing" for line in missing]
+
+
+def _base(world: World) -> list[Table]:
+    return [t for t in world.tables if not t.parent]
+
+
+async def _rows(connection: asyncpg.Connection, statement: str) -> set[str]:
+    return {" ".join(str(v) for v in row.values()) for row in await connection.fetch(statement)}
+
+
+async def columns_that_may_be_null(connection: asyncpg.Connection, world: World) -> list[str]:
+    found = await _rows(
+        connection,
+        "select c.relname, a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid"
+        " where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition"
+        " and a.attnum > 0 and not a.attisdropped and not a.attnotnull",
+    )
+    return _differences("nullable", found, {f"{t} {c}" for t, names in NULLABLE.items() for c in names.split()})
+
+
+async def keys(connection: asyncpg.Connection, world: World) -> list[str]:
+    found = await _rows(
+        connection,
+        """
+        select c.relname || ' ' || case when i.indisprimary then 'primary ' else '' end
+            || (select string_agg(a.attname, ' ' order by n) from unnest(i.indkey) with ordinality k(k, n)
+                join pg_attribute a on a.attrelid = c.oid and a.attnum = k.k)
+            || coalesce(' where ' || pg_get_expr(i.indpred, c.oid), '')
+        from pg_index i join pg_class c on c.oid = i.indrelid
+        where c.relnamespace = 'public'::regnamespace and not c.relispartition and i.indisunique and i.indisvalid""",
+    )
+    declared = {f"{t.name} primary {PRIMARY.get(t.name, 'tenant_id id')}" for t in _base(world)}
+    return _differences("key", found, declared | {f"{t} {k}" for t, every in UNIQUE.items() for k in every})
+
+
+async def references(connection: asyncpg.Connection, world: World) -> list[str]:
+    found = await _rows(
+        connection,
+        """
+        select k.conrelid::regclass || ' '
+            || (select string_agg(a.attname, ' ' order by n) from unnest(k.conkey) with ordinality u(u, n)
+                join pg_attribute a on a.attrelid = k.conrelid and a.attnum = u.u)
+            || ' -> ' || k.confrelid::regclass || ' '
+            || (select string_agg(a.attname, ' ' order by n) from unnest(k.confkey) with ordinality u(u, n)
+                join pg_attribute a on a.attrelid = k.confrelid and a.attnum = u.u)
+        from pg_constraint k where k.contype = 'f' and k.connamespace = 'public'::regnamespace and k.conparentid = 0
+          and k.convalidated and k.confdeltype in ('a', 'r')""",
+    )
+    return _differences("reference", found, {f"{t} {r}" for t, every in REFERENCES.items() for r in every})
+
+
+async def column_grants(connection: asyncpg.Connection, world: World) -> list[str]:
+    found = await _rows(
+        connection,
+        f"""
+        select c.relname, l, p, a.attname from pg_class c
+        join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped,
+            unnest(array{list(LOGINS)}) l, unnest(array['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) p
+        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
+          and has_column_privilege(l, c.oid, a.attnum, p)""",
+    )
+    declared = {
+        f"{t.name} {login} SELECT {c.name}"
+        for t in _base(world)
+        if t.ownership != "platform_only"
+        for login in ("vanilla_app", "vanilla_readonly")
+        for c in t.columns
+        if c.name not in HIDDEN.get(t.name, set())
+    }
+    for table, names in WRITABLE_COLUMNS.items():
+        declared |= {f"{table} vanilla_app INSERT {c}" for c in names.split()}
+        declared |= {f"{table} vanilla_app UPDATE {c}" for c in set(names.split()) - {"tenant_id", "id"}}
+    return _differences("column grant", found, declared)
+
+
+async def table_grants(connection: asyncpg.Connection, world: World) -> list[str]:
+    found = await _rows(
+        connection,
+        """
+        select c.relname, a.grantee::regrole, a.privilege_type
+        from pg_class c, aclexplode(c.relacl) a
+        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and a.grantee <> c.relowner
+          and not c.relispartition""",
+    )
+    declared = {f"{t} vanilla_app DELETE" for t in WRITABLE_COLUMNS}
+    for table in _base(world):
+        append_only = table.name in ("user_token_ledger", "audit_logs")
+        writes = ("SELECT", "INSERT") if append_only else ("SELECT", "INSERT", "UPDATE", "DELETE")
+        declared |= {f"{table.name} {r} {p}" for r in ("vanilla_definer", "vanilla_system") for p in writes}
+        declared.add(f"{table.name} vanilla_operator SELECT")
+        if table.name != "user_token_ledger":
+            declared.add(f"{table.name} vanilla_operator DELETE")
+    return _differences("grant", found, declared)
+
+
+async def functions(connection: asyncpg.Connection, world: World) -> list[str]:
+    rows = await connection.fetch(
+        """
+        select p.pronamespace::regnamespace || '.' || p.proname as name, p.prosecdef as definer,
+            p.proowner::regrole::text as owner,
+            array(select l from unnest($1::text[]) l where has_function_privilege(l, p.oid, 'execute')) as logins
+        from pg_proc p where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)""",
+        list(LOGINS),
+    )
+    found, declared = set(), set()
+    for row in rows:
+        name = row["name"]
+        found |= {f"{name} by {login}" for login in row["logins"]}
+        found |= {f"{name} of {row['owner']}"} | ({f"{name} with its owner's rights"} if row["definer"] else set())
+        logins = {login for login, names in EXECUTABLE.items() if name in names}
+        declared |= {f"{name} by {login}" for login in logins}
+        declared.add(f"{name} of {next((o for o, names in OWNED.items() if name in names), 'vanilla_definer')}")
+        if (logins and name not in AS_THE_CALLER) or name in DEFINERS_OF_THE_OPERATOR:
+            declared.add(f"{name} with its owner's rights")
+    missing = {n for names in EXECUTABLE.values() for n in names} - {r["name"] for r in rows}
+    return _differences("function", found, declared | missing)
+
+
+async def roles(connection: asyncpg.Connection, world: World) -> list[str]:
+    """Logins inherit nothing, and what is not a login does not log in."""
+    return sorted(
+        await _rows(
+            connection,
+            f"""
+            select rolname, 'logs in' from pg_roles where rolname like 'vanilla\\_%' and rolcanlogin
+              and rolname <> all (array{list(LOGINS)})
+            union all select m.member::regrole::text, 'is a member of ' || m.roleid::regrole from pg_auth_members m
+            where m.member::regrole::text like 'vanilla\\_%' and not (m.member = 'vanilla_owner'::regrole
+                and m.roleid::regrole::text in ('vanilla_definer', 'vanilla_system', 'vanilla_keyring'))""",
+        )
+    )
+
+
+async def values_that_no_row_may_have(connection: asyncpg.Connection, world: World) -> list[str]:
+    """Tried on A's rows: each must be refused by the constraint of that name and by no other."""
+    constraints = {name: t.name for t in _base(world) for name in t.checks}
+    problems = _differences("check", set(constraints), set(FORBIDDEN))
+    for name, changes in FORBIDDEN.items():
+        table = constraints.get(name, name.removesuffix("_check"))
+        for change in changes:
+            if problem := await _refused(connection, table, name, change.replace("{b}", world.b.id), world.a.id):
+                problems.append(f"{name}: {change}: {problem}")
+    return problems
+
+
+async def _refused(connection: asyncpg.Connection, table: str, name: str, change: str, tenant: str) -> str | None:
+    async with rolled_back(connection, "forbidden"):
+        try:
+            await connection.execute(f"set local session_replication_role = replica; update {table} set {change}"
+                                     f" where tenant_id = '{tenant}'")  # fmt: skip
+        except asyncpg.CheckViolationError as error:
+            return None if error.constraint_name == name else f"refused by {error.constraint_name}"
+        except asyncpg.PostgresError as error:
+            return f"stopped by {error.sqlstate} {error}"
+    return "accepted"
+
+
+DECLARED: dict[str, Check] = {
+    check.__name__: check
+    for check in (
+        columns_that_may_be_null, keys, references, column_grants, table_grants, functions, roles,
+        values_that_no_row_may_have,
+    )
+}  # fmt: skip

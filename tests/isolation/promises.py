@@ -1,0 +1,249 @@
+"""What the functions of 001 and 002 promise about tenants, roles, states, times and money: one call, one outcome.
+
+Written from docs/design, not from the functions, whose checks are taken out one at a time by test_mutation.py.
+"""
+
+import hashlib
+import hmac
+import re
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import asyncpg
+
+from tests.conftest import SUPER_ADMIN
+from tests.isolation.matrix import OTHER_KEY, rolled_back
+from tests.isolation.rows import CANARY, World
+from tests.isolation.twin import TWIN, WORD, plant
+from vanilla_saas.database.context import PLATFORM, Identity
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`who` calls `statement`; `expect` is `ok`, a SQLSTATE, or `= <the answer as text>`.
+
+    `given` is done before and `then` must be true after, both as superuser. `audit` is an action that must be logged.
+    Braces name what `Stage.names` holds.
+    """
+
+    who: str
+    statement: str
+    expect: str = OK
+    given: str = ""
+    then: str = ""
+    audit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.who}: {self.statement}" + (f" given {self.given}" if self.given else "")
+
+
+class Stage:
+    """The world with the twin, and the names that cases use."""
+
+    def __init__(self, world: World, names: dict[str, str], digest: str):
+        self.world = world
+        self.names = names
+        self.digest = digest
+
+    def fill(self, text: str) -> str:
+        return re.sub(r"\{(\w+)\}", lambda m: self.names.get(m[1], m[0]), text)
+
+    def token(self, who: str) -> str:
+        """The context of a caller of vanilla_app; empty for nobody."""
+        a, sign = self.world.a, self.world.signer.sign
+        if who in ("user", "other", "admin"):
+            return a.token(self.world.signer, getattr(a, who))
+        if who == "service":
+            return sign(Identity(uuid.UUID(a.id), uuid.UUID(a.admin.id), "service"), 600)
+        if who == "super":
+            return sign(Identity(PLATFORM, SUPER_ADMIN, "superadmin"), 600)
+        if who == "operator with a context":
+            return a.token(self.world.signer, a.admin)
+        if who == "platform user":
+            return sign(Identity(PLATFORM, SUPER_ADMIN, "user"), 600)
+        if who == "opened":
+            return sign(Identity(uuid.UUID(a.id), SUPER_ADMIN, "superadmin"), 600)
+        return ""
+
+
+ROLES = {
+    "runtime": "vanilla_runtime",
+    "operator": "vanilla_operator",
+    "operator with a context": "vanilla_operator",
+    "system": "vanilla_system",
+    "definer": "vanilla_app",
+    "owner": "vanilla_owner",
+    "keeper": "vanilla_definer",
+}
+"""Callers that are not vanilla_app. `keeper` owns the functions, so no grant refuses it before they do."""
+
+
+async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
+    """Makes the twin inside the caller's transaction."""
+    await connection.execute(FROZEN)
+    await connection.execute("set local statement_timeout = '5s'")  # a loop that lost its end is a broken promise
+    await plant(connection, world)
+    a, b = world.a, world.b
+    one = connection.fetchval
+    open_hold = "select id::text from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
+    names = {
+        "a": a.id, "b": b.id, "context_key": world.signer.key_id, "word": a.word, "twin": TWIN,
+        "platform": str(PLATFORM), "super": str(SUPER_ADMIN),
+        "user": a.user.id, "other": a.other.id, "admin": a.admin.id, "b_user": b.user.id,
+        "hold": await one(f"{open_hold} and call is null", a.id, a.user.id),
+        "call": await one(f"{open_hold} and call is not null", a.id, a.user.id),
+        "level": await one("select id::text from levels where tenant_id = $1 and is_default", a.id),
+        "paid": await one("select id::text from levels where tenant_id = $1 and not is_default limit 1", a.id),
+        "b_level": await one("select id::text from levels where tenant_id = $1 and is_default", b.id),
+        "provider": await one("select id::text from ai_providers where tenant_id = $1 limit 1", a.id),
+        "b_provider": await one("select id::text from ai_providers where tenant_id = $1 limit 1", b.id),
+        "key_id": await one("select id::text from api_keys where key_hash = $1", a.user.key_hash),
+        "admin_key_id": await one("select id::text from api_keys where key_hash = $1", a.admin.key_hash),
+        "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
+    }  # fmt: skip
+    wallet = await connection.fetchrow(
+        "select available_tokens, borrowed_tokens from user_token_wallets where tenant_id = $1 and user_id = $2",
+        a.id,
+        a.user.id,
+    )
+    names["available"] = str(wallet["available_tokens"])
+    names["balance"] = str(wallet["available_tokens"] - wallet["borrowed_tokens"])
+    for member in ("user", "other", "admin"):
+        for kind in ("key", "session", "refresh"):
+            names[f"{member}_{kind}"] = f"'\\x{getattr(getattr(a, member), f'{kind}_hash').hex()}'::bytea"
+    names |= tokens(world)
+    names["as_admin"] = f"select set_config('vanilla.context', '{names['token_admin']}', true)"
+    stage = Stage(world, names, "")
+    await connection.execute(stage.fill(TRAPS))
+    stage.digest = await _digest(connection, world)
+    return stage
+
+
+FROZEN = """do $$ begin execute format('create or replace function vanilla.clock() returns timestamptz language sql'
+    ' volatile parallel safe as %L', format('select %L::pg_catalog.timestamptz', (select max(created_at)
+    from public.user_token_ledger where created_at < 'infinity'))); end $$"""
+"""The moment the world was made, so that a long run meets no hold and no session that has expired meanwhile."""
+
+TRAPS = f"""
+    -- what the twin has and A has not: found by a statement that forgets the tenant
+    update users set external_id = 'twin-only' where tenant_id = '{TWIN}' and id = '{{other}}';
+    update ai_models set slug = 'twin-model', name = '{WORD}', status = 'active' where tenant_id = '{TWIN}';
+    update api_keys set budget_tokens = 1000000 where tenant_id = '{TWIN}';
+    insert into system_configurations (tenant_id, key, value) values ('{TWIN}', 'twin.only', '"{WORD}"');
+    insert into user_token_ledger (tenant_id, user_id, seq, id, created_at, amount, reserved_amount, available_after,
+        reserved_after, borrowed_after, direction, reason, source, idempotency_key, hash)
+        values ('{TWIN}', '{{user}}', 1000000, gen_random_uuid(), now(), 1, 0, 1, 0, 0, 'credit', '{WORD}', 'x',
+            'twin-key', '');
+    insert into user_token_grants
+        (tenant_id, user_id, kind, amount, remaining, effective_at, expires_at, state, level_id)
+        select '{TWIN}', '{{user}}', kind, 9, 9, vanilla.clock(), '2199-01-01', 'voided', '{{paid}}'
+        from unnest(array['base', 'plan']) kind;
+    update user_token_wallets
+        set next_event_at = '2199-01-01', next_reset_at = '2199-01-01', period_start = '2000-01-01'
+        where tenant_id = '{TWIN}';
+    update level_token_policies set enforcement_mode = 'warn' where tenant_id = '{TWIN}';
+    insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at)
+        values ('{TWIN}', '{{user}}', gen_random_uuid(), sha256('{WORD}'), sha256('{WORD}'), '2199-01-01',
+            '2199-01-01');
+    insert into ai_executions (tenant_id, id, user_id, provider, model, status)
+        select '{TWIN}', execution_id, user_id, 'x', 'x', 'abandoned' from user_token_holds
+        where tenant_id = '{{a}}' and id = '{{call}}';
+"""
+
+
+def tokens(world: World) -> dict[str, str]:
+    """Contexts by name: those that must be believed, and the others."""
+    a, b, sign = world.a, world.b, world.signer.sign
+    user, admin = uuid.UUID(a.user.id), uuid.UUID(a.admin.id)
+
+    def token(tenant: str, who: uuid.UUID, role: str, lifetime_s: int = 7200) -> str:
+        return sign(Identity(uuid.UUID(tenant), who, role), lifetime_s)  # type: ignore[arg-type]
+
+    good = token(a.id, user, "user")
+    named = {
+        "user": good, "admin": token(a.id, admin, "admin"), "lowered": token(a.id, admin, "user"),
+        "service": token(a.id, admin, "service"), "super": token(str(PLATFORM), SUPER_ADMIN, "superadmin"),
+        "opened": token(a.id, SUPER_ADMIN, "superadmin"),
+        # in the twin this user is an admin
+        "raised": token(a.id, user, "admin"), "user_service": token(a.id, user, "service"),
+        "odd": token(a.id, admin, "owner"), "expired": token(a.id, user, "user", -1),
+        "other_key": a.token(OTHER_KEY, a.user, 7200),
+        "forged": good.replace(a.id, b.id), "user_of_b": token(a.id, uuid.UUID(b.user.id), "user"),
+        "second_version": resigned(world, good.replace("v1.", "v2.")),
+        "too_long": resigned(world, good.replace(".user.", f".{'x' * 60}.")),
+        "stranger": token(a.id, uuid.uuid4(), "user"), "twin_admin": token(TWIN, admin, "admin"),
+    }  # fmt: skip
+    return {f"token_{name}": text for name, text in named.items()}
+
+
+def resigned(world: World, token: str) -> str:
+    payload = token[:-65]
+    return f"{payload}.{hmac.new(world.signer.key, payload.encode(), hashlib.sha256).hexdigest()}"
+
+
+async def _digest(connection: asyncpg.Connection, world: World) -> str:
+    """Of every row of B and of the twin."""
+    rows = " union all ".join(
+        f"select md5('{t.name}' || x::text) as d from public.{t.name} x where tenant_id in ('{world.b.id}', '{TWIN}')"
+        for t in world.tables
+        if not t.parent
+    )
+    return await connection.fetchval(f"select md5(string_agg(d, ',' order by d)) from ({rows}) s")
+
+
+async def broken(connection: asyncpg.Connection, stage: Stage, cases: Iterable[Case]) -> str | None:
+    """The first promise that does not hold, or None."""
+    for case in cases:
+        async with rolled_back(connection, "promise"):
+            if problem := await _try(connection, stage, case):
+                return f"{case}: {problem}"
+    return None
+
+
+async def _try(connection: asyncpg.Connection, stage: Stage, case: Case) -> str | None:
+    fill = stage.fill
+    try:
+        if case.given:
+            await connection.execute(fill(case.given))
+        logged = await _logged(connection, case)
+        outcome = await _call(connection, stage, case)
+        if CANARY in outcome or WORD in outcome or TWIN in outcome:
+            return f"tells of another tenant: {outcome[:200]}"
+        if case.expect == OK or case.expect.startswith("VS") or case.expect[0].isdigit():
+            if not outcome.startswith(case.expect):
+                return f"{outcome[:300]} instead of {case.expect}"
+        elif outcome != f"{OK} {fill(case.expect.removeprefix('= '))}":
+            return f"{outcome[:300]} instead of {fill(case.expect)}"
+        if case.audit and await _logged(connection, case) <= logged:
+            return f"no audit row {case.audit}"
+        if case.then and not await connection.fetchval(f"select {fill(case.then)}"):
+            return f"not true afterwards: {case.then}"
+        if outcome.startswith(OK) and await _digest(connection, stage.world) != stage.digest:
+            return "rows of another tenant changed"
+    except asyncpg.PostgresError as error:
+        return f"the case itself failed: {error.sqlstate} {error}"
+    return None
+
+
+async def _logged(connection: asyncpg.Connection, case: Case) -> int:
+    if not case.audit:
+        return 0
+    return await connection.fetchval("select count(*) from audit_logs where action = $1", case.audit)
+
+
+async def _call(connection: asyncpg.Connection, stage: Stage, case: Case) -> str:
+    role = ROLES.get(case.who, "vanilla_app")
+    try:
+        async with connection.transaction():
+            await connection.execute(f"set local role {role}")
+            await connection.fetchval("select set_config('vanilla.context', $1, true)", stage.token(case.who))
+            answer = await connection.fetch(f"select x::text from ({stage.fill(case.statement)}) x")
+            await connection.execute("reset role")
+            await connection.fetchval("select set_config('vanilla.context', '', true)")
+    except asyncpg.PostgresError as error:
+        told = " ".join(str(v) for k, v in error.as_dict().items() if k in ("detail", "hint", "message") and v)
+        return f"{error.sqlstate} {told}"
+    return f"{OK} {', '.join(r['x'] for r in answer)}"

@@ -1,0 +1,341 @@
+"""Promises of 001: who may do what to whom, at the door and behind it, and what a call may use."""
+
+from tests.isolation.promises import Case
+
+SUSPENDED = "update tenants set status = 'suspended' where id = '{a}'"
+DISABLED = "update users set status = 'disabled' where tenant_id = '{a}' and id = '{user}'"
+NEW_HASH = "$argon2id$new"
+LINK = "insert into one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at) values ('{a}', '{other}', 'set_password', sha256('link'), vanilla.clock() + interval '1 hour')"
+SUPER_SESSION = "insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at) values ('{platform}', '{super}', gen_random_uuid(), sha256('ss'), sha256('sr'), vanilla.clock() + interval '1 hour', vanilla.clock() + interval '1 day')"
+
+
+def opening(tenant: str, user: str, until: str = "vanilla.clock() + interval '1 hour'") -> str:
+    values = f"'{{{tenant}}}', '{{{user}}}', 'test', {until}"
+    return f"insert into tenant_openings (tenant_id, user_id, reason, expires_at) values ({values})"
+
+
+def of(table: str, column: str, value: str, which: str = "token_hash = {user_session}") -> str:
+    return f"update {table} set {column} = {value} where {which}"
+
+
+CONTEXT = [
+    *[Case("nobody", f"select vanilla.set_context('{{token_{t}}}')") for t in ("user", "admin", "lowered", "service", "super")],
+    *[
+        Case("nobody", f"select vanilla.set_context('{{token_{t}}}')", "VS401")
+        for t in (
+            "raised", "user_service", "odd", "expired", "other_key", "forged", "second_version", "too_long",
+            "user_of_b", "opened", "stranger", "twin_admin",
+        )
+    ],
+    Case("nobody", "select vanilla.set_context('{token_user}')", "VS401", SUSPENDED),
+    Case("nobody", "select vanilla.set_context('{token_user}')", "VS401", DISABLED),
+    Case("nobody", "select vanilla.set_context('{token_user}')", "VS401", "update vanilla.context_keys set accept_until = now()"),
+    Case("nobody", "select vanilla.set_context('{token_opened}')", given=opening("a", "super")),
+    Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401", opening("platform", "super")),
+    Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401", opening("a", "admin")),
+    Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401", opening("a", "super", "vanilla.clock()")),
+    Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401",
+         opening("a", "super") + "; update users set status = 'disabled' where id = '{super}'"),
+    Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401",
+         "insert into users (tenant_id, id, email, role) values ('{platform}', '{provider}', 'x@x.test', 'superadmin');"
+         + opening("a", "provider")),
+    # a user of the same id in another tenant does not stand for the super admin
+    Case("nobody", "select vanilla.set_context('{token_opened}')", "VS401",
+         opening("a", "super") + "; update users set status = 'disabled' where id = '{super}';"
+         " insert into users (tenant_id, id, email) values ('{a}', '{super}', 'x@x.test')"),
+    Case("nobody", "select vanilla.claim(3)", "= ()"),
+    Case("user", "select vanilla.claim(3), vanilla.claim(4), vanilla.claim(5)", "= ({a},{user},user)"),
+]  # fmt: skip
+
+TENANTS = [
+    Case("super", "select create_tenant('fresh', 'Fresh')", audit="tenant.created",
+         then="(select count(*) from levels l join tenants t on t.id = l.tenant_id where t.slug = 'fresh')"
+              " = (select count(*) from levels where tenant_id = '{platform}' and status = 'active')"
+              " and (select count(*) from level_token_policies p join tenants t on t.id = p.tenant_id where t.slug = 'fresh')"
+              " = (select count(*) from level_token_policies p join levels l on l.tenant_id = p.tenant_id and l.id = p.level_id"
+              " where l.tenant_id = '{platform}' and l.status = 'active')"),
+    Case("super", "select create_tenant('fresh', 'Fresh')",
+         given="update levels set status = 'retired' where tenant_id = '{platform}' and not is_default",
+         then="(select count(*) from levels l join tenants t on t.id = l.tenant_id where t.slug = 'fresh') = 1"),
+    # the same level of the platform and of the tenant: only the platform's amounts are copied
+    Case("super", "select create_tenant('fresh', 'Fresh')",
+         given="update level_token_policies set base_allocation = 11 where tenant_id = '{platform}'",
+         then="(select bool_and(base_allocation = 11) from level_token_policies p join tenants t on t.id = p.tenant_id"
+              " where t.slug = 'fresh')"),
+    Case("super", "select create_tenant('fresh', 'Fresh')",
+         given="update levels set slug = 'own-' || slug where tenant_id = '{a}';"
+               " insert into levels (tenant_id, id, slug, name) select '{a}', id, slug, name from levels where tenant_id = '{platform}'",
+         then="(select count(*) from level_token_policies p join tenants t on t.id = p.tenant_id where t.slug = 'fresh')"
+              " = (select count(*) from level_token_policies where tenant_id = '{platform}')"),
+    Case("operator", "select create_tenant('fresh', 'Fresh')"),
+    Case("admin", "select create_tenant('fresh', 'Fresh')", "VS403"),
+    Case("nobody", "select create_tenant('fresh', 'Fresh')", "VS401"),
+    Case("platform user", "select create_tenant('fresh', 'Fresh')", "VS403"),
+    Case("super", "select create_tenant('fresh', 'Fresh', 'Nowhere/At')", "VS400"),
+    Case("super", "select create_tenant('{word}', 'Again')", "VS409"),
+    Case("super", "select create_tenant('not a slug', 'Fresh')", "VS400"),
+    Case("super", "select set_tenant_status('{a}', 'suspended')", audit="tenant.status",
+         then="(select array_agg(status order by id = '{a}') = '{active,suspended}' from tenants where id in ('{a}', '{platform}'))"),
+    Case("super", "select set_tenant_status('{a}', 'odd')", "VS400"),
+    Case("super", "select set_tenant_status('{a}', null)", "VS400"),
+    Case("super", "select set_tenant_status('{platform}', 'closed')", "VS409"),
+    Case("super", "select set_tenant_status(gen_random_uuid(), 'closed')", "VS404"),
+    Case("admin", "select set_tenant_status('{a}', 'closed')", "VS403"),
+    Case("nobody", "select set_tenant_status('{a}', 'closed')", "VS401"),
+    Case("platform user", "select set_tenant_status('{a}', 'closed')", "VS403"),
+    Case("super", "select open_tenant('{a}', 'why')", audit="tenant.opened",
+         then="(select count(distinct tenant_id) from audit_logs where action = 'tenant.opened' and target_id = '{a}') = 2"),
+    Case("super", "select open_tenant('{a}', ' ')", "VS400"),
+    Case("super", "select open_tenant(gen_random_uuid(), 'why')", "VS404"),
+    Case("admin", "select open_tenant('{a}', 'why')", "VS403"),
+    Case("opened", "select open_tenant('{platform}', 'why')", "VS403"),
+    Case("platform user", "select open_tenant('{a}', 'why')", "VS403"),
+]  # fmt: skip
+
+CREATE = "select create_user('new@x.test'"
+USERS = [
+    Case("admin", f"{CREATE})", audit="user.created",
+         then="exists (select from users u join user_token_wallets w on w.tenant_id = u.tenant_id and w.user_id = u.id"
+              " where u.tenant_id = '{a}' and u.email = 'new@x.test' and w.level_id = '{level}')"),
+    Case("service", f"{CREATE})"),
+    Case("opened", f"{CREATE})"),
+    Case("operator", f"{CREATE}, p_tenant_id => '{{a}}')"),
+    Case("system", f"{CREATE}, p_tenant_id => '{{a}}')", "42501"),
+    Case("user", f"{CREATE})", "VS403"),
+    Case("nobody", f"{CREATE}, p_tenant_id => '{{a}}')", "VS401"),
+    Case("admin", f"{CREATE}, p_tenant_id => '{{b}}')", "VS404"),
+    Case("admin", f"{CREATE}, p_tenant_id => '{{a}}')"),
+    Case("super", f"{CREATE}, p_tenant_id => '{{a}}')", "VS403"),
+    Case("opened", f"{CREATE}, p_tenant_id => '{{b}}')", "VS404"),
+    Case("operator", f"{CREATE}, p_tenant_id => '{{a}}')", "VS404", SUSPENDED),
+    Case("admin", "select create_user('user@{word}.test')", "VS409"),
+    Case("admin", "select create_user('no address')", "VS400"),
+    Case("admin", f"{CREATE}, p_level_id => '{{b_level}}')", "VS404"),
+    Case("admin", f"{CREATE}, p_level_id => '{{paid}}')"),
+    Case("admin", f"{CREATE}, p_level_id => '{{paid}}')", "VS404",
+         "update levels set status = 'retired' where tenant_id = '{a}' and id = '{paid}'"),
+    Case("admin", f"{CREATE})", "VS404", "update levels set is_default = false where tenant_id = '{a}'"),
+    Case("super", f"{CREATE}, 'superadmin')", given="update levels set is_default = false where tenant_id = '{platform}'"),
+    Case("user", "select set_display_name('Me')", audit="user.display_name",
+         then="(select display_name from users where tenant_id = '{a}' and id = '{user}') = 'Me'"),
+    Case("nobody", "select set_display_name('Me')", "VS401"),
+    Case("opened", "select set_display_name('Me')", "VS404"),
+    Case("user", "select set_display_name(repeat('x', 300))", "VS400"),
+    Case("admin", "select set_user_role('{other}', 'admin')", audit="user.role",
+         then="(select role from users where tenant_id = '{a}' and id = '{other}') = 'admin'"),
+    Case("admin", "select set_user_role('{other}', 'user')"),
+    Case("user", "select set_user_role('{user}', 'admin')", "VS403"),
+    Case("admin", "select set_user_role('{b_user}', 'admin')", "VS404"),
+    Case("admin", "select set_user_role('{other}', 'superadmin')", "VS400"),
+    Case("admin", "select set_user_role('{other}', null)", "VS400"),
+    Case("super", "select set_user_role('{super}', 'admin')", "VS400"),
+    Case("operator", "select set_user_role('{other}', 'admin')", "VS404"),
+    Case("admin", "select set_user_role('{other}', 'admin')", "VS404",
+         "update users set status = 'deleted' where tenant_id = '{a}' and id = '{other}'"),
+    Case("admin", "select set_user_status('{other}', 'disabled')", audit="user.status",
+         then="(select status from users where tenant_id = '{a}' and id = '{other}') = 'disabled'"
+              " and (select bool_and(revoked_at is not null) from sessions where tenant_id = '{a}' and user_id = '{other}')"
+              " and exists (select from sessions where tenant_id = '{a}' and user_id = '{user}' and revoked_at is null)"),
+    Case("admin", "select set_user_status('{other}', 'active')",
+         then="exists (select from sessions where token_hash = {other_session} and revoked_at is null)"),
+    Case("admin", "select set_user_status('{other}', 'disabled')",
+         given=of("sessions", "revoked_at", "'2020-01-01'", "token_hash = {other_session}"),
+         then="exists (select from sessions where token_hash = {other_session} and revoked_at = '2020-01-01')"),
+    Case("admin", "select set_user_status('{admin}', 'disabled')", "VS409"),
+    Case("admin", "select set_user_status('{other}', 'deleted')", "VS400"),
+    Case("admin", "select set_user_status('{b_user}', 'disabled')", "VS404"),
+    Case("admin", f"select set_user_password('{{other}}', '{NEW_HASH}')", given=LINK, audit="user.password_set",
+         then="(select count(*) from sessions where tenant_id = '{a}' and user_id = '{other}' and revoked_at is null) = 0"
+              " and exists (select from sessions where tenant_id = '{a}' and user_id = '{user}' and revoked_at is null)"
+              " and (select used_at is not null from one_time_tokens where token_hash = sha256('link'))"
+              " and exists (select from one_time_tokens where tenant_id = '{a}' and user_id = '{user}' and used_at is null)"),
+    Case("admin", f"select set_user_password('{{other}}', '{NEW_HASH}')",
+         given=of("sessions", "revoked_at", "'2020-01-01'", "token_hash = {other_session}") + f"; {LINK};"
+         " update one_time_tokens set used_at = '2020-01-01' where token_hash = sha256('link')",
+         then="exists (select from sessions where token_hash = {other_session} and revoked_at = '2020-01-01')"
+              " and exists (select from one_time_tokens where token_hash = sha256('link') and used_at = '2020-01-01')"),
+    Case("admin", "select set_user_password('{other}', 'plain')", "VS400"),
+    Case("user", f"select set_user_password('{{user}}', '{NEW_HASH}')", "VS403"),
+    Case("admin", "select issue_one_time_token('{other}', sha256('link'))", audit="user.password_link",
+         then="exists (select from one_time_tokens where tenant_id = '{a}' and user_id = '{other}' and token_hash = sha256('link'))"),
+    Case("admin", "select issue_one_time_token('{other}', 'short')", "VS400"),
+    Case("admin", "select issue_one_time_token('{b_user}', sha256('link'))", "VS404"),
+    Case("operator", "select vanilla.claim_super_admin() is not null", "= (t)", audit="user.claim_super_admin",
+         then="exists (select from one_time_tokens where tenant_id = '{platform}' and user_id = '{super}' and purpose = 'claim_super_admin')"),
+    Case("definer", "select vanilla.claim_super_admin()", "42501"),
+    Case("keeper", "select vanilla.claim_super_admin()", "VS403"),
+    Case("operator with a context", "select vanilla.claim_super_admin()", "VS403"),
+    Case("operator", "select vanilla.claim_super_admin()", "VS404",
+         "update users set status = 'disabled' where tenant_id = '{platform}'"),
+]  # fmt: skip
+
+EMAIL = "'{word}', 'user@{word}.test'"
+FINISH = f"select vanilla.finish_sign_in({EMAIL}, sha256('t'), sha256('r'), 'ip', 'agent'"
+BEGIN = f"select * from vanilla.begin_sign_in({EMAIL}, 'ip')"
+ROTATE = "select vanilla.rotate_session({user_refresh}, sha256('t'), sha256('r')) ->> 'outcome'"
+LOCKERS = "(select string_agg(xmax::text, ' ' order by id) from users where tenant_id = '{twin}')"
+BEFORE = f"select set_config('test.lockers', {LOCKERS}, true)"
+# a lock is written into the row that it is on: who locks another tenant's user makes them wait
+UNLOCKED = f"{LOCKERS} = current_setting('test.lockers')"
+THROTTLE = "insert into sign_in_throttles values ('{a}', sha256(%s), 1, vanilla.clock() + interval '1 hour')"
+ADDRESS = "convert_to('email:{word}:user@{word}.test', 'UTF8')"
+NOBODY = "convert_to('email:nobody:x@x.test', 'UTF8')"
+PLACE = f"(select ctid::text from sign_in_throttles where tenant_id = '{{a}}' and subject_hash = sha256({NOBODY}))"
+IP = "convert_to('ip:ip', 'UTF8')"
+ENDED = {
+    "revoked": of("sessions", "revoked_at", "vanilla.clock()"),
+    "rotated": of("sessions", "rotated_at", "vanilla.clock()"),
+    "expired": of("sessions", "expires_at", "vanilla.clock()"),
+    "disabled": DISABLED,
+    "suspended": SUSPENDED,
+}
+SIGN_IN = [
+    Case("runtime", BEGIN, "= ($argon2id${word},0)"),
+    *[Case("runtime", BEGIN, "= (,0)", given) for given in (DISABLED, SUSPENDED)],
+    Case("runtime", f"select retry_after_s > 0 from vanilla.begin_sign_in({EMAIL}, 'ip')", "= (t)",
+         f"select vanilla.begin_sign_in({EMAIL}, 'ip' || n) from generate_series(1, 10) n"),
+    Case("runtime", f"select retry_after_s > 0 from vanilla.begin_sign_in({EMAIL}, 'ip')", "= (f)",
+         f"select vanilla.begin_sign_in({EMAIL}, 'ip' || n) from generate_series(1, 9) n"),
+    Case("runtime", f"{FINISH}) ->> 'user_id'", "= ({user})", audit="session.opened",
+         then="exists (select from sessions where tenant_id = '{a}' and user_id = '{user}' and token_hash = sha256('t'))"
+              " and (select last_sign_in_at > vanilla.clock() - interval '1 minute' from users where tenant_id = '{a}' and id = '{user}')"),
+    *[Case("runtime", f"{FINISH})", "VS411", given) for given in (DISABLED, SUSPENDED)],
+    Case("runtime", f"{FINISH}, p_verified_hash => '$argon2id$older')", "VS411"),
+    Case("runtime", f"{FINISH}, p_verified_hash => '$argon2id${{word}}')"),
+    Case("runtime", f"{FINISH})", given=f"{BEGIN}; {THROTTLE % ADDRESS}; {THROTTLE % IP}; {BEGIN.replace('user@', 'other@')}",
+         then=f"(select count(*) from sign_in_throttles where tenant_id = '{{platform}}' and subject_hash = sha256({ADDRESS})) = 0"
+              f" and (select count(*) from sign_in_throttles where tenant_id = '{{a}}' and subject_hash = sha256({ADDRESS})) = 1"
+              f" and (select failures from sign_in_throttles where tenant_id = '{{platform}}' and subject_hash = sha256({IP})) = 1"
+              f" and (select failures from sign_in_throttles where tenant_id = '{{a}}' and subject_hash = sha256({IP})) = 1"),
+    Case("runtime", f"select vanilla.fail_sign_in({EMAIL})", audit="session.refused",
+         then="(select bool_and(target_id = '{user}' and tenant_id = '{a}') from audit_logs where action = 'session.refused')"),
+    Case("runtime", "select vanilla.fail_sign_in('nobody', 'x@x.test')",
+         given=THROTTLE % NOBODY + f"; select set_config('test.place', {PLACE}, true)", then=f"{PLACE} = current_setting('test.place')"),
+    Case("runtime", "select vanilla.session_identity({user_session}) ->> 'email'", "= (user@{word}.test)"),
+    *[Case("runtime", "select vanilla.session_identity({user_session})", "= ()", given) for given in ENDED.values()],
+    Case("runtime", "select vanilla.session_identity({user_session}, '{a}') ->> 'user_id'", "= ({user})"),
+    Case("runtime", "select vanilla.session_identity({user_session}, '{b}')", "= ()"),
+    Case("runtime", "select vanilla.session_identity(sha256('ss'), '{a}')", "= ()", SUPER_SESSION),
+    Case("runtime", "select vanilla.session_identity(sha256('ss'), '{a}') ->> 'tenant_id'", "= ({a})",
+         f"{SUPER_SESSION}; {opening('a', 'super')}"),
+    Case("runtime", "select vanilla.session_identity(sha256('ss'), '{a}')", "= ()", f"{SUPER_SESSION}; {opening('platform', 'super')}"),
+    Case("runtime", "select vanilla.session_identity(sha256('ss'), '{a}')", "= ()", f"{SUPER_SESSION}; {opening('a', 'admin')}"),
+    Case("runtime", "select vanilla.session_identity(sha256('ss'), '{a}')", "= ()",
+         f"{SUPER_SESSION}; {opening('a', 'super', 'vanilla.clock()')}"),
+    Case("runtime", "select vanilla.session_identity({admin_session}, '{platform}')", "= ()", opening("platform", "admin")),
+    Case("runtime", ROTATE, "= (rotated)", BEFORE, then=UNLOCKED + " and exists (select from sessions where token_hash = {user_session}"
+         " and rotated_at is not null) and exists (select from sessions where token_hash = {other_session} and rotated_at is null)"),
+    *[Case("runtime", ROTATE, "= (unknown)", given) for given in (
+        ENDED["revoked"], of("sessions", "refresh_expires_at", "vanilla.clock()"), DISABLED, SUSPENDED)],
+    Case("runtime", ROTATE, "= (reused)", audit="session.reused",
+         given="select vanilla.rotate_session({user_refresh}, sha256('t2'), sha256('r2'));"
+               " update sessions set revoked_at = '2020-01-01', family_id = (select family_id from sessions where"
+               " token_hash = {user_session}) where token_hash = {other_session}",
+         then="not exists (select from sessions where tenant_id = '{a}' and revoked_at is null and family_id ="
+              " (select family_id from sessions where token_hash = {user_session}))"
+              " and exists (select from sessions where token_hash = {admin_session} and revoked_at is null)"
+              " and exists (select from sessions where token_hash = {other_session} and revoked_at = '2020-01-01')"),
+    Case("runtime", "select vanilla.rotate_session({user_refresh}, sha256('t'), sha256('r')) ->> 'must_change_password'", "= (true)",
+         "update users set must_change_password = true where tenant_id = '{a}' and id = '{user}'"),
+    Case("runtime", "select vanilla.close_session({user_session})", "= (t)", BEFORE, audit="session.closed",
+         then=UNLOCKED + " and exists (select from sessions where token_hash = {user_session} and revoked_at is not null)"
+              " and exists (select from sessions where token_hash = {other_session} and revoked_at is null)"),
+    Case("runtime", "select vanilla.close_session({user_session})", "= (f)", ENDED["revoked"]),
+    Case("runtime", "select vanilla.close_session(sha256('no'))", "= (f)"),
+]  # fmt: skip
+
+CHANGE = f"select vanilla.change_password({{user_session}}, '{NEW_HASH}')"
+REDEEM = f"select vanilla.redeem_one_time_token(sha256('link'), '{NEW_HASH}') ->> 'email'"
+REGISTER = "select vanilla.register_user('{word}', 'new@x.test', '%s', '')"
+OPEN_DOOR = "update tenants set self_registration = true where id = '{a}'"
+FORGOT = f"select vanilla.request_password_link({EMAIL}, 'ip', sha256('link'))"
+SECOND = f"{FINISH})"
+PASSWORD_THROTTLE = "convert_to('password:{user}', 'UTF8')"
+PASSWORDS = [
+    Case("runtime", "select password_hash, retry_after_s from vanilla.begin_password_change({user_session})", "= ($argon2id${word},0)"),
+    *[Case("runtime", "select password_hash from vanilla.begin_password_change({user_session})", "= ()", ENDED[e])
+      for e in ("revoked", "rotated", "expired", "disabled")],
+    Case("runtime", CHANGE, "= (t)", given=f"{BEFORE}; {SECOND}; {THROTTLE % PASSWORD_THROTTLE};"
+         " select vanilla.begin_password_change({user_session})", audit="user.password_changed",
+         then=UNLOCKED + " and (select password_hash from users where tenant_id = '{a}' and id = '{user}') = '$argon2id$new'"
+              " and (select revoked_at is not null from sessions where token_hash = sha256('t'))"
+              " and (select revoked_at is null from sessions where token_hash = {user_session})"
+              " and (select revoked_at is null from sessions where token_hash = {other_session})"
+              f" and (select array_agg(tenant_id::text) = array['{{a}}'] from sign_in_throttles where subject_hash = sha256({PASSWORD_THROTTLE}))"),
+    Case("runtime", CHANGE, "= (t)", given=f"{SECOND}; update sessions set revoked_at = '2020-01-01' where token_hash = sha256('t')",
+         then="exists (select from sessions where token_hash = sha256('t') and revoked_at = '2020-01-01')"),
+    *[Case("runtime", CHANGE, "= (f)", ENDED[e]) for e in ("revoked", "rotated", "expired")],
+    Case("runtime", "select vanilla.change_password({user_session}, 'plain')", "VS400"),
+    Case("runtime", FORGOT, "= (user@{word}.test)", audit="user.password_link",
+         then="exists (select from one_time_tokens where tenant_id = '{a}' and user_id = '{user}' and token_hash = sha256('link'))"),
+    *[Case("runtime", FORGOT, "= ()", given) for given in (DISABLED, SUSPENDED)],
+    Case("runtime", FORGOT, "= ()", f"select vanilla.request_password_link({EMAIL}, 'ip', sha256(n::text::bytea)) from generate_series(1, 3) n"),
+    Case("runtime", FORGOT.replace("sha256('link')", "'short'"), "VS400"),
+    Case("runtime", "select vanilla.one_time_token_user(sha256('link')) ->> 'email'", "= (other@{word}.test)", LINK),
+    Case("runtime", "select vanilla.one_time_token_user(sha256('link')) ->> 'tenant'", "= ({word})", LINK),
+    *[Case("runtime", "select vanilla.one_time_token_user(sha256('link'))", "= ()", f"{LINK}; {given}") for given in (
+        "update one_time_tokens set used_at = vanilla.clock() where token_hash = sha256('link')",
+        "update one_time_tokens set expires_at = vanilla.clock() where token_hash = sha256('link')",
+        "update users set status = 'disabled' where tenant_id = '{a}' and id = '{other}'")],
+    Case("runtime", REDEEM, "= (other@{word}.test)", audit="user.password_changed",
+         given=BEFORE + "; " + LINK + "; " + LINK.replace("'link'", "'more'") + "; " + SECOND.replace("user@", "other@"),
+         then="(select password_hash from users where tenant_id = '{a}' and id = '{other}') = '$argon2id$new'"
+              " and (select used_at is not null from one_time_tokens where token_hash = sha256('more'))"
+              " and (select revoked_at is not null from sessions where token_hash = sha256('t'))"
+              " and (select revoked_at is null from sessions where token_hash = {user_session})"
+              f" and {UNLOCKED}"),
+    Case("runtime", REDEEM.replace("'email'", "'tenant'"), "= ({word})", LINK),
+    Case("runtime", REDEEM, given=LINK + "; " + of("sessions", "revoked_at", "'2020-01-01'", "token_hash = {other_session}"),
+         then="exists (select from sessions where token_hash = {other_session} and revoked_at = '2020-01-01')"),
+    *[Case("runtime", REDEEM, "VS411", f"{LINK}; {given}") for given in (
+        "update one_time_tokens set used_at = vanilla.clock() where token_hash = sha256('link')",
+        "update one_time_tokens set expires_at = vanilla.clock() where token_hash = sha256('link')",
+        "update users set status = 'disabled' where tenant_id = '{a}' and id = '{other}'")],
+    Case("runtime", "select vanilla.redeem_one_time_token(sha256('link'), 'plain')", "VS400", LINK),
+    Case("runtime", "select vanilla.begin_registration('ip') > 0", "= (t)", "select vanilla.begin_registration('ip') from generate_series(1, 100)"),
+    Case("runtime", REGISTER % NEW_HASH + " ->> 'tenant_id'", "= ({a})", OPEN_DOOR, audit="user.registered"),
+    Case("runtime", REGISTER % NEW_HASH, "VS403"),
+    Case("runtime", REGISTER % NEW_HASH, "VS403", f"{OPEN_DOOR}; {SUSPENDED}"),
+    Case("runtime", REGISTER % "plain", "VS400", OPEN_DOOR),
+]  # fmt: skip
+
+KEY = "select create_api_key('n', 'p', sha256('k')"
+KEYS = [
+    Case("user", f"{KEY})", audit="api_key.created",
+         then="exists (select from api_keys where tenant_id = '{a}' and user_id = '{user}' and key_hash = sha256('k'))"),
+    Case("user", f"{KEY}, array['admin'])", "VS403"),
+    Case("user", f"{KEY}, array['act_as'])", "VS403"),
+    Case("user", f"{KEY}, p_user_id => '{{other}}')", "VS403"),
+    Case("nobody", f"{KEY})", "VS401"),
+    Case("admin", f"{KEY}, p_user_id => '{{other}}')"),
+    Case("admin", f"{KEY}, array['act_as'])"),
+    Case("admin", f"{KEY}, p_user_id => '{{b_user}}')", "VS404"),
+    Case("admin", f"{KEY}, array['admin'], p_user_id => '{{other}}')", "VS400"),
+    Case("admin", f"{KEY}, array['admin'])"),
+    Case("user", f"{KEY}, p_expires_at => vanilla.clock())", "VS400"),
+    Case("user", f"{KEY}, array['odd'])", "VS400"),
+    Case("user", "select revoke_api_key('{key_id}')", audit="api_key.revoked",
+         then="(select revoked_at is not null from api_keys where key_hash = {user_key})"),
+    Case("user", "select revoke_api_key('{admin_key_id}')", "VS404"),
+    Case("admin", "select revoke_api_key('{key_id}')"),
+    Case("admin", "select revoke_api_key('{b_key_id}')", "VS404"),
+    Case("nobody", "select revoke_api_key('{key_id}')", "VS401"),
+    Case("service", "select revoke_api_key('{key_id}')"),
+    Case("runtime", "select vanilla.key_identity({user_key}) ->> 'email'", "= (user@{word}.test)"),
+    Case("runtime", "select vanilla.key_identity({user_key}) ->> 'role'", "= (user)"),
+    Case("runtime", "select vanilla.key_identity({admin_key}) ->> 'role'", "= (admin)"),
+    Case("runtime", "select vanilla.key_identity({admin_key}) ->> 'role'", "= (user)",
+         "update api_keys set scopes = '{{read}}' where key_hash = {admin_key}".replace("{{read}}", "{read}")),
+    *[Case("runtime", "select vanilla.key_identity({user_key})", "= ()", given) for given in (
+        of("api_keys", "revoked_at", "vanilla.clock()", "key_hash = {user_key}"),
+        of("api_keys", "expires_at", "vanilla.clock()", "key_hash = {user_key}"), DISABLED, SUSPENDED)],
+]  # fmt: skip
+
+OWNERS = [
+    Case("owner", "select vanilla.install_context_key('short', 'x')", "22023"),
+    Case("owner", "select vanilla.install_context_key('{context_key}', repeat('y', 32)::bytea)", "23505"),
+    Case("owner", "select vanilla.install_context_key('new', repeat('y', 32)::bytea)"),
+    Case("owner", "select vanilla.protect_table('public.levels', 'odd')", "22023"),
+]
+
+CASES = [*OWNERS, *CONTEXT, *TENANTS, *USERS, *SIGN_IN, *PASSWORDS, *KEYS]

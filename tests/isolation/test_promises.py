@@ -1,0 +1,19 @@
+"""Every promise holds, in a world where another tenant's rows have the same ids."""
+
+import asyncpg
+import pytest
+
+from tests.isolation.promises import broken, prepare
+from tests.isolation.promises_of_tenancy import CASES as TENANCY
+from tests.isolation.promises_of_tokens import CASES as TOKENS
+from tests.isolation.rows import World
+
+
+@pytest.mark.parametrize("cases", [TENANCY, TOKENS], ids=["tenancy", "tokens"])
+async def test_every_promise_holds(world: World, superuser: asyncpg.Connection, cases: list) -> None:
+    transaction = superuser.transaction()
+    await transaction.start()
+    stage = await prepare(superuser, world)
+    problems = [problem for case in cases if (problem := await broken(superuser, stage, [case]))]
+    await transaction.rollback()
+    assert not problems, "\n".join(problems)

@@ -1,0 +1,59 @@
+"""A third tenant whose rows have the ids of A's: nothing but the comparison of tenants tells them apart.
+
+Ids are unique within a tenant only, so this may be; it makes visible what random ids would hide, a statement that
+names the id and forgets the tenant. The twin's rows come first, in the heap and in every index.
+"""
+
+from graphlib import TopologicalSorter
+
+import asyncpg
+
+from tests.isolation.catalog import Table
+from tests.isolation.rows import World
+
+TWIN = "00000000-0000-7000-8000-0000000000ee"
+WORD = "twin7c0ffee"
+DIFFERENT = {
+    # a role, a state or a name of the twin's must never be taken for A's
+    "users": "role = case role when 'admin' then 'user' else 'admin' end, display_name = '{word}'",
+    "tenants": "name = '{word}', time_zone = 'Pacific/Kiritimati'",
+    "user_token_wallets": "enforcement_mode = 'monitor'",
+    "level_token_policies": "base_allocation = 7, monthly_allocation = 7777777, rollover_percent = 100",
+    "user_token_ledger": "hash = sha256(hash), available_after = available_after + 5",
+    "ai_providers": "name = '{word}', secret = '\\x77'",
+}
+
+
+async def plant(connection: asyncpg.Connection, world: World) -> None:
+    """Copies every row of A to the twin, in the caller's transaction; hashes that find a tenant are its own."""
+    tables = {t.name: t for t in world.tables if not t.parent}
+    order = TopologicalSorter({t.name: {k.target for k in t.foreign_keys} - {t.name} for t in tables.values()})
+    await connection.execute("set local session_replication_role = replica")
+    for name in order.static_order():
+        await _copy(connection, tables[name], world)
+    await connection.execute("set local session_replication_role = origin")
+
+
+async def _copy(connection: asyncpg.Connection, table: Table, world: World) -> None:
+    changes = [f"'tenant_id', '{TWIN}'::uuid"]
+    for column in table.columns:
+        if column.name in table.unique_columns and column.type == "bytea":
+            changes.append(f"'{column.name}', sha256(x.{column.name})")
+        elif column.name == "provider_tenant_id" or (table.name == "tenants" and column.name == "id"):
+            changes.append(f"'{column.name}', '{TWIN}'::uuid")
+    if table.name == "tenants":
+        changes.append(f"'slug', '{WORD}'")
+    names = ", ".join(c.name for c in table.columns)
+    await connection.execute(
+        f"insert into public.{table.name} ({names}) select {names} from (select (jsonb_populate_record("
+        f"null::public.{table.name}, to_jsonb(x) || jsonb_build_object({', '.join(changes)}))).*"
+        f" from public.{table.name} x where tenant_id = '{world.a.id}') s"
+    )
+    if table.name in DIFFERENT:
+        change = DIFFERENT[table.name].replace("{word}", WORD)
+        await connection.execute(f"update public.{table.name} set {change} where tenant_id = '{TWIN}'")
+    # A's rows again, behind the twin's
+    await connection.execute(
+        f"with gone as (delete from public.{table.name} where tenant_id = '{world.a.id}' returning *)"
+        f" insert into public.{table.name} ({names}) select {names} from gone"
+    )
