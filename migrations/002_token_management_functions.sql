@@ -894,9 +894,10 @@ comment on function vanilla.write_entries(public.user_token_wallets[], public.us
 
 -- One lock pass, then debits that take the short way are counted in memory, wallet by wallet, and written together. Whatever
 -- else is asked runs as adjust_user_tokens in a transaction of its own inside this one, after what stands before it is written.
--- The joins are loops over indexes: connections keep the plan of their first batch, made while the tables are nearly empty.
+-- "offset 0" makes of every join a look-up by index for each operation: connections keep the plan of their first batch, when
+-- the tables are nearly empty.
 create or replace function vanilla.run_operations(p_tenant_id uuid, p_actor_ids uuid[], p_operations jsonb, p_atomic boolean, p_look_up boolean) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $f$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_op record;
     v_now timestamptz;
@@ -913,28 +914,34 @@ declare
     v_hint text;
 begin
     if p_operations @> '[{"direction": "release"}]' then        -- holds are locked before wallets
-        perform from public.user_token_holds h
-            where (h.tenant_id, h.id) in (select x.tenant_id, x.id from jsonb_to_recordset(p_operations) as o (user_id uuid, direction text, reference_id uuid)
-                join public.user_token_holds x on x.user_id = o.user_id and x.state = 'open' and o.reference_id in (x.id, x.reference_id)
-                    and x.tenant_id = coalesce(p_tenant_id, x.tenant_id)
-                where o.direction = 'release')
-            order by h.tenant_id, h.id for update;
+        for v_op in
+            select h.tenant_id, h.id from jsonb_to_recordset(p_operations) as o (user_id uuid, direction text, reference_id uuid)
+                cross join lateral (select u.tenant_id from public.users u where u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) offset 0) u
+                cross join lateral (select * from public.user_token_holds x where x.tenant_id = u.tenant_id and x.user_id = o.user_id and x.state = 'open'
+                    and o.reference_id in (x.id, x.reference_id) offset 0) h
+            where o.direction = 'release' order by h.tenant_id, h.id
+        loop
+            perform from public.user_token_holds where tenant_id = v_op.tenant_id and id = v_op.id for update;
+        end loop;
     end if;
-    perform from public.user_token_wallets w
-        where (w.tenant_id, w.user_id) in (select u.tenant_id, u.id from jsonb_to_recordset(p_operations) as o (user_id uuid)
-            join public.users u on u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null))
-        order by w.tenant_id, w.user_id for update;
+    for v_op in
+        select distinct u.tenant_id, u.id from jsonb_to_recordset(p_operations) as o (user_id uuid)
+            cross join lateral (select u.tenant_id, u.id from public.users u where u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) offset 0) u
+        order by u.tenant_id, u.id
+    loop
+        perform from public.user_token_wallets where tenant_id = v_op.tenant_id and user_id = v_op.id for update;
+    end loop;
     v_now := vanilla.clock();
     for v_op in
-        select o.*, w as wallet, o.idempotency_key is not null and (row_number() over (partition by o.user_id, o.idempotency_key order by o.n) > 1
-                or p_look_up and (select l.seq from public.user_token_ledger l where l.tenant_id = w.tenant_id and l.user_id = w.user_id
+        select o.*, w.wallet, o.idempotency_key is not null and (row_number() over (partition by o.user_id, o.idempotency_key order by o.n) > 1
+                or p_look_up and (select l.seq from public.user_token_ledger l where l.tenant_id = (w.wallet).tenant_id and l.user_id = (w.wallet).user_id
                     and l.idempotency_key = o.idempotency_key) is not null) as replay
         from rows from (jsonb_to_recordset(p_operations) as (user_id uuid, amount bigint, direction text, reason text, source text, reference_type text,
                 reference_id uuid, execution_id uuid, metadata jsonb, idempotency_key text, expires_at timestamptz)) with ordinality
             as o (user_id, amount, direction, reason, source, reference_type, reference_id, execution_id, metadata, idempotency_key, expires_at, n)
-        left join public.user_token_wallets w on w.user_id = o.user_id and w.tenant_id = coalesce(p_tenant_id,
-            (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end from public.users u where u.id = o.user_id))
-        order by w.tenant_id, w.user_id, o.n
+        left join lateral (select x as wallet from public.user_token_wallets x where x.user_id = o.user_id and x.tenant_id = coalesce(p_tenant_id,
+            (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end from public.users u where u.id = o.user_id)) offset 0) w on true
+        order by (w.wallet).tenant_id, (w.wallet).user_id, o.n
     loop
         if v_wallet.user_id is distinct from v_op.user_id then
             if v_dirty then v_wallets := v_wallets || v_wallet; end if;
@@ -1757,10 +1764,10 @@ $f$;
 comment on function vanilla.adjust_by_key(bytea, uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz, text, text) is
     'adjust_user_tokens for the bearer of an API key with the scope admin, in the key''s tenant, as its user.';
 
--- What the calls of a batch will lock, in the order of every other function: holds, wallets, keys, each sorted. The joins
--- are loops over indexes: connections keep the plan of their first batch, made while the tables are nearly empty.
+-- What the calls of a batch will lock, in the order of every other function: holds, wallets, keys, each sorted. "offset 0" makes
+-- of every join a look-up by index for each call: connections keep the plan of their first batch, when the tables are nearly empty.
 create or replace function vanilla.lock_calls(p_calls jsonb) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $f$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v record;
     v_now timestamptz := vanilla.clock();
@@ -1768,9 +1775,10 @@ begin
     for v in
         select s.tenant_id, s.hold_id as id from jsonb_to_recordset(p_calls) as s (function text, tenant_id uuid, hold_id uuid) where s.function = 'settle'
         union
-        select h.tenant_id, h.id from jsonb_to_recordset(p_calls) as a (function text, key_hash bytea, user_id uuid, direction text, reference_id uuid)
-            join public.api_keys k on k.key_hash = a.key_hash and 'admin' = any (k.scopes)
-            join public.user_token_holds h on h.tenant_id = k.tenant_id and h.user_id = a.user_id and h.state = 'open' and a.reference_id in (h.id, h.reference_id)
+        select k.tenant_id, h.id from jsonb_to_recordset(p_calls) as a (function text, key_hash bytea, user_id uuid, direction text, reference_id uuid)
+            cross join lateral (select * from public.api_keys x where x.key_hash = a.key_hash and 'admin' = any (x.scopes) offset 0) k
+            cross join lateral (select * from public.user_token_holds x where x.tenant_id = k.tenant_id and x.user_id = a.user_id and x.state = 'open'
+                and a.reference_id in (x.id, x.reference_id) offset 0) h
             where a.function = 'adjust' and a.direction = 'release'
         order by 1, 2
     loop
@@ -1778,31 +1786,34 @@ begin
     end loop;
     for v in
         select h.tenant_id, h.user_id from jsonb_to_recordset(p_calls) as s (function text, tenant_id uuid, hold_id uuid)
-            join public.user_token_holds h on h.tenant_id = s.tenant_id and h.id = s.hold_id where s.function = 'settle'
+            cross join lateral (select * from public.user_token_holds x where x.tenant_id = s.tenant_id and x.id = s.hold_id offset 0) h
+            where s.function = 'settle'
         union
         select k.tenant_id, a.user_id from (select distinct c.key_hash, c.user_id
                 from jsonb_to_recordset(p_calls) as c (function text, key_hash bytea, user_id uuid) where c.function = 'adjust') a
-            join public.api_keys k on k.key_hash = a.key_hash and 'admin' = any (k.scopes)
+            cross join lateral (select * from public.api_keys x where x.key_hash = a.key_hash and 'admin' = any (x.scopes) offset 0) k
         union
-        select k.tenant_id, case when a.payer is null then k.user_id else u.id end
+        select k.tenant_id, case when a.payer is null then k.user_id else (select u.id from public.users u
+                where u.tenant_id = k.tenant_id and u.external_id = a.payer and k.scopes && array['act_as', 'act_as:create']) end
             from jsonb_to_recordset(p_calls) as a (function text, key_hash bytea, payer text)
-            join public.api_keys k on k.key_hash = a.key_hash
-            left join public.users u on u.tenant_id = k.tenant_id and u.external_id = a.payer and k.scopes && array['act_as', 'act_as:create']
+            cross join lateral (select * from public.api_keys x where x.key_hash = a.key_hash offset 0) k
             where a.function = 'admit'
         union
         select s.tenant_id, s.user_id from jsonb_to_recordset(p_calls) as a (function text, session_hash bytea)
-            join public.sessions s on s.token_hash = a.session_hash where a.function = 'admit'
+            cross join lateral (select * from public.sessions x where x.token_hash = a.session_hash offset 0) s
+            where a.function = 'admit'
         order by 1, 2
     loop
         perform from public.user_token_wallets where tenant_id = v.tenant_id and user_id = v.user_id for update;
     end loop;
     for v in        -- those that admit or settle will write: a budget, or the time of last use
         select k.tenant_id, k.id from jsonb_to_recordset(p_calls) as a (function text, key_hash bytea)
-            join public.api_keys k on k.key_hash = a.key_hash where a.function = 'admit' and k.budget_tokens is not null
+            cross join lateral (select * from public.api_keys x where x.key_hash = a.key_hash offset 0) k
+            where a.function = 'admit' and k.budget_tokens is not null
         union
         select k.tenant_id, k.id from jsonb_to_recordset(p_calls) as s (function text, tenant_id uuid, hold_id uuid)
-            join public.user_token_holds h on h.tenant_id = s.tenant_id and h.id = s.hold_id
-            join public.api_keys k on k.tenant_id = h.tenant_id and k.id = h.api_key_id
+            cross join lateral (select * from public.user_token_holds x where x.tenant_id = s.tenant_id and x.id = s.hold_id offset 0) h
+            cross join lateral (select * from public.api_keys x where x.tenant_id = h.tenant_id and x.id = h.api_key_id offset 0) k
             where s.function = 'settle' and (k.budget_tokens is not null or k.last_used_at is null or k.last_used_at < v_now - interval '1 minute')
         order by 1, 2
     loop
