@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from benchmarks import cli, gateway, isolation, machine, startup, wallet
+from benchmarks import calls, cli, gateway, isolation, machine, startup, wallet
 from benchmarks.frame import BenchmarkError, Result, markdown, show
 from benchmarks.options import Options
 
 BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
     "cli": ("how long the command line takes to answer", cli.run),
     "startup": ("from nothing to ready, and from stopped to ready", startup.run),
+    "calls": ("debits of 32 callers on one wallet and on many, together and alone", calls.run),
     "isolation": ("what row-level security and the signed context cost a statement", isolation.run),
     "gateway": ("the metered call under load, against its floors and LiteLLM", gateway.run),
     "wallet": ("debits, reservations, batches, the end of a month and the ledger, against the least SQL", wallet.run),

@@ -11,6 +11,8 @@
 --   lock_wallet      row lock, then fold when due: every operation of the long way starts here
 --   spend, reserve_tokens, settle_tokens, release_tokens, reap_holds
 --   assign_level     level, policy copy, grants of the current period
+--   adjust_tokens, run_batch  what adjust_user_tokens and its batch do, for a caller who may
+--   run_calls        calls of the gateway and of API keys that leave together, each with its own outcome
 --
 -- Invariants (checks/*.sql): available = remaining of active grants - burn; available - borrowed = sum of amounts;
 -- reserved = sum of open holds = sum of reserved amounts; seq has no gap; hash = sha256(hash before, row).
@@ -737,21 +739,12 @@ create or replace function vanilla.request_hash(p_amount bigint, p_direction tex
 comment on function vanilla.request_hash(bigint, text, text, text, text, uuid, uuid, jsonb, timestamptz) is
     'What an idempotency key stands for: the body of an adjustment.';
 
-create or replace function public.adjust_user_tokens(
-    p_user_id uuid,
-    p_amount bigint,
-    p_direction text,
-    p_reason text default null,
-    p_source text default 'manual',
-    p_reference_type text default null,
-    p_reference_id uuid default null,
-    p_execution_id uuid default null,
-    p_metadata jsonb default '{}',
-    p_idempotency_key text default null,
-    p_expires_at timestamptz default 'infinity') returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+-- Everything an adjustment does, for a tenant and an actor that the caller has established: the context, or an API key.
+create or replace function vanilla.adjust_tokens(p_tenant_id uuid, p_actor_id uuid, p_actor_role text, p_user_id uuid, p_amount bigint, p_direction text,
+    p_reason text, p_source text, p_reference_type text, p_reference_id uuid, p_execution_id uuid, p_metadata jsonb, p_idempotency_key text,
+    p_expires_at timestamptz) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := vanilla.acting_tenant();
     v_amount bigint := vanilla.check_amount(p_amount);
     v_wallet public.user_token_wallets;
     v_hold public.user_token_holds;
@@ -768,7 +761,7 @@ begin
         perform vanilla.refuse('VS400', 'a credit is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
     end if;
     if p_direction in ('debit', 'reserve', 'release') then v_amount := abs(v_amount); end if;
-    v_entry.tenant_id := v_tenant;
+    v_entry.tenant_id := p_tenant_id;
     v_entry.user_id := p_user_id;
     v_entry.direction := p_direction;
     v_entry.reason := coalesce(p_reason, p_direction);
@@ -777,7 +770,7 @@ begin
     v_entry.reference_id := p_reference_id;
     v_entry.execution_id := p_execution_id;
     v_entry.metadata := coalesce(p_metadata, '{}');
-    if v_tenant is not null then v_entry.actor_id := vanilla.claim(4)::uuid; end if;
+    v_entry.actor_id := p_actor_id;
     if p_idempotency_key is not null then
         v_entry.idempotency_key := p_idempotency_key;
         v_entry.request_hash := vanilla.request_hash(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id, p_metadata, p_expires_at);
@@ -795,7 +788,7 @@ begin
         if v_short.seq is not null then return vanilla.entry_json(v_short); end if;
     end if;
 
-    v_entry.tenant_id := (vanilla.find_user(v_tenant, p_user_id)).tenant_id;
+    v_entry.tenant_id := (vanilla.find_user(p_tenant_id, p_user_id)).tenant_id;
     if p_direction = 'release' then
         -- a hold is locked before its wallet
         perform from public.user_token_holds h
@@ -858,11 +851,32 @@ begin
     end if;
     if p_direction in ('credit', 'adjustment') then            -- usage is in the ledger; what is given or corrected by hand, here too
         perform vanilla.audit(v_entry.tenant_id, 'wallet.adjusted', 'user', p_user_id,
-            jsonb_build_object('entry_id', v_entry.id, 'direction', p_direction, 'amount', v_entry.amount, 'reason', v_entry.reason));
+            jsonb_build_object('entry_id', v_entry.id, 'direction', p_direction, 'amount', v_entry.amount, 'reason', v_entry.reason), p_actor_id, p_actor_role);
         perform vanilla.emit_event(v_entry.tenant_id, case p_direction when 'credit' then 'token.granted' else 'token.adjusted' end, p_user_id,
             vanilla.entry_event(v_entry));
     end if;
     return vanilla.entry_json(v_entry);
+end
+$f$;
+comment on function vanilla.adjust_tokens(uuid, uuid, text, uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz) is
+    'The body of adjust_user_tokens, for a caller who may; without a tenant the user''s own.';
+
+create or replace function public.adjust_user_tokens(
+    p_user_id uuid,
+    p_amount bigint,
+    p_direction text,
+    p_reason text default null,
+    p_source text default 'manual',
+    p_reference_type text default null,
+    p_reference_id uuid default null,
+    p_execution_id uuid default null,
+    p_metadata jsonb default '{}',
+    p_idempotency_key text default null,
+    p_expires_at timestamptz default 'infinity') returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+begin
+    return vanilla.adjust_tokens(vanilla.acting_tenant(), vanilla.claim(4)::uuid, null, p_user_id, p_amount, p_direction, p_reason, p_source,
+        p_reference_type, p_reference_id, p_execution_id, p_metadata, p_idempotency_key, p_expires_at);
 end
 $f$;
 comment on function public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz) is
@@ -880,8 +894,10 @@ comment on function vanilla.write_entries(public.user_token_wallets[], public.us
 
 -- One lock pass, then debits that take the short way are counted in memory, wallet by wallet, and written together. Whatever
 -- else is asked runs as adjust_user_tokens in a transaction of its own inside this one, after what stands before it is written.
-create or replace function vanilla.run_batch(p_tenant_id uuid, p_actor_id uuid, p_operations jsonb, p_atomic boolean) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+-- "offset 0" makes of every join a look-up by index for each operation: connections keep the plan of their first batch, when
+-- the tables are nearly empty.
+create or replace function vanilla.run_operations(p_tenant_id uuid, p_actor_ids uuid[], p_operations jsonb, p_atomic boolean, p_look_up boolean) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_op record;
     v_now timestamptz;
@@ -897,21 +913,35 @@ declare
     v_detail text;
     v_hint text;
 begin
-    perform from public.user_token_wallets w
-        where (w.tenant_id, w.user_id) in (select u.tenant_id, u.id from jsonb_to_recordset(p_operations) as o (user_id uuid)
-            join public.users u on u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null))
-        order by w.tenant_id, w.user_id for update;
+    if p_operations @> '[{"direction": "release"}]' then        -- holds are locked before wallets
+        for v_op in
+            select h.tenant_id, h.id from jsonb_to_recordset(p_operations) as o (user_id uuid, direction text, reference_id uuid)
+                cross join lateral (select u.tenant_id from public.users u where u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) offset 0) u
+                cross join lateral (select * from public.user_token_holds x where x.tenant_id = u.tenant_id and x.user_id = o.user_id and x.state = 'open'
+                    and o.reference_id in (x.id, x.reference_id) offset 0) h
+            where o.direction = 'release' order by h.tenant_id, h.id
+        loop
+            perform from public.user_token_holds where tenant_id = v_op.tenant_id and id = v_op.id for update;
+        end loop;
+    end if;
+    for v_op in
+        select distinct u.tenant_id, u.id from jsonb_to_recordset(p_operations) as o (user_id uuid)
+            cross join lateral (select u.tenant_id, u.id from public.users u where u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) offset 0) u
+        order by u.tenant_id, u.id
+    loop
+        perform from public.user_token_wallets where tenant_id = v_op.tenant_id and user_id = v_op.id for update;
+    end loop;
     v_now := vanilla.clock();
     for v_op in
-        select o.*, w as wallet, l.seq is not null or (o.idempotency_key is not null
-                and row_number() over (partition by o.user_id, o.idempotency_key order by o.n) > 1) as replay
+        select o.*, w.wallet, o.idempotency_key is not null and (row_number() over (partition by o.user_id, o.idempotency_key order by o.n) > 1
+                or p_look_up and (select l.seq from public.user_token_ledger l where l.tenant_id = (w.wallet).tenant_id and l.user_id = (w.wallet).user_id
+                    and l.idempotency_key = o.idempotency_key) is not null) as replay
         from rows from (jsonb_to_recordset(p_operations) as (user_id uuid, amount bigint, direction text, reason text, source text, reference_type text,
                 reference_id uuid, execution_id uuid, metadata jsonb, idempotency_key text, expires_at timestamptz)) with ordinality
             as o (user_id, amount, direction, reason, source, reference_type, reference_id, execution_id, metadata, idempotency_key, expires_at, n)
-        left join public.user_token_wallets w on w.user_id = o.user_id and w.tenant_id = coalesce(p_tenant_id,
-            (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end from public.users u where u.id = o.user_id))
-        left join public.user_token_ledger l on l.tenant_id = w.tenant_id and l.user_id = w.user_id and l.idempotency_key = o.idempotency_key
-        order by w.tenant_id, w.user_id, o.n
+        left join lateral (select x as wallet from public.user_token_wallets x where x.user_id = o.user_id and x.tenant_id = coalesce(p_tenant_id,
+            (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end from public.users u where u.id = o.user_id)) offset 0) w on true
+        order by (w.wallet).tenant_id, (w.wallet).user_id, o.n
     loop
         if v_wallet.user_id is distinct from v_op.user_id then
             if v_dirty then v_wallets := v_wallets || v_wallet; end if;
@@ -920,8 +950,11 @@ begin
         end if;
         v_amount := abs(v_op.amount);
         if v_op.direction = 'debit' and v_amount between 1 and 1000000000000000 and coalesce(v_op.expires_at, 'infinity') = 'infinity'
-           and not v_op.replay and v_wallet.status = 'active' and v_wallet.next_event_at > v_now and v_wallet.borrowed_tokens = 0 and v_wallet.available_tokens > v_amount
-           and (v_wallet.warn_below is null or v_wallet.available_tokens < v_wallet.warn_below or v_wallet.available_tokens - v_amount >= v_wallet.warn_below)
+           and not v_op.replay and v_wallet.status = 'active' and v_wallet.next_event_at > v_now and v_wallet.borrowed_tokens = 0 and v_wallet.available_tokens >= v_amount
+           -- as in move_tokens: nothing that tell_crossing would tell
+           and v_wallet.available_tokens + v_wallet.reserved_tokens > v_amount
+           and (v_wallet.warn_below is null or v_wallet.available_tokens + v_wallet.reserved_tokens < v_wallet.warn_below
+                or v_wallet.available_tokens + v_wallet.reserved_tokens - v_amount >= v_wallet.warn_below)
         then
             v_wallet.available_tokens := v_wallet.available_tokens - v_amount;
             v_wallet.burn := v_wallet.burn + v_amount;
@@ -930,7 +963,7 @@ begin
             v_wallet.last_entry_at := greatest(v_now, v_wallet.last_entry_at);
             v_entry := row(v_wallet.tenant_id, v_wallet.user_id, v_wallet.seq, vanilla.uuid7(), v_wallet.last_entry_at, -v_amount, 0, v_wallet.available_tokens,
                 v_wallet.reserved_tokens, v_wallet.borrowed_tokens, 'debit', coalesce(v_op.reason, 'debit'), coalesce(v_op.source, 'manual'), v_op.reference_type,
-                v_op.reference_id, v_op.execution_id, null, null, p_actor_id, v_op.idempotency_key, case when v_op.idempotency_key is not null then
+                v_op.reference_id, v_op.execution_id, null, null, p_actor_ids[v_op.n], v_op.idempotency_key, case when v_op.idempotency_key is not null then
                 vanilla.request_hash(v_op.amount, 'debit', v_op.reason, coalesce(v_op.source, 'manual'), v_op.reference_type, v_op.reference_id, v_op.execution_id,
                     coalesce(v_op.metadata, '{}'), 'infinity') end, coalesce(v_op.metadata, '{}'), null);
             v_wallet.head := vanilla.ledger_hash(v_wallet.head, v_entry);
@@ -948,12 +981,16 @@ begin
             v_dirty := false;
         end if;
         begin
-            v_results[v_op.n] := jsonb_build_object('ok', true, 'entry', public.adjust_user_tokens(v_op.user_id, v_op.amount, v_op.direction, v_op.reason,
+            v_results[v_op.n] := jsonb_build_object('ok', true, 'entry', vanilla.adjust_tokens(p_tenant_id, p_actor_ids[v_op.n], null, v_op.user_id, v_op.amount, v_op.direction, v_op.reason,
                 coalesce(v_op.source, 'manual'), v_op.reference_type, v_op.reference_id, v_op.execution_id, coalesce(v_op.metadata, '{}'),
                 v_op.idempotency_key, coalesce(v_op.expires_at, 'infinity')));
         exception when others then
             get stacked diagnostics v_state = returned_sqlstate, v_message = message_text, v_detail = pg_exception_detail, v_hint = pg_exception_hint;
-            if p_atomic or v_state not like 'VS%' then raise; end if;
+            if v_state not like 'VS%' then raise; end if;
+            if p_atomic then
+                perform vanilla.refuse(v_state, v_message, case when v_detail like '{%' then v_detail::jsonb else '{}' end
+                    || jsonb_build_object('operation', v_op.n - 1), v_hint);
+            end if;
             v_results[v_op.n] := jsonb_build_object('ok', false, 'error', jsonb_build_object('sqlstate', v_state, 'message', v_message,
                 'detail', case when v_detail like '{%' then v_detail::jsonb else '{}' end, 'hint', nullif(v_hint, '')));
         end;
@@ -964,7 +1001,19 @@ begin
     return to_jsonb(v_results);
 end
 $f$;
-comment on function vanilla.run_batch(uuid, uuid, jsonb, boolean) is 'The body of adjust_user_tokens_batch, for a caller who may.';
+comment on function vanilla.run_operations(uuid, uuid[], jsonb, boolean, boolean) is
+    'A batch of adjustments; p_look_up finds debits whose key was used before, which else end in a unique violation.';
+
+-- Most keys are new, so none is looked up before one is found to be used.
+create or replace function vanilla.run_batch(p_tenant_id uuid, p_actor_ids uuid[], p_operations jsonb, p_atomic boolean) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    return vanilla.run_operations(p_tenant_id, p_actor_ids, p_operations, p_atomic, false);
+exception when unique_violation then
+    return vanilla.run_operations(p_tenant_id, p_actor_ids, p_operations, p_atomic, true);
+end
+$f$;
+comment on function vanilla.run_batch(uuid, uuid[], jsonb, boolean) is 'The body of adjust_user_tokens_batch, for a caller who may; an actor for each operation.';
 
 create or replace function public.adjust_user_tokens_batch(p_operations jsonb, p_atomic boolean default false) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -974,7 +1023,7 @@ begin
     if jsonb_typeof(p_operations) is distinct from 'array' or jsonb_array_length(p_operations) not between 1 and 1000 then
         perform vanilla.refuse('VS400', 'a batch is an array of 1 to 1,000 operations', '{"param": "operations"}');
     end if;
-    return vanilla.run_batch(v_tenant, vanilla.claim(4)::uuid, p_operations, p_atomic);
+    return vanilla.run_batch(v_tenant, array_fill(vanilla.claim(4)::uuid, array[jsonb_array_length(p_operations)]), p_operations, p_atomic);
 exception when invalid_text_representation or numeric_value_out_of_range or datetime_field_overflow or invalid_datetime_format or invalid_parameter_value then
     perform vanilla.refuse('VS400', 'an operation is not valid: ' || sqlerrm, '{"param": "operations"}', 'Each has the parameters of adjust_user_tokens, without p_.');
 end
@@ -1687,6 +1736,211 @@ end
 $f$;
 comment on function vanilla.run_maintenance(integer) is
     'A part of a tick: partitions ahead, then expired holds and due grants and periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
+
+-- calls together ---------------------------------------------------------------------------------------------------
+-- Calls that wait for the database at the same moment leave as one statement with one commit (database/coalescer.py). None
+-- names a tenant that it has not proven: an API key, a session or a hold decides.
+create or replace function vanilla.adjust_by_key(p_key_hash bytea, p_user_id uuid, p_amount bigint, p_direction text, p_reason text default null,
+    p_source text default 'manual', p_reference_type text default null, p_reference_id uuid default null, p_execution_id uuid default null,
+    p_metadata jsonb default '{}', p_idempotency_key text default null, p_expires_at timestamptz default 'infinity',
+    p_request_id text default '', p_client_ip text default '') returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_key jsonb := vanilla.key_identity(p_key_hash);
+begin
+    if v_key is null then
+        perform vanilla.refuse('VS411', 'the key is wrong, revoked or expired');
+    end if;
+    if v_key ->> 'role' = 'user' then
+        perform vanilla.refuse('VS403', 'only an admin of the tenant may do this', '{"need": "admin"}');
+    end if;
+    -- for the audit log; the next call of a batch sets its own
+    perform set_config('vanilla.request_id', coalesce(p_request_id, ''), true), set_config('vanilla.client_ip', coalesce(p_client_ip, ''), true);
+    return vanilla.adjust_tokens((v_key ->> 'tenant_id')::uuid, (v_key ->> 'user_id')::uuid, v_key ->> 'role', p_user_id, p_amount, p_direction,
+        p_reason, coalesce(p_source, 'manual'), p_reference_type, p_reference_id, p_execution_id, coalesce(p_metadata, '{}'), p_idempotency_key,
+        coalesce(p_expires_at, 'infinity'));
+end
+$f$;
+comment on function vanilla.adjust_by_key(bytea, uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz, text, text) is
+    'adjust_user_tokens for the bearer of an API key with the scope admin, in the key''s tenant, as its user.';
+
+-- What the calls of a batch will lock, in the order of every other function: holds, wallets, keys, each sorted. "offset 0" makes
+-- of every join a look-up by index for each call: connections keep the plan of their first batch, when the tables are nearly empty.
+create or replace function vanilla.lock_calls(p_calls jsonb) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v record;
+    v_now timestamptz := vanilla.clock();
+begin
+    for v in
+        select s.tenant_id, s.hold_id as id from jsonb_to_recordset(p_calls) as s (function text, tenant_id uuid, hold_id uuid) where s.function = 'settle'
+        union
+        select k.tenant_id, h.id from jsonb_to_recordset(p_calls) as a (function text, key_hash bytea, user_id uuid, direction text, reference_id uuid)
+            cross join lateral (select * from public.api_keys x where x.key_hash = a.key_hash and 'admin' = any (x.scopes) offset 0) k
+            cross join lateral (select * from public.user_token_holds x where x.tenant_id = k.tenant_id and x.user_id = a.user_id and x.state = 'open'
+                and a.reference_id in (x.id, x.reference_id) offset 0) h
+            where a.function = 'adjust' and a.direction = 'release'
+        order by 1, 2
+    loop
+        perform from public.user_token_holds where tenant_id = v.tenant_id and id = v.id for update;
+    end loop;
+    for v in
+        select h.tenant_id, h.user_id from jsonb_to_recordset(p_calls) as s (function text, tenant_id uuid, hold_id uuid)
+            cross join lateral (select * from public.user_token_holds x where x.tenant_id = s.tenant_id and x.id = s.hold_id offset 0) h
+            where s.function = 'settle'
+        union
+        select k.tenant_id, a.user_id from (select distinct c.key_hash, c.user_id
+                from jsonb_to_recordset(p_calls) as c (function text, key_hash bytea, user_id uuid) where c.function = 'adjust') a
+            cross join lateral (select * from public.api_keys x where x.key_hash = a.key_hash and 'admin' = any (x.scopes) offset 0) k
+        union
+        select k.tenant_id, case when a.payer is null then k.user_id else (select u.id from public.users u
+                where u.tenant_id = k.tenant_id and u.external_id = a.payer and k.scopes && array['act_as', 'act_as:create']) end
+            from jsonb_to_recordset(p_calls) as a (function text, key_hash bytea, payer text)
+            cross join lateral (select * from public.api_keys x where x.key_hash = a.key_hash offset 0) k
+            where a.function = 'admit'
+        union
+        select s.tenant_id, s.user_id from jsonb_to_recordset(p_calls) as a (function text, session_hash bytea)
+            cross join lateral (select * from public.sessions x where x.token_hash = a.session_hash offset 0) s
+            where a.function = 'admit'
+        order by 1, 2
+    loop
+        perform from public.user_token_wallets where tenant_id = v.tenant_id and user_id = v.user_id for update;
+    end loop;
+    for v in        -- those that admit or settle will write: a budget, or the time of last use
+        select k.tenant_id, k.id from jsonb_to_recordset(p_calls) as a (function text, key_hash bytea)
+            cross join lateral (select * from public.api_keys x where x.key_hash = a.key_hash offset 0) k
+            where a.function = 'admit' and k.budget_tokens is not null
+        union
+        select k.tenant_id, k.id from jsonb_to_recordset(p_calls) as s (function text, tenant_id uuid, hold_id uuid)
+            cross join lateral (select * from public.user_token_holds x where x.tenant_id = s.tenant_id and x.id = s.hold_id offset 0) h
+            cross join lateral (select * from public.api_keys x where x.tenant_id = h.tenant_id and x.id = h.api_key_id offset 0) k
+            where s.function = 'settle' and (k.budget_tokens is not null or k.last_used_at is null or k.last_used_at < v_now - interval '1 minute')
+        order by 1, 2
+    loop
+        perform from public.api_keys where tenant_id = v.tenant_id and id = v.id for no key update;
+    end loop;
+end
+$f$;
+comment on function vanilla.lock_calls(jsonb) is 'Locks what the calls of a batch will change, so that two batches cannot wait for each other.';
+
+-- No default is repeated here: the coalescer sends every argument.
+create or replace function vanilla.run_call(p_call jsonb) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    case p_call ->> 'function'
+    when 'admit' then
+        if p_call ->> 'payer' is not null and exists (select from public.api_keys k where k.key_hash = (p_call ->> 'key_hash')::bytea
+                and 'act_as:create' = any (k.scopes) and not exists (
+                    select from public.users u where u.tenant_id = k.tenant_id and u.external_id = p_call ->> 'payer')) then
+            -- it would wait for others who make users while it holds the wallets of its neighbours
+            perform vanilla.refuse('40001', 'a call that makes its payer is not run in a batch');
+        end if;
+        return vanilla.admit_call((p_call ->> 'key_hash')::bytea, (p_call ->> 'session_hash')::bytea, p_call ->> 'payer', p_call ->> 'model',
+            (p_call ->> 'prompt_tokens')::bigint, (p_call ->> 'sandbox_prompt_tokens')::bigint, (p_call ->> 'output_limit')::bigint,
+            (p_call ->> 'choices')::integer, (p_call ->> 'execution_id')::uuid, (p_call ->> 'streamed')::boolean, (p_call ->> 'ttl')::interval,
+            p_call ->> 'idempotency_key', p_call ->> 'request_id');
+    when 'settle' then
+        return vanilla.settle_call((p_call ->> 'tenant_id')::uuid, (p_call ->> 'hold_id')::uuid, p_call ->> 'status', (p_call ->> 'input')::bigint,
+            (p_call ->> 'output')::bigint, (p_call ->> 'cached')::bigint, (p_call ->> 'reasoning')::bigint, (p_call ->> 'estimated')::boolean,
+            p_call ->> 'error_code', (p_call ->> 'latency_ms')::integer, (p_call ->> 'first_token_ms')::integer);
+    when 'adjust' then
+        return vanilla.adjust_by_key((p_call ->> 'key_hash')::bytea, (p_call ->> 'user_id')::uuid, (p_call ->> 'amount')::bigint, p_call ->> 'direction',
+            p_call ->> 'reason', p_call ->> 'source', p_call ->> 'reference_type', (p_call ->> 'reference_id')::uuid, (p_call ->> 'execution_id')::uuid,
+            p_call -> 'metadata', p_call ->> 'idempotency_key', (p_call ->> 'expires_at')::timestamptz, p_call ->> 'request_id', p_call ->> 'client_ip');
+    else
+        perform vanilla.refuse('VS400', 'no such call', '{"param": "function"}', 'One of admit, settle, adjust.');
+    end case;
+end
+$f$;
+comment on function vanilla.run_call(jsonb) is 'One call of a batch: a function of the closed list with its arguments, by name without p_.';
+
+create or replace function vanilla.call_error(p_state text, p_message text, p_detail text, p_hint text) returns jsonb language sql immutable
+    return jsonb_build_object('error', jsonb_build_object('sqlstate', p_state, 'message', p_message, 'detail', nullif(p_detail, ''), 'hint', nullif(p_hint, '')));
+comment on function vanilla.call_error(text, text, text, text) is 'How a batch of calls tells that one failed.';
+
+-- A subtransaction for each: what fails is undone and told, and its neighbours stand.
+create or replace function vanilla.try_call(p_call jsonb) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_state text;
+    v_message text;
+    v_detail text;
+    v_hint text;
+begin
+    return jsonb_build_object('ok', vanilla.run_call(p_call));
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate, v_message = message_text, v_detail = pg_exception_detail, v_hint = pg_exception_hint;
+    return vanilla.call_error(v_state, v_message, v_detail, v_hint);
+end
+$f$;
+comment on function vanilla.try_call(jsonb) is 'One call of a batch: {ok} with its answer, or {error} with what undid it.';
+
+create or replace function vanilla.debit_together(p_tenant_id uuid, p_actor_ids uuid[], p_calls jsonb) returns jsonb[]
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    return array(
+        select case when r.value ? 'entry' then jsonb_build_object('ok', r.value -> 'entry') else vanilla.call_error(
+            r.value #>> '{error,sqlstate}', r.value #>> '{error,message}', r.value #>> '{error,detail}', r.value #>> '{error,hint}') end
+        from jsonb_array_elements(vanilla.run_batch(p_tenant_id, p_actor_ids, p_calls, false)) with ordinality r (value, n) order by r.n);
+exception when others then      -- one is not what it says: each by itself, so that only that one fails
+    return array(select vanilla.try_call(c.value) from jsonb_array_elements(p_calls) with ordinality c (value, n) order by c.n);
+end
+$f$;
+comment on function vanilla.debit_together(uuid, uuid[], jsonb) is 'Debits of one tenant, counted in memory and written together; outcomes as of try_call.';
+
+create or replace function vanilla.run_calls(p_calls jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_call jsonb;
+    v_key_hash text;
+    v_key jsonb;
+    v_together boolean;
+    v_tenant uuid;
+    v_debits jsonb[] := '{}';      -- consecutive, of one tenant, not yet run
+    v_actors uuid[] := '{}';
+    v_results jsonb[] := '{}';
+begin
+    if jsonb_typeof(p_calls) is distinct from 'array' or jsonb_array_length(p_calls) not between 1 and 1000 then
+        perform vanilla.refuse('VS400', 'a batch is an array of 1 to 1,000 calls', '{"param": "calls"}');
+    end if;
+    begin
+        perform vanilla.lock_calls(p_calls);
+    exception when others then      -- a malformed call, or a deadlock with somebody who is no batch
+        return to_jsonb(array_fill(vanilla.call_error('40001', 'not run in this batch: ' || sqlerrm, '', 'Repeat the call alone.'),
+            array[jsonb_array_length(p_calls)]));
+    end;
+    for v_call in select c.value from jsonb_array_elements(p_calls) with ordinality c (value, n) order by c.n loop
+        v_together := v_call ->> 'function' = 'adjust' and v_call ->> 'direction' = 'debit';
+        if v_together then
+            if v_key_hash is distinct from v_call ->> 'key_hash' then
+                v_key_hash := v_call ->> 'key_hash';
+                v_key := vanilla.key_identity(v_key_hash::bytea);
+            end if;
+            v_together := v_key ->> 'role' <> 'user';      -- a key that may not is refused by its own call
+        end if;
+        if v_debits <> '{}' and (v_together is not true or v_tenant <> (v_key ->> 'tenant_id')::uuid) then
+            v_results := v_results || vanilla.debit_together(v_tenant, v_actors, to_jsonb(v_debits));
+            v_debits := '{}';
+            v_actors := '{}';
+        end if;
+        if v_together then
+            v_tenant := (v_key ->> 'tenant_id')::uuid;
+            v_actors := v_actors || (v_key ->> 'user_id')::uuid;
+            v_debits := v_debits || v_call;
+        else
+            v_results := v_results || vanilla.try_call(v_call);
+        end if;
+    end loop;
+    if v_debits <> '{}' then
+        v_results := v_results || vanilla.debit_together(v_tenant, v_actors, to_jsonb(v_debits));
+    end if;
+    return to_jsonb(v_results);
+end
+$f$;
+comment on function vanilla.run_calls(jsonb) is
+    'Up to 1,000 calls (admit, settle, adjust) in one transaction, in order; answers {ok} or {error} for each. A call that fails is undone alone; one with an error of class 40 was not run and may be repeated.';
+grant execute on function vanilla.run_calls(jsonb),
+    vanilla.adjust_by_key(bytea, uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz, text, text) to vanilla_runtime;
 
 grant execute on function
     public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz),

@@ -11,6 +11,7 @@ from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vanilla_saas import console
+from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
@@ -57,8 +58,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             )
             async with _sandbox(settings) as sandbox_url, UpstreamClient() as client:
                 secrets = SecretBox.from_settings(settings)
-                calls = MeteredCalls(database, client, secrets, sandbox_url, settings.max_running_calls)
+                coalescer = Coalescer(database)
+                calls = MeteredCalls(database, coalescer, client, secrets, sandbox_url, settings.max_running_calls)
                 app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
+                app.state.coalescer = coalescer
                 app.state.addresses, app.state.signer = where, signer
                 app.state.gateway = Gateway(calls, settings.max_body_bytes)
                 app.state.webhooks = WebhookSender.from_settings(database, settings)
@@ -73,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     with suppress(asyncio.CancelledError):
                         await ticker
                     await calls.close()
+                    await coalescer.close()
                     await database.close()
 
     app = FastAPI(

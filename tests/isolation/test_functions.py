@@ -1,5 +1,6 @@
 """Every function that a login may execute, called by tenant A with B's ids in each uuid argument."""
 
+import json
 import re
 import uuid
 from dataclasses import dataclass
@@ -153,6 +154,8 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
         OK,
         {"p_status": "'succeeded'", "p_input": "1", "p_output": "1", "p_cached": "0", "p_reasoning": "0"},
     ),
+    "vanilla.adjust_by_key": (OK, {"p_key_hash": "{admin_key}", "p_amount": "10", "p_direction": "'release'"}),
+    "vanilla.run_calls": (OK, {"p_calls": "'[{{}}]'"}),
     "vanilla.quote_call": (
         OK,
         {
@@ -336,6 +339,7 @@ async def _call(
         "word": a.word,
         "forged": a.token(world.signer, a.admin).replace(a.id, world.b.id),
         "key": f"'\\x{a.user.key_hash.hex()}'",
+        "admin_key": f"'\\x{a.admin.key_hash.hex()}'",
         "session": f"'\\x{a.user.session_hash.hex()}'",
         "refresh": f"'\\x{a.user.refresh_hash.hex()}'",
     }
@@ -352,6 +356,32 @@ async def _call(
     except asyncpg.PostgresError as error:
         outcome = f"{error.sqlstate} {error.as_dict()}"
     return outcome + notices.take()
+
+
+async def test_calls_in_a_batch_that_name_what_is_bs_are_refused_in_the_words_for_what_is_nobodys(
+    world: World, superuser: asyncpg.Connection
+) -> None:
+    a, b = world.a, world.b
+    hold = await superuser.fetchval(OPEN_HOLD + "null limit 1", uuid.UUID(b.id), uuid.UUID(b.user.id))
+    key = {"function": "adjust", "key_hash": f"\\x{a.admin.key_hash.hex()}", "amount": 10}
+    # the key of a's admin with each id of b's; and b's hold in a's tenant
+    named = [key | {"user_id": b.user.id, "direction": d} for d in ("debit", "credit", "reserve", "adjustment")]
+    named.append(key | {"user_id": b.user.id, "direction": "release", "reference_id": str(hold)})
+    named.append(key | {"user_id": a.user.id, "direction": "release", "reference_id": str(hold)})
+    usage = {"status": "succeeded", "input": 1, "output": 1, "cached": 0, "reasoning": 0, "estimated": False}
+    named.append({"function": "settle", "tenant_id": a.id, "hold_id": str(hold), **usage})
+    nobodys = json.loads(json.dumps(named).replace(b.user.id, str(uuid.uuid4())).replace(str(hold), str(uuid.uuid4())))
+    async with undone(superuser):
+        before = await world.digest(superuser, of_b=True)
+        await superuser.execute("set local role vanilla_runtime")
+        found = []
+        for calls in (named, nobodys):
+            answer = await superuser.fetchval("select vanilla.run_calls($1::jsonb)::text", json.dumps(calls))
+            found.append([call["error"] for call in json.loads(answer)])
+        await superuser.execute("reset role")
+        assert await world.digest(superuser, of_b=True) == before
+    assert [error["sqlstate"] for error in found[0]] == ["VS404"] * len(named)
+    assert [error["message"] for error in found[0]] == [error["message"] for error in found[1]]
 
 
 async def test_tokens_are_adjusted_by_the_operator_without_a_context_and_by_nobody_else(

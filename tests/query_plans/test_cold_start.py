@@ -1,13 +1,17 @@
 """Plans of the first minutes: tables have no statistics yet, and connections keep the plans they make now."""
 
 import uuid
+from typing import Any
 
 import asyncpg
 import pytest
 
-from tests.conftest import TEST_KEY, Cluster, create_database
+from tests.concurrency.test_coalescer import adjustment, admission, encoded, settlement
+from tests.conftest import TEST_KEY, Cluster, People, create_database
+from vanilla_saas.database.coalescer import RUN_CALLS
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.migrator import migrate
+from vanilla_saas.database.pool import _prepare
 
 HOLD = "select * from user_token_holds where tenant_id = $1 and id = $2"
 
@@ -33,3 +37,43 @@ async def test_a_settlement_finds_its_hold_by_the_primary_key_whatever_the_stati
         finally:
             await connection.close()
     assert "Index Scan using user_token_holds_pkey" in plan[0][0], plan
+
+
+async def test_a_batch_reads_no_more_of_young_tables_as_they_grow(cluster: Cluster) -> None:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    async with create_database(cluster, name):
+        await migrate(cluster.url(database=name), ContextSigner(bytes.fromhex(TEST_KEY)))
+        connection = await asyncpg.connect(cluster.url(database=name))
+        await _prepare(connection)
+        try:
+            people = People(connection)
+            admin, person = await people.user(role="admin", scopes=["admin"]), await people.user(balance=100_000)
+
+            async def read(calls: list[tuple[Any, ...]]) -> tuple[dict[str, int], list[Any]]:
+                """Rows of each table that a batch looks at, and its answers."""
+                await connection.execute("select pg_stat_force_next_flush()")
+                async with connection.transaction():
+                    outcomes = await connection.fetchval(RUN_CALLS, [encoded(call) for call in calls])
+                    rows = await connection.fetch(
+                        "select relname, (seq_tup_read + coalesce(idx_tup_fetch, 0))::int as read"
+                        " from pg_stat_xact_user_tables where seq_tup_read + idx_tup_fetch > 0"
+                    )
+                return {row["relname"]: row["read"] for row in rows}, [outcome["ok"] for outcome in outcomes]
+
+            async def batches() -> list[dict[str, int]]:
+                debits = [adjustment(admin, person, 1, "debit", key=uuid.uuid4().hex) for _ in range(10)]
+                of_debits, _ = await read(debits)
+                of_admissions, admitted = await read([admission(person) for _ in range(10)])
+                of_settlements, _ = await read([settlement(found) for found in admitted])
+                return [of_debits, of_admissions, of_settlements]
+
+            for _ in range(10):
+                young = await batches()
+            for _ in range(200):
+                await people.user()
+            for _ in range(20):
+                grown = await batches()
+        finally:
+            await connection.close()
+    # a dozen look-ups for each call
+    assert max(read for tables in young + grown for read in tables.values()) <= 120, (young, grown)

@@ -97,6 +97,11 @@ def from_postgres(error: asyncpg.PostgresError) -> VanillaError | None:
     return None
 
 
+def from_parts(sqlstate: str, message: str, detail: dict[str, Any] | None, hint: str | None) -> VanillaError:
+    """A refusal that a function told as a value instead of raising it."""
+    return VanillaError(_BY_SQLSTATE[sqlstate].name, message, detail, hint)
+
+
 def _detail(text: str | None) -> dict[str, Any]:
     if not text:
         return {}

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
+from vanilla_saas.database.coalescer import Coalescer, Function
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.providers.adapters import Upstream, UpstreamClient, UpstreamError, UpstreamStream, with_output_limit
@@ -43,9 +44,23 @@ CLOSE_S = 10.0
 STALL_S = 1.0
 """How long after its deadline a call waits for a client that does not read."""
 
-ADMIT = "select vanilla.admit_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+ADMIT = Function(
+    "admit",
+    "select vanilla.admit_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+    (
+        *("key_hash", "session_hash", "payer", "model", "prompt_tokens", "sandbox_prompt_tokens", "output_limit"),
+        *("choices", "execution_id", "streamed", "ttl", "idempotency_key", "request_id"),
+    ),
+)
 MODELS = "select vanilla.list_models($1, $2)"
-SETTLE = "select vanilla.settle_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+SETTLE = Function(
+    "settle",
+    "select vanilla.settle_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+    (
+        *("tenant_id", "hold_id", "status", "input", "output", "cached", "reasoning", "estimated"),
+        *("error_code", "latency_ms", "first_token_ms"),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +103,17 @@ class Streamed:
 class MeteredCalls:
     """The calls of one process."""
 
-    def __init__(self, database: Database, client: UpstreamClient, secrets: SecretBox, sandbox_url: str, most: int):
+    def __init__(
+        self,
+        database: Database,
+        coalescer: Coalescer,
+        client: UpstreamClient,
+        secrets: SecretBox,
+        sandbox_url: str,
+        most: int,
+    ):
         self._database = database
+        self._coalescer = coalescer
         self._client = client
         self._secrets = secrets
         self._sandbox_url = sandbox_url
@@ -139,7 +163,7 @@ class MeteredCalls:
         is_key = token.startswith(KEY_PREFIX)
         execution_id = uuid4()
         started = asyncio.get_running_loop().time()
-        found = await self._database.call(
+        found = await self._coalescer.call(
             ADMIT,
             hashed if is_key else None,
             None if is_key else hashed,
@@ -154,6 +178,8 @@ class MeteredCalls:
             _TTL,
             idempotency_key,
             request_id,
+            lane=hashed,
+            unwanted=self._return_hold,
         )
         call = Call(
             UUID(found["tenant_id"]),
@@ -172,6 +198,14 @@ class MeteredCalls:
             code = error.name if isinstance(error, VanillaError) else "internal_error"
             await self._settle(call, "failed", Usage(0, 0), False, code, None)
             raise
+
+    def _return_hold(self, found: Mapping[str, Any]) -> None:
+        """Settles a call whose caller was cancelled while it was admitted."""
+        hold_id = UUID(found["hold_id"])
+        usage = (0, 0, 0, 0, False, "client_disconnected", None, None)
+        task = asyncio.create_task(self._settle_surely(hold_id, UUID(found["tenant_id"]), hold_id, "cancelled", *usage))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
 
     def _ready(self, call: Call, found: Mapping[str, Any]) -> Call:
         """The call with its secret opened and its output limit set."""
@@ -332,7 +366,7 @@ class MeteredCalls:
         give_up, pause = loop.time() + SETTLE_RETRY_S, 0.05
         while True:
             try:
-                result: dict[str, Any] = await self._database.call(SETTLE, *arguments)
+                result: dict[str, Any] = await self._coalescer.call(SETTLE, *arguments, lane=arguments[0])
                 return result
             except Exception as error:
                 refused = isinstance(error, VanillaError) and error.name not in ("database_unavailable", "saturated")

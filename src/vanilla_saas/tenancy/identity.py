@@ -118,6 +118,17 @@ CurrentCaller = Annotated[Caller, Depends(_caller)]
 """FastAPI dependency: the caller of an API route, by `Authorization: Bearer`."""
 
 
+async def _key_or_caller(request: Request) -> bytes | Caller:
+    token = bearer_token(request)
+    if token.startswith(KEY_PREFIX) and "x-vanilla-tenant" not in request.headers:
+        return token_hash(token)
+    return await _caller(request)
+
+
+KeyOrCaller = Annotated[bytes | Caller, Depends(_key_or_caller)]
+"""FastAPI dependency for a statement that looks up a key itself: the key's hash, unproven; of a session, the caller."""
+
+
 def client_ip(request: Request) -> str:
     """The address the request came from, for throttles and the audit log; empty over a socket."""
     return request.client.host if request.client else ""

@@ -153,6 +153,22 @@ class Adjustment(BaseModel):
     expires_at: datetime | None = Field(None, description="of a credit: when its unused tokens lapse; null: never")
 
 
+class BatchedAdjustment(Adjustment):
+    """One operation of a batch."""
+
+    user_id: UUID
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] = Field(
+        description="of this operation: sent again, alone or in another batch, its first answer comes back"
+    )
+
+
+class Batch(BaseModel):
+    """Adjustments of one transaction, in order."""
+
+    operations: list[BatchedAdjustment] = Field(min_length=1, max_length=1000)
+    atomic: bool = Field(False, description="the first refusal undoes all and is the answer, with `operation` from 0")
+
+
 class AdjustedEntry(BaseModel):
     """The ledger entry that an adjustment wrote; the same again for a repeated Idempotency-Key."""
 
@@ -175,6 +191,18 @@ class AdjustedEntry(BaseModel):
     created_at: datetime
     replayed: bool = Field(description="true when the Idempotency-Key had been used: nothing was written")
     warning: str | None = None
+
+
+class Outcome(BaseModel):
+    """What became of one operation of a batch."""
+
+    ok: bool
+    entry: AdjustedEntry | None = None
+    error: dict[str, Any] | None = Field(None, description="a problem, as the operation alone would have been answered")
+
+
+class BatchOutcome(BaseModel):
+    data: list[Outcome] = Field(description="one for each operation, in their order")
 
 
 class LevelChange(BaseModel):

@@ -8,17 +8,20 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from vanilla_saas.database.cursor import decode_cursor, encode_cursor
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting
+from vanilla_saas.tenancy.identity import Caller, CurrentCaller, KeyOrCaller, acting, client_ip
 from vanilla_saas.tokens import store
 from vanilla_saas.tokens.models import (
     AdjustedEntry,
     Adjustment,
+    Batch,
+    BatchOutcome,
     EntryDirection,
     EntryPage,
     ExecutionPage,
     LevelAllocation,
     LevelChange,
     Levels,
+    Outcome,
     StatusChange,
     Verification,
     Wallet,
@@ -113,7 +116,7 @@ async def levels(request: Request, caller: CurrentCaller) -> Levels:
 async def adjust(
     request: Request,
     response: Response,
-    caller: CurrentCaller,
+    caller: KeyOrCaller,
     user_id: UUID,
     body: Adjustment,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
@@ -126,11 +129,28 @@ async def adjust(
             {"param": "Idempotency-Key"},
             "Send a fresh UUID with each new operation, and the same one when you repeat it.",
         )
-    async with acting(request, caller) as connection:
-        entry = AdjustedEntry(**await store.adjust(connection, user_id, body, idempotency_key))
+    if isinstance(caller, Caller):
+        async with acting(request, caller) as connection:
+            written = await store.adjust(connection, user_id, body, idempotency_key)
+    else:
+        about = (getattr(request.state, "request_id", ""), client_ip(request))
+        written = await store.adjust_by_key(request.app.state.coalescer, caller, user_id, body, idempotency_key, *about)
+    entry = AdjustedEntry(**written)
     if entry.replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return entry
+
+
+@router.post("/wallets/batch")
+async def adjust_batch(request: Request, caller: CurrentCaller, body: Batch) -> BatchOutcome:
+    """Up to 1,000 adjustments of any wallets of the tenant in one transaction; each has an idempotency key of its own.
+
+    The answer is 200 with an outcome for each. A batch that is sent again repeats nothing that was written. With
+    `atomic` the first refusal undoes all of it and is the answer.
+    """
+    async with acting(request, caller) as connection:
+        outcomes = await store.adjust_batch(connection, body.operations, body.atomic)
+    return BatchOutcome(data=[Outcome(**outcome) for outcome in outcomes])
 
 
 @router.post("/wallets/{user_id}/level")

@@ -1,14 +1,17 @@
 """The wallet's statements: reads under row-level security, writes through the functions of 002."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.coalescer import Coalescer, Function
+from vanilla_saas.database.errors import VanillaError, from_parts
 from vanilla_saas.tokens.models import (
     Adjustment,
+    BatchedAdjustment,
     Entry,
     Execution,
     Grant,
@@ -89,6 +92,15 @@ order by v.tier, v.slug
 ADJUST = """
 select public.adjust_user_tokens($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, coalesce($11, 'infinity'::timestamptz))
 """
+ADJUST_BY_KEY = Function(
+    "adjust",
+    "select vanilla.adjust_by_key($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+    (
+        *("key_hash", "user_id", "amount", "direction", "reason", "source", "reference_type", "reference_id"),
+        *("execution_id", "metadata", "idempotency_key", "expires_at", "request_id", "client_ip"),
+    ),
+)
+ADJUST_BATCH = "select public.adjust_user_tokens_batch($1, $2)"
 FIND_USER = """
 select u.tenant_id, u.id
 from public.tenants t
@@ -191,6 +203,43 @@ async def adjust(
         body.expires_at,
     )
     return entry
+
+
+async def adjust_by_key(
+    coalescer: Coalescer, key_hash: bytes, user_id: UUID, body: Adjustment, key: str, request_id: str, client_ip: str
+) -> dict[str, Any]:
+    """`adjust_user_tokens` for the bearer of an API key, together with the calls that wait at the same moment."""
+    entry: dict[str, Any] = await coalescer.call(
+        ADJUST_BY_KEY,
+        key_hash,
+        user_id,
+        body.amount,
+        body.direction,
+        body.reason,
+        body.source,
+        body.reference_type,
+        body.reference_id,
+        body.execution_id,
+        body.metadata,
+        key,
+        body.expires_at,
+        request_id,
+        client_ip,
+        lane=key_hash,
+    )
+    return entry
+
+
+async def adjust_batch(
+    connection: asyncpg.Connection, operations: Sequence[BatchedAdjustment], atomic: bool
+) -> list[dict[str, Any]]:
+    """`adjust_user_tokens_batch`: `entry` or `error` (a problem) for each operation, in order."""
+    sent = [operation.model_dump(mode="json") for operation in operations]
+    outcomes = await connection.fetchval(ADJUST_BATCH, sent, atomic)
+    return [
+        outcome if outcome["ok"] else {"ok": False, "error": from_parts(**outcome["error"]).problem()}
+        for outcome in outcomes
+    ]
 
 
 async def allocate_level(connection: asyncpg.Connection, user_id: UUID, level_id: UUID) -> dict[str, Any]:
