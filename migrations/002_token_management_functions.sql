@@ -1559,24 +1559,24 @@ begin
         perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user_id', p_user_id));
     end if;
     return query
+        -- judged where the row is still the table's own: taken out of a sub-select, every column would be cut from it anew
         with chain as (
-            select l, l.tenant_id as t, l.user_id as u, l.seq as s, l.hash as h,
-                lag(l.seq, 1, 0::bigint) over w as seq_before, lag(l.hash, 1, ''::bytea) over w as hash_before,
-                lag(l.available_after - l.borrowed_after, 1, 0::bigint) over w as balance_before, lag(l.reserved_after, 1, 0::bigint) over w as reserved_before,
-                lag(l.created_at, 1, '-infinity'::timestamptz) over w as time_before
+            select l.tenant_id as t, l.user_id as u, l.seq as s,
+                l.seq <> lag(l.seq, 1, 0::bigint) over w + 1 as missing,
+                l.hash <> vanilla.ledger_hash(lag(l.hash, 1, ''::bytea) over w, l) as changed,
+                l.available_after - l.borrowed_after <> lag(l.available_after - l.borrowed_after, 1, 0::bigint) over w + l.amount
+                    or l.reserved_after <> lag(l.reserved_after, 1, 0::bigint) over w + l.reserved_amount as unequal,
+                l.created_at < lag(l.created_at, 1, '-infinity'::timestamptz) over w as older
             from public.user_token_ledger l
             where (l.tenant_id = v_tenant or v_tenant is null) and (l.user_id = p_user_id or p_user_id is null)
             window w as (partition by l.tenant_id, l.user_id order by l.seq))
         select c.t, c.u, c.s, case
-            when c.s <> c.seq_before + 1 then 'rows are missing before it'
-            when c.h <> vanilla.ledger_hash(c.hash_before, c.l) then 'the row or the one before it was changed'
-            when (c.l).available_after - (c.l).borrowed_after <> c.balance_before + (c.l).amount
-              or (c.l).reserved_after <> c.reserved_before + (c.l).reserved_amount then 'the amounts do not add up'
+            when c.missing then 'rows are missing before it'
+            when c.changed then 'the row or the one before it was changed'
+            when c.unequal then 'the amounts do not add up'
             else 'it is older than the row before it' end
         from chain c
-        where c.s <> c.seq_before + 1 or c.h <> vanilla.ledger_hash(c.hash_before, c.l) or (c.l).created_at < c.time_before
-           or (c.l).available_after - (c.l).borrowed_after <> c.balance_before + (c.l).amount
-           or (c.l).reserved_after <> c.reserved_before + (c.l).reserved_amount
+        where c.missing or c.changed or c.unequal or c.older
         union all
         select w.tenant_id, w.user_id, w.seq, 'the wallet does not end where the ledger ends'
         from public.user_token_wallets w
