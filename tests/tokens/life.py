@@ -1,4 +1,4 @@
-"""Two wallets of one tenant living a random life, in PostgreSQL and in the model: `Life` is a Hypothesis state machine."""
+"""Two wallets of one tenant live a random life, in PostgreSQL and in the model."""
 
 import asyncio
 import uuid
@@ -51,7 +51,7 @@ $f$
 
 T = TypeVar("T")
 # credits outweigh debits, and most moves of the clock are short: a life of refusals and lapses tells little
-given, spent, pick = st.integers(1, 300), st.integers(1, 80), st.integers(0, 60)
+given, spent, pick = st.integers(1, 300), st.integers(1, 80), st.integers(0, 10_000)
 who = st.sampled_from([0, 0, 0, 1])
 modes = st.sampled_from(["hard", "warn", "monitor"])
 monthly = st.sampled_from([0, 60, 100, 200, 250])
@@ -80,6 +80,10 @@ moves = st.sampled_from(
     + [timedelta(hours=9)] * 2
     + [timedelta(days=n) for n in (3, 12, 31, 70)]
 )
+later = st.sampled_from(
+    [None] * 5 + [timedelta(minutes=30), timedelta(hours=20), timedelta(days=10), timedelta(days=35)]
+)
+"""Some operations come as the first touch after a while."""
 lives = st.none() | st.sampled_from([timedelta(minutes=30), timedelta(hours=5), timedelta(days=4), timedelta(days=45)])
 starts = st.none() | st.sampled_from([timedelta(0), timedelta(hours=1), timedelta(days=4), timedelta(days=45)])
 kinds = st.sampled_from(["purchase", "promo", "trial", "refund", "adjustment"])
@@ -113,6 +117,8 @@ class Seat:
     """Ids of the grants of grant_user_tokens, by their number in the model."""
     asked: list[tuple[Body, str]] = field(default_factory=list)
     gifts: list[tuple[Any, str]] = field(default_factory=list)
+    touched: bool = True
+    """Since it was last compared."""
 
 
 class Life(RuleBasedStateMachine):
@@ -136,7 +142,7 @@ class Life(RuleBasedStateMachine):
             self.place.run(self._set_level_policy(first, level, by_level[level]))
         for user in (first, second):
             self.seats.append(Seat(user, Wallet(by_level, START)))
-            self.join(len(self.seats) - 1, "basic")
+            self.join(len(self.seats) - 1, "basic", None)
 
     async def _users(self) -> tuple[User, User]:
         # the empty level that every user of these tests begins on is left at once
@@ -150,9 +156,14 @@ class Life(RuleBasedStateMachine):
     @rule(by=moves)
     def time_passes(self, by: timedelta) -> None:
         self.now += by
+        self.touch()
         for seat in self.seats:
             seat.model.now = self.now
         self.place.run(self.books.at(self.now))
+
+    def wait(self, by: timedelta | None) -> None:
+        if by:
+            self.time_passes(by)
 
     @rule(after=st.sampled_from([timedelta(0), timedelta(hours=1)]), how=st.sampled_from(["reaper", "tick"]))
     def maintenance(self, after: timedelta, how: str) -> None:
@@ -166,6 +177,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def reset(self) -> None:
+        self.touch()
         self._count("reset")
         self.place.run(self.books.reset())
         assert self.place.run(self.books.reset()) == 0
@@ -201,8 +213,9 @@ class Life(RuleBasedStateMachine):
     def correct(self, who: int, amount: int, sign: int, key: bool) -> None:
         self.ask(who, Body("adjustment", sign * amount), key)
 
-    @rule(who=who, pick=pick, by_reference=st.booleans(), wrong=st.sampled_from([0, 0, 0, 1]), key=keyed)
-    def release(self, who: int, pick: int, by_reference: bool, wrong: int, key: bool) -> None:
+    @rule(later=later, who=who, pick=pick, by_reference=st.booleans(), wrong=st.sampled_from([0, 0, 0, 1]), key=keyed)
+    def release(self, who: int, pick: int, by_reference: bool, wrong: int, key: bool, later: timedelta | None) -> None:
+        self.wait(later)
         body = self._release(self.seats[who], pick, by_reference)
         self.ask(who, Body("release", body.amount + wrong, reference=body.reference), key)
 
@@ -221,6 +234,7 @@ class Life(RuleBasedStateMachine):
         if body.expires != NEVER:
             more["expires_at"] = body.expires
         both = self.both(
+            seat,
             f"adjust {body.direction}",
             lambda: seat.model.adjust(body, named),
             self.books.adjust(seat.user, body.amount, body.direction, **more),
@@ -236,10 +250,12 @@ class Life(RuleBasedStateMachine):
 
     # adjust_user_tokens_batch
     @rule(
+        later=later,
         operations=st.lists(st.tuples(who, directions, spent, pick, keyed), min_size=1, max_size=7),
         atomic=st.booleans(),
     )
-    def batch(self, operations: list[tuple[int, str, int, int, bool]], atomic: bool) -> None:
+    def batch(self, operations: list[tuple[int, str, int, int, bool]], atomic: bool, later: timedelta | None) -> None:
+        self.wait(later)
         asked: list[tuple[Seat, Body, str | None]] = []
         for who, direction, amount, pick, key in operations:
             seat = self.seats[who]
@@ -248,7 +264,7 @@ class Life(RuleBasedStateMachine):
         work = self.books.connection.fetchval(
             "select adjust_user_tokens_batch($1, $2)", [_operation(*each) for each in asked], atomic
         )
-        both = self.both("batch atomic" if atomic else "batch", lambda: self._play_batch(asked, atomic), work)
+        both = self.both(None, "batch atomic" if atomic else "batch", lambda: self._play_batch(asked, atomic), work)
         if not both:
             return
         for (seat, body, _), expected, found in zip(asked, *both, strict=True):
@@ -256,7 +272,8 @@ class Life(RuleBasedStateMachine):
             if isinstance(expected, Answer):
                 self._same_entry(seat, expected, found["entry"])
             else:
-                assert not found["ok"] and found["error"]["sqlstate"] == expected
+                assert not found["ok"]
+                assert found["error"]["sqlstate"] == expected
 
     def _of_batch(self, seat: Seat, direction: str, amount: int, pick: int, key: bool) -> tuple[Body, str | None]:
         match direction:
@@ -274,8 +291,7 @@ class Life(RuleBasedStateMachine):
 
     def _play_batch(self, asked: list[tuple[Seat, Body, str | None]], atomic: bool) -> list[Answer | str]:
         before = [seat.model.copied() for seat in self.seats]
-        results: list[Answer | str] = []
-        # each wallet's operations in their order; wallets in the order of their ids, which decides whose refusal is told
+        # each wallet's operations in their order, wallets in that of their ids: it decides whose refusal is told
         order = sorted(range(len(asked)), key=lambda n: (asked[n][0].user.id, n))
         answers: dict[int, Answer | str] = {}
         for n in order:
@@ -288,8 +304,7 @@ class Life(RuleBasedStateMachine):
                         each.model.adopt(kept)
                     raise
                 answers[n] = str(refused)
-        results = [answers[n] for n in range(len(asked))]
-        return results
+        return [answers[n] for n in range(len(asked))]
 
     def _release(self, seat: Seat, pick: int, by_reference: bool) -> Body:
         """Of any hold there was, an open one three times out of four; of an unknown one where there was none."""
@@ -303,23 +318,25 @@ class Life(RuleBasedStateMachine):
     def _some_hold(self, seat: Seat, pick: int) -> int:
         every = list(range(len(seat.model.holds)))
         unsettled = [n for n in every if seat.model.holds[n].open]
-        chosen = unsettled if unsettled and pick % 4 else every
-        return chosen[pick % len(chosen)]
+        chosen = unsettled if unsettled and pick % 4 < 3 else every
+        return chosen[-1 - pick // 4 % len(chosen)]
 
     # holds
-    @rule(who=who, pick=pick, off=st.sampled_from([0, 0]) | st.integers(-80, 120))
-    def settle(self, who: int, pick: int, off: int) -> None:
+    @rule(later=later, who=who, pick=pick, off=st.sampled_from([0, 0]) | st.integers(-80, 120))
+    def settle(self, who: int, pick: int, off: int, later: timedelta | None) -> None:
+        self.wait(later)
         seat = self.seats[who]
         if seat.model.holds:
             index = self._some_hold(seat, pick)
             hold = seat.model.holds[index]
             actual = max(hold.amount + off, 0)
             work = self.books.settle(hold.name or uuid.uuid4(), actual)
-            if both := self.both("settle", lambda: seat.model.settle(index, actual), work):
+            if both := self.both(seat, "settle", lambda: seat.model.settle(index, actual), work):
                 self._same_entry(seat, *both)
 
-    @rule(who=who, pick=pick, part=st.integers(1, 60))
-    def settle_part(self, who: int, pick: int, part: int) -> None:
+    @rule(later=later, who=who, pick=pick, part=st.integers(1, 60))
+    def settle_part(self, who: int, pick: int, part: int, later: timedelta | None) -> None:
+        self.wait(later)
         seat = self.seats[who]
         if seat.model.holds:
             index = self._some_hold(seat, pick)
@@ -328,18 +345,24 @@ class Life(RuleBasedStateMachine):
             work = self.books.connection.fetchval(
                 "select settle_user_tokens($1, $2, p_final => false)", seat.model.holds[index].name, part
             )
-            if both := self.both("settle part", lambda: seat.model.settle_part(index, part), work):
+            if both := self.both(seat, "settle part", lambda: seat.model.settle_part(index, part), work):
                 self._same_entry(seat, *both)
 
-    @rule(who=who, pick=pick, by=st.sampled_from([timedelta(0), timedelta(minutes=50), timedelta(days=2), timedelta(days=31)]))
-    def extend(self, who: int, pick: int, by: timedelta) -> None:
+    @rule(
+        later=later,
+        who=who,
+        pick=pick,
+        by=st.sampled_from([timedelta(0), timedelta(minutes=50), timedelta(days=2), timedelta(days=31)]),
+    )
+    def extend(self, who: int, pick: int, by: timedelta, later: timedelta | None) -> None:
+        self.wait(later)
         seat = self.seats[who]
         if seat.model.holds:
             index, until = self._some_hold(seat, pick), self.now + by
             work = self.books.connection.fetchval(
                 "select extend_token_hold($1, $2)", seat.model.holds[index].name, until
             )
-            if both := self.both("extend", lambda: seat.model.extend(index, until), work):
+            if both := self.both(seat, "extend", lambda: seat.model.extend(index, until), work):
                 assert both[1] == until
 
     # grants
@@ -380,7 +403,8 @@ class Life(RuleBasedStateMachine):
     def _grant(self, seat: Seat, gift: Any, key: str | None) -> None:
         kind, amount, begin, expires, priority = gift
         work = self.books.connection.fetchval(
-            "select grant_user_tokens($1, $2, $3, $4, coalesce($5::timestamptz, 'infinity'), $6, p_idempotency_key => $7)",
+            "select grant_user_tokens($1, $2, $3, $4, coalesce($5::timestamptz, 'infinity'), $6,"
+            " p_idempotency_key => $7)",
             seat.user.id,
             amount,
             kind,
@@ -389,15 +413,16 @@ class Life(RuleBasedStateMachine):
             priority,
             key,
         )
-        if both := self.both("grant", lambda: seat.model.grant(*gift, key), work):
+        if both := self.both(seat, "grant", lambda: seat.model.grant(*gift, key), work):
             (grant, replayed), found = both
             assert found["replayed"] == replayed
             self._same_grant(grant, found)
             seat.grants += [None] * (grant.number + 1 - len(seat.grants))
             seat.grants[grant.number] = uuid.UUID(found["id"])
 
-    @rule(who=who, pick=pick, of_level=st.sampled_from([True, False, False]))
-    def void(self, who: int, pick: int, of_level: bool) -> None:
+    @rule(later=later, who=who, pick=pick, of_level=st.sampled_from([True, False, False]))
+    def void(self, who: int, pick: int, of_level: bool, later: timedelta | None) -> None:
+        self.wait(later)
         seat = self.seats[who]
         known = [n for n, name in enumerate(seat.grants) if name]
         if of_level:
@@ -410,7 +435,7 @@ class Life(RuleBasedStateMachine):
         if name is None:
             return
         work = self.books.connection.fetchval("select void_token_grant($1, 'test')", name)
-        if both := self.both("void", lambda: seat.model.void(number), work):
+        if both := self.both(seat, "void", lambda: seat.model.void(number), work):
             self._same_grant(*both)
 
     def _plan(self, seat: Seat) -> tuple[int, uuid.UUID | None]:
@@ -429,21 +454,24 @@ class Life(RuleBasedStateMachine):
         )
 
     # levels, policies, status
-    @rule(who=who, level=levels)
-    def join(self, who: int, level: str) -> None:
+    @rule(later=later, who=who, level=levels)
+    def join(self, who: int, level: str, later: timedelta | None) -> None:
+        self.wait(later)
         seat = self.seats[who]
-        both = self.both("join", lambda: seat.model.join(level), self.books.allocate(seat.user, level))
+        both = self.both(seat, "join", lambda: seat.model.join(level), self.books.allocate(seat.user, level))
         assert both
         (base, period, restored), found = both
         assert (found["base_granted"], found["period_granted"], found["restored"]) == (base, period, restored)
         assert (found["available_tokens"], found["borrowed_tokens"]) == (seat.model.available, seat.model.borrowed)
         assert found["next_reset_at"] == _text(seat.model.next_reset)
 
-    @rule(level=levels, policy=policies)
-    def change_level_policy(self, level: str, policy: Policy) -> None:
+    @rule(later=later, level=levels, policy=policies)
+    def change_level_policy(self, level: str, policy: Policy, later: timedelta | None) -> None:
         """A period that is over when the policy changes was the old policy's."""
+        self.wait(later)
         for seat in self.seats:
             seat.model.play_events()
+        self.touch()
         self._count("level policy")
         self.seats[0].model.policies[level] = policy
         self.place.run(self._set_level_policy(self.seats[0].user, level, policy))
@@ -453,11 +481,13 @@ class Life(RuleBasedStateMachine):
         values = {names.get(name, name): value for name, value in asdict(policy).items()}
         await self.books.policy(user.tenant_id, user.levels[level], **values)
 
-    @rule(who=who, own=exceptions | st.just(Exceptions()))
-    def change_user_policy(self, who: int, own: Exceptions) -> None:
+    @rule(later=later, who=who, own=exceptions | st.just(Exceptions()))
+    def change_user_policy(self, who: int, own: Exceptions, later: timedelta | None) -> None:
+        self.wait(later)
         seat = self.seats[who]
         seat.model.play_events()
         seat.model.exceptions = own
+        self.touch(seat)
         self._count("user policy")
         self.place.run(
             self.books.connection.execute(
@@ -469,25 +499,36 @@ class Life(RuleBasedStateMachine):
     def change_status(self, who: int, status: str) -> None:
         seat = self.seats[who]
         seat.model.status = status
+        self.touch(seat)
         self._count(status)
-        self.place.run(
-            self.books.connection.execute("select set_wallet_status($1, $2, 'test')", seat.user.id, status)
-        )
+        self.place.run(self.books.connection.execute("select set_wallet_status($1, $2, 'test')", seat.user.id, status))
 
     # what is compared
     @invariant()
     def same(self) -> None:
-        for seat in self.seats:
-            seat.model.play_events()
-            found = self.place.run(
-                self.books.connection.fetchval(
-                    "select vanilla.test_observe($1, $2)", seat.user.tenant_id, seat.user.id
-                )
+        touched = [seat for seat in self.seats if seat.touched]
+        if not touched:
+            return
+        found = self.place.run(
+            self.books.connection.fetchval(
+                "select jsonb_agg(vanilla.test_observe($1, u) order by n)"
+                " from unnest($2::uuid[]) with ordinality x (u, n)",
+                touched[0].user.tenant_id,
+                [seat.user.id for seat in touched],
             )
-            assert found == _expected(seat.model)
+        )
+        for seat, seen in zip(touched, found, strict=True):
+            seat.model.play_events()
+            assert seen == _expected(seat.model)
+            seat.touched = False
 
-    def both(self, name: str, model: Callable[[], T], work: Awaitable[Any]) -> tuple[T, Any] | None:
+    def touch(self, *seats: Seat) -> None:
+        for seat in seats or self.seats:
+            seat.touched = True
+
+    def both(self, seat: Seat | None, name: str, model: Callable[[], T], work: Awaitable[Any]) -> tuple[T, Any] | None:
         """Plays an operation on both sides; they agree on the decision. None when it is refused."""
+        self.touch(*([seat] if seat else []))
         expected, refusal = None, None
         try:
             expected = model()
