@@ -897,6 +897,14 @@ declare
     v_detail text;
     v_hint text;
 begin
+    -- the holds that its releases name, then the wallets
+    perform from public.user_token_holds h
+        where (h.tenant_id, h.id) in (
+            select x.tenant_id, x.id from jsonb_to_recordset(p_operations) as o (user_id uuid, direction text, reference_id uuid)
+            join public.users u on u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null)
+            join public.user_token_holds x on x.tenant_id = u.tenant_id and x.user_id = u.id and x.state = 'open' and o.reference_id in (x.id, x.reference_id)
+            where o.direction = 'release')
+        order by h.id for update;
     perform from public.user_token_wallets w
         where (w.tenant_id, w.user_id) in (select u.tenant_id, u.id from jsonb_to_recordset(p_operations) as o (user_id uuid)
             join public.users u on u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null))

@@ -65,7 +65,7 @@ policies = st.builds(
     rollover_cap=cap,
     monthly_cap=cap,
     mode=modes,
-    period=st.sampled_from(["month", "month", "month", "week", "day"]),
+    period=st.sampled_from(["month", "month", "month", "week"]),
 )
 exceptions = st.builds(
     Exceptions,
@@ -76,12 +76,12 @@ exceptions = st.builds(
     mode=st.none() | modes,
 )
 moves = st.sampled_from(
-    [timedelta(minutes=n) for n in (5, 20, 40, 60)] * 2
+    [timedelta(minutes=n) for n in (5, 10, 20, 40, 60)] * 2
     + [timedelta(hours=9)] * 2
     + [timedelta(days=n) for n in (3, 12, 31, 70)]
 )
 later = st.sampled_from(
-    [None] * 5 + [timedelta(minutes=30), timedelta(hours=20), timedelta(days=10), timedelta(days=35)]
+    [None] * 12 + [timedelta(minutes=30)] * 2 + [timedelta(hours=20), timedelta(days=10), timedelta(days=35)]
 )
 """Some operations come as the first touch after a while."""
 lives = st.none() | st.sampled_from([timedelta(minutes=30), timedelta(hours=5), timedelta(days=4), timedelta(days=45)])
@@ -587,11 +587,11 @@ class Life(RuleBasedStateMachine):
     async def _retire(self, user: User) -> list[asyncpg.Record]:
         connection = self.books.connection
         problems = await connection.fetch("select * from verify_token_ledger($1)", user.id)
-        await self.books.at(self.now + timedelta(days=60))
-        await self.books.reap()
         await connection.execute(
             "update user_token_wallets set next_event_at = 'infinity', next_reset_at = null where user_id = $1", user.id
         )
+        await self.books.at(self.now + timedelta(days=3))
+        await self.books.reap()
         return problems
 
 
