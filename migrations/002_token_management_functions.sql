@@ -1389,10 +1389,15 @@ create or replace function public.set_level_token_policy(p_level_id uuid, p_base
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_now timestamptz := vanilla.clock();
 begin
     if not exists (select from public.levels where tenant_id = v_tenant and id = p_level_id) then
         perform vanilla.refuse('VS404', 'no such level', jsonb_build_object('level_id', p_level_id));
     end if;
+    -- in order, as batches lock them; and what is over by now was the old policy's, whoever comes first
+    perform from public.user_token_wallets w where w.tenant_id = v_tenant and w.level_id = p_level_id order by w.tenant_id, w.user_id for update;
+    perform vanilla.fold_wallet(w) from public.user_token_wallets w
+        where w.tenant_id = v_tenant and w.level_id = p_level_id and w.next_event_at <= v_now;
     begin
         insert into public.level_token_policies as p (tenant_id, level_id, base_allocation, monthly_allocation, period, period_anchor, rollover_percent, rollover_cap, monthly_cap, enforcement_mode, warning_percent)
         values (v_tenant, p_level_id, p_base_allocation, p_monthly_allocation, p_period, p_period_anchor, p_rollover_percent, p_rollover_cap, p_monthly_cap, p_enforcement_mode, p_warning_percent)
