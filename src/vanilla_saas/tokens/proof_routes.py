@@ -115,10 +115,14 @@ async def anchor(request: Request, caller: CurrentCaller) -> StreamingResponse:
     """The end of every chain: the tenant's for its admins, the platform's for super admins. Keep it elsewhere."""
     # written to a file first: the transaction is over before a slow reader begins
     file = tempfile.SpooledTemporaryFile(max_size=1 << 20)  # noqa: SIM115 - closed when it is sent
-    async with acting(request, caller, read_only=True) as connection:
-        async for part in anchor_file.lines(connection):
-            file.write(part)
-        day = f"{(await wallet_store.now(connection)).astimezone(UTC):%Y-%m-%d}"
+    try:
+        async with acting(request, caller, read_only=True) as connection:
+            async for part in anchor_file.lines(connection):
+                file.write(part)
+            day = f"{(await wallet_store.now(connection)).astimezone(UTC):%Y-%m-%d}"
+    except BaseException:
+        file.close()
+        raise
     file.seek(0)
     return StreamingResponse(
         _pieces(file),

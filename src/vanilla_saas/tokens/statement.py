@@ -78,7 +78,8 @@ async def write(statement: Statement, form: Format, read: ReadPart) -> AsyncIter
             "opening_balance": statement.opening_balance,
             "closing_balance": statement.closing_balance,
             "count": statement.last_seq - statement.after_seq,
-        }
+        },
+        default=str,
     )
     yield head[:-1] + b',"entries":['
     comma = b""
