@@ -90,9 +90,8 @@ async def test_grants_are_listed_in_every_state_with_what_is_left(http: aiohttp.
     # 50 of the trial, then 10 of the promo: burned, though no grant has been written
     left = {name: by_id[grant["id"]]["remaining"] for name, grant in (("promo", promo), ("trial", trial))}
     assert left == {"promo": 40, "trial": 0}
-    assert [
-        g["id"] for g in await pages(http, admin, "/grants", user_id=str(person.identity.user_id), state="scheduled")
-    ] == [coming["id"]]
+    of = {"user_id": str(person.identity.user_id)}
+    assert [g["id"] for g in await pages(http, admin, "/grants", state="scheduled", **of)] == [coming["id"]]
     assert [g["id"] for g in await pages(http, person, "/grants", state="voided")] == [gone["id"]]
     assert [g["id"] for g in await pages(http, person, "/grants", kind="trial")] == [trial["id"]]
 
