@@ -79,7 +79,7 @@ async def test_a_statement_is_printed_or_written_whole(vs: Cli, people: People, 
     assert rows[-1]["reason"] == "'=cmd()"
     file = tmp_path / "statement.csv"
     await vs("wallets", "statement", person.email, "-o", str(file))
-    assert [row["seq"] for row in csv.DictReader(file.open())] == [row["seq"] for row in rows]
+    assert [row["seq"] for row in csv.DictReader(file.read_text().splitlines())] == [row["seq"] for row in rows]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     last = document["entries"][-1]["created_at"]
     assert (await vs.json("wallets", "statement", person.email, "--from", last))["count"] == 1
