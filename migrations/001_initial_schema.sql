@@ -347,6 +347,10 @@ create table if not exists public.user_token_grants (
     idempotency_key text,
     request_hash bytea,
     created_at timestamptz not null default clock_timestamp(),
+    reason text,
+    metadata jsonb,
+    void_reason text,
+    void_key text,
     constraint user_token_grants_pkey primary key (tenant_id, id),
     constraint user_token_grants_wallet_fkey foreign key (tenant_id, user_id)
         references public.user_token_wallets (tenant_id, user_id),
@@ -360,6 +364,8 @@ create unique index if not exists user_token_grants_idempotency_idx
 create index if not exists user_token_grants_user_idx on public.user_token_grants (tenant_id, user_id, priority, expires_at, id);
 comment on table public.user_token_grants is
     'Tokens given. Burned by (priority, expires_at, id); touched only when a wallet is folded.';
+comment on column public.user_token_grants.reason is 'Why it was given by hand; a scheduled grant brings it to the ledger when it begins.';
+comment on column public.user_token_grants.void_reason is 'Set when it was voided by hand: then coming back to the level does not restore it.';
 
 -- Written only by functions that hold the wallet's row, and wallets are never deleted: checks/grants_of_another_tenant.sql
 -- stands for the foreign key. The index it needs, (tenant_id, user_id), would cost more than its two writes a call: before

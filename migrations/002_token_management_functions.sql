@@ -1,7 +1,9 @@
 -- 002: token wallet functions.
 --
--- Public: adjust_user_tokens, settle_user_tokens, auto_allocate_tokens_for_level, reset_monthly_tokens,
---         set_wallet_status, set_level_token_policy, verify_token_ledger, reconcile_token_wallets, token_balance_at
+-- Public: adjust_user_tokens, adjust_user_tokens_batch, settle_user_tokens, extend_token_hold, release_token_hold,
+--         auto_allocate_tokens_for_level, reset_monthly_tokens, grant_user_tokens, void_token_grant, set_wallet_status,
+--         set_level_token_policy, set_user_token_policy, get_user_token_policy, verify_token_ledger, reconcile_token_wallets,
+--         token_balance_at, token_statement, token_statement_frame, token_ledger_anchor, verify_token_anchor
 -- Private, in the order they stand on each other:
 --   move_tokens      the short way of most operations: counter, ledger row and chain link in one statement
 --   post_entry       the long way: writes what its caller decided on a locked and folded wallet
@@ -283,7 +285,8 @@ create or replace function vanilla.grant_json(p_grant public.user_token_grants, 
 language sql stable set search_path = pg_catalog, pg_temp as $f$
     select jsonb_build_object('id', p_grant.id, 'user_id', p_grant.user_id, 'kind', p_grant.kind, 'priority', p_grant.priority, 'amount', p_grant.amount,
         'remaining', p_grant.remaining, 'effective_at', p_grant.effective_at, 'expires_at', p_grant.expires_at, 'state', p_grant.state,
-        'level_id', p_grant.level_id, 'created_at', p_grant.created_at, 'replayed', p_replayed)
+        'level_id', p_grant.level_id, 'reason', p_grant.reason, 'void_reason', p_grant.void_reason, 'metadata', coalesce(p_grant.metadata, '{}'),
+        'created_at', p_grant.created_at, 'replayed', p_replayed)
 $f$;
 comment on function vanilla.grant_json(public.user_token_grants, boolean) is 'A grant as the API shows it.';
 
@@ -390,10 +393,12 @@ begin
             v_entry := null;
             v_entry.direction := 'credit';
             v_entry.amount := v_grant.amount;
-            v_entry.reason := v_grant.kind || ' begins';
+            v_entry.reason := coalesce(v_grant.reason, v_grant.kind || ' begins');
             v_entry.source := 'grant';
             v_entry.grant_id := v_grant.id;
-            perform vanilla.post_entry(vanilla.add_spendable(p_wallet, v_grant.amount), v_entry);
+            v_entry.metadata := v_grant.metadata;
+            v_entry := vanilla.post_entry(vanilla.add_spendable(p_wallet, v_grant.amount), v_entry);
+            perform vanilla.emit_event(p_wallet.tenant_id, 'token.granted', p_wallet.user_id, vanilla.entry_event(v_entry));
             p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
         end loop;
         if v_due = p_wallet.next_reset_at then
@@ -600,7 +605,8 @@ comment on function vanilla.reserve_tokens(public.user_token_wallets, public.use
     'Opens a hold on a locked wallet; returns the ledger entry with hold_id.';
 
 -- The last entry is returned: settle, or debt when the actual was above the hold and the wallet could not pay.
-create or replace function vanilla.settle_tokens(p_tenant_id uuid, p_hold_id uuid, p_actual bigint, p_late boolean, p_reason text, p_request_id text) returns public.user_token_ledger
+create or replace function vanilla.settle_tokens(p_tenant_id uuid, p_hold_id uuid, p_actual bigint, p_late boolean, p_reason text, p_request_id text,
+    p_idempotency_key text default null, p_request_hash bytea default null) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_hold public.user_token_holds;
@@ -637,6 +643,8 @@ begin
     v_common.actor_id := vanilla.claim(4)::uuid;
     v_common.metadata := jsonb_build_object('held', v_hold.amount, 'actual', p_actual) || case when p_request_id is null then '{}' else jsonb_build_object('request_id', p_request_id) end;
     v_common.direction := 'settle';
+    v_common.idempotency_key := p_idempotency_key;
+    v_common.request_hash := p_request_hash;
     if not v_late then
         v_entry := v_common;
         v_entry.amount := v_hold.amount - p_actual;
@@ -659,6 +667,7 @@ begin
     v_wallet.burn := v_wallet.burn + v_paid;
     v_wallet.spent_tokens := v_wallet.spent_tokens + p_actual;
     v_entry := v_common;
+    if v_extra > v_paid then v_entry.idempotency_key := null; v_entry.request_hash := null; end if;      -- the last entry is the answer and has the key
     v_entry.amount := v_wallet.available_tokens - v_wallet.borrowed_tokens - v_before;
     v_entry.reserved_amount := -v_hold.amount;
     v_entry := vanilla.post_entry(v_wallet, v_entry);
@@ -673,11 +682,12 @@ begin
     return v_entry;
 end
 $f$;
-comment on function vanilla.settle_tokens(uuid, uuid, bigint, boolean, text, text) is
+comment on function vanilla.settle_tokens(uuid, uuid, bigint, boolean, text, text, text, bytea) is
     'Charges the actual against a hold: the rest returns, an excess is paid from what is available and beyond that is debt. p_late also charges an expired hold and answers null where nothing is left to do.';
 
 -- The hold shrinks and stays; a part is never more than what is held.
-create or replace function vanilla.settle_part(p_tenant_id uuid, p_hold_id uuid, p_part bigint, p_reason text) returns public.user_token_ledger
+create or replace function vanilla.settle_part(p_tenant_id uuid, p_hold_id uuid, p_part bigint, p_reason text,
+    p_idempotency_key text default null, p_request_hash bytea default null) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_hold public.user_token_holds;
@@ -708,10 +718,12 @@ begin
     v_entry.execution_id := v_hold.execution_id;
     v_entry.hold_id := v_hold.id;
     v_entry.metadata := jsonb_build_object('held', v_hold.amount, 'actual', p_part, 'final', false);
+    v_entry.idempotency_key := p_idempotency_key;
+    v_entry.request_hash := p_request_hash;
     return vanilla.post_entry(v_wallet, v_entry);
 end
 $f$;
-comment on function vanilla.settle_part(uuid, uuid, bigint, text) is 'Charges a part of an open hold; the rest stays held.';
+comment on function vanilla.settle_part(uuid, uuid, bigint, text, text, bytea) is 'Charges a part of an open hold; the rest stays held.';
 
 create or replace function vanilla.release_tokens(p_wallet public.user_token_wallets, p_hold public.user_token_holds, p_entry public.user_token_ledger) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1042,21 +1054,82 @@ $f$;
 comment on function vanilla.hold_tenant(uuid, uuid) is
     'The tenant in which an admin, or the operator naming none, means a hold; refuses everyone else.';
 
+-- What a key stands for on a hold. Hold and wallet are locked, so that the same key waits for its first use.
+create or replace function vanilla.hold_replay(p_tenant_id uuid, p_hold_id uuid, p_idempotency_key text, p_request_hash bytea) returns public.user_token_ledger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user uuid;
+    v_entry public.user_token_ledger;
+begin
+    select h.user_id into v_user from public.user_token_holds h where h.tenant_id = p_tenant_id and h.id = p_hold_id for update;
+    if not found then return null; end if;
+    perform vanilla.lock_wallet(p_tenant_id, v_user);
+    select * into v_entry from public.user_token_ledger l where l.tenant_id = p_tenant_id and l.user_id = v_user and l.idempotency_key = p_idempotency_key;
+    if v_entry.seq is not null and v_entry.request_hash is distinct from p_request_hash then
+        perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('entry_id', v_entry.id), 'Use a new key for a new operation.');
+    end if;
+    return v_entry;
+end
+$f$;
+comment on function vanilla.hold_replay(uuid, uuid, text, bytea) is
+    'Locks a hold and its wallet; the entry that the wallet has under an idempotency key, null when the key is new. Refuses a key of another body.';
+
 create or replace function public.settle_user_tokens(p_hold_id uuid, p_actual bigint, p_reason text default 'settle', p_tenant_id uuid default null,
-    p_final boolean default true) returns jsonb
+    p_final boolean default true, p_idempotency_key text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid := vanilla.hold_tenant(p_hold_id, p_tenant_id);
+    v_hash bytea;
+    v_entry public.user_token_ledger;
 begin
-    if p_actual is null or p_actual < 0 or p_actual > 1000000000000000 or (p_actual = 0 and not p_final) then
+    if p_final is null or p_actual is null or p_actual < 0 or p_actual > 1000000000000000 or (p_actual = 0 and not p_final) then
         perform vanilla.refuse('VS400', 'the actual amount is 0 to 1,000,000,000,000,000 tokens; a part is at least 1', '{"param": "actual"}');
     end if;
-    return vanilla.entry_json(case when p_final then vanilla.settle_tokens(v_tenant, p_hold_id, p_actual, false, p_reason, null)
-        else vanilla.settle_part(v_tenant, p_hold_id, p_actual, p_reason) end);
+    if p_idempotency_key is not null then
+        v_hash := vanilla.request_hash(p_actual, case when p_final then 'settle' else 'settle part' end, p_reason, null, null, p_hold_id, null, null, null);
+        v_entry := vanilla.hold_replay(v_tenant, p_hold_id, p_idempotency_key, v_hash);
+        if v_entry.seq is not null then return vanilla.entry_json(v_entry, true); end if;
+    end if;
+    v_entry := case when p_final then vanilla.settle_tokens(v_tenant, p_hold_id, p_actual, false, coalesce(p_reason, 'settle'), null, p_idempotency_key, v_hash)
+        else vanilla.settle_part(v_tenant, p_hold_id, p_actual, coalesce(p_reason, 'settle'), p_idempotency_key, v_hash) end;
+    return vanilla.entry_json(v_entry);
 end
 $f$;
-comment on function public.settle_user_tokens(uuid, bigint, text, uuid, boolean) is
+comment on function public.settle_user_tokens(uuid, bigint, text, uuid, boolean, text) is
     'Charges the actual against a hold and returns the rest; what is above the hold and not covered becomes debt. With p_final false it charges a part and the rest stays held. Returns the last ledger entry.';
+
+create or replace function public.release_token_hold(p_hold_id uuid, p_reason text default 'release', p_tenant_id uuid default null,
+    p_idempotency_key text default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.hold_tenant(p_hold_id, p_tenant_id);
+    v_hash bytea := vanilla.request_hash(null, 'release', p_reason, null, null, p_hold_id, null, null, null);
+    v_hold public.user_token_holds;
+    v_wallet public.user_token_wallets;
+    v_entry public.user_token_ledger;
+begin
+    if p_idempotency_key is not null then
+        v_entry := vanilla.hold_replay(v_tenant, p_hold_id, p_idempotency_key, v_hash);
+        if v_entry.seq is not null then return vanilla.entry_json(v_entry, true); end if;
+        v_entry.idempotency_key := p_idempotency_key;
+        v_entry.request_hash := v_hash;
+    end if;
+    select * into v_hold from public.user_token_holds where tenant_id = v_tenant and id = p_hold_id for update;
+    if not found then perform vanilla.refuse('VS404', 'no such hold', jsonb_build_object('hold_id', p_hold_id)); end if;
+    if v_hold.state <> 'open' then
+        perform vanilla.refuse('VS409', format('the hold is %s', v_hold.state), jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
+    end if;
+    v_wallet := vanilla.lock_wallet(v_tenant, v_hold.user_id);
+    if v_wallet.status = 'closed' then v_wallet := vanilla.require_tokens(v_wallet, 0); end if;
+    v_entry.reason := coalesce(p_reason, 'release');
+    v_entry.source := 'manual';
+    v_entry.reference_type := v_hold.reference_type;
+    v_entry.reference_id := v_hold.reference_id;
+    return vanilla.entry_json(vanilla.release_tokens(v_wallet, v_hold, v_entry));
+end
+$f$;
+comment on function public.release_token_hold(uuid, text, uuid, text) is
+    'Returns what an open hold still holds to its wallet. Admin, service or operator. Returns the ledger entry.';
 
 create or replace function public.extend_token_hold(p_hold_id uuid, p_expires_at timestamptz, p_tenant_id uuid default null) returns timestamptz
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1135,7 +1208,7 @@ begin
         -- left and came back within a period: what was left then, and no more
         for v_grant in select * from public.user_token_grants g
             where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.state = 'voided' and g.kind in ('plan', 'rollover')
-              and g.level_id = p_level_id and g.expires_at > v_now order by g.id
+              and g.level_id = p_level_id and g.expires_at > v_now and g.void_reason is null order by g.id
         loop
             update public.user_token_grants set state = 'active', remaining = greatest(v_grant.remaining - v_wallet.borrowed_tokens, 0)
                 where tenant_id = v_grant.tenant_id and id = v_grant.id;
@@ -1456,7 +1529,9 @@ begin
         perform vanilla.refuse('VS400', 'the expiry is in the past, or before the grant begins', '{"param": "expires_at"}');
     end if;
     if v_wallet.status = 'closed' then v_wallet := vanilla.require_tokens(v_wallet, 0); end if;
-    if v_wallet.available_tokens + v_wallet.reserved_tokens + v_amount > 100000000000000000 then
+    -- with what is scheduled: when all of it has begun, the wallet must still be far from 2^63
+    if v_wallet.available_tokens + v_wallet.reserved_tokens + v_amount + coalesce((select sum(g.amount) from public.user_token_grants g
+            where g.tenant_id = v_user.tenant_id and g.user_id = v_user.id and g.state = 'scheduled'), 0) > 100000000000000000 then
         perform vanilla.refuse('VS400', 'a wallet holds at most 100,000,000,000,000,000 tokens', '{"param": "amount"}');
     end if;
     if p_effective_at > v_now then
@@ -1474,9 +1549,9 @@ begin
         select * into v_grant from public.user_token_grants g where g.tenant_id = v_user.tenant_id and g.id = v_entry.grant_id;
         perform vanilla.emit_event(v_user.tenant_id, 'token.granted', v_user.id, vanilla.entry_event(v_entry));
     end if;
-    if p_idempotency_key is not null then
-        update public.user_token_grants set idempotency_key = p_idempotency_key, request_hash = v_hash where tenant_id = v_user.tenant_id and id = v_grant.id;
-    end if;
+    update public.user_token_grants set reason = p_reason, metadata = p_metadata, idempotency_key = p_idempotency_key,
+            request_hash = case when p_idempotency_key is not null then v_hash end
+        where tenant_id = v_user.tenant_id and id = v_grant.id returning * into v_grant;
     perform vanilla.audit(v_user.tenant_id, 'wallet.granted', 'user', v_user.id,
         jsonb_build_object('grant_id', v_grant.id, 'kind', p_kind, 'amount', v_amount, 'effective_at', v_grant.effective_at, 'expires_at', p_expires_at, 'reason', p_reason));
     return vanilla.grant_json(v_grant);
@@ -1485,7 +1560,7 @@ $f$;
 comment on function public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text) is
     'Gives tokens of a kind, from now or from p_effective_at on, until p_expires_at; p_priority orders burning (0 first). Admin, service or operator. Returns the grant.';
 
-create or replace function public.void_token_grant(p_grant_id uuid, p_reason text, p_tenant_id uuid default null) returns jsonb
+create or replace function public.void_token_grant(p_grant_id uuid, p_reason text, p_tenant_id uuid default null, p_idempotency_key text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
@@ -1496,6 +1571,12 @@ begin
     if not found then perform vanilla.refuse('VS404', 'no such grant', jsonb_build_object('grant_id', p_grant_id)); end if;
     v_wallet := vanilla.settle_burn(vanilla.lock_wallet(v_grant.tenant_id, v_grant.user_id));
     select * into v_grant from public.user_token_grants g where g.tenant_id = v_grant.tenant_id and g.id = p_grant_id;
+    if v_grant.void_key = p_idempotency_key then
+        if p_reason is distinct from v_grant.void_reason then
+            perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('grant_id', p_grant_id), 'Use a new key for a new operation.');
+        end if;
+        return vanilla.grant_json(v_grant, true);
+    end if;
     if v_grant.state not in ('active', 'scheduled') then
         perform vanilla.refuse('VS409', format('the grant is %s', v_grant.state), jsonb_build_object('grant_id', p_grant_id, 'state', v_grant.state));
     end if;
@@ -1503,14 +1584,15 @@ begin
         perform vanilla.drop_grant(v_wallet, v_grant, 'voided', 'void', coalesce(p_reason, v_grant.kind || ' voided'));
     end if;
     -- nothing is left for a user who comes back to the level: this was taken away on purpose
-    update public.user_token_grants set state = 'voided', remaining = 0 where tenant_id = v_grant.tenant_id and id = p_grant_id returning * into v_grant;
+    update public.user_token_grants set state = 'voided', remaining = 0, void_reason = coalesce(p_reason, kind || ' voided'), void_key = p_idempotency_key
+        where tenant_id = v_grant.tenant_id and id = p_grant_id returning * into v_grant;
     v_wallet := vanilla.read_wallet(v_grant.tenant_id, v_grant.user_id);
     update public.user_token_wallets w set next_event_at = vanilla.next_event(v_wallet) where w.tenant_id = v_grant.tenant_id and w.user_id = v_grant.user_id;
     perform vanilla.audit(v_grant.tenant_id, 'wallet.grant_voided', 'user', v_grant.user_id, jsonb_build_object('grant_id', p_grant_id, 'reason', p_reason));
     return vanilla.grant_json(v_grant);
 end
 $f$;
-comment on function public.void_token_grant(uuid, text, uuid) is
+comment on function public.void_token_grant(uuid, text, uuid, text) is
     'Takes what is left of a grant away, or calls off one that has not begun; what was spent or is held stays so. Admin or operator. Returns the grant.';
 
 create or replace function public.set_user_token_policy(p_user_id uuid, p_monthly_allocation bigint default null, p_rollover_percent integer default null,
@@ -1649,7 +1731,7 @@ end
 $f$;
 comment on function public.token_balance_at(uuid, timestamptz) is 'available - borrowed of a user at a moment; own balance, or any of the tenant''s by an admin.';
 
-create or replace function public.token_statement(p_user_id uuid, p_from timestamptz, p_until timestamptz) returns table (
+create or replace function public.token_statement(p_user_id uuid, p_from timestamptz, p_until timestamptz, p_after_seq bigint default 0, p_limit integer default null) returns table (
     seq bigint, created_at timestamptz, direction text, amount bigint, reserved_amount bigint, available_tokens bigint, reserved_tokens bigint,
     borrowed_tokens bigint, reason text, source text, reference_type text, reference_id uuid, execution_id uuid, hold_id uuid, id uuid)
 language plpgsql stable security definer rows 1000 set search_path = pg_catalog, pg_temp as $f$
@@ -1663,30 +1745,58 @@ begin
             l.reason, l.source, l.reference_type, l.reference_id, l.execution_id, l.hold_id, l.id
         from public.user_token_ledger l
         where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id
-          and l.seq > vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_from - interval '1 microsecond')
+          and l.seq > greatest(p_after_seq, vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_from - interval '1 microsecond'))
           and l.seq <= vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_until - interval '1 microsecond')
-        order by l.seq;
+        order by l.seq limit p_limit;
 end
 $f$;
-comment on function public.token_statement(uuid, timestamptz, timestamptz) is
-    'A user''s ledger from a moment (included) until another (not), in order: own, or any of the tenant''s by an admin. token_balance_at gives the balances around it.';
+comment on function public.token_statement(uuid, timestamptz, timestamptz, bigint, integer) is
+    'A user''s ledger from a moment (included) until another (not), in order: own, or any of the tenant''s by an admin. A long one is read in parts: p_limit entries after p_after_seq.';
+
+create or replace function public.token_statement_frame(p_user_id uuid, p_from timestamptz, p_until timestamptz) returns table (
+    after_seq bigint, last_seq bigint, opening_balance bigint, closing_balance bigint)
+language plpgsql stable security definer rows 1 set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+begin
+    if p_from is null or p_until is null or p_until <= p_from then
+        perform vanilla.refuse('VS400', 'a statement is from a moment until a later one', '{"param": "until"}');
+    end if;
+    after_seq := vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_from - interval '1 microsecond');
+    last_seq := vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_until - interval '1 microsecond');
+    opening_balance := coalesce((select l.available_after - l.borrowed_after from public.user_token_ledger l
+        where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = after_seq), 0);
+    closing_balance := coalesce((select l.available_after - l.borrowed_after from public.user_token_ledger l
+        where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = last_seq), 0);
+    return next;
+end
+$f$;
+comment on function public.token_statement_frame(uuid, timestamptz, timestamptz) is
+    'What stands around token_statement: its entries are after_seq + 1 to last_seq, and the balances (available - borrowed) before and after them.';
+
+create or replace function vanilla.anchored_tenant() returns uuid
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select nullif(vanilla.acting_tenant(), case when vanilla.claim(5) = 'superadmin' then vanilla.platform() end)
+$f$;
+comment on function vanilla.anchored_tenant() is
+    'The tenant whose chains a caller may anchor: an admin''s; null, which is all, for a super admin at the platform and the operator.';
 
 create or replace function public.token_ledger_anchor() returns table (tenant_id uuid, user_id uuid, seq bigint, hash bytea)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := vanilla.acting_tenant();
+    v_tenant uuid := vanilla.anchored_tenant();
 begin
     return query select w.tenant_id, w.user_id, w.seq, w.head from public.user_token_wallets w
         where (w.tenant_id = v_tenant or v_tenant is null) and w.seq > 0 order by w.tenant_id, w.user_id;
 end
 $f$;
 comment on function public.token_ledger_anchor() is
-    'The end of every chain of the tenant, or as operator of all. Kept elsewhere, it convicts whoever rewrites a whole chain: verify_token_anchor.';
+    'The end of every chain of the tenant, or as operator or super admin of all. Kept elsewhere, it convicts whoever rewrites a whole chain: verify_token_anchor.';
 
 create or replace function public.verify_token_anchor(p_anchor jsonb) returns table (tenant_id uuid, user_id uuid, seq bigint, problem text)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := vanilla.acting_tenant();
+    v_tenant uuid := vanilla.anchored_tenant();
 begin
     if jsonb_typeof(p_anchor) is distinct from 'array' then
         perform vanilla.refuse('VS400', 'an anchor is an array of {tenant_id, user_id, seq, hash}', '{"param": "anchor"}');
@@ -1950,13 +2060,13 @@ grant execute on function vanilla.run_calls(jsonb),
 grant execute on function
     public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz),
     public.adjust_user_tokens_batch(jsonb, boolean),
-    public.settle_user_tokens(uuid, bigint, text, uuid, boolean), public.extend_token_hold(uuid, timestamptz, uuid), public.auto_allocate_tokens_for_level(uuid, uuid),
+    public.settle_user_tokens(uuid, bigint, text, uuid, boolean, text), public.extend_token_hold(uuid, timestamptz, uuid), public.release_token_hold(uuid, text, uuid, text), public.auto_allocate_tokens_for_level(uuid, uuid),
     public.reset_monthly_tokens(integer), public.set_wallet_status(uuid, text, text),
     public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid),
-    public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text), public.void_token_grant(uuid, text, uuid),
+    public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text), public.void_token_grant(uuid, text, uuid, text),
     public.set_user_token_policy(uuid, bigint, integer, bigint, bigint, text, integer), public.get_user_token_policy(uuid),
     public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz),
-    public.token_statement(uuid, timestamptz, timestamptz), public.token_ledger_anchor(), public.verify_token_anchor(jsonb)
+    public.token_statement(uuid, timestamptz, timestamptz, bigint, integer), public.token_statement_frame(uuid, timestamptz, timestamptz), public.token_ledger_anchor(), public.verify_token_anchor(jsonb)
     to vanilla_app, vanilla_operator, vanilla_system;
 grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance(integer) to vanilla_runtime, vanilla_operator, vanilla_system;
 

@@ -32,7 +32,9 @@ from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import pages as tenancy_pages
 from vanilla_saas.tenancy.routes import router as tenancy_router
 from vanilla_saas.tokens import pages as tokens_pages
+from vanilla_saas.tokens.proof_routes import router as proof_router
 from vanilla_saas.tokens.routes import router as tokens_router
+from vanilla_saas.tokens.wallet_routes import router as wallet_router
 from vanilla_saas.web import BodyLimit, RequestIds, install_problems
 
 log = structlog.get_logger()
@@ -87,7 +89,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(RequestIds)
     install_problems(app)
-    for router in (operations_router, tenancy_router, tokens_router, webhooks_router):
+    rooms = (operations_router, tenancy_router, tokens_router, wallet_router, proof_router, webhooks_router)
+    for router in rooms:
         app.include_router(router)
     console.install(
         app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM, webhooks_pages.ROOM, operations_pages.ROOM

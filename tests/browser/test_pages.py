@@ -24,6 +24,11 @@ ADMIN = [
     "/password",
     "/executions/{execution}",
     "/wallet/{other}",
+    "/wallet/{other}/grants",
+    "/wallet/{other}/holds",
+    "/wallet/{other}/holds?state=all",
+    "/wallet/{other}/policy",
+    "/wallet/{other}/statement",
     "/webhooks",
     "/webhooks/events",
     "/webhooks/{webhook}",
@@ -32,6 +37,11 @@ ADMIN = [
 SUPER = ["/tenants", "/providers"]
 NAMES = {
     "/wallet/{other}": "/user-wallet",
+    "/wallet/{other}/grants": "/user-grants",
+    "/wallet/{other}/holds": "/user-holds",
+    "/wallet/{other}/holds?state=all": "/user-holds-all",
+    "/wallet/{other}/policy": "/user-policy",
+    "/wallet/{other}/statement": "/user-statement",
     "/webhooks/{webhook}": "/webhook",
     "/webhooks/{webhook}/deliveries/{delivery}": "/webhook-delivery",
 }
@@ -55,12 +65,32 @@ def _name(path: str, theme: str, width: int) -> str:
 
 async def _paths(people: People, history: Person) -> list[str]:
     other = await people.user(balance=12_345)
+    await _wallet_of_every_state(people, other)
     execution = await people.operator.fetchval(
         "select id from ai_executions where user_id = $1 order by created_at desc limit 1", history.identity.user_id
     )
     webhook, delivery = await _webhook(people, other)
     ids = {"execution": execution, "other": other.identity.user_id, "webhook": webhook, "delivery": delivery}
     return [path.format(**ids) for path in ADMIN]
+
+
+async def _wallet_of_every_state(people: People, person: Person) -> None:
+    """Grants, holds and an exception of every kind that a page draws."""
+    call = people.operator.fetchval
+    user_id = person.identity.user_id
+    await call("select grant_user_tokens($1, 900, 'trial', p_expires_at => now() + interval '9 days')", user_id)
+    await call(
+        "select grant_user_tokens($1, 500, 'purchase', now() + interval '2 days', p_reason => 'invoice 7')", user_id
+    )
+    grant = await call("select grant_user_tokens($1, 77, p_reason => 'welcome') ->> 'id'", user_id)
+    await call("select void_token_grant($1::text::uuid, 'given twice')", grant)
+    for settled in (None, 40, 0):
+        hold = await call(
+            "select adjust_user_tokens($1, 300, 'reserve', p_reference_type => 'run') ->> 'hold_id'", user_id
+        )
+        if settled is not None:
+            await call("select settle_user_tokens($1::text::uuid, $2)", hold, settled)
+    await call("select set_user_token_policy($1, 25000, p_enforcement_mode => 'warn')", user_id)
 
 
 async def _webhook(people: People, person: Person) -> tuple[uuid.UUID, uuid.UUID]:

@@ -74,6 +74,10 @@ class Books:
     async def reset(self) -> int:
         return await self.connection.fetchval("select reset_monthly_tokens()")
 
+    async def reset_due_grants(self) -> None:
+        """What the tick does with grants that begin or lapse."""
+        await self.connection.fetchval("select vanilla.fold_due_wallets(null)")
+
     async def reap(self) -> None:
         await self.connection.execute("select vanilla.reap_holds()")
 

@@ -9,7 +9,7 @@ import typer
 from vanilla_saas.database.operator import AsJson, as_operator
 from vanilla_saas.database.operator import TenantSlug as Tenant
 from vanilla_saas.database.operator import show as print_rows
-from vanilla_saas.tokens import store
+from vanilla_saas.tokens import proof_cli, store, wallet_cli
 from vanilla_saas.tokens.models import MAX_TOKENS, Adjustment, Direction
 
 app = typer.Typer(no_args_is_help=True, help="Wallets: balances, ledger, proof. Amounts are tokens.")
@@ -35,6 +35,7 @@ def show(user: User, tenant: Tenant = "default", as_json: AsJson = False) -> Non
         typer.echo(json.dumps(wallet))
         return
     grants, level = wallet.pop("grants"), wallet.pop("level")
+    wallet.pop("policy")  # `wallets policy` prints it
     print_rows(
         [{"": name, "wallet": value} for name, value in ({"level": level and level["slug"]} | wallet).items()], False
     )
@@ -128,30 +129,6 @@ def unlock(user: User, reason: Reason, tenant: Tenant = "default", as_json: AsJs
     _set_status(user, "active", reason, tenant, as_json)
 
 
-@app.command()
-def verify(
-    user: Annotated[str | None, typer.Argument(help="Email, external id or UUID; all wallets when left out.")] = None,
-    tenant: Tenant = "default",
-    as_json: AsJson = False,
-) -> None:
-    """Recompute the ledger's hash chains; exit with 1 when a row was changed, removed or reordered."""
-
-    async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
-        if user is None:
-            return await store.broken_chains(connection)
-        tenant_id, user_id = await store.find_user(connection, tenant, user)
-        found = await store.verify(connection, tenant_id, user_id)
-        return [{"tenant_id": tenant_id, "user_id": user_id} | problem.model_dump() for problem in found.problems]
-
-    _report(as_operator(work), "Every chain is whole.", as_json)
-
-
-@app.command()
-def reconcile(as_json: AsJson = False) -> None:
-    """Compare wallets with ledger, holds and grants; exit with 1 when they differ."""
-    _report(as_operator(store.differences), "The books are right.", as_json)
-
-
 def reset_tokens(as_json: AsJson = False) -> None:
     """Close every period that is due and grant the next allocation."""
     count = as_operator(store.reset_due)
@@ -185,12 +162,5 @@ def _set_status(user: str, status: str, reason: str, tenant: str, as_json: bool)
     typer.echo(json.dumps({"user": user, "status": status}) if as_json else f"the wallet of {user} is {status}")
 
 
-def _report(rows: list[dict[str, Any]], all_well: str, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows, default=str))
-    elif rows:
-        print_rows(rows, False)
-    else:
-        typer.echo(all_well)
-    if rows:
-        raise typer.Exit(1)
+wallet_cli.register(app)
+proof_cli.register(app)

@@ -4,12 +4,21 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_TOKENS = 1_000_000_000_000_000
 Direction = Literal["credit", "debit", "reserve", "release", "adjustment"]
 EntryDirection = Literal["credit", "debit", "reserve", "release", "adjustment", "settle", "debt", "expire", "void"]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
+Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+Percent = Annotated[int, Field(ge=0, le=100)]
+Enforcement = Literal["hard", "warn", "monitor"]
+
+
+class Body(BaseModel):
+    """A request; a field it does not know is refused, so that a misspelt one is not passed over."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Level(BaseModel):
@@ -31,6 +40,33 @@ class Grant(BaseModel):
     expires_at: datetime | None = Field(description="null: never")
 
 
+class PolicyExceptions(Body):
+    """A user's exceptions to the policy of their level, all of them; null or left out: as the level says."""
+
+    monthly_allocation: Tokens | None = Field(None, description="tokens a period")
+    rollover_percent: Percent | None = None
+    rollover_cap: Tokens | None = None
+    monthly_cap: Tokens | None = None
+    enforcement_mode: Enforcement | None = None
+    warning_percent: Percent | None = None
+
+
+class UserPolicy(BaseModel):
+    """The policy that holds for a user: the level's with the user's exceptions. Null where no level says anything."""
+
+    level_id: UUID | None
+    base_allocation: int | None
+    monthly_allocation: int | None = Field(description="tokens a period")
+    period: Literal["day", "week", "month", "year"] | None
+    period_anchor: Literal["calendar", "anniversary"] | None
+    rollover_percent: int | None
+    rollover_cap: int | None = Field(description="tokens; null: no limit")
+    monthly_cap: int | None = Field(description="tokens; null: no limit")
+    enforcement_mode: Enforcement | None
+    warning_percent: int | None
+    exceptions: PolicyExceptions = Field(description="what of it is this user's own; null: as the level says")
+
+
 class Wallet(BaseModel):
     """A wallet as it stands; periods that ended a moment ago are closed within seconds, or by the next operation."""
 
@@ -46,6 +82,7 @@ class Wallet(BaseModel):
     enforcement_mode: Literal["hard", "warn", "monitor"]
     warn_below: int | None = Field(description="tokens")
     warning: bool = Field(description="available is below warn_below, or the wallet is in debt")
+    policy: UserPolicy
     grants: list[Grant]
 
 

@@ -14,6 +14,7 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageAdmin, PageCaller
 from vanilla_saas.tokens import page_store as store
+from vanilla_saas.tokens import wallet_pages
 
 router = page_router()
 Direction = Annotated[str, Form(max_length=32)]
@@ -133,6 +134,7 @@ async def adjust(
     return redirect(request, f"/wallet/{user_id}?notice=adjusted")
 
 
+router.include_router(wallet_pages.router)
 ROOM = Room(
     "tokens",
     "vanilla_saas.tokens",

@@ -19,6 +19,7 @@ from vanilla_saas.tokens.models import (
     LevelWithPolicy,
     Policy,
     Problem,
+    UserPolicy,
     Verification,
     Wallet,
 )
@@ -136,8 +137,14 @@ async def read_wallet(connection: asyncpg.Connection, tenant_id: UUID, user_id: 
         enforcement_mode=row["enforcement_mode"],
         warn_below=below,
         warning=row["borrowed_tokens"] > 0 or (below is not None and row["available_tokens"] < below),
+        policy=await read_policy(connection, user_id),
         grants=[Grant(**grant) for grant in await connection.fetch(GRANTS, tenant_id, user_id)],
     )
+
+
+async def read_policy(connection: asyncpg.Connection, user_id: UUID) -> UserPolicy:
+    """`get_user_token_policy`: what holds for a user, exceptions apart."""
+    return UserPolicy(**await connection.fetchval("select public.get_user_token_policy($1)", user_id))
 
 
 async def read_ledger(
@@ -266,9 +273,11 @@ async def verify(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID)
     )
 
 
-async def broken_chains(connection: asyncpg.Connection) -> list[dict[str, Any]]:
-    """`verify_token_ledger` of every wallet the caller may prove: no row when all is well."""
-    rows = await connection.fetch("select tenant_id, user_id, seq, problem from public.verify_token_ledger()")
+async def broken_chains(connection: asyncpg.Connection, user_id: UUID | None = None) -> list[dict[str, Any]]:
+    """`verify_token_ledger` of a user, or of every wallet the caller may prove: no row when all is well."""
+    rows = await connection.fetch(
+        "select tenant_id, user_id, seq, problem from public.verify_token_ledger($1)", user_id
+    )
     return [dict(row) for row in rows]
 
 
