@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import DEFAULT_TENANT, Cluster, People, Person
-from tests.isolation.matrix import OTHER_KEY
+from tests.isolation.contexts import OTHER_KEY
 from tests.isolation.rows import World
 from vanilla_saas.database.context import PLATFORM, Identity
 from vanilla_saas.database.errors import VanillaError
