@@ -95,8 +95,8 @@ WRITABLE_COLUMNS = {
 
 _WHO = (
     "public.get_current_tenant_id public.get_current_user_id vanilla.claim vanilla.clock vanilla.current_tenant_id"
-    " vanilla.current_user_id vanilla.current_user_role vanilla.event_types vanilla.grants_after_burn vanilla.platform vanilla.refuse"
-    " vanilla.set_context vanilla.uuid7"
+    " vanilla.current_user_id vanilla.current_user_role vanilla.event_types vanilla.grants_after_burn"
+    " vanilla.platform vanilla.refuse vanilla.set_context vanilla.uuid7"
 )
 EXECUTABLE = {
     "vanilla_readonly": set(_WHO.split()),
