@@ -17,7 +17,7 @@ NULLABLE = {
     "user_token_policies": "monthly_allocation rollover_percent rollover_cap monthly_cap enforcement_mode"
     " warning_percent",
     "user_token_wallets": "period_start next_reset_at level_id warn_below",
-    "user_token_grants": "level_id",
+    "user_token_grants": "level_id idempotency_key request_hash",
     "user_token_holds": "settled reference_type reference_id execution_id api_key_id call closed_at",
     "user_token_ledger": "reference_type reference_id execution_id hold_id grant_id actor_id idempotency_key"
     " request_hash",
@@ -28,6 +28,10 @@ NULLABLE = {
     "one_time_tokens": "used_at",
     "ai_executions": "api_key_id provider_id model_id hold_id error_code latency_ms first_token_ms request_id",
     "audit_logs": "actor_id target_type target_id ip request_id",
+    "events": "user_id",
+    "webhook_endpoints": "disabled_reason failing_since previous_secret previous_secret_until",
+    "webhook_deliveries": "delivered_at last_duration_ms last_error last_status_code lease_id",
+    "webhook_attempts": "duration_ms error status_code",
 }
 
 PRIMARY = {
@@ -37,6 +41,8 @@ PRIMARY = {
     "system_configurations": "tenant_id key",
     "ai_executions": "tenant_id created_at id",
     "audit_logs": "tenant_id created_at id",
+    "events": "tenant_id created_at id",
+    "webhook_attempts": "tenant_id delivery_id attempt",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -46,6 +52,7 @@ UNIQUE = {
     "levels": {"tenant_id slug", "tenant_id where is_default"},
     "level_token_policies": {"tenant_id level_id"},
     "user_token_policies": {"tenant_id user_id"},
+    "user_token_grants": {"tenant_id user_id idempotency_key where (idempotency_key IS NOT NULL)"},
     "user_token_ledger": {"tenant_id user_id idempotency_key where (idempotency_key IS NOT NULL)"},
     "ai_providers": {"tenant_id slug"},
     "ai_models": {"tenant_id slug"},
@@ -60,10 +67,7 @@ REFERENCES = {
     "level_token_policies": {"tenant_id level_id -> levels tenant_id id"},
     "user_token_policies": {"tenant_id user_id -> users tenant_id id"},
     "user_token_wallets": {"tenant_id user_id -> users tenant_id id", "tenant_id level_id -> levels tenant_id id"},
-    "user_token_grants": {
-        "tenant_id user_id -> user_token_wallets tenant_id user_id",
-        "tenant_id level_id -> levels tenant_id id",
-    },
+    "user_token_grants": {"tenant_id user_id -> user_token_wallets tenant_id user_id"},
     "ai_providers": {"tenant_id tenant_id -> tenants tenant_id id"},
     "ai_models": {
         "tenant_id tenant_id -> tenants tenant_id id",
@@ -74,7 +78,12 @@ REFERENCES = {
     "one_time_tokens": {"tenant_id user_id -> users tenant_id id"},
     "tenant_openings": {"tenant_id tenant_id -> tenants tenant_id id"},
     "system_configurations": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "webhook_endpoints": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "webhook_deliveries": {"tenant_id endpoint_id -> webhook_endpoints tenant_id id"},
+    "webhook_attempts": {"tenant_id delivery_id -> webhook_deliveries tenant_id id"},
 }
+APPEND_ONLY = {"user_token_ledger", "audit_logs", "events"}
+"""Tables that the roles behind our functions insert into and never change."""
 
 WRITABLE_COLUMNS = {
     "ai_providers": "tenant_id id slug name kind base_url status",
@@ -86,8 +95,8 @@ WRITABLE_COLUMNS = {
 
 _WHO = (
     "public.get_current_tenant_id public.get_current_user_id vanilla.claim vanilla.clock vanilla.current_tenant_id"
-    " vanilla.current_user_id vanilla.current_user_role vanilla.grants_after_burn vanilla.platform vanilla.refuse"
-    " vanilla.set_context vanilla.uuid7"
+    " vanilla.current_user_id vanilla.current_user_role vanilla.event_types vanilla.grants_after_burn"
+    " vanilla.platform vanilla.refuse vanilla.set_context vanilla.uuid7"
 )
 EXECUTABLE = {
     "vanilla_readonly": set(_WHO.split()),
@@ -97,15 +106,25 @@ EXECUTABLE = {
             f"public.{name}"
             for name in [
                 "adjust_user_tokens",
+                "adjust_user_tokens_batch",
                 "auto_allocate_tokens_for_level",
+                "close_tenant",
                 "create_api_key",
                 "create_tenant",
                 "create_user",
+                "create_webhook_endpoint",
+                "delete_webhook_endpoint",
+                "extend_token_hold",
+                "get_user_token_policy",
+                "grant_user_tokens",
                 "issue_one_time_token",
                 "open_tenant",
                 "reconcile_token_wallets",
+                "redeliver_webhook",
                 "reset_monthly_tokens",
                 "revoke_api_key",
+                "rotate_webhook_secret",
+                "send_test_webhook",
                 "set_display_name",
                 "set_level_token_policy",
                 "set_provider_secret",
@@ -113,10 +132,16 @@ EXECUTABLE = {
                 "set_user_password",
                 "set_user_role",
                 "set_user_status",
+                "set_user_token_policy",
                 "set_wallet_status",
                 "settle_user_tokens",
                 "token_balance_at",
+                "token_ledger_anchor",
+                "token_statement",
+                "update_webhook_endpoint",
+                "verify_token_anchor",
                 "verify_token_ledger",
+                "void_token_grant",
             ]
         ),
     },
@@ -128,13 +153,16 @@ EXECUTABLE = {
             "begin_registration",
             "begin_sign_in",
             "change_password",
+            "claim_webhook_deliveries",
             "close_session",
             "ensure_partitions",
             "fail_sign_in",
             "finish_sign_in",
+            "finish_webhook_delivery",
             "key_identity",
             "list_models",
             "one_time_token_user",
+            "prune_webhook_deliveries",
             "quote_call",
             "reap_holds",
             "redeem_one_time_token",
@@ -149,23 +177,40 @@ EXECUTABLE = {
 }
 AS_THE_CALLER = set(_WHO.split()) - {"vanilla.claim", "vanilla.set_context"}
 """Functions that a login may execute and that add nothing to what it may do."""
-DEFINERS_OF_THE_OPERATOR = {"vanilla.install_context_key", "vanilla.claim_super_admin"}
+DEFINERS_OF_THE_OPERATOR = {
+    "vanilla.claim_super_admin",
+    "vanilla.context_key_states",
+    "vanilla.expire_context_key",
+    "vanilla.install_context_key",
+}
+DEFINERS_OF_SUPABASE = {"vanilla.follow_auth_user", "vanilla.supabase_claim"}
+"""A trigger's function, and one that vanilla.claim asks for in a session that PostgREST opened."""
 OWNED = {
-    "vanilla_keyring": {"vanilla.claim", "vanilla.install_context_key"},
+    "vanilla_keyring": {
+        "vanilla.claim",
+        "vanilla.context_key_states",
+        "vanilla.expire_context_key",
+        "vanilla.install_context_key",
+    },
     "vanilla_owner": {
         f"vanilla.{name}"
         for name in [
             "clock",
-            "close_partition",
             "current_tenant_id",
             "current_user_id",
             "current_user_role",
             "ensure_partitions",
-            "ensure_policy",
-            "grant_columns",
+            "expected_grants",
+            "expected_policies",
+            "expected_protection",
+            "found_protection",
+            "map_supabase_roles",
             "platform",
             "protect_table",
+            "protection_drift",
             "refuse",
+            "repair_protection",
+            "row_conditions",
             "uuid7",
         ]
     }
@@ -233,6 +278,16 @@ FORBIDDEN = {
     "tenant_openings_reason_check": ["reason = ' '"],
     "system_configurations_key_check": ["key = 'A b'"],
     "ai_executions_status_check": ["status = 'odd'"],
+    "events_type_check": ["type = 'A b'", "type = ''", "type = 'a.'"],
+    "webhook_endpoints_concurrency_check": ["concurrency = 0", "concurrency = 33"],
+    "webhook_endpoints_description_check": ["description = repeat('x', 501)"],
+    "webhook_endpoints_event_types_check": ["event_types = '{}'", "event_types = array_fill('x'::text, '{101}')"],
+    "webhook_endpoints_status_check": ["status = 'odd'"],
+    "webhook_endpoints_url_check": ["url = 'file:///etc'", "url = 'https://' || repeat('x', 2048)"],
+    "webhook_deliveries_cause_check": ["cause = 'odd'"],
+    "webhook_deliveries_delivered_check": ["delivered_at = case when delivered_at is null then now() end"],
+    "webhook_deliveries_state_check": ["state = 'odd', delivered_at = null"],
+    "webhook_attempts_attempt_check": ["attempt = 0"],
 }  # fmt: skip
 """Of each check constraint, values that no row may have and that no other constraint refuses."""
 
@@ -328,8 +383,7 @@ async def table_grants(connection: asyncpg.Connection, world: World) -> list[str
     )
     declared = {f"{t} vanilla_app DELETE" for t in WRITABLE_COLUMNS}
     for table in _base(world):
-        append_only = table.name in ("user_token_ledger", "audit_logs")
-        writes = ("SELECT", "INSERT") if append_only else ("SELECT", "INSERT", "UPDATE", "DELETE")
+        writes = ("SELECT", "INSERT") if table.name in APPEND_ONLY else ("SELECT", "INSERT", "UPDATE", "DELETE")
         declared |= {f"{table.name} {r} {p}" for r in ("vanilla_definer", "vanilla_system") for p in writes}
         declared.add(f"{table.name} vanilla_operator SELECT")
         if table.name != "user_token_ledger":
@@ -359,7 +413,7 @@ async def functions(connection: asyncpg.Connection, world: World) -> list[str]:
         logins = {login for login, names in EXECUTABLE.items() if name in names}
         declared |= {f"{name} by {login}" for login in logins}
         declared.add(f"{name} of {next((o for o, names in OWNED.items() if name in names), 'vanilla_definer')}")
-        if (logins and name not in AS_THE_CALLER) or name in DEFINERS_OF_THE_OPERATOR:
+        if (logins and name not in AS_THE_CALLER) or name in DEFINERS_OF_THE_OPERATOR | DEFINERS_OF_SUPABASE:
             declared.add(f"{name} with its owner's rights")
     missing = {n for names in EXECUTABLE.values() for n in names} - {r["name"] for r in rows}
     return _differences("function", found, declared | missing)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import asyncpg
 
 from tests.conftest import SUPER_ADMIN
-from tests.isolation.matrix import OTHER_KEY, rolled_back
+from tests.isolation.contexts import OTHER_KEY
+from tests.isolation.matrix import rolled_back
 from tests.isolation.rows import CANARY, World
 from tests.isolation.twin import TWIN, WORD, plant
 from vanilla_saas.database.context import PLATFORM, Identity

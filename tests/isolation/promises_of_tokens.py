@@ -178,7 +178,7 @@ LEVELS = [
     Case("super", "select reset_monthly_tokens()", "= (1)", f"{PERIOD}; {ROLLOVER}", then=BOOKS),
     Case("operator", "select reset_monthly_tokens()", "= (0)", SCHEDULED),
     Case("operator", "select reset_monthly_tokens()", "= (0)"),
-    Case("admin", "select reset_monthly_tokens()", "VS404"),
+    Case("admin", "select reset_monthly_tokens()", "VS403"),
     Case("user", "select reset_monthly_tokens()", "VS403"),
     Case("runtime", "select vanilla.run_maintenance() ->> 'wallets_folded'", "= (1)", SCHEDULED, then=BOOKS),
     Case("admin", f"{ADJUST}5, 'debit')", given=SCHEDULED, then=BOOKS + f" and {wallet('next_event_at')} > vanilla.clock()"),

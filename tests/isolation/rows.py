@@ -87,8 +87,22 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
     for table in tables:
         if not table.parent:
             await plant(connection, table, b.id)
+    for member in (b.user, b.other, b.admin):
+        await _read_hashes(connection, b, member)
     world.ids_of_b = await _ids_of_b(connection, world)
     return world
+
+
+async def _read_hashes(connection: asyncpg.Connection, tenant: Tenant, member: Member) -> None:
+    """What opens the door to the member since canaries stand in every hash, so that they can still come by."""
+    member.key_hash = await connection.fetchval(
+        "select key_hash from api_keys where tenant_id = $1 and user_id = $2 order by id limit 1", tenant.id, member.id
+    )
+    member.session_hash, member.refresh_hash = await connection.fetchrow(
+        "select token_hash, refresh_hash from sessions where tenant_id = $1 and user_id = $2 order by id limit 1",
+        tenant.id,
+        member.id,
+    )
 
 
 async def _ids_of_b(connection: asyncpg.Connection, world: World) -> set[str]:

@@ -69,7 +69,7 @@ async def _visits(attacker: Attacker, neighbour: asyncpg.Connection, login: str,
     """B comes by, in a session beside the attacker's and, as a pool would have it, in the very same."""
     b = prey.world.b
     if login == "vanilla_runtime":
-        await neighbour.fetchval("select vanilla.key_identity($1)", b.admin.key_hash)
+        assert await neighbour.fetchval("select vanilla.key_identity($1)", b.admin.key_hash)
         return
     await visit(neighbour, b.token(prey.world.signer, b.admin))
     # what the attacker has set there may stop it
