@@ -1322,7 +1322,9 @@ begin
         from unnest(v_due) d join public.tenants t on t.tenant_id = d.tenant_id and t.id = d.tenant_id
         join public.level_token_policies p on p.tenant_id = d.tenant_id and p.level_id = d.level_id) b;
     with closing as materialized (
-        select d.*, e.ends_at, a.plan, g.unused_plan, g.grants, least(e.ends_at, g.next_lapse) as event_at,
+        select d.*, e.ends_at, a.plan, g.unused_plan, g.grants,
+            least(e.ends_at, g.next_lapse, (select min(x.effective_at) from public.user_token_grants x
+                where x.tenant_id = d.tenant_id and x.user_id = d.user_id and x.state = 'scheduled')) as event_at,
             least(floor(g.unused_plan * a.rollover_percent / 100), a.rollover_cap, a.monthly_cap - a.plan)::bigint as rollover
         from unnest(v_due) d
         join public.tenants t on t.tenant_id = d.tenant_id and t.id = d.tenant_id

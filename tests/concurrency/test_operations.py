@@ -14,7 +14,7 @@ from tests.concurrency.test_wallet import at_once, connections
 from tests.conftest import Cluster, People
 from tests.processes import assert_books_are_clean
 
-WALLETS, CONNECTIONS, OPERATIONS = 3, 32, 40
+WALLETS, CONNECTIONS, OPERATIONS = 3, 32, 25
 # a period that ends now, as the clock would end it
 END_PERIOD = """
 with w as (
@@ -111,8 +111,9 @@ class Customer:
 
     async def do_grant(self, user: uuid.UUID) -> None:
         begins = self.dice.choice(["null", "now() + interval '50 milliseconds'"])
+        ends = self.dice.choice(["interval '200 milliseconds'", "interval '1 hour'"])
         grant = await self.connection.fetchval(
-            f"select grant_user_tokens($1, $2, 'promo', {begins}, now() + interval '200 milliseconds')",
+            f"select grant_user_tokens($1, $2, 'promo', {begins}, now() + {ends})",
             user,
             self.some(),
         )

@@ -519,7 +519,9 @@ class Life(RuleBasedStateMachine):
         )
         for seat, seen in zip(touched, found, strict=True):
             seat.model.play_events()
-            assert seen == _expected(seat.model)
+            expected = _expected(seat.model)
+            differences = {name: (seen[name], value) for name, value in expected.items() if seen[name] != value}
+            assert not differences, f"found and expected: {differences}"
             seat.touched = False
 
     def touch(self, *seats: Seat) -> None:
@@ -538,7 +540,7 @@ class Life(RuleBasedStateMachine):
             found, sqlstate = self.place.run(work), None
         except asyncpg.PostgresError as error:
             found, sqlstate = None, error.sqlstate
-        assert sqlstate == refusal
+        assert sqlstate == refusal, f"{name}: found {sqlstate}, expected {refusal}"
         self._count(f"{name} {sqlstate}" if sqlstate else name)
         return None if expected is None and refusal else (expected, found)  # type: ignore[return-value]
 
@@ -553,7 +555,7 @@ class Life(RuleBasedStateMachine):
             expected.hold,
             found["replayed"],
         )
-        assert seen == expected
+        assert seen == expected, f"found {seen}, expected {expected}"
         if expected.replayed:
             self._count("replayed")
         else:
