@@ -17,7 +17,7 @@ NULLABLE = {
     "user_token_policies": "monthly_allocation rollover_percent rollover_cap monthly_cap enforcement_mode"
     " warning_percent",
     "user_token_wallets": "period_start next_reset_at level_id warn_below",
-    "user_token_grants": "level_id idempotency_key request_hash",
+    "user_token_grants": "level_id idempotency_key request_hash reason metadata void_key void_reason",
     "user_token_holds": "settled reference_type reference_id execution_id api_key_id call closed_at",
     "user_token_ledger": "reference_type reference_id execution_id hold_id grant_id actor_id idempotency_key"
     " request_hash",
@@ -121,6 +121,7 @@ EXECUTABLE = {
                 "open_tenant",
                 "reconcile_token_wallets",
                 "redeliver_webhook",
+                "release_token_hold",
                 "reset_monthly_tokens",
                 "revoke_api_key",
                 "rotate_webhook_secret",
@@ -138,6 +139,7 @@ EXECUTABLE = {
                 "token_balance_at",
                 "token_ledger_anchor",
                 "token_statement",
+                "token_statement_frame",
                 "update_webhook_endpoint",
                 "verify_token_anchor",
                 "verify_token_ledger",
@@ -148,6 +150,7 @@ EXECUTABLE = {
     "vanilla_runtime": {
         f"vanilla.{name}"
         for name in [
+            "adjust_by_key",
             "admit_call",
             "begin_password_change",
             "begin_registration",
@@ -169,6 +172,7 @@ EXECUTABLE = {
             "register_user",
             "request_password_link",
             "rotate_session",
+            "run_calls",
             "run_maintenance",
             "session_identity",
             "settle_call",

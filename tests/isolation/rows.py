@@ -177,7 +177,7 @@ async def _make_member(connection: asyncpg.Connection, tenant: str, word: str, n
 async def _call_model(connection: asyncpg.Connection, member: Member, word: str, settled: bool) -> None:
     admitted = json.loads(
         await connection.fetchval(
-            "select vanilla.admit_call($1, null, null, 'sandbox-small', 10, 10, 10, 1, $2, false, '60 s', null, $3)",
+            "select vanilla.admit_call($1, null, null, 'sandbox-small', 10, 10, 10, 1, $2, false, '2 days', null, $3)",
             member.key_hash,
             uuid.uuid4(),
             word,

@@ -185,8 +185,15 @@ CAPABILITIES = {
 """Arguments that together are the right to act, of functions without a context: B's are tried one at a time."""
 
 
-POWERS = {"public.set_tenant_status", "public.close_tenant", "public.open_tenant", "public.reset_monthly_tokens"}
-"""With which a super admin at the platform acts on tenants that they have not opened."""
+POWERS = {
+    "public.set_tenant_status",
+    "public.close_tenant",
+    "public.open_tenant",
+    "public.reset_monthly_tokens",
+    "public.token_ledger_anchor",
+    "public.verify_token_anchor",
+}
+"""With which a super admin at the platform acts on tenants that they have not opened; an anchor tells ids and hashes."""
 
 EMPTY = {"vanilla.grants_after_burn", "vanilla.session_identity", "vanilla.finish_webhook_delivery"}
 """Functions that answer nothing, instead of refusing, for an id that is not here."""
@@ -290,7 +297,7 @@ def _judge(
     found = []
     if touched and not _may(function, context):
         found.append("b's rows changed")
-    if leaked := world.leaks(outcome, " ".join(arguments.values())):
+    if (leaked := world.leaks(outcome, " ".join(arguments.values()))) and not _may(function, context):
         found.append(f"tells {sorted(leaked)[:3]}")
     expected = CALLS[function.name][0]
     if not choice and context.name == "admin" and not outcome.startswith(expected):
