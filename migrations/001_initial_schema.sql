@@ -2615,15 +2615,17 @@ create or replace function vanilla.prune_webhook_deliveries(p_days integer defau
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_before timestamptz := vanilla.clock() - make_interval(days => p_days);
-    v_ids uuid[];
+    v_forgotten integer;
 begin
     if p_days < 7 then perform vanilla.refuse('VS400', 'deliveries are kept for at least seven days', '{"param": "days"}'); end if;
-    select array_agg(id) into v_ids from (select d.id from public.webhook_deliveries d
-        where d.created_at < v_before and d.state in ('delivered', 'dead') and d.lease_id is null limit p_limit) old;
-    delete from public.webhook_attempts a using public.webhook_deliveries d
-        where d.created_at < v_before and d.id = any (v_ids) and a.tenant_id = d.tenant_id and a.delivery_id = d.id;
-    delete from public.webhook_deliveries d where d.created_at < v_before and d.id = any (v_ids);
-    return coalesce(cardinality(v_ids), 0);
+    with old as materialized (
+        select d.tenant_id, d.id from public.webhook_deliveries d
+        where d.created_at < v_before and d.state in ('delivered', 'dead') and d.lease_id is null limit p_limit),
+    tries as (
+        delete from public.webhook_attempts a using old o where a.tenant_id = o.tenant_id and a.delivery_id = o.id)
+    delete from public.webhook_deliveries d using old o where d.tenant_id = o.tenant_id and d.id = o.id;
+    get diagnostics v_forgotten = row_count;
+    return v_forgotten;
 end
 $f$;
 comment on function vanilla.prune_webhook_deliveries(integer, integer) is

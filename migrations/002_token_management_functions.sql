@@ -1565,11 +1565,13 @@ comment on function public.grant_user_tokens(uuid, bigint, text, timestamptz, ti
 create or replace function public.void_token_grant(p_grant_id uuid, p_reason text, p_tenant_id uuid default null, p_idempotency_key text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    -- an operator who names no tenant means the only grant of this id
+    v_tenant uuid := coalesce(vanilla.acting_tenant(p_tenant_id),
+        (select min(g.tenant_id::text)::uuid from public.user_token_grants g where g.id = p_grant_id having count(*) = 1));
     v_grant public.user_token_grants;
     v_wallet public.user_token_wallets;
 begin
-    select * into v_grant from public.user_token_grants g where g.id = p_grant_id and (g.tenant_id = v_tenant or v_tenant is null);
+    select * into v_grant from public.user_token_grants g where g.tenant_id = v_tenant and g.id = p_grant_id;
     if not found then perform vanilla.refuse('VS404', 'no such grant', jsonb_build_object('grant_id', p_grant_id)); end if;
     v_wallet := vanilla.settle_burn(vanilla.lock_wallet(v_grant.tenant_id, v_grant.user_id));
     select * into v_grant from public.user_token_grants g where g.tenant_id = v_grant.tenant_id and g.id = p_grant_id;

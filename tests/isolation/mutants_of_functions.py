@@ -50,7 +50,8 @@ async def of_functions(connection: asyncpg.Connection) -> list[Mutant]:
             pg_get_functiondef(p.oid) as definition, p.proconfig::text like '%search_path%' as pinned,
             array(select l from unnest($1::text[]) l where not has_function_privilege(l, p.oid, 'execute')) as closed,
             array(select l from unnest($1::text[]) l where has_function_privilege(l, p.oid, 'execute')) as open
-        from pg_proc p where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace) order by 1""",
+        from pg_proc p where p.prokind = 'f' and p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)
+        order by 1""",
         list(LOGINS),
     )
     found: list[Mutant] = []

@@ -105,6 +105,9 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         "b_provider": await one("select id::text from ai_providers where tenant_id = $1 limit 1", b.id),
         "key_id": await one("select id::text from api_keys where key_hash = $1", a.user.key_hash),
         "admin_key_id": await one("select id::text from api_keys where key_hash = $1", a.admin.key_hash),
+        **await _of_webhooks(connection, a.id, b.id),
+        "grant": await one(LARGEST_GRANT, a.id, a.user.id),
+        "b_grant": await one(LARGEST_GRANT, b.id, b.user.id),
         "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
     }  # fmt: skip
     wallet = await connection.fetchrow(
@@ -123,6 +126,30 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     await connection.execute(stage.fill(TRAPS))
     stage.digest = await _digest(connection, world)
     return stage
+
+
+LARGEST_GRANT = (
+    "select id::text from user_token_grants where tenant_id = $1 and user_id = $2 and state = 'active'"
+    " order by remaining desc limit 1"
+)
+
+
+async def _of_webhooks(connection: asyncpg.Connection, a: str, b: str) -> dict[str, str]:
+    """The endpoints of both, the delivery that failed and the one that is in flight."""
+    statement = (
+        "select * from webhook_deliveries where tenant_id = $1 and cause = 'event' and lease_id is {} null limit 1"
+    )
+    failed, leased, of_b = [
+        await connection.fetchrow(statement.format(word), tenant) for tenant, word in ((a, ""), (a, "not"), (b, ""))
+    ]
+    return {
+        "webhook": str(failed["endpoint_id"]),
+        "failed": str(failed["id"]),
+        "leased": str(leased["id"]),
+        "lease": str(leased["lease_id"]),
+        "b_webhook": str(of_b["endpoint_id"]),
+        "b_failed": str(of_b["id"]),
+    }
 
 
 FROZEN = """do $$ begin execute format('create or replace function vanilla.clock() returns timestamptz language sql'
@@ -144,8 +171,8 @@ TRAPS = f"""
         values ('{TWIN}', '{{user}}', 1000000, gen_random_uuid(), now(), 1, 0, 1, 0, 0, 'credit', '{WORD}', 'x',
             'twin-key', '');
     insert into user_token_grants
-        (tenant_id, user_id, kind, amount, remaining, effective_at, expires_at, state, level_id)
-        select '{TWIN}', '{{user}}', kind, 9, 9, vanilla.clock(), '2199-01-01', 'voided', '{{paid}}'
+        (tenant_id, user_id, kind, amount, remaining, effective_at, expires_at, state, level_id, idempotency_key)
+        select '{TWIN}', '{{user}}', kind, 9, 9, vanilla.clock(), '2199-01-01', 'voided', '{{paid}}', 'twin-' || kind
         from unnest(array['base', 'plan']) kind;
     update user_token_holds set call = jsonb_set(call, array['input_weight'], '7')
         where tenant_id = '{TWIN}' and call is not null;
@@ -160,6 +187,8 @@ TRAPS = f"""
         set next_event_at = '2199-01-01', next_reset_at = '2199-01-01', period_start = '2000-01-01'
         where tenant_id = '{TWIN}';
     update level_token_policies set enforcement_mode = 'warn' where tenant_id = '{TWIN}';
+    -- never due, and old enough to be forgotten were they not open
+    update webhook_deliveries set next_attempt_at = '2199-01-01', created_at = '2020-01-01' where tenant_id = '{TWIN}';
     insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at)
         values ('{TWIN}', '{{user}}', gen_random_uuid(), sha256('{WORD}'), sha256('{WORD}'), '2199-01-01',
             '2199-01-01');

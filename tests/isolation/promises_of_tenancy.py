@@ -3,6 +3,7 @@
 from tests.isolation.promises import Case
 
 SUSPENDED = "update tenants set status = 'suspended' where id = '{a}'"
+CLOSED = "update tenants set status = 'closed' where id = '{a}'"
 DISABLED = "update users set status = 'disabled' where tenant_id = '{a}' and id = '{user}'"
 NEW_HASH = "$argon2id$new"
 LINK = "insert into one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at) values ('{a}', '{other}', 'set_password', sha256('link'), vanilla.clock() + interval '1 hour')"
@@ -84,6 +85,30 @@ TENANTS = [
     Case("admin", "select set_tenant_status('{a}', 'suspended')", "VS403"),
     Case("nobody", "select set_tenant_status('{a}', 'suspended')", "VS401"),
     Case("platform user", "select set_tenant_status('{a}', 'suspended')", "VS403"),
+    Case("super", "select close_tenant('{a}', 'why')", "= (t)", audit="tenant.closed",
+         given=LINK + "; " + opening("a", "super") + "; "
+               + "update sessions set revoked_at = '2020-01-01' where token_hash = {other_session}",
+         then="(select status = 'closed' from tenants where id = '{a}')"
+              " and not exists (select from sessions where tenant_id = '{a}' and revoked_at is null)"
+              " and exists (select from sessions where token_hash = {other_session} and revoked_at = '2020-01-01')"
+              " and not exists (select from api_keys where tenant_id = '{a}' and revoked_at is null)"
+              " and not exists (select from one_time_tokens where tenant_id = '{a}' and used_at is null)"
+              " and not exists (select from tenant_openings where tenant_id = '{a}' and expires_at > vanilla.clock())"
+              " and (select count(distinct tenant_id) from audit_logs where action = 'tenant.closed' and target_id = '{a}') = 2"),
+    Case("super", "select close_tenant('{a}', 'why')", "= (t)",
+         "update api_keys set revoked_at = '2020-01-01' where tenant_id = '{a}' and key_hash = {user_key}; " + LINK
+         + "; update one_time_tokens set used_at = '2020-01-01' where token_hash = sha256('link')",
+         then="(select revoked_at = '2020-01-01' from api_keys where tenant_id = '{a}' and key_hash = {user_key})"
+              " and (select used_at = '2020-01-01' from one_time_tokens where token_hash = sha256('link'))"),
+    Case("super", "select close_tenant('{a}', 'why')", "= (f)", CLOSED),
+    Case("operator", "select close_tenant('{a}', 'why')", "= (t)"),
+    Case("super", "select close_tenant('{a}', ' ')", "VS400"),
+    Case("super", "select close_tenant('{platform}', 'why')", "VS409"),
+    Case("super", "select close_tenant(gen_random_uuid(), 'why')", "VS404"),
+    Case("admin", "select close_tenant('{a}', 'why')", "VS403"),
+    Case("nobody", "select close_tenant('{a}', 'why')", "VS401"),
+    Case("platform user", "select close_tenant('{a}', 'why')", "VS403"),
+    Case("super", "select open_tenant('{a}', 'why')", "VS409", CLOSED),
     Case("super", "select open_tenant('{a}', 'why')", audit="tenant.opened",
          then="(select count(distinct tenant_id) from audit_logs where action = 'tenant.opened' and target_id = '{a}') = 2"),
     Case("super", "select open_tenant('{a}', ' ')", "VS400"),

@@ -17,8 +17,10 @@ from tests.isolation.matrix import rolled_back, run_matrix
 from tests.isolation.mutant import Mutant
 from tests.isolation.mutants import mutants
 from tests.isolation.promises import Case, Stage, broken, prepare
+from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_tenancy import CASES as TENANCY
 from tests.isolation.promises_of_tokens import CASES as TOKENS
+from tests.isolation.promises_of_webhooks import CASES as WEBHOOKS
 from tests.isolation.rows import World
 from tests.isolation.static import CHECKS
 from tests.isolation.survivors import SURVIVORS
@@ -28,7 +30,7 @@ SAMPLES = {"schema": 500, "functions": 300}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
 IN_ONE = 25
 """Mutants in one transaction."""
-CASES = [*TENANCY, *TOKENS]
+CASES = [*TENANCY, *TOKENS, *GRANTS, *WEBHOOKS]
 CONTEXTS = {"none", "user", "admin"}
 
 
@@ -90,7 +92,8 @@ async def _callees(connection: asyncpg.Connection) -> dict[str, set[str]]:
     """What each function calls, directly and through others, read from the text."""
     rows = await connection.fetch("""
         select p.pronamespace::regnamespace || '.' || p.proname as name, pg_get_functiondef(p.oid) as text
-        from pg_proc p where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)""")
+        from pg_proc p
+        where p.prokind = 'f' and p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)""")
     calls = {r["name"]: {o["name"] for o in rows if o is not r and _names(r["text"], o["name"])} for r in rows}
     grew = True
     while grew:
