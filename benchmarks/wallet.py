@@ -38,6 +38,7 @@ from benchmarks.wallet_points import (
     Point,
     points,
 )
+from benchmarks.wallets import check_durable
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import ContextSigner, Identity, load_signer
 from vanilla_saas.database.embedded import EmbeddedServer
@@ -161,6 +162,7 @@ async def _prepare(run: Run) -> None:
     await wallet_books.make_wallets(run.url, ADMIN, role="admin")
     connection = await asyncpg.connect(run.url)
     try:
+        await check_durable(connection)
         await connection.execute("alter system set checkpoint_timeout = '1h'")
         await connection.execute("alter system set max_wal_size = '16GB'")
         await connection.execute("select pg_reload_conf()")

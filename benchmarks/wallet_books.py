@@ -8,7 +8,7 @@ import asyncpg
 
 from benchmarks.frame import BenchmarkError
 from benchmarks.wallet_pgbench import AMOUNT, PREFIX, SETTLED
-from benchmarks.wallets import BALANCE, DEFECTS, LEVEL, check_durable
+from benchmarks.wallets import BALANCE, DEFECTS, LEVEL
 from vanilla_saas.operations.first_run import DEFAULT_TENANT
 
 # The ids that scripts count to, which `create_user` would not give.
@@ -70,7 +70,6 @@ async def make_wallets(admin_url: str, wanted: Range, role: str = "user", rich: 
     """
     connection = await asyncpg.connect(admin_url)
     try:
-        await check_durable(connection)
         await connection.execute(MAKE, DEFAULT_TENANT, LEVEL, wanted.first, wanted.last, role, PREFIX, timeout=600)
         if rich:
             await connection.execute(CREDIT, wanted.first, wanted.last, PREFIX, BALANCE, timeout=600)

@@ -25,6 +25,7 @@ def test_help_names_every_benchmark() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("cli", "startup", "isolation", "gateway", "--quick", "--json"))
+    assert all(name in done.stdout for name in ("cli", "startup", "gateway", "wallet", "--quick", "--json"))
 
 
 def test_json_is_one_object_of_the_promised_shape_and_nothing_else() -> None:

@@ -18,6 +18,21 @@ OTHER_VALUE = {
     "jsonb": """{0} || '{{"edited": true}}'""",
 }
 
+RECHAIN = """
+do $d$
+declare
+    v_row public.user_token_ledger;
+    v_head bytea := '';
+begin
+    for v_row in select * from public.user_token_ledger where user_id = '{user}' order by seq loop
+        v_head := vanilla.ledger_hash(v_head, v_row);
+        update public.user_token_ledger set hash = v_head where user_id = v_row.user_id and seq = v_row.seq;
+    end loop;
+    update public.user_token_wallets set head = v_head where user_id = '{user}';
+end
+$d$
+"""
+
 
 @pytest.fixture
 async def wallet(operator: asyncpg.Connection, people: People) -> int:
@@ -69,6 +84,33 @@ async def test_rows_that_are_missing_or_out_of_place_are_found(
     operator: asyncpg.Connection, people: People, wallet: int, statement: str
 ) -> None:
     assert await tampered(operator, people, statement.format(middle=wallet, last=wallet + 2))
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem", "at"),
+    [
+        ("delete from user_token_ledger where user_id = $1 and seq = {middle}", "rows are missing before it", 1),
+        ("update user_token_ledger set amount = amount + 1 where {one}", "the amounts do not add up", 0),
+        ("update user_token_ledger set reserved_amount = 1 where {one}", "the amounts do not add up", 0),
+        (
+            "update user_token_ledger set created_at = created_at + interval '1 day' where {one}",
+            "it is older than the row before it",
+            1,
+        ),
+    ],
+)
+async def test_a_chain_that_was_linked_anew_is_found_where_its_rows_contradict_each_other(
+    operator: asyncpg.Connection, people: People, wallet: int, statement: str, problem: str, at: int
+) -> None:
+    user_id = people.made[-1].identity.user_id
+    transaction = operator.transaction()
+    await transaction.start()
+    await operator.execute("set local session_replication_role = replica")
+    await operator.execute(statement.format(middle=wallet, one=f"user_id = $1 and seq = {wallet}"), user_id)
+    await operator.execute(RECHAIN.format(user=user_id))
+    found = await operator.fetch("select seq, problem from verify_token_ledger($1)", user_id)
+    await transaction.rollback()
+    assert [tuple(row) for row in found] == [(wallet + at, problem)]
 
 
 async def test_an_untouched_ledger_verifies(operator: asyncpg.Connection, people: People, wallet: int) -> None:
