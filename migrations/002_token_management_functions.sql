@@ -1524,6 +1524,7 @@ begin
             if v_grant.request_hash is distinct from v_hash then
                 perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('grant_id', v_grant.id), 'Use a new key for a new operation.');
             end if;
+            v_grant.remaining := coalesce((select r.remaining from vanilla.grants_after_burn(v_user.tenant_id, v_user.id) r where r.id = v_grant.id), v_grant.remaining);
             return vanilla.grant_json(v_grant, true);
         end if;
     end if;

@@ -568,15 +568,9 @@ class Life(RuleBasedStateMachine):
 
     def _same_grant(self, expected: Grant, found: dict[str, Any]) -> None:
         seen = tuple(found[name] for name in ("kind", "priority", "amount", "remaining", "expires_at", "state"))
-        grant = expected
-        assert seen == (
-            grant.kind,
-            grant.priority,
-            grant.amount,
-            grant.remaining,
-            _text(grant.expires),
-            grant.state,
-        )
+        values = (expected.kind, expected.priority, expected.amount, expected.remaining)
+        wanted = (*values, _text(expected.expires), expected.state)
+        assert seen == wanted, f"found {seen}, expected {wanted}"
 
     def _count(self, what: str) -> None:
         self.place.outcomes[what] += 1
