@@ -187,7 +187,8 @@ async def assert_books_are_clean(operator: asyncpg.Connection) -> None:
     assert await operator.fetch("select * from reconcile_token_wallets()") == []
     assert await operator.fetch("select * from verify_token_ledger()") == []
     twice = await operator.fetch(
-        "select hold_id from user_token_ledger where direction = 'settle' and metadata ->> 'final' is distinct from 'false'"
+        "select hold_id from user_token_ledger where direction = 'settle'"
+        " and metadata ->> 'final' is distinct from 'false'"
         " group by hold_id having count(*) > 1"
     )
     assert twice == []

@@ -193,7 +193,7 @@ POWERS = {
     "public.token_ledger_anchor",
     "public.verify_token_anchor",
 }
-"""With which a super admin at the platform acts on tenants that they have not opened; an anchor tells ids and hashes."""
+"""With which a super admin at the platform acts on tenants that they have not opened."""
 
 EMPTY = {"vanilla.grants_after_burn", "vanilla.session_identity", "vanilla.finish_webhook_delivery"}
 """Functions that answer nothing, instead of refusing, for an id that is not here."""
