@@ -186,6 +186,12 @@ TRAPS = f"""
     update user_token_wallets
         set next_event_at = '2199-01-01', next_reset_at = '2199-01-01', period_start = '2000-01-01'
         where tenant_id = '{TWIN}';
+    insert into users (tenant_id, id, external_id, status) values ('{TWIN}', '{{provider}}', 'left', 'deleted');
+    insert into api_keys (tenant_id, user_id, name, prefix, key_hash, scopes)
+        values ('{TWIN}', '{{provider}}', '{WORD}', 'x', sha256('left'), '{{chat}}');
+    insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at)
+        values ('{TWIN}', '{{provider}}', gen_random_uuid(), sha256('left'), sha256('left'), '2199-01-01',
+            '2199-01-01');
     update level_token_policies set enforcement_mode = 'warn' where tenant_id = '{TWIN}';
     -- never due, and old enough to be forgotten were they not open
     update webhook_deliveries set next_attempt_at = '2199-01-01', created_at = '2020-01-01' where tenant_id = '{TWIN}';

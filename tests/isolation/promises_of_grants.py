@@ -34,11 +34,13 @@ GRANTS = [
     # a key of another user of the tenant is another key
     Case("admin", f"{ONCE} ->> 'replayed'", "= (false)", f"{{as_admin}}; {ONCE.replace('{user}', '{other}')}"),
     Case("admin", f"{GRANT}, p_effective_at => vanilla.clock() + interval '1 day') ->> 'state'", "= (scheduled)",
-         then=f"{BOOKS} and {wallet('available_tokens')} = {{available}} and {wallet('next_event_at')} <= vanilla.clock() + interval '1 day'"),
+         "update user_token_wallets set next_event_at = '2198-01-01' where tenant_id = '{a}' and user_id = '{other}'",
+         then="(select next_event_at = '2198-01-01' from user_token_wallets where tenant_id = '{a}' and user_id = '{other}') and "
+              + f"{BOOKS} and {wallet('available_tokens')} = {{available}} and {wallet('next_event_at')} <= vanilla.clock() + interval '1 day'"),
     Case("admin", f"{VOID} ->> 'state'", "= (voided)", then=BOOKS, audit="wallet.grant_voided"),
     Case("admin", VOID, given=f"{{as_admin}}; {ADJUST}300, 'debit')", then=BOOKS),
     Case("admin", f"{VOID.replace('{grant}', '{provider}')} ->> 'state'", "= (voided)",
-         SCHEDULED.replace("user_token_grants (", "user_token_grants (id, ").replace("values ('{a}'", "values ('{provider}', '{a}'")
+         SCHEDULED.replace("{same_id}", "{provider}")
          .replace("clock() - interval '1 minute', 'scheduled'", "clock() + interval '1 day', 'scheduled'"),
          then=f"{BOOKS} and {wallet('available_tokens')} = {{available}}"),
     Case("admin", VOID, "VS409", f"{{as_admin}}; {VOID}"),
@@ -48,7 +50,7 @@ GRANTS = [
     Case("operator", VOID, "VS404"),
     Case("operator", VOID.replace("'why'", "'why', '{a}'") + " ->> 'state'", "= (voided)", then=BOOKS),
     Case("admin", VOID.replace("{grant}", "{b_grant}"), "VS404"),
-    Case("admin", "select void_token_grant(gen_random_uuid(), 'why')", "VS404"),
+    Case("admin", "select void_token_grant(gen_random_uuid(), 'why')", "VS404 no such grant"),
 ]  # fmt: skip
 
 SET_POLICY = "select set_user_token_policy('{user}', 123, p_enforcement_mode => 'monitor', p_warning_percent => 10)"
@@ -68,6 +70,9 @@ POLICIES = [
     Case("user", f"{GET_POLICY} -> 'exceptions' ->> 'monthly_allocation'", "= (123)", f"{{as_admin}}; {SET_POLICY}"),
     Case("admin", f"{GET_POLICY} -> 'exceptions' ->> 'monthly_allocation'", "= (123)", f"{{as_admin}}; {SET_POLICY}"),
     Case("user", f"{GET_POLICY} -> 'exceptions'", "= ({})", "delete from user_token_policies where tenant_id = '{a}'"),
+    # the exceptions of another user are not one's own
+    Case("user", f"{GET_POLICY} -> 'exceptions'", "= ({})", "delete from user_token_policies where tenant_id = '{a}'; {as_admin};"
+         f" {SET_POLICY.replace('{user}', '{other}')}"),
     Case("user", f"{GET_POLICY} ->> 'base_allocation' = '7'", "= (f)"),
     Case("user", "select get_user_token_policy('{other}')", "VS403"),
     Case("admin", "select get_user_token_policy('{b_user}')", "VS404"),
@@ -94,7 +99,7 @@ HOLDS = [
     Case("admin", PART.replace("4", "0"), "VS400"),
     Case("admin", PART.replace("4", "11"), "VS409"),
     Case("admin", PART, "VS409", SETTLED),
-    Case("admin", PART.replace("'{hold}'", "gen_random_uuid()"), "VS404"),
+    Case("admin", PART.replace("'{hold}'", "gen_random_uuid()"), "VS404 no such hold"),
     Case("user", PART, "VS403"),
 ]  # fmt: skip
 
@@ -162,7 +167,7 @@ PROOFS = [
     Case("admin", f"select count(*) from verify_token_anchor({kept('b', 1)})", "= (0)"),
     Case("operator", f"select count(*) from verify_token_anchor({kept('a', 1)})", "= (1)"),
     Case("admin", f"select count(*) from verify_token_anchor({ANCHOR})", "= (1)", REWRITTEN),
-    Case("admin", "select count(*) from verify_token_anchor('1')", "VS400"),
+    Case("admin", "select count(*) from verify_token_anchor('1')", "VS400 an anchor is an array"),
     Case("admin", "select count(*) from verify_token_anchor('[1]')", "VS400"),
     Case("user", f"select count(*) from verify_token_anchor({kept('a', 1)})", "VS403"),
 ]  # fmt: skip

@@ -100,6 +100,9 @@ TENANTS = [
          + "; update one_time_tokens set used_at = '2020-01-01' where token_hash = sha256('link')",
          then="(select revoked_at = '2020-01-01' from api_keys where tenant_id = '{a}' and key_hash = {user_key})"
               " and (select used_at = '2020-01-01' from one_time_tokens where token_hash = sha256('link'))"),
+    # one that was over before is not moved
+    Case("super", "select close_tenant('{a}', 'why')", "= (t)", opening("a", "super", "'2020-01-01'"),
+         then="exists (select from tenant_openings where tenant_id = '{a}' and expires_at = '2020-01-01')"),
     Case("super", "select close_tenant('{a}', 'why')", "= (f)", CLOSED),
     Case("operator", "select close_tenant('{a}', 'why')", "= (t)"),
     Case("super", "select close_tenant('{a}', ' ')", "VS400"),
@@ -110,7 +113,9 @@ TENANTS = [
     Case("platform user", "select close_tenant('{a}', 'why')", "VS403"),
     Case("super", "select open_tenant('{a}', 'why')", "VS409", CLOSED),
     Case("super", "select open_tenant('{a}', 'why')", audit="tenant.opened",
-         then="(select count(distinct tenant_id) from audit_logs where action = 'tenant.opened' and target_id = '{a}') = 2"),
+         given="delete from audit_logs where action = 'tenant.opened' and tenant_id in ('{a}', '{platform}')",
+         then="(select count(distinct tenant_id) from audit_logs where action = 'tenant.opened' and target_id = '{a}'"
+              " and tenant_id in ('{a}', '{platform}')) = 2"),
     Case("super", "select open_tenant('{a}', ' ')", "VS400"),
     Case("super", "select open_tenant(gen_random_uuid(), 'why')", "VS404"),
     Case("admin", "select open_tenant('{a}', 'why')", "VS403"),
@@ -235,7 +240,8 @@ SIGN_IN = [
               f" and (select failures from sign_in_throttles where tenant_id = '{{platform}}' and subject_hash = sha256({IP})) = 1"
               f" and (select failures from sign_in_throttles where tenant_id = '{{a}}' and subject_hash = sha256({IP})) = 1"),
     Case("runtime", f"select vanilla.fail_sign_in({EMAIL})", audit="session.refused",
-         then="(select bool_and(target_id = '{user}' and tenant_id = '{a}') from audit_logs where action = 'session.refused')"),
+         then="(select bool_and(target_id = '{user}' and tenant_id = '{a}') from audit_logs where action = 'session.refused'"
+              " and created_at = vanilla.clock())"),
     Case("runtime", "select vanilla.fail_sign_in('nobody', 'x@x.test')",
          given=THROTTLE % NOBODY + f"; select set_config('test.place', {PLACE}, true)", then=f"{PLACE} = current_setting('test.place')"),
     Case("runtime", "select vanilla.session_identity({user_session}) ->> 'email'", "= (user@{word}.test)"),
@@ -339,6 +345,7 @@ KEYS = [
     Case("admin", f"{KEY}, p_user_id => '{{b_user}}')", "VS404"),
     Case("admin", f"{KEY}, array['admin'], p_user_id => '{{other}}')", "VS400"),
     Case("admin", f"{KEY}, array['admin'])"),
+    Case("user", f"{KEY}, p_tenant_id => '{{b}}')", "VS404"),
     Case("user", f"{KEY}, p_expires_at => vanilla.clock())", "VS400"),
     Case("user", f"{KEY}, array['odd'])", "VS400"),
     Case("user", "select revoke_api_key('{key_id}')", audit="api_key.revoked",
@@ -358,11 +365,32 @@ KEYS = [
         of("api_keys", "expires_at", "vanilla.clock()", "key_hash = {user_key}"), DISABLED, SUSPENDED)],
 ]  # fmt: skip
 
+ANOTHER_KEY = "select vanilla.install_context_key('other', repeat('z', 32)::bytea)"
+RETIRED = (
+    "create temp table test_key as select repeat('r', 32)::bytea as k; grant select on test_key to public;"
+    " delete from vanilla.context_keys where key_id = '{context_key}'; select vanilla.install_context_key('{context_key}', k) from test_key;"
+    " update vanilla.context_keys set accept_until = now() where key_id = '{context_key}'"
+)
 OWNERS = [
     Case("owner", "select vanilla.install_context_key('short', 'x')", "22023"),
     Case("owner", "select vanilla.install_context_key('{context_key}', repeat('y', 32)::bytea)", "23505"),
     Case("owner", "select vanilla.install_context_key('new', repeat('y', 32)::bytea)"),
-    *[Case("operator", f"select vanilla.ensure_partitions({months})", "VS400") for months in (-1, 25)],
+    Case("owner", "select vanilla.install_context_key('{context_key}', (select k from test_key))", "VS409", RETIRED),
+    Case("owner", "select vanilla.expire_context_key('no', now())", "VS404"),
+    Case(
+        "owner",
+        "select vanilla.expire_context_key('{context_key}', now())",
+        "VS409",
+        "delete from vanilla.context_keys where key_id <> '{context_key}'",
+    ),
+    Case(
+        "owner",
+        "select vanilla.expire_context_key('{context_key}', '2020-01-01')",
+        '= ("2020-01-01 00:00:00+00")',
+        ANOTHER_KEY,
+    ),
+    Case("runtime", "select vanilla.ensure_partitions(25)", "VS400"),
+    Case("runtime", "select vanilla.ensure_partitions(-1)", "VS400"),
     Case("owner", "select vanilla.protect_table('public.levels', 'odd')", "22023"),
 ]
 

@@ -79,7 +79,7 @@ ENDPOINTS = [
     Case("admin", "select redeliver_webhook('{failed}') <> '{failed}'", "= (t)", DEAD,
          then="(select count(*) = 1 from webhook_deliveries where tenant_id = '{a}' and cause = 'redelivery' and state = 'pending')"),
     Case("admin", "select redeliver_webhook('{failed}')", "VS409", OFF),
-    Case("admin", "select redeliver_webhook('{b_failed}')", "VS404"),
+    Case("admin", "select redeliver_webhook('{b_failed}')", "VS404 no such delivery"),
     Case("user", "select redeliver_webhook('{failed}')", "VS403"),
 ]  # fmt: skip
 

@@ -208,7 +208,8 @@ query(
     "no_row_of_the_catalog_names_a_login_as_owner",
     f"""
     select d.classid::regclass, d.objid from pg_shdepend d
-    where d.deptype = 'o' and d.refclassid = 'pg_authid'::regclass
+    where d.deptype = 'o' and d.dbid = (select oid from pg_database where datname = current_database())
+      and d.refclassid = 'pg_authid'::regclass
       and d.refobjid::regrole::text = any (array{list(LOGINS)})""",
 )
 

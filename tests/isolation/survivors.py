@@ -1,15 +1,11 @@
 """Mutants that nothing in this suite sees, and why each may live. A name that is caught again fails the suite too."""
 
 SURVIVORS: dict[str, str] = {
-    "refusal: public.reset_monthly_tokens: perform vanilla.refuse('VS403', 'the reset runs across tenan":
-        "acting_tenant has refused everybody who is not at the platform: kept for the day it does not",
     "refusal: vanilla.redeem_one_time_token: perform vanilla.refuse('VS411', 'the link is used up or too (1)":
         "without a link there is no user either, and the next line refuses in the same words",
     "role check: vanilla.claim_super_admin: role = 'superadmin'": "users_platform_check: nobody else is there",
     "tenant comparison: vanilla.claim_super_admin: tenant_id = vanilla.platform()":
         "users_platform_check: super admins are nowhere else",
-    "status check: public.adjust_user_tokens: v_wallet.status <> 'active'":
-        "an active wallet is asked for nothing, and a debit asks again",
     "status check: vanilla.settle_call: status = 'abandoned'":
         "an expired hold's execution has that row and no other; settled twice is refused before",
     "tenant comparison: vanilla.fold_due_wallets: t.tenant_id = t.id": "tenants_self_check: they are the same",
@@ -17,4 +13,26 @@ SURVIVORS: dict[str, str] = {
         "the other branch raises the same with an empty hint, which is none",
     "status check: vanilla.admit_call: status = 'active' (6)":
         "the second look, after a lock that two first calls of one user meet at: tests/concurrency",
+    "refusal: public.release_token_hold: perform vanilla.refuse('VS404', 'no such hold', jsonb_build_":
+        "no case here names a hold that is not there: tests/tokens/test_holds.py does",
+    "refusal: vanilla.run_call: perform vanilla.refuse('40001', 'a call that makes its payer":
+        "only a batch of the coalescer comes here: tests/concurrency/test_coalescer.py",
+    "scopes: vanilla.run_call: 'act_as:create' = any (k.scopes)":
+        "only a batch of the coalescer comes here: tests/concurrency/test_coalescer.py",
+    "status check: vanilla.lock_calls: x.state = 'open'":
+        "locks more than it needs; the state is asked again under the lock",
+    "status check: vanilla.run_operations: x.state = 'open'":
+        "locks more than it needs; the state is asked again under the lock",
+    "tenant comparison: vanilla.claim_webhook_deliveries: t.id = e.tenant_id":
+        "tenants_self_check: the other column is the same",
+    "tenant comparison: vanilla.claim_webhook_deliveries: t.tenant_id = e.tenant_id":
+        "tenants_self_check: the other column is the same",
+    "tenant comparison: vanilla.close_periods: p.tenant_id = d.tenant_id (1)":
+        "one more row of the same policy or grant: keys are distinct, and rows are written by their own key",
+    "tenant comparison: vanilla.close_periods: t.id = d.tenant_id (2)":
+        "tenants_self_check: the other column is the same",
+    "tenant comparison: vanilla.close_periods: x.tenant_id = d.tenant_id":
+        "wakes a wallet before its time: folding finds nothing due",
+    "tenant comparison: vanilla.hold_replay: h.tenant_id = p_tenant_id":
+        "asked with the id of a hold found in the tenant before: tests/tokens/test_holds.py",
 }  # fmt: skip

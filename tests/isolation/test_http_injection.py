@@ -228,6 +228,8 @@ def _api_attacks(target: Target, role: str, payloads: list[str]) -> Iterator[Att
             }
             fields: dict[str, Any] = {"properties": {}}
             if content := operation.get("requestBody", {}).get("content"):
+                if "application/json" not in content:
+                    continue  # a file: its lines are parsed as JSON and are parameters
                 fields = schemas[content["application/json"]["schema"]["$ref"].rpartition("/")[2]]
             required = {name: expected.get(name, "x") for name in fields.get("required", [])}
             body = required if content else None
@@ -338,7 +340,7 @@ async def test_sql_in_any_field_of_the_console_is_refused_or_kept_as_text(target
 
 @pytest.mark.parametrize("role", ["user", "admin"])
 async def test_whatever_is_made_from_the_apis_description_finds_a_documented_answer(target: Target, role: str) -> None:
-    schema = schemathesis.openapi.from_dict(target.document)
+    schema = schemathesis.openapi.from_dict(target.document).exclude(path_regex="/anchor")
     fuzz = settings(
         max_examples=EXAMPLES,
         deadline=None,

@@ -210,6 +210,8 @@ class Door:
         # a cookie that is taken away expires now, and now is another second in the next answer
         kept = {k.lower(): re.sub(r"expires=[^;]*", "expires=<now>", v) for k, v in reply.headers.items()}
         kept = {k: v for k, v in kept.items() if k not in ("date", "x-request-id", "content-length")}
+        if "set-cookie" in kept:  # it says when it was sent, as date does
+            kept["set-cookie"] = re.sub(r"expires=[^;]*;", "", kept["set-cookie"])
         return Answer(reply.status, text, tuple(sorted(kept.items())))
 
     def _logged(self, reply: aiohttp.ClientResponse) -> list[dict[str, object]]:

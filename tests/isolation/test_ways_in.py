@@ -44,7 +44,8 @@ OWN_STATEMENTS = {
     "checks/__init__.py": "files of the program",
     "database/migrator.py": "files of the program, and a password of hexadecimal digits",
     "database/pool.py": "passes on what `call` is given, which is looked at where it is given",
-    "database/session.py": "a signed token, and text without a character that means anything in SQL",
+    "database/coalescer.py": "passes on one of a closed list of constants",
+    "tokens/wallet_store.py": "how many rows a cursor gives at once",
 }
 """Files whose statements are not constants, and what they are made of."""
 

@@ -66,6 +66,8 @@ class Grant:
     state: str = "active"
     starts: datetime | None = None
     """When a scheduled grant begins."""
+    by_hand: bool = False
+    """Voided on purpose, so that coming back to the level does not restore it."""
     burned: int = 0
     """Taken since the grants last changed."""
 
@@ -279,7 +281,7 @@ class Wallet:
             raise Refused("VS409")
         self.changed()
         self.voided += grant.remaining if grant.state == "active" else 0
-        grant.state, grant.remaining = "voided", 0
+        grant.state, grant.remaining, grant.by_hand = "voided", 0, True
         return grant
 
     def join(self, level: str) -> tuple[int, int, int]:
@@ -301,7 +303,7 @@ class Wallet:
             return base, self.open_period(0, border(policy.period, self.now)), 0
         restored = 0
         for grant in running:
-            if grant.state == "voided":
+            if grant.state == "voided" and not grant.by_hand:
                 grant.state = "active"
                 restored += grant.remaining
                 grant.remaining -= self.repay(grant.remaining)

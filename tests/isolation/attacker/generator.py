@@ -154,12 +154,9 @@ class Generator:
         )
 
     def _oracle(self) -> str:
-        """An error that a foreign row alone can cause."""
-        relation = self._relation()
-        condition = (
-            f"x::text like '%{self._b}%'" if "tenant_id" not in relation.columns else f"x.tenant_id = '{self._b}'"
-        )
-        return f"select 1 / (case when {condition} then 0 else 1 end) from {relation.name} x"
+        """An error that a foreign row alone can cause; some views of the system show the statement that asks, so not they."""
+        relation = self._dice.choice([r for r in self._catalog.ours if "tenant_id" in r.columns])
+        return f"select 1 / (case when x.tenant_id = '{self._b}' then 0 else 1 end) from {relation.name} x"
 
     def _error(self) -> str:
         relation = self._relation()

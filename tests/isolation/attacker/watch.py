@@ -10,8 +10,8 @@ import asyncpg
 from tests.isolation.rows import CANARY, World
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-SETTINGS = {"statement_timeout": "1500", "lock_timeout": "200"}
-STATEMENT_S = 10
+SETTINGS = {"statement_timeout": "300", "lock_timeout": "100"}
+STATEMENT_S = 2
 
 
 @dataclass
