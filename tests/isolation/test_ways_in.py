@@ -44,6 +44,7 @@ OWN_STATEMENTS = {
     "checks/__init__.py": "files of the program",
     "database/migrator.py": "files of the program, and a password of hexadecimal digits",
     "database/pool.py": "passes on what `call` is given, which is looked at where it is given",
+    "database/session.py": "names of savepoints, counted by the driver, and commands of the program",
     "database/coalescer.py": "passes on one of a closed list of constants",
     "tokens/wallet_store.py": "how many rows a cursor gives at once",
 }
