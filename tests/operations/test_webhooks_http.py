@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from tests.conftest import TEST_KEY, Cluster, People, Person, serve, settings_for
+from tests.conftest import TEST_KEY, Cluster, People, Person, migrated_database, serve, settings_for
 from tests.operations.webhook_support import BOX, Hooks, Receiver
 from tests.processes import eventually
 from vanilla_saas.app import create_app
@@ -23,6 +23,13 @@ from vanilla_saas.settings import Settings
 
 Call = Callable[..., Awaitable[tuple[int, Any]]]
 ADMIN_SCOPES = ["chat", "read", "admin"]
+
+
+@pytest.fixture(scope="module")
+async def database_name(cluster: Cluster) -> AsyncIterator[str]:
+    """Of its own: what other tests left to be delivered would come first."""
+    async with migrated_database(cluster) as name:
+        yield name
 
 
 @pytest.fixture
