@@ -11,9 +11,9 @@
 --   grants_after_burn what readers see of the grants
 --   fold_wallet      takes what was burned from the grants, then plays every event that is due, in order of time
 --   lock_wallet      row lock, then fold when due: every operation of the long way starts here
---   spend, reserve_tokens, settle_tokens, release_tokens, reap_holds
+--   take_tokens, reserve_tokens, settle_tokens, release_tokens, reap_holds
 --   assign_level     level, policy copy, grants of the current period
---   adjust_tokens, run_batch  what adjust_user_tokens and its batch do, for a caller who may
+--   adjust_tokens, run_operations  what adjust_user_tokens and its batch do, for a caller who may
 --   run_calls        calls of the gateway and of API keys that leave together, each with its own outcome
 --
 -- Invariants (checks/*.sql): available = remaining of active grants - burn; available - borrowed = sum of amounts;
@@ -38,6 +38,17 @@ create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_t
         p_row.available_after, p_row.reserved_after, p_row.borrowed_after, p_row.direction, p_row.reason, p_row.source, p_row.reference_type,
         p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)));
 comment on function vanilla.ledger_hash(bytea, public.user_token_ledger) is 'Chain link: SHA-256 of the link before and of every column but hash.';
+
+-- Plain SQL without SET: inlined where it is asked.
+create or replace function vanilla.moves_simply(p_wallet public.user_token_wallets, p_amount bigint, p_reserved_amount bigint, p_now timestamptz) returns boolean
+language sql immutable parallel safe
+    return p_wallet.next_event_at > p_now and p_wallet.borrowed_tokens = 0 and p_wallet.available_tokens + p_amount >= 0
+        -- nothing that tell_crossing would tell
+        and (p_amount + p_reserved_amount >= 0 or p_wallet.available_tokens + p_wallet.reserved_tokens + p_amount + p_reserved_amount > 0)
+        and (p_wallet.warn_below is null or p_wallet.available_tokens + p_wallet.reserved_tokens < p_wallet.warn_below
+             or p_wallet.available_tokens + p_wallet.reserved_tokens + p_amount + p_reserved_amount >= p_wallet.warn_below);
+comment on function vanilla.moves_simply(public.user_token_wallets, bigint, bigint, timestamptz) is
+    'Whether a change of available and of reserved needs no more than the counter: no grant event due, no debt, tokens suffice, nothing to tell.';
 
 -- Most operations need no more than the counter: the grants do not change (next_event_at), there is no debt, tokens suffice
 -- and no warning threshold is crossed. Then nothing is locked first; a row that does not qualify goes the long way.
@@ -64,13 +75,7 @@ begin
         where w.user_id = p_entry.user_id
           and w.tenant_id = coalesce(p_entry.tenant_id, (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end
                                                          from public.users u where u.id = p_entry.user_id))
-          and w.next_event_at > v_now
-          and w.borrowed_tokens = 0
-          and w.available_tokens + p_entry.amount >= 0
-          -- nothing that tell_crossing would tell
-          and (p_entry.amount + p_entry.reserved_amount >= 0 or w.available_tokens + w.reserved_tokens + p_entry.amount + p_entry.reserved_amount > 0)
-          and (w.warn_below is null or w.available_tokens + w.reserved_tokens < w.warn_below
-               or w.available_tokens + w.reserved_tokens + p_entry.amount + p_entry.reserved_amount >= w.warn_below)
+          and vanilla.moves_simply(w, p_entry.amount, p_entry.reserved_amount, v_now)
           and (p_epoch is null and w.status = 'active' or p_epoch = w.epoch and w.status <> 'closed')      -- calls in flight settle
         returning w.tenant_id, w.user_id, w.seq, w.last_entry_at, w.available_tokens, w.reserved_tokens, w.borrowed_tokens, w.head)
     insert into public.user_token_ledger
@@ -962,11 +967,7 @@ begin
         end if;
         v_amount := abs(v_op.amount);
         if v_op.direction = 'debit' and v_amount between 1 and 1000000000000000 and coalesce(v_op.expires_at, 'infinity') = 'infinity'
-           and not v_op.replay and v_wallet.status = 'active' and v_wallet.next_event_at > v_now and v_wallet.borrowed_tokens = 0 and v_wallet.available_tokens >= v_amount
-           -- as in move_tokens: nothing that tell_crossing would tell
-           and v_wallet.available_tokens + v_wallet.reserved_tokens > v_amount
-           and (v_wallet.warn_below is null or v_wallet.available_tokens + v_wallet.reserved_tokens < v_wallet.warn_below
-                or v_wallet.available_tokens + v_wallet.reserved_tokens - v_amount >= v_wallet.warn_below)
+           and not v_op.replay and v_wallet.status = 'active' and vanilla.moves_simply(v_wallet, -v_amount, 0, v_now)
         then
             v_wallet.available_tokens := v_wallet.available_tokens - v_amount;
             v_wallet.burn := v_wallet.burn + v_amount;

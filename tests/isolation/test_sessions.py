@@ -48,6 +48,21 @@ async def used(
     await opened.close()
 
 
+async def test_nobody_of_the_same_login_reads_a_token_in_the_text_of_a_statement(
+    fresh: Database, cluster: Cluster, world_name: str, world: World
+) -> None:
+    neighbour = await asyncpg.connect(cluster.url("vanilla_app", world_name))
+    async with fresh.transaction(identity(world, "b"), request_id="r-1"):
+        # the last statement of that session is the one that set the context, and its text stays until the next
+        rows = await neighbour.fetch(
+            "select query from pg_stat_activity where usename = 'vanilla_app' and pid <> pg_backend_pid()"
+        )
+    await neighbour.close()
+    texts = [row["query"] for row in rows]
+    assert any("vanilla.set_context" in text for text in texts)
+    assert [text for text in texts if world.b.id in text] == []
+
+
 @pytest.mark.parametrize("ended", ["in the transaction", "in one of its own"])
 @pytest.mark.parametrize("poison", POISONS)
 async def test_the_next_request_finds_the_connection_as_if_it_were_new(

@@ -61,6 +61,21 @@ def first_page(limit: int) -> tuple[datetime, UUID, int]:
     return *_NEWEST, limit
 
 
+def page_bounds(before: str, limit: int) -> tuple[datetime, UUID, int]:
+    """Values for the statement of a console page: strictly before the cursor `before`, or from the newest row on.
+
+    Raises VanillaError `invalid_request`.
+    """
+    created_at, id = decode_cursor(before, [datetime, UUID]) if before else _NEWEST
+    return created_at, id, limit + 1
+
+
+def page_rows(rows: Sequence[Any], limit: int) -> dict[str, Any]:
+    """What a template shows of the rows that page_bounds asked for: `rows`, and `older`, the next page's `before`."""
+    last = rows[limit - 1] if len(rows) > limit else None
+    return {"rows": rows[:limit], "older": encode_cursor([last["created_at"], last["id"]]) if last else None}
+
+
 def encode_cursor(values: Sequence[int | str | datetime | UUID]) -> str:
     """base64url of the JSON array of the values, without padding."""
     # default: asyncpg reads UUIDs as a class of its own

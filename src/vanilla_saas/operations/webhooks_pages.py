@@ -1,17 +1,15 @@
 """Pages of webhooks: the endpoints of a tenant, its events, and what became of every delivery."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from datetime import timedelta
+from typing import Annotated
 from uuid import UUID
 
-import asyncpg
 import orjson
 from fastapi import Form, Request
 from fastapi.responses import Response
 
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
-from vanilla_saas.database.cursor import first_page
+from vanilla_saas.database.cursor import first_page, page_bounds, page_rows
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations import webhooks_store as store
 from vanilla_saas.operations.webhooks import secret_box
@@ -27,22 +25,6 @@ Text = Annotated[str, Form(max_length=2048)]
 Concurrency = Annotated[int, Form(ge=1, le=32)]
 
 
-def _bounds(before: str) -> tuple[datetime, UUID, int]:
-    """Where the page begins: strictly before `time|id`, or with the newest row."""
-    if not before:
-        return first_page(PAGE + 1)
-    at, _, row_id = before.partition("|")
-    try:
-        return datetime.fromisoformat(at).astimezone(UTC), UUID(row_id), PAGE + 1
-    except (ValueError, OverflowError):
-        raise VanillaError("invalid_request", "That is not a place in the list.", {"param": "before"}) from None
-
-
-def _page(rows: Sequence[asyncpg.Record]) -> dict[str, Any]:
-    last = rows[PAGE - 1] if len(rows) > PAGE else None
-    return {"rows": rows[:PAGE], "older": f"{last['created_at'].isoformat()}|{last['id']}" if last else None}
-
-
 @router.get("/webhooks")
 async def webhooks(request: Request, caller: PageAdmin, notice: str = "") -> Response:
     tenant_id = caller.identity.tenant_id
@@ -55,9 +37,9 @@ async def webhooks(request: Request, caller: PageAdmin, notice: str = "") -> Res
 @router.get("/webhooks/events")
 async def events(request: Request, caller: PageAdmin, type: str = "", before: str = "") -> Response:
     async with acting(request, caller, read_only=True) as connection:
-        rows = await store.events(connection, caller.identity.tenant_id, type or None, _bounds(before))
+        rows = await store.events(connection, caller.identity.tenant_id, type or None, page_bounds(before, PAGE))
         types = await store.event_types(connection)
-    return render(request, "operations/events.html", types=types, type=type, **_page(rows))
+    return render(request, "operations/events.html", types=types, type=type, **page_rows(rows, PAGE))
 
 
 @router.post("/webhooks")
@@ -96,8 +78,10 @@ async def webhook(
         endpoint = await store.endpoint(connection, tenant_id, webhook_id)
         if endpoint is None:
             raise VanillaError("not_found", "There is no such webhook in this tenant.")
-        rows = await store.deliveries(connection, tenant_id, webhook_id, state or None, _bounds(before))
-    return render(request, "operations/webhook.html", endpoint=endpoint, state=state, notice=notice, **_page(rows))
+        rows = await store.deliveries(connection, tenant_id, webhook_id, state or None, page_bounds(before, PAGE))
+    return render(
+        request, "operations/webhook.html", endpoint=endpoint, state=state, notice=notice, **page_rows(rows, PAGE)
+    )
 
 
 @router.get("/webhooks/{webhook_id}/deliveries/{delivery_id}")

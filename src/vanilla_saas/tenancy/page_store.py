@@ -100,10 +100,9 @@ async def create_key(
 
 
 async def audit(
-    connection: asyncpg.Connection, tenant_id: UUID, action: str, before: tuple[datetime, UUID] | None
+    connection: asyncpg.Connection, tenant_id: UUID, action: str, bounds: tuple[datetime, UUID, int]
 ) -> Rows:
-    """Audit rows of an action, or of all that begin with it; newest first."""
-    at, row_id = before or (None, None)
+    """Audit rows of an action, or of all that begin with it, newest first; `bounds` is page_bounds'."""
     rows: Rows = await connection.fetch(
         "select a.id, a.created_at, a.action, a.actor_role, a.target_type, a.target_id, a.details, a.ip, a.request_id,"
         " coalesce(u.email, u.external_id) as actor, coalesce(t.email, t.external_id) as target"
@@ -111,13 +110,10 @@ async def audit(
         " left join users u on u.tenant_id = a.tenant_id and u.id = a.actor_id"
         " left join users t on t.tenant_id = a.tenant_id and t.id = a.target_id and a.target_type = 'user'"
         " where a.tenant_id = $1 and ($2 = '' or starts_with(a.action, $2))"
-        " and ($3::timestamptz is null or (a.created_at, a.id) < ($3, $4::uuid))"
-        " order by a.created_at desc, a.id desc limit $5",
+        " and (a.created_at, a.id) < ($3, $4) order by a.created_at desc, a.id desc limit $5",
         tenant_id,
         action,
-        at,
-        row_id,
-        PAGE + 1,
+        *bounds,
     )
     return rows
 

@@ -1,6 +1,5 @@
 """Pages of tenancy: users, API keys, audit log, and for super admins the tenants."""
 
-from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -9,6 +8,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.console.security import forget_cookie, set_cookie
+from vanilla_saas.database.cursor import page_bounds, page_rows
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy import page_store, sign_in, sign_in_pages, store
 from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, acting, new_token, token_hash
@@ -162,21 +162,12 @@ async def revoke_key(request: Request, caller: PageCaller, key_id: UUID) -> Resp
 # audit ----------------------------------------------------------------------------------------------------
 
 
-def _audit_cursor(text: str) -> tuple[datetime, UUID] | None:
-    at, _, row_id = text.partition("|")
-    try:
-        return (datetime.fromisoformat(at), UUID(row_id)) if text else None
-    except ValueError:
-        raise VanillaError("invalid_request", "That is not a place in the log.", {"param": "before"}) from None
-
-
 @router.get("/audit")
 async def audit(request: Request, caller: PageAdmin, action: str = "", before: str = "") -> Response:
     async with acting(request, caller, read_only=True) as connection:
-        found = await page_store.audit(connection, caller.identity.tenant_id, action.strip(), _audit_cursor(before))
-    rows, last = page_store.cursor_of(found)
-    older = f"{rows[-1]['created_at'].isoformat()}|{last}" if last else None
-    return render(request, "tenancy/audit.html", rows=rows, older=older, action=action)
+        bounds = page_bounds(before, page_store.PAGE)
+        rows = await page_store.audit(connection, caller.identity.tenant_id, action.strip(), bounds)
+    return render(request, "tenancy/audit.html", action=action, **page_rows(rows, page_store.PAGE))
 
 
 # tenants --------------------------------------------------------------------------------------------------

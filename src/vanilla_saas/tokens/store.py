@@ -191,13 +191,9 @@ async def read_levels(connection: asyncpg.Connection, tenant_id: UUID) -> list[L
     ]
 
 
-async def adjust(
-    connection: asyncpg.Connection, user_id: UUID, body: Adjustment, idempotency_key: str | None
-) -> dict[str, Any]:
-    """`adjust_user_tokens`: the ledger entry, with `replayed` true when the key had been used."""
-    entry: dict[str, Any] = await connection.fetchval(
-        ADJUST,
-        user_id,
+def _operation(body: Adjustment) -> tuple[object, ...]:
+    """The parameters that every form of an adjustment takes in this order, between user and idempotency key."""
+    return (
         body.amount,
         body.direction,
         body.reason,
@@ -206,6 +202,17 @@ async def adjust(
         body.reference_id,
         body.execution_id,
         body.metadata,
+    )
+
+
+async def adjust(
+    connection: asyncpg.Connection, user_id: UUID, body: Adjustment, idempotency_key: str | None
+) -> dict[str, Any]:
+    """`adjust_user_tokens`: the ledger entry, with `replayed` true when the key had been used."""
+    entry: dict[str, Any] = await connection.fetchval(
+        ADJUST,
+        user_id,
+        *_operation(body),
         idempotency_key,
         body.expires_at,
     )
@@ -220,14 +227,7 @@ async def adjust_by_key(
         ADJUST_BY_KEY,
         key_hash,
         user_id,
-        body.amount,
-        body.direction,
-        body.reason,
-        body.source,
-        body.reference_type,
-        body.reference_id,
-        body.execution_id,
-        body.metadata,
+        *_operation(body),
         key,
         body.expires_at,
         request_id,

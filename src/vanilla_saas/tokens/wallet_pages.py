@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from vanilla_saas.console import page_router, redirect, render
-from vanilla_saas.database.cursor import first_page
+from vanilla_saas.database.cursor import first_page, page_bounds, page_rows
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageAdmin, PageCaller
@@ -46,8 +46,8 @@ async def _frame(connection: asyncpg.Connection, caller: Caller, user_id: UUID) 
 async def grants(request: Request, caller: PageCaller, user_id: UUID, before: str = "", notice: str = "") -> Response:
     async with acting(request, caller, read_only=True) as connection:
         frame = await _frame(connection, caller, user_id)
-        rows = await wallet_store.grants(connection, caller.identity.tenant_id, user_id, _bounds(before))
-    return render(request, "tokens/grants.html", notice=notice, **frame, **_page(rows))
+        rows = await wallet_store.grants(connection, caller.identity.tenant_id, user_id, page_bounds(before, PAGE))
+    return render(request, "tokens/grants.html", notice=notice, **frame, **page_rows(rows, PAGE))
 
 
 @router.post("/wallet/{user_id}/grants")
@@ -223,19 +223,3 @@ def _start(day: date) -> datetime:
 
 def _after(day: date) -> datetime:
     return _start(day) + timedelta(days=1) if day < date.max else datetime.max.replace(tzinfo=UTC)
-
-
-def _bounds(before: str) -> tuple[datetime, UUID, int]:
-    """Where the page begins: strictly before `time|id`, or with the newest row."""
-    if not before:
-        return first_page(PAGE + 1)
-    at, _, row_id = before.partition("|")
-    try:
-        return datetime.fromisoformat(at).astimezone(UTC), UUID(row_id), PAGE + 1
-    except (ValueError, OverflowError):
-        raise VanillaError("invalid_request", "That is not a place in the list.", {"param": "before"}) from None
-
-
-def _page(rows: list[asyncpg.Record]) -> dict[str, Any]:
-    last = rows[PAGE - 1] if len(rows) > PAGE else None
-    return {"rows": rows[:PAGE], "older": f"{last['created_at'].isoformat()}|{last['id']}" if last else None}
