@@ -1852,11 +1852,11 @@ begin
     v_reaped := vanilla.reap_holds(p_limit);
     v_folded := vanilla.fold_due_wallets(p_limit);
     return jsonb_build_object('ran', true, 'partitions', vanilla.ensure_partitions(3), 'wallets_reaped', v_reaped, 'wallets_folded', v_folded,
-        'more', v_reaped >= p_limit or v_folded >= p_limit);
+        'deliveries_forgotten', vanilla.prune_webhook_deliveries(), 'more', v_reaped >= p_limit or v_folded >= p_limit);
 end
 $f$;
 comment on function vanilla.run_maintenance(integer) is
-    'A part of a tick: partitions ahead, then expired holds and due grants and periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
+    'A part of a tick: partitions ahead, old webhook deliveries forgotten, expired holds and due grants and periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
 
 -- calls together ---------------------------------------------------------------------------------------------------
 -- Calls that wait for the database at the same moment leave as one statement with one commit (database/coalescer.py). None

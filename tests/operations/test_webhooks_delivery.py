@@ -508,6 +508,14 @@ async def test_closed_deliveries_are_forgotten_after_thirty_days_and_open_ones_a
     assert len(await hooks.events(hook)) == 2
 
 
+async def test_the_tick_forgets_closed_deliveries(hooks: Hooks, receiver: Receiver, sender: WebhookSender) -> None:
+    hook = await hooks.make(receiver.url)
+    await hooks.credit(hook)
+    await send_due(sender)
+    await hooks.later(timedelta(days=30, minutes=1))
+    assert await hooks.operator.fetchval("select (vanilla.run_maintenance() ->> 'deliveries_forgotten')::int") == 1
+
+
 @pytest.mark.parametrize(
     ("scheme", "host", "said"),
     [

@@ -59,12 +59,6 @@ async def finish(
     return state
 
 
-async def prune(database: Database) -> int:
-    """Forgets deliveries that were closed a month ago; returns how many."""
-    forgotten: int = await database.call("select vanilla.prune_webhook_deliveries()")
-    return forgotten
-
-
 # events -----------------------------------------------------------------------------------------------------------
 
 
