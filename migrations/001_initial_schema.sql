@@ -1580,7 +1580,8 @@ begin
     if vanilla.claim(3) is not null or not vanilla.caller_is_operator() then
         perform vanilla.refuse('VS403', 'only the operator claims the super admin');
     end if;
-    select id into v_user from public.users where tenant_id = vanilla.platform() and role = 'superadmin' and status = 'active'
+    -- the users of the platform are the super admins (users_platform_check)
+    select id into v_user from public.users where tenant_id = vanilla.platform() and status = 'active'
         order by created_at, id limit 1;
     if v_user is null then
         perform vanilla.refuse('VS404', 'there is no super admin', '{}', 'Run 004_seed_data.sql again.');

@@ -232,6 +232,11 @@ BY_SESSION = ADMIT.replace("{user_key}, null, null", "null, {user_session}, null
 FOR = ADMIT.replace("null, null, 'sandbox", "null, 'ext', 'sandbox")
 ACT_AS = "update api_keys set scopes = '{chat,act_as}' where key_hash = {user_key}"
 CREATES = "update api_keys set scopes = '{chat,act_as:create}' where key_hash = {user_key}"
+TOGETHER = (
+    "select vanilla.run_calls(jsonb_build_array(jsonb_build_object('function', 'admit', 'key_hash', {user_key},"
+    " 'payer', 'not yet here', 'model', 'sandbox-small', 'prompt_tokens', 10, 'sandbox_prompt_tokens', 10, 'output_limit', 10,"
+    " 'choices', 1, 'execution_id', gen_random_uuid(), 'streamed', false, 'ttl', '60 s'))) -> 0 -> 'error' ->> 'sqlstate'"
+)
 EXTERNAL = "update users set external_id = 'ext', status = '%s' where tenant_id = '{a}' and id = '{other}'"
 OWN = ADMIT.replace("sandbox-small", "own-model")
 OWN_MODEL = (
@@ -247,6 +252,9 @@ SESSION_ENDED = [of("sessions", c, "vanilla.clock()") for c in ("revoked_at", "r
     SUSPENDED,
 ]
 CALLS = [
+    Case("runtime", TOGETHER, "= (VS403)"),
+    Case("runtime", TOGETHER, "= (VS404)", ACT_AS),
+    Case("runtime", TOGETHER, "= (40001)", CREATES),
     Case("runtime", f"{ADMIT} ->> 'user_id'", "= ({user})", then=BOOKS),
     Case("runtime", f"{ADMIT} ->> 'tenant_id'", "= ({a})"),
     *[Case("runtime", ADMIT, "VS411", given) for given in KEY_ENDED],

@@ -3,9 +3,6 @@
 SURVIVORS: dict[str, str] = {
     "refusal: vanilla.redeem_one_time_token: perform vanilla.refuse('VS411', 'the link is used up or too (1)":
         "without a link there is no user either, and the next line refuses in the same words",
-    "role check: vanilla.claim_super_admin: role = 'superadmin'": "users_platform_check: nobody else is there",
-    "tenant comparison: vanilla.claim_super_admin: tenant_id = vanilla.platform()":
-        "users_platform_check: super admins are nowhere else",
     "status check: vanilla.settle_call: status = 'abandoned'":
         "an expired hold's execution has that row and no other; settled twice is refused before",
     "tenant comparison: vanilla.fold_due_wallets: t.tenant_id = t.id": "tenants_self_check: they are the same",
@@ -15,10 +12,6 @@ SURVIVORS: dict[str, str] = {
         "the second look, after a lock that two first calls of one user meet at: tests/concurrency",
     "refusal: public.release_token_hold: perform vanilla.refuse('VS404', 'no such hold', jsonb_build_":
         "no case here names a hold that is not there: tests/tokens/test_holds.py does",
-    "refusal: vanilla.run_call: perform vanilla.refuse('40001', 'a call that makes its payer":
-        "only a batch of the coalescer comes here: tests/concurrency/test_coalescer.py",
-    "scopes: vanilla.run_call: 'act_as:create' = any (k.scopes)":
-        "only a batch of the coalescer comes here: tests/concurrency/test_coalescer.py",
     "status check: vanilla.lock_calls: x.state = 'open'":
         "locks more than it needs; the state is asked again under the lock",
     "status check: vanilla.run_operations: x.state = 'open'":

@@ -241,13 +241,17 @@ async def test_a_user_who_is_not_active_is_refused_at_once(
 async def test_a_tenant_that_is_not_active_is_refused_at_once(
     app: asyncpg.Connection, world: World, operator_of_world: asyncpg.Connection, end: str
 ) -> None:
-    token = world.a.token(world.signer, world.a.admin)
-    await operator_of_world.fetchval(f"select {end}", uuid.UUID(world.a.id))
-    try:
-        assert await accepted(app, token) is None
-    finally:
-        await operator_of_world.fetchval("select set_tenant_status($1, 'active')", uuid.UUID(world.a.id))
-    assert await accepted(app, token) == [world.a.id]
+    # of its own: closing revokes keys and sessions for good, and others use those of the world
+    tenant = await operator_of_world.fetchval("select create_tenant($1, 'Ended')", f"t{uuid.uuid4().hex[:10]}")
+    admin = await operator_of_world.fetchval(
+        "select create_user($1, 'admin', p_tenant_id => $2)", f"{uuid.uuid4().hex}@example.test", tenant
+    )
+    token = world.signer.sign(Identity(tenant, admin, "admin"))
+    assert await accepted(app, token) == [str(tenant)]
+    await operator_of_world.fetchval(f"select {end}", tenant)
+    assert await accepted(app, token) is None
+    await operator_of_world.fetchval("select set_tenant_status($1, 'active')", tenant)
+    assert await accepted(app, token) == [str(tenant)]
 
 
 async def test_a_super_admin_enters_only_a_tenant_that_they_opened_and_only_for_its_time(
