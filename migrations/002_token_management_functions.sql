@@ -5,13 +5,13 @@
 --         set_level_token_policy, set_user_token_policy, get_user_token_policy, verify_token_ledger, reconcile_token_wallets,
 --         token_balance_at, token_statement, token_statement_frame, token_ledger_anchor, verify_token_anchor
 -- Private, in the order they stand on each other:
---   move_tokens      the short way of most operations: counter, ledger row and chain link in one statement
+--   move_tokens      the short way of most operations: counter and chain link in one statement, the ledger row in the next
 --   post_entry       the long way: writes what its caller decided on a locked and folded wallet
 --   add_spendable    tokens come in: debt is repaid first
 --   grants_after_burn what readers see of the grants
 --   fold_wallet      takes what was burned from the grants, then plays every event that is due, in order of time
 --   lock_wallet      row lock, then fold when due: every operation of the long way starts here
---   take_tokens, reserve_tokens, settle_tokens, release_tokens, reap_holds
+--   reserve_tokens, settle_tokens, release_tokens, reap_holds
 --   assign_level     level, policy copy, grants of the current period
 --   adjust_tokens, run_operations  what adjust_user_tokens and its batch do, for a caller who may
 --   run_calls        calls of the gateway and of API keys that leave together, each with its own outcome
@@ -32,11 +32,15 @@ set local role vanilla_definer;
 alter default privileges revoke execute on functions from public;
 
 -- the ledger -------------------------------------------------------------------------------------------------------
--- The binary form of the row: lengths and types are in it, so no two rows share a form. Inlined.
+-- Arrays in their binary form: the number of elements, the length of each, and which are null, are in it, so no two rows
+-- share a form. One array a type: record_send would look up the type of each column at every call. Inlined.
 create or replace function vanilla.ledger_hash(p_head bytea, p_row public.user_token_ledger) returns bytea language sql stable parallel safe
-    return sha256(p_head || record_send(row(p_row.tenant_id, p_row.user_id, p_row.seq, p_row.id, p_row.created_at, p_row.amount, p_row.reserved_amount,
-        p_row.available_after, p_row.reserved_after, p_row.borrowed_after, p_row.direction, p_row.reason, p_row.source, p_row.reference_type,
-        p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id, p_row.idempotency_key, p_row.request_hash, p_row.metadata)));
+    return sha256(p_head
+        || array_send(array[p_row.tenant_id, p_row.user_id, p_row.id, p_row.reference_id, p_row.execution_id, p_row.hold_id, p_row.grant_id, p_row.actor_id])
+        || array_send(array[p_row.seq, p_row.amount, p_row.reserved_amount, p_row.available_after, p_row.reserved_after, p_row.borrowed_after])
+        || timestamptz_send(p_row.created_at)
+        || array_send(array[p_row.direction, p_row.reason, p_row.source, p_row.reference_type, p_row.idempotency_key, encode(p_row.request_hash, 'hex'),
+            p_row.metadata::text]));
 comment on function vanilla.ledger_hash(bytea, public.user_token_ledger) is 'Chain link: SHA-256 of the link before and of every column but hash.';
 
 -- Plain SQL without SET: inlined where it is asked.
@@ -53,43 +57,55 @@ comment on function vanilla.moves_simply(public.user_token_wallets, bigint, bigi
 -- Most operations need no more than the counter: the grants do not change (next_event_at), there is no debt, tokens suffice
 -- and no warning threshold is crossed. Then nothing is locked first; a row that does not qualify goes the long way.
 -- p_entry names the wallet (without a tenant: by its user alone), the change of available and of reserved, and the texts.
-create or replace function vanilla.move_tokens(p_entry public.user_token_ledger, p_spent bigint, p_epoch integer default null) returns public.user_token_ledger
+create or replace function vanilla.move_tokens(p_entry public.user_token_ledger, p_spent bigint, p_epoch integer default null,
+    p_ttl interval default null, p_api_key_id uuid default null, p_call jsonb default null) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
+    v_epoch integer;
 begin
-    p_entry.id := vanilla.uuid7();
-    with moved as (
-        update public.user_token_wallets w set
-            available_tokens = w.available_tokens + p_entry.amount,
-            reserved_tokens = w.reserved_tokens + p_entry.reserved_amount,
-            burn = w.burn - p_entry.amount,
-            spent_tokens = w.spent_tokens + p_spent,
-            seq = w.seq + 1,
-            last_entry_at = greatest(v_now, w.last_entry_at),       -- never before the entry before it
-            head = vanilla.ledger_hash(w.head, row(w.tenant_id, w.user_id, w.seq + 1, p_entry.id, greatest(v_now, w.last_entry_at),
-                p_entry.amount, p_entry.reserved_amount, w.available_tokens + p_entry.amount, w.reserved_tokens + p_entry.reserved_amount,
-                w.borrowed_tokens, p_entry.direction, p_entry.reason, p_entry.source, p_entry.reference_type, p_entry.reference_id,
-                p_entry.execution_id, p_entry.hold_id, p_entry.grant_id, p_entry.actor_id, p_entry.idempotency_key, p_entry.request_hash,
-                p_entry.metadata, null)::public.user_token_ledger)
-        where w.user_id = p_entry.user_id
-          and w.tenant_id = coalesce(p_entry.tenant_id, (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end
-                                                         from public.users u where u.id = p_entry.user_id))
-          and vanilla.moves_simply(w, p_entry.amount, p_entry.reserved_amount, v_now)
-          and (p_epoch is null and w.status = 'active' or p_epoch = w.epoch and w.status <> 'closed')      -- calls in flight settle
-        returning w.tenant_id, w.user_id, w.seq, w.last_entry_at, w.available_tokens, w.reserved_tokens, w.borrowed_tokens, w.head)
-    insert into public.user_token_ledger
-        select m.tenant_id, m.user_id, m.seq, p_entry.id, m.last_entry_at, p_entry.amount, p_entry.reserved_amount,
-            m.available_tokens, m.reserved_tokens, m.borrowed_tokens, p_entry.direction, p_entry.reason, p_entry.source, p_entry.reference_type,
-            p_entry.reference_id, p_entry.execution_id, p_entry.hold_id, p_entry.grant_id, p_entry.actor_id, p_entry.idempotency_key,
-            p_entry.request_hash, p_entry.metadata, m.head
-        from moved m
-        returning * into p_entry;
+    update public.user_token_wallets w set
+        available_tokens = w.available_tokens + p_entry.amount,
+        reserved_tokens = w.reserved_tokens + p_entry.reserved_amount,
+        burn = w.burn - p_entry.amount,
+        spent_tokens = w.spent_tokens + p_spent,
+        seq = w.seq + 1,
+        last_entry_at = greatest(v_now, w.last_entry_at),       -- never before the entry before it
+        head = vanilla.ledger_hash(w.head, row(w.tenant_id, w.user_id, w.seq + 1, p_entry.id, greatest(v_now, w.last_entry_at),
+            p_entry.amount, p_entry.reserved_amount, w.available_tokens + p_entry.amount, w.reserved_tokens + p_entry.reserved_amount,
+            w.borrowed_tokens, p_entry.direction, p_entry.reason, p_entry.source, p_entry.reference_type, p_entry.reference_id,
+            p_entry.execution_id, p_entry.hold_id, p_entry.grant_id, p_entry.actor_id, p_entry.idempotency_key, p_entry.request_hash,
+            p_entry.metadata, null)::public.user_token_ledger)
+    where w.user_id = p_entry.user_id
+      and w.tenant_id = coalesce(p_entry.tenant_id, (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end
+                                                     from public.users u where u.id = p_entry.user_id))
+      and vanilla.moves_simply(w, p_entry.amount, p_entry.reserved_amount, v_now)
+      and (p_epoch is null and w.status = 'active' or p_epoch = w.epoch and w.status <> 'closed')      -- calls in flight settle
+    returning w.tenant_id, w.seq, w.last_entry_at, w.available_tokens, w.reserved_tokens, w.borrowed_tokens, w.head, w.epoch
+    into p_entry.tenant_id, p_entry.seq, p_entry.created_at, p_entry.available_after, p_entry.reserved_after, p_entry.borrowed_after, p_entry.hash, v_epoch;
+    if p_entry.seq is null then return null; end if;
+    insert into public.user_token_ledger values (p_entry.*)
+        on conflict (tenant_id, user_id, idempotency_key) where idempotency_key is not null do nothing;
+    if not found then
+        -- the key was used, perhaps this moment: the wallet goes back to the entry before. Rare, and a savepoint for it would cost every call
+        update public.user_token_wallets w set available_tokens = w.available_tokens - p_entry.amount, reserved_tokens = w.reserved_tokens - p_entry.reserved_amount,
+                burn = w.burn + p_entry.amount, spent_tokens = w.spent_tokens - p_spent, seq = w.seq - 1, head = coalesce(l.hash, ''),
+                last_entry_at = coalesce(l.created_at, '-infinity')
+            from (select p_entry.seq - 1 as seq) before
+            left join public.user_token_ledger l on l.tenant_id = p_entry.tenant_id and l.user_id = p_entry.user_id and l.seq = before.seq
+            where w.tenant_id = p_entry.tenant_id and w.user_id = p_entry.user_id;
+        return null;
+    end if;
+    if p_ttl is not null then
+        insert into public.user_token_holds (tenant_id, id, user_id, amount, requested, epoch, expires_at, reference_type, reference_id, execution_id, api_key_id, call, created_at)
+        values (p_entry.tenant_id, p_entry.hold_id, p_entry.user_id, p_entry.reserved_amount, p_entry.reserved_amount, v_epoch,
+            v_now + p_ttl, p_entry.reference_type, p_entry.reference_id, p_entry.execution_id, p_api_key_id, p_call, v_now);
+    end if;
     return p_entry;
 end
 $f$;
-comment on function vanilla.move_tokens(public.user_token_ledger, bigint, integer) is
-    'Posts an entry in one statement when the wallet allows it without further thought, else answers null and writes nothing. p_epoch is that of a hold being closed.';
+comment on function vanilla.move_tokens(public.user_token_ledger, bigint, integer, interval, uuid, jsonb) is
+    'Posts an entry when the wallet allows it without further thought and its key is new, else answers null and writes nothing. p_epoch is that of a hold being closed; with p_ttl it opens the hold of a reserve entry.';
 
 -- Told when tokens are spent, not when they are held: available + reserved crosses a mark once, however many calls come and go.
 create or replace function vanilla.tell_crossing(p_before public.user_token_wallets, p_entry public.user_token_ledger) returns void
@@ -146,24 +162,27 @@ $f$;
 comment on function vanilla.post_entry(public.user_token_wallets, public.user_token_ledger) is
     'Writes the amounts that the caller set in its copy of the locked wallet, and their ledger row.';
 
-create or replace function vanilla.entry_json(p_entry public.user_token_ledger, p_replayed boolean default false) returns jsonb
-language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_json jsonb := jsonb_build_object('id', p_entry.id, 'seq', p_entry.seq, 'user_id', p_entry.user_id, 'direction', p_entry.direction,
+-- Inlined.
+create or replace function vanilla.entry_fields(p_entry public.user_token_ledger, p_replayed boolean) returns jsonb language sql stable
+    return jsonb_build_object('id', p_entry.id, 'seq', p_entry.seq, 'user_id', p_entry.user_id, 'direction', p_entry.direction,
         'amount', p_entry.amount, 'reserved_amount', p_entry.reserved_amount, 'available_tokens', p_entry.available_after,
         'reserved_tokens', p_entry.reserved_after, 'borrowed_tokens', p_entry.borrowed_after, 'reason', p_entry.reason, 'source', p_entry.source,
         'reference_type', p_entry.reference_type, 'reference_id', p_entry.reference_id, 'execution_id', p_entry.execution_id,
         'hold_id', p_entry.hold_id, 'metadata', p_entry.metadata, 'created_at', p_entry.created_at, 'replayed', p_replayed);
+comment on function vanilla.entry_fields(public.user_token_ledger, boolean) is 'A ledger entry as the API shows it, of a wallet without debt.';
+
+create or replace function vanilla.entry_json(p_entry public.user_token_ledger, p_replayed boolean default false) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 begin
     if p_entry.borrowed_after > 0 and p_entry.direction in ('debit', 'settle', 'debt', 'reserve') and not exists (
             select from public.user_token_wallets w where w.tenant_id = p_entry.tenant_id and w.user_id = p_entry.user_id
               and w.enforcement_mode = 'monitor') then
-        return v_json || '{"warning": "the wallet is in debt; the next credit repays it"}';
+        return vanilla.entry_fields(p_entry, p_replayed) || '{"warning": "the wallet is in debt; the next credit repays it"}';
     end if;
-    return v_json;
+    return vanilla.entry_fields(p_entry, p_replayed);
 end
 $f$;
-comment on function vanilla.entry_json(public.user_token_ledger, boolean) is 'A ledger entry as the API shows it.';
+comment on function vanilla.entry_json(public.user_token_ledger, boolean) is 'A ledger entry as the API shows it, with a warning where a wallet that is not only monitored is in debt.';
 
 -- grants -----------------------------------------------------------------------------------------------------------
 create or replace function vanilla.add_spendable(p_wallet public.user_token_wallets, p_amount bigint) returns public.user_token_wallets
@@ -565,27 +584,6 @@ $f$;
 comment on function vanilla.insert_hold(public.user_token_ledger, bigint, interval, uuid, jsonb) is
     'The hold of a reserve entry that was just posted; its wallet is locked by that.';
 
--- The short way of spending: a debit or a reserve entry with its texts; null when the wallet wants the long way.
-create or replace function vanilla.take_tokens(p_entry public.user_token_ledger, p_amount bigint, p_ttl interval default null, p_api_key_id uuid default null, p_call jsonb default null) returns public.user_token_ledger
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
-begin
-    p_entry.amount := -p_amount;
-    if p_entry.direction = 'debit' then
-        p_entry.reserved_amount := 0;
-        return vanilla.move_tokens(p_entry, p_amount);
-    end if;
-    p_entry.reserved_amount := p_amount;
-    p_entry.hold_id := vanilla.uuid7();
-    p_entry := vanilla.move_tokens(p_entry, 0);
-    if p_entry.seq is not null then
-        perform vanilla.insert_hold(p_entry, p_amount, p_ttl, p_api_key_id, p_call);
-    end if;
-    return p_entry;
-end
-$f$;
-comment on function vanilla.take_tokens(public.user_token_ledger, bigint, interval, uuid, jsonb) is
-    'Debits or reserves in one statement when the wallet allows it without further thought; null and nothing written when not.';
-
 create or replace function vanilla.reserve_tokens(p_wallet public.user_token_wallets, p_entry public.user_token_ledger, p_amount bigint, p_ttl interval,
     p_api_key_id uuid default null, p_call jsonb default null) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -611,7 +609,7 @@ comment on function vanilla.reserve_tokens(public.user_token_wallets, public.use
 
 -- The last entry is returned: settle, or debt when the actual was above the hold and the wallet could not pay.
 create or replace function vanilla.settle_tokens(p_tenant_id uuid, p_hold_id uuid, p_actual bigint, p_late boolean, p_reason text, p_request_id text,
-    p_idempotency_key text default null, p_request_hash bytea default null) returns public.user_token_ledger
+    p_actor_id uuid default null, p_idempotency_key text default null, p_request_hash bytea default null) returns public.user_token_ledger
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_hold public.user_token_holds;
@@ -637,23 +635,13 @@ begin
             where tenant_id = p_tenant_id and id = p_hold_id;
         v_late := true;
     end if;
-    v_common.tenant_id := v_hold.tenant_id;
-    v_common.user_id := v_hold.user_id;
-    v_common.source := 'hold';
-    v_common.reason := p_reason;
-    v_common.reference_type := v_hold.reference_type;
-    v_common.reference_id := v_hold.reference_id;
-    v_common.execution_id := v_hold.execution_id;
-    v_common.hold_id := v_hold.id;
-    v_common.actor_id := vanilla.claim(4)::uuid;
-    v_common.metadata := jsonb_build_object('held', v_hold.amount, 'actual', p_actual) || case when p_request_id is null then '{}' else jsonb_build_object('request_id', p_request_id) end;
-    v_common.direction := 'settle';
-    v_common.idempotency_key := p_idempotency_key;
-    v_common.request_hash := p_request_hash;
+    v_common := row(v_hold.tenant_id, v_hold.user_id, null, null, null, v_hold.amount - p_actual, -v_hold.amount, null, null, null, 'settle', p_reason, 'hold',
+        v_hold.reference_type, v_hold.reference_id, v_hold.execution_id, v_hold.id, null, p_actor_id, p_idempotency_key, p_request_hash,
+        jsonb_build_object('held', v_hold.amount, 'actual', p_actual)
+            || case when p_request_id is null then '{}' else jsonb_build_object('request_id', p_request_id) end, null)::public.user_token_ledger;
     if not v_late then
         v_entry := v_common;
-        v_entry.amount := v_hold.amount - p_actual;
-        v_entry.reserved_amount := -v_hold.amount;
+        v_entry.id := vanilla.uuid7();
         v_entry := vanilla.move_tokens(v_entry, p_actual, v_hold.epoch);
         if v_entry.seq is not null then return v_entry; end if;
     end if;
@@ -682,12 +670,13 @@ begin
         v_entry := v_common;
         v_entry.direction := 'debt';
         v_entry.amount := v_paid - v_extra;
+        v_entry.reserved_amount := 0;
         v_entry := vanilla.post_entry(v_wallet, v_entry);
     end if;
     return v_entry;
 end
 $f$;
-comment on function vanilla.settle_tokens(uuid, uuid, bigint, boolean, text, text, text, bytea) is
+comment on function vanilla.settle_tokens(uuid, uuid, bigint, boolean, text, text, uuid, text, bytea) is
     'Charges the actual against a hold: the rest returns, an excess is paid from what is available and beyond that is debt. p_late also charges an expired hold and answers null where nothing is left to do.';
 
 -- The hold shrinks and stays; a part is never more than what is held.
@@ -751,10 +740,22 @@ comment on function vanilla.release_tokens(public.user_token_wallets, public.use
 -- the seed's functions ---------------------------------------------------------------------------------------------
 create or replace function vanilla.request_hash(p_amount bigint, p_direction text, p_reason text, p_source text, p_reference_type text, p_reference_id uuid,
     p_execution_id uuid, p_metadata jsonb, p_expires_at timestamptz) returns bytea language sql stable
-    return sha256(convert_to(jsonb_build_array(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id,
-        p_metadata, p_expires_at at time zone 'UTC')::text, 'UTF8'));       -- the same body in every session's time zone
+    return sha256(array_send(array[p_amount::text, p_direction, p_reason, p_source, p_reference_type, p_reference_id::text, p_execution_id::text,
+        p_metadata::text, extract(epoch from p_expires_at)::text]));       -- the same body in every session's time zone
 comment on function vanilla.request_hash(bigint, text, text, text, text, uuid, uuid, jsonb, timestamptz) is
     'What an idempotency key stands for: the body of an adjustment.';
+
+-- Inlined. What move_tokens needs of a debit or a reserve stands in it already.
+create or replace function vanilla.requested_entry(p_tenant_id uuid, p_actor_id uuid, p_user_id uuid, p_amount bigint, p_direction text, p_reason text, p_source text,
+    p_reference_type text, p_reference_id uuid, p_execution_id uuid, p_metadata jsonb, p_idempotency_key text, p_expires_at timestamptz)
+returns public.user_token_ledger language sql volatile
+    return row(p_tenant_id, p_user_id, null, vanilla.uuid7(), null, case when p_direction in ('debit', 'reserve') then -abs(p_amount) end,
+        case p_direction when 'reserve' then abs(p_amount) else 0 end, null, null, null, p_direction, coalesce(p_reason, p_direction),
+        coalesce(p_source, 'manual'), p_reference_type, p_reference_id, p_execution_id, case p_direction when 'reserve' then vanilla.uuid7() end, null,
+        p_actor_id, p_idempotency_key, case when p_idempotency_key is not null then vanilla.request_hash(p_amount, p_direction, p_reason, p_source,
+            p_reference_type, p_reference_id, p_execution_id, p_metadata, p_expires_at) end, coalesce(p_metadata, '{}'), null)::public.user_token_ledger;
+comment on function vanilla.requested_entry(uuid, uuid, uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz) is
+    'The ledger entry that an adjustment asks for, before the wallet is looked at.';
 
 -- Everything an adjustment does, for a tenant and an actor that the caller has established: the context, or an API key.
 create or replace function vanilla.adjust_tokens(p_tenant_id uuid, p_actor_id uuid, p_actor_role text, p_user_id uuid, p_amount bigint, p_direction text,
@@ -765,8 +766,8 @@ declare
     v_amount bigint := vanilla.check_amount(p_amount);
     v_wallet public.user_token_wallets;
     v_hold public.user_token_holds;
-    v_entry public.user_token_ledger;
-    v_short public.user_token_ledger;
+    v_entry public.user_token_ledger := vanilla.requested_entry(p_tenant_id, p_actor_id, p_user_id, p_amount, p_direction, p_reason, p_source,
+        p_reference_type, p_reference_id, p_execution_id, p_metadata, p_idempotency_key, p_expires_at);
     v_old public.user_token_ledger;
     v_paid bigint;
 begin
@@ -778,33 +779,6 @@ begin
         perform vanilla.refuse('VS400', 'a credit is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
     end if;
     if p_direction in ('debit', 'reserve', 'release') then v_amount := abs(v_amount); end if;
-    v_entry.tenant_id := p_tenant_id;
-    v_entry.user_id := p_user_id;
-    v_entry.direction := p_direction;
-    v_entry.reason := coalesce(p_reason, p_direction);
-    v_entry.source := coalesce(p_source, 'manual');
-    v_entry.reference_type := p_reference_type;
-    v_entry.reference_id := p_reference_id;
-    v_entry.execution_id := p_execution_id;
-    v_entry.metadata := coalesce(p_metadata, '{}');
-    v_entry.actor_id := p_actor_id;
-    if p_idempotency_key is not null then
-        v_entry.idempotency_key := p_idempotency_key;
-        v_entry.request_hash := vanilla.request_hash(p_amount, p_direction, p_reason, p_source, p_reference_type, p_reference_id, p_execution_id, p_metadata, p_expires_at);
-    end if;
-    if p_direction in ('debit', 'reserve') and p_expires_at = 'infinity' then
-        if p_idempotency_key is null then
-            v_short := vanilla.take_tokens(v_entry, v_amount, interval '1 hour');
-        else
-            begin
-                v_short := vanilla.take_tokens(v_entry, v_amount, interval '1 hour');
-            exception when unique_violation then      -- the key was used, perhaps this moment: the long way has the answer
-                v_short := null;
-            end;
-        end if;
-        if v_short.seq is not null then return vanilla.entry_json(v_short); end if;
-    end if;
-
     v_entry.tenant_id := (vanilla.find_user(p_tenant_id, p_user_id)).tenant_id;
     if p_direction = 'release' then
         -- a hold is locked before its wallet
@@ -876,7 +850,7 @@ begin
 end
 $f$;
 comment on function vanilla.adjust_tokens(uuid, uuid, text, uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz) is
-    'The body of adjust_user_tokens, for a caller who may; without a tenant the user''s own.';
+    'The long way of adjust_user_tokens, for a caller who may; without a tenant the user''s own.';
 
 create or replace function public.adjust_user_tokens(
     p_user_id uuid,
@@ -891,108 +865,107 @@ create or replace function public.adjust_user_tokens(
     p_idempotency_key text default null,
     p_expires_at timestamptz default 'infinity') returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_acting uuid[] := vanilla.acting();
+    v_entry public.user_token_ledger;
 begin
-    return vanilla.adjust_tokens(vanilla.acting_tenant(), vanilla.claim(4)::uuid, null, p_user_id, p_amount, p_direction, p_reason, p_source,
+    if p_direction in ('debit', 'reserve') and p_amount between -1000000000000000 and 1000000000000000 and p_amount <> 0 and p_expires_at = 'infinity' then
+        v_entry := vanilla.move_tokens(vanilla.requested_entry(v_acting[1], v_acting[2], p_user_id, p_amount, p_direction, p_reason, p_source, p_reference_type,
+                p_reference_id, p_execution_id, p_metadata, p_idempotency_key, p_expires_at),
+            case p_direction when 'debit' then abs(p_amount) else 0 end, null, case p_direction when 'reserve' then interval '1 hour' end);
+        if v_entry.seq is not null then return vanilla.entry_fields(v_entry, false); end if;
+    end if;
+    return vanilla.adjust_tokens(v_acting[1], v_acting[2], null, p_user_id, p_amount, p_direction, p_reason, p_source,
         p_reference_type, p_reference_id, p_execution_id, p_metadata, p_idempotency_key, p_expires_at);
 end
 $f$;
 comment on function public.adjust_user_tokens(uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz) is
     'Changes a wallet and writes the ledger: credit, debit, reserve (returns hold_id), release (by hold_id or reference), adjustment (signed). Admin, super admin, service or operator. Returns the ledger entry.';
 
-create or replace function vanilla.write_entries(p_wallets public.user_token_wallets[], p_entries public.user_token_ledger[]) returns void
-language sql volatile set search_path = pg_catalog, pg_temp as $f$
-    update public.user_token_wallets w set available_tokens = x.available_tokens, spent_tokens = x.spent_tokens, burn = x.burn,
-            seq = x.seq, head = x.head, last_entry_at = x.last_entry_at
-        from unnest(p_wallets) x where w.tenant_id = x.tenant_id and w.user_id = x.user_id;
-    insert into public.user_token_ledger select * from unnest(p_entries)
-$f$;
-comment on function vanilla.write_entries(public.user_token_wallets[], public.user_token_ledger[]) is
-    'Writes copies of locked wallets after several debits, each wallet once, and the entries of those debits.';
-
--- One lock pass, then debits that take the short way are counted in memory, wallet by wallet, and written together. Whatever
--- else is asked runs as adjust_user_tokens in a transaction of its own inside this one, after what stands before it is written.
--- "offset 0" makes of every join a look-up by index for each operation: connections keep the plan of their first batch, when
--- the tables are nearly empty.
+-- One lock pass. A wallet of which every operation is a debit that takes the short way is written by one statement, together
+-- with all others of that kind. The operations of the other wallets run one by one as adjust_user_tokens, each in a
+-- transaction of its own inside this one. Wallets know nothing of each other, so only the order within one matters.
+-- Look-ups, not joins: connections keep the plan of their first batch, when the tables are nearly empty.
 create or replace function vanilla.run_operations(p_tenant_id uuid, p_actor_ids uuid[], p_operations jsonb, p_atomic boolean, p_look_up boolean) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $f$
 declare
-    v_op record;
+    v_count integer := jsonb_array_length(p_operations);
     v_now timestamptz;
-    v_wallet public.user_token_wallets;
-    v_entry public.user_token_ledger;
-    v_amount bigint;
-    v_dirty boolean := false;
-    v_wallets public.user_token_wallets[] := '{}';
-    v_entries public.user_token_ledger[] := '{}';
-    v_results jsonb[] := array_fill(null::jsonb, array[jsonb_array_length(p_operations)]);
+    v_op record;
+    v_done bigint[];
+    v_answers jsonb;
+    v_results jsonb[];
     v_state text;
     v_message text;
     v_detail text;
     v_hint text;
 begin
     if p_operations @> '[{"direction": "release"}]' then        -- holds are locked before wallets
-        for v_op in
-            select h.tenant_id, h.id from jsonb_to_recordset(p_operations) as o (user_id uuid, direction text, reference_id uuid)
-                cross join lateral (select u.tenant_id from public.users u where u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) offset 0) u
-                cross join lateral (select * from public.user_token_holds x where x.tenant_id = u.tenant_id and x.user_id = o.user_id and x.state = 'open'
-                    and o.reference_id in (x.id, x.reference_id) offset 0) h
-            where o.direction = 'release' order by h.tenant_id, h.id
-        loop
-            perform from public.user_token_holds where tenant_id = v_op.tenant_id and id = v_op.id for update;
-        end loop;
+        perform from (
+                select h.tenant_id, h.id from jsonb_to_recordset(p_operations) as o (user_id uuid, direction text, reference_id uuid)
+                    cross join lateral (select u.tenant_id from public.users u where u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) offset 0) u
+                    cross join lateral (select * from public.user_token_holds x where x.tenant_id = u.tenant_id and x.user_id = o.user_id and x.state = 'open'
+                        and o.reference_id in (x.id, x.reference_id) offset 0) h
+                where o.direction = 'release' order by h.tenant_id, h.id) o
+            cross join lateral (select from public.user_token_holds x where x.tenant_id = o.tenant_id and x.id = o.id for update) h;
     end if;
-    for v_op in
-        select distinct u.tenant_id, u.id from jsonb_to_recordset(p_operations) as o (user_id uuid)
-            cross join lateral (select u.tenant_id, u.id from public.users u where u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) offset 0) u
-        order by u.tenant_id, u.id
-    loop
-        perform from public.user_token_wallets where tenant_id = v_op.tenant_id and user_id = v_op.id for update;
-    end loop;
+    perform from (
+            select distinct u.tenant_id, u.id from jsonb_to_recordset(p_operations) as o (user_id uuid)
+                cross join lateral (select u.tenant_id, u.id from public.users u where u.id = o.user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) offset 0) u
+            order by u.tenant_id, u.id) o
+        cross join lateral (select from public.user_token_wallets x where x.tenant_id = o.tenant_id and x.user_id = o.id for update) w;
     v_now := vanilla.clock();
-    for v_op in
-        select o.*, w.wallet, o.idempotency_key is not null and (row_number() over (partition by o.user_id, o.idempotency_key order by o.n) > 1
-                or p_look_up and (select l.seq from public.user_token_ledger l where l.tenant_id = (w.wallet).tenant_id and l.user_id = (w.wallet).user_id
-                    and l.idempotency_key = o.idempotency_key) is not null) as replay
+    with asked as materialized (
+        select o.*, w.wallet, abs(o.amount) as debit, coalesce(o.direction = 'debit' and o.amount <> 0 and abs(o.amount) <= 1000000000000000
+                and coalesce(o.expires_at, 'infinity') = 'infinity' and not (p_look_up and o.idempotency_key is not null and (
+                    select l.seq from public.user_token_ledger l where l.tenant_id = (w.wallet).tenant_id and l.user_id = (w.wallet).user_id
+                        and l.idempotency_key = o.idempotency_key) is not null), false)
+            and (o.idempotency_key is null or count(*) over (partition by o.user_id, o.idempotency_key) = 1) as simple
         from rows from (jsonb_to_recordset(p_operations) as (user_id uuid, amount bigint, direction text, reason text, source text, reference_type text,
                 reference_id uuid, execution_id uuid, metadata jsonb, idempotency_key text, expires_at timestamptz)) with ordinality
             as o (user_id, amount, direction, reason, source, reference_type, reference_id, execution_id, metadata, idempotency_key, expires_at, n)
-        left join lateral (select x as wallet from public.user_token_wallets x where x.user_id = o.user_id and x.tenant_id = coalesce(p_tenant_id,
-            (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end from public.users u where u.id = o.user_id)) offset 0) w on true
-        order by (w.wallet).tenant_id, (w.wallet).user_id, o.n
+        cross join lateral (select x as wallet from public.user_token_wallets x where x.user_id = o.user_id and x.tenant_id = coalesce(p_tenant_id,
+            (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end from public.users u where u.id = o.user_id)) offset 0) w),
+    judged as (
+        select a.*, bool_and(a.simple) over whole and (a.wallet).status = 'active' and vanilla.moves_simply(a.wallet, (- sum(a.debit) over whole)::bigint, 0, v_now) as is_short,
+            row_number() over so_far as k, (sum(a.debit) over so_far)::bigint as spent, lead(1) over so_far is null as is_last
+        from asked a
+        window whole as (partition by (a.wallet).tenant_id, (a.wallet).user_id), so_far as (whole order by a.n rows unbounded preceding)),
+    entries as materialized (
+        select j.n, j.wallet, j.k, j.spent, j.is_last, row((j.wallet).tenant_id, (j.wallet).user_id, (j.wallet).seq + j.k, vanilla.uuid7(), greatest(v_now, (j.wallet).last_entry_at), -j.debit, 0,
+            (j.wallet).available_tokens - j.spent, (j.wallet).reserved_tokens, (j.wallet).borrowed_tokens, 'debit', coalesce(j.reason, 'debit'), coalesce(j.source, 'manual'),
+            j.reference_type, j.reference_id, j.execution_id, null, null, p_actor_ids[j.n], j.idempotency_key, case when j.idempotency_key is not null then
+                vanilla.request_hash(j.amount, 'debit', j.reason, coalesce(j.source, 'manual'), j.reference_type, j.reference_id, j.execution_id,
+                    coalesce(j.metadata, '{}'), 'infinity') end, coalesce(j.metadata, '{}'), null)::public.user_token_ledger as entry
+        from judged j where j.is_short),
+    chained as materialized (
+        select e.n, e.wallet, e.spent, e.is_last, e.entry, case when e.k = 1 and e.is_last then vanilla.ledger_hash((e.wallet).head, e.entry)
+            else vanilla.ledger_chain((e.wallet).head, e.entry) over (partition by (e.entry).tenant_id, (e.entry).user_id order by (e.entry).seq) end as link
+        from entries e),
+    written as (
+        insert into public.user_token_ledger
+        select (c.entry).tenant_id, (c.entry).user_id, (c.entry).seq, (c.entry).id, (c.entry).created_at, (c.entry).amount, (c.entry).reserved_amount,
+            (c.entry).available_after, (c.entry).reserved_after, (c.entry).borrowed_after, (c.entry).direction, (c.entry).reason, (c.entry).source,
+            (c.entry).reference_type, (c.entry).reference_id, (c.entry).execution_id, null, null, (c.entry).actor_id, (c.entry).idempotency_key,
+            (c.entry).request_hash, (c.entry).metadata, c.link from chained c),
+    moved as (
+        update public.user_token_wallets w set available_tokens = (c.entry).available_after, spent_tokens = w.spent_tokens + c.spent, burn = w.burn + c.spent,
+                seq = (c.entry).seq, head = c.link, last_entry_at = (c.entry).created_at
+            from chained c where c.is_last and w.tenant_id = (c.entry).tenant_id and w.user_id = (c.entry).user_id)
+    select coalesce(jsonb_agg(jsonb_build_object('ok', true, 'entry', vanilla.entry_fields(c.entry, false)) order by c.n), '[]'), array_agg(c.n order by c.n)
+        into v_answers, v_done from chained c;
+    if cardinality(v_done) = v_count then return v_answers; end if;
+
+    v_results := array_fill(null::jsonb, array[v_count]);
+    for v_op in select d.n, e.answer from unnest(v_done) with ordinality d (n, k) join jsonb_array_elements(v_answers) with ordinality e (answer, k) using (k) loop
+        v_results[v_op.n] := v_op.answer;
+    end loop;
+    for v_op in
+        select o.* from rows from (jsonb_to_recordset(p_operations) as (user_id uuid, amount bigint, direction text, reason text, source text, reference_type text,
+                reference_id uuid, execution_id uuid, metadata jsonb, idempotency_key text, expires_at timestamptz)) with ordinality
+            as o (user_id, amount, direction, reason, source, reference_type, reference_id, execution_id, metadata, idempotency_key, expires_at, n)
+        where v_results[o.n] is null order by o.user_id, o.n
     loop
-        if v_wallet.user_id is distinct from v_op.user_id then
-            if v_dirty then v_wallets := v_wallets || v_wallet; end if;
-            v_wallet := v_op.wallet;
-            v_dirty := false;
-        end if;
-        v_amount := abs(v_op.amount);
-        if v_op.direction = 'debit' and v_amount between 1 and 1000000000000000 and coalesce(v_op.expires_at, 'infinity') = 'infinity'
-           and not v_op.replay and v_wallet.status = 'active' and vanilla.moves_simply(v_wallet, -v_amount, 0, v_now)
-        then
-            v_wallet.available_tokens := v_wallet.available_tokens - v_amount;
-            v_wallet.burn := v_wallet.burn + v_amount;
-            v_wallet.spent_tokens := v_wallet.spent_tokens + v_amount;
-            v_wallet.seq := v_wallet.seq + 1;
-            v_wallet.last_entry_at := greatest(v_now, v_wallet.last_entry_at);
-            v_entry := row(v_wallet.tenant_id, v_wallet.user_id, v_wallet.seq, vanilla.uuid7(), v_wallet.last_entry_at, -v_amount, 0, v_wallet.available_tokens,
-                v_wallet.reserved_tokens, v_wallet.borrowed_tokens, 'debit', coalesce(v_op.reason, 'debit'), coalesce(v_op.source, 'manual'), v_op.reference_type,
-                v_op.reference_id, v_op.execution_id, null, null, p_actor_ids[v_op.n], v_op.idempotency_key, case when v_op.idempotency_key is not null then
-                vanilla.request_hash(v_op.amount, 'debit', v_op.reason, coalesce(v_op.source, 'manual'), v_op.reference_type, v_op.reference_id, v_op.execution_id,
-                    coalesce(v_op.metadata, '{}'), 'infinity') end, coalesce(v_op.metadata, '{}'), null);
-            v_wallet.head := vanilla.ledger_hash(v_wallet.head, v_entry);
-            v_entry.hash := v_wallet.head;
-            v_entries := v_entries || v_entry;
-            v_dirty := true;
-            v_results[v_op.n] := jsonb_build_object('ok', true, 'entry', vanilla.entry_json(v_entry));
-            continue;
-        end if;
-        if v_entries <> '{}' then
-            if v_dirty then v_wallets := v_wallets || v_wallet; end if;
-            perform vanilla.write_entries(v_wallets, v_entries);
-            v_wallets := '{}';
-            v_entries := '{}';
-            v_dirty := false;
-        end if;
         begin
             v_results[v_op.n] := jsonb_build_object('ok', true, 'entry', vanilla.adjust_tokens(p_tenant_id, p_actor_ids[v_op.n], null, v_op.user_id, v_op.amount, v_op.direction, v_op.reason,
                 coalesce(v_op.source, 'manual'), v_op.reference_type, v_op.reference_id, v_op.execution_id, coalesce(v_op.metadata, '{}'),
@@ -1007,10 +980,7 @@ begin
             v_results[v_op.n] := jsonb_build_object('ok', false, 'error', jsonb_build_object('sqlstate', v_state, 'message', v_message,
                 'detail', case when v_detail like '{%' then v_detail::jsonb else '{}' end, 'hint', nullif(v_hint, '')));
         end;
-        if v_wallet.user_id is not null then v_wallet := vanilla.read_wallet(v_wallet.tenant_id, v_wallet.user_id); end if;
     end loop;
-    if v_dirty then v_wallets := v_wallets || v_wallet; end if;
-    if v_entries <> '{}' then perform vanilla.write_entries(v_wallets, v_entries); end if;
     return to_jsonb(v_results);
 end
 $f$;
@@ -1044,16 +1014,14 @@ $f$;
 comment on function public.adjust_user_tokens_batch(jsonb, boolean) is
     'Many adjustments in one transaction: objects with the parameters of adjust_user_tokens, without p_. Answers {ok, entry} or {ok, error} for each, in order; with p_atomic the first refusal undoes all.';
 
-create or replace function vanilla.hold_tenant(p_hold_id uuid, p_tenant_id uuid) returns uuid
-language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
-begin
-    return coalesce(v_tenant, (select min(h.tenant_id::text)::uuid from public.user_token_holds h where h.id = p_hold_id having count(*) = 1));
-end
+-- A look-up for each tenant: no index begins with the id, which every reservation would have to keep.
+create or replace function vanilla.hold_tenant(p_hold_id uuid) returns uuid language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select min(h.tenant_id::text)::uuid from public.tenants t
+    cross join lateral (select x.tenant_id from public.user_token_holds x where x.tenant_id = t.tenant_id and x.id = p_hold_id offset 0) h
+    having count(*) = 1
 $f$;
-comment on function vanilla.hold_tenant(uuid, uuid) is
-    'The tenant in which an admin, or the operator naming none, means a hold; refuses everyone else.';
+comment on function vanilla.hold_tenant(uuid) is
+    'Where a hold is that an operator names by its id alone; null when it is nowhere, or in several tenants.';
 
 -- What a key stands for on a hold. Hold and wallet are locked, so that the same key waits for its first use.
 create or replace function vanilla.hold_replay(p_tenant_id uuid, p_hold_id uuid, p_idempotency_key text, p_request_hash bytea) returns public.user_token_ledger
@@ -1079,7 +1047,8 @@ create or replace function public.settle_user_tokens(p_hold_id uuid, p_actual bi
     p_final boolean default true, p_idempotency_key text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := vanilla.hold_tenant(p_hold_id, p_tenant_id);
+    v_acting uuid[] := vanilla.acting(p_tenant_id);
+    v_tenant uuid := coalesce(v_acting[1], vanilla.hold_tenant(p_hold_id));
     v_hash bytea;
     v_entry public.user_token_ledger;
 begin
@@ -1091,7 +1060,7 @@ begin
         v_entry := vanilla.hold_replay(v_tenant, p_hold_id, p_idempotency_key, v_hash);
         if v_entry.seq is not null then return vanilla.entry_json(v_entry, true); end if;
     end if;
-    v_entry := case when p_final then vanilla.settle_tokens(v_tenant, p_hold_id, p_actual, false, coalesce(p_reason, 'settle'), null, p_idempotency_key, v_hash)
+    v_entry := case when p_final then vanilla.settle_tokens(v_tenant, p_hold_id, p_actual, false, coalesce(p_reason, 'settle'), null, v_acting[2], p_idempotency_key, v_hash)
         else vanilla.settle_part(v_tenant, p_hold_id, p_actual, coalesce(p_reason, 'settle'), p_idempotency_key, v_hash) end;
     return vanilla.entry_json(v_entry);
 end
@@ -1103,7 +1072,7 @@ create or replace function public.release_token_hold(p_hold_id uuid, p_reason te
     p_idempotency_key text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := vanilla.hold_tenant(p_hold_id, p_tenant_id);
+    v_tenant uuid := coalesce(vanilla.acting_tenant(p_tenant_id), vanilla.hold_tenant(p_hold_id));
     v_hash bytea := vanilla.request_hash(null, 'release', p_reason, null, null, p_hold_id, null, null, null);
     v_hold public.user_token_holds;
     v_wallet public.user_token_wallets;
@@ -1135,7 +1104,7 @@ comment on function public.release_token_hold(uuid, text, uuid, text) is
 create or replace function public.extend_token_hold(p_hold_id uuid, p_expires_at timestamptz, p_tenant_id uuid default null) returns timestamptz
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := vanilla.hold_tenant(p_hold_id, p_tenant_id);
+    v_tenant uuid := coalesce(vanilla.acting_tenant(p_tenant_id), vanilla.hold_tenant(p_hold_id));
     v_now timestamptz := vanilla.clock();
     v_hold public.user_token_holds;
 begin

@@ -43,7 +43,13 @@ FUNCTION_OWNERS = {
 OWNER_DEFINERS = {"vanilla.ensure_partitions"}
 """SECURITY DEFINER functions of the owner of the tables: they make tables and take nothing from their caller."""
 
-SETTINGS = {"search_path=pg_catalog, pg_temp", "enable_seqscan=off"}
+SETTINGS = {
+    "search_path=pg_catalog, pg_temp",
+    "enable_seqscan=off",
+    "enable_hashjoin=off",
+    "enable_mergejoin=off",
+    "plan_cache_mode=force_generic_plan",
+}
 """What a function may set: never role, row_security or session_replication_role."""
 
 DEFAULT_PRIVILEGES = {
