@@ -559,6 +559,16 @@ $f$;
 comment on function vanilla.check_amount(numeric) is
     'The amount in tokens when it is not zero and at most 10^15 either way, else VS400.';
 
+create or replace function vanilla.check_key(p_idempotency_key text) returns void language plpgsql immutable
+set search_path = pg_catalog, pg_temp as $f$
+begin
+    if length(p_idempotency_key) > 255 then      -- what an index takes is less than what a text does
+        perform vanilla.refuse('VS400', 'an idempotency key has at most 255 characters', '{"param": "idempotency_key"}');
+    end if;
+end
+$f$;
+comment on function vanilla.check_key(text) is 'Refuses an idempotency key that is too long to be one.';
+
 create or replace function vanilla.insert_hold(p_entry public.user_token_ledger, p_requested bigint, p_ttl interval, p_api_key_id uuid, p_call jsonb) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -914,6 +924,7 @@ create or replace function public.adjust_user_tokens(
     p_expires_at timestamptz default 'infinity') returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 begin
+    if p_idempotency_key is not null then perform vanilla.check_key(p_idempotency_key); end if;
     return vanilla.adjust_tokens(vanilla.acting_tenant(), vanilla.claim(4)::uuid, null, p_user_id, p_amount, p_direction, p_reason, p_source,
         p_reference_type, p_reference_id, p_execution_id, p_metadata, p_idempotency_key, p_expires_at);
 end
@@ -1059,7 +1070,8 @@ begin
         perform vanilla.refuse('VS400', 'a batch is an array of 1 to 1,000 operations', '{"param": "operations"}');
     end if;
     return vanilla.run_batch(v_tenant, array_fill(vanilla.claim(4)::uuid, array[jsonb_array_length(p_operations)]), p_operations, p_atomic);
-exception when invalid_text_representation or numeric_value_out_of_range or datetime_field_overflow or invalid_datetime_format or invalid_parameter_value then
+exception when invalid_text_representation or numeric_value_out_of_range or datetime_field_overflow or invalid_datetime_format or invalid_parameter_value
+        or program_limit_exceeded then
     perform vanilla.refuse('VS400', 'an operation is not valid: ' || sqlerrm, '{"param": "operations"}', 'Each has the parameters of adjust_user_tokens, without p_.');
 end
 $f$;
@@ -1109,6 +1121,7 @@ begin
         perform vanilla.refuse('VS400', 'the actual amount is 0 to 1,000,000,000,000,000 tokens; a part is at least 1', '{"param": "actual"}');
     end if;
     if p_idempotency_key is not null then
+        perform vanilla.check_key(p_idempotency_key);
         v_hash := vanilla.request_hash(p_actual, case when p_final then 'settle' else 'settle part' end, p_reason, null, null, p_hold_id, null, null, null);
         v_entry := vanilla.hold_replay(v_tenant, p_hold_id, p_idempotency_key, v_hash);
         if v_entry.seq is not null then return vanilla.entry_json(v_entry, true); end if;
@@ -1132,6 +1145,7 @@ declare
     v_entry public.user_token_ledger;
 begin
     if p_idempotency_key is not null then
+        perform vanilla.check_key(p_idempotency_key);
         v_entry := vanilla.hold_replay(v_tenant, p_hold_id, p_idempotency_key, v_hash);
         if v_entry.seq is not null then return vanilla.entry_json(v_entry, true); end if;
         v_entry.idempotency_key := p_idempotency_key;
@@ -1534,6 +1548,7 @@ declare
     v_grant public.user_token_grants;
     v_hash bytea := sha256(convert_to(jsonb_build_array('grant', p_amount, p_kind, p_effective_at at time zone 'UTC', p_expires_at at time zone 'UTC', p_priority, p_reason, p_metadata)::text, 'UTF8'));
 begin
+    perform vanilla.check_key(p_idempotency_key);
     if v_amount < 0 then
         perform vanilla.refuse('VS400', 'a grant is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
     end if;
@@ -1603,6 +1618,7 @@ declare
 begin
     select * into v_grant from public.user_token_grants g where g.tenant_id = v_tenant and g.id = p_grant_id;
     if not found then perform vanilla.refuse('VS404', 'no such grant', jsonb_build_object('grant_id', p_grant_id)); end if;
+    perform vanilla.check_key(p_idempotency_key);
     v_wallet := vanilla.settle_burn(vanilla.lock_wallet(v_grant.tenant_id, v_grant.user_id));
     select * into v_grant from public.user_token_grants g where g.tenant_id = v_grant.tenant_id and g.id = p_grant_id;
     if v_grant.void_key = p_idempotency_key then
@@ -1921,6 +1937,7 @@ begin
     if v_key ->> 'role' = 'user' then
         perform vanilla.refuse('VS403', 'only an admin of the tenant may do this', '{"need": "admin"}');
     end if;
+    perform vanilla.check_key(p_idempotency_key);
     -- for the audit log; the next call of a batch sets its own
     perform set_config('vanilla.request_id', coalesce(p_request_id, ''), true), set_config('vanilla.client_ip', coalesce(p_client_ip, ''), true);
     return vanilla.adjust_tokens((v_key ->> 'tenant_id')::uuid, (v_key ->> 'user_id')::uuid, v_key ->> 'role', p_user_id, p_amount, p_direction,
