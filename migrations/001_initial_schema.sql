@@ -1408,6 +1408,32 @@ end
 $f$;
 comment on function public.open_tenant(uuid, text) is 'Lets the super admin of this context act in a tenant for eight hours; audited in both logs.';
 
+create or replace function public.leave_tenant(p_tenant_id uuid, p_user_id uuid default null) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_user uuid := vanilla.claim(4)::uuid;
+    v_ended uuid[];
+begin
+    if v_user is null then
+        perform vanilla.acting_tenant(p_tenant_id);      -- the operator ends anyone's
+        v_user := p_user_id;
+    elsif vanilla.claim(5) <> 'superadmin' or vanilla.claim(3)::uuid not in (vanilla.platform(), p_tenant_id) or p_user_id <> v_user then
+        perform vanilla.refuse('VS403', 'a super admin leaves a tenant', '{"need": "superadmin"}');
+    end if;
+    with ended as (
+        update public.tenant_openings set expires_at = v_now
+            where tenant_id = p_tenant_id and expires_at > v_now and (user_id = v_user or v_user is null) returning user_id)
+    select array_agg(user_id) into v_ended from ended;
+    if v_ended is null then return 0; end if;
+    perform vanilla.audit(t, 'tenant.left', 'tenant', p_tenant_id, jsonb_build_object('who', (select jsonb_agg(distinct x) from unnest(v_ended) x)))
+        from unnest(array[vanilla.platform(), p_tenant_id]) t;
+    return cardinality(v_ended);
+end
+$f$;
+comment on function public.leave_tenant(uuid, uuid) is
+    'Ends what open_tenant began before its eight hours are over: a super admin''s own openings of a tenant, or by the operator one person''s or everyone''s. Returns how many; audited in both logs.';
+
 create or replace function vanilla.make_user(
     p_tenant_id uuid, p_email text, p_external_id text, p_display_name text, p_role text,
     p_password_hash text, p_must_change_password boolean, p_level_id uuid, p_id uuid default null) returns uuid
@@ -1478,6 +1504,19 @@ $f$;
 comment on function vanilla.find_user(uuid, uuid) is
     'The user by id in a tenant, or in any for the operator (null); VS404 in the same words whether absent or another tenant''s.';
 
+create or replace function vanilla.hold_open(p_user public.users) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    -- close_tenant holds its users while it ends keys and links: what is made here is there before and ended, or refused after
+    perform from public.users where tenant_id = p_user.tenant_id and id = p_user.id for share;
+    if exists (select from public.tenants where tenant_id = p_user.tenant_id and id = p_user.tenant_id and status = 'closed') then
+        perform vanilla.refuse('VS409', 'the tenant is closed', '{"status": "closed"}');
+    end if;
+end
+$f$;
+comment on function vanilla.hold_open(public.users) is
+    'Refuses what close_tenant would have ended; until the transaction is over the tenant is not closed.';
+
 create or replace function public.set_display_name(p_name text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -1500,6 +1539,22 @@ end
 $f$;
 comment on function public.set_display_name(text) is 'The name of the user of this context; their own and nobody else''s.';
 
+create or replace function vanilla.keep_an_admin(p_user public.users) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    -- all of them, in order: two who would each remove the other meet here, and the second sees what the first did
+    perform from public.users where tenant_id = p_user.tenant_id and role <> 'user' and status = 'active' order by id for no key update;
+    -- who comes from outside may: the operator, and a super admin in an opened tenant, can make another
+    if vanilla.claim(3) is null or vanilla.claim(5) = 'superadmin' and p_user.tenant_id <> vanilla.platform() then return; end if;
+    if exists (select from public.users where tenant_id = p_user.tenant_id and id = p_user.id and role <> 'user' and status = 'active')
+       and not exists (select from public.users where tenant_id = p_user.tenant_id and id <> p_user.id and role <> 'user' and status = 'active') then
+        perform vanilla.refuse('VS409', 'the last admin stays one', jsonb_build_object('user_id', p_user.id), 'Make somebody else an admin first.');
+    end if;
+end
+$f$;
+comment on function vanilla.keep_an_admin(public.users) is
+    'Locks the admins of a tenant and refuses to lose the last active one, unless the operator or a super admin from outside does it.';
+
 create or replace function public.set_user_role(p_user_id uuid, p_role text, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -1508,11 +1563,17 @@ begin
     if p_role is null or p_role not in ('user', 'admin') or v_user.role = 'superadmin' then
         perform vanilla.refuse('VS400', 'a role inside a tenant is user or admin', '{"param": "role"}');
     end if;
+    if p_role = 'user' then perform vanilla.keep_an_admin(v_user); end if;
     update public.users set role = p_role where tenant_id = v_user.tenant_id and id = v_user.id;
+    if p_role = 'user' and v_user.role = 'admin' then
+        -- of a user's keys, only those that an admin gave a user may name who pays
+        update public.api_keys set revoked_at = vanilla.clock()
+            where tenant_id = v_user.tenant_id and user_id = v_user.id and scopes && array['act_as', 'act_as:create'] and revoked_at is null;
+    end if;
     perform vanilla.audit(v_user.tenant_id, 'user.role', 'user', v_user.id, jsonb_build_object('from', v_user.role, 'to', p_role));
 end
 $f$;
-comment on function public.set_user_role(uuid, text, uuid) is 'user or admin; by an admin of the tenant or the operator.';
+comment on function public.set_user_role(uuid, text, uuid) is 'user or admin; by an admin of the tenant or the operator. The last admin stays one; who becomes a user loses keys with act_as.';
 
 create or replace function public.set_user_status(p_user_id uuid, p_status text, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1525,6 +1586,7 @@ begin
     if v_user.id = vanilla.claim(4)::uuid then
         perform vanilla.refuse('VS409', 'nobody disables themselves');
     end if;
+    if p_status = 'disabled' then perform vanilla.keep_an_admin(v_user); end if;
     update public.users set status = p_status where tenant_id = v_user.tenant_id and id = v_user.id;
     if p_status = 'disabled' then
         update public.sessions set revoked_at = vanilla.clock()
@@ -1571,8 +1633,13 @@ begin
     if octet_length(p_token_hash) is distinct from 32 then
         perform vanilla.refuse('VS400', 'a SHA-256 hash is expected', '{"param": "token_hash"}');
     end if;
-    insert into public.one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at, created_at)
-    values (v_user.tenant_id, v_user.id, 'set_password', p_token_hash, v_until, vanilla.clock());
+    perform vanilla.hold_open(v_user);
+    begin
+        insert into public.one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at, created_at)
+        values (v_user.tenant_id, v_user.id, 'set_password', p_token_hash, v_until, vanilla.clock());
+    exception when unique_violation then
+        perform vanilla.refuse('VS409', 'a link with this hash exists', '{"param": "token_hash"}', 'Make a new random token.');
+    end;
     perform vanilla.audit(v_user.tenant_id, 'user.password_link', 'user', v_user.id);
     return v_until;
 end
@@ -1653,7 +1720,9 @@ begin
         join public.tenants t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
         where t.slug = lower(p_tenant) and u.email = lower(p_email) and u.status = 'active' and t.status = 'active'
         for no key update of u;
-    if not found or (p_verified_hash is not null and v_user.password_hash is distinct from p_verified_hash) then
+    -- asked again: whoever closed the tenant held this row meanwhile, and the statement above still saw it open
+    if not found or (p_verified_hash is not null and v_user.password_hash is distinct from p_verified_hash)
+       or not exists (select from public.tenants where tenant_id = v_user.tenant_id and id = v_user.tenant_id and status = 'active') then
         perform vanilla.refuse('VS411', 'tenant, email or password is wrong');
     end if;
     insert into public.sessions (tenant_id, id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at, ip, user_agent, created_at)
@@ -1794,7 +1863,7 @@ begin
     select * into v_row from public.sessions
         where token_hash = p_token_hash and revoked_at is null and rotated_at is null and expires_at > vanilla.clock();
     if not found then return false; end if;
-    if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
+    if p_password_hash is null or p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
     update public.users set password_hash = p_password_hash, must_change_password = false
         where tenant_id = v_row.tenant_id and id = v_row.user_id;
     perform vanilla.close_links(v_row.tenant_id, v_row.user_id);
@@ -1850,7 +1919,7 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_row public.one_time_tokens;
 begin
-    if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
+    if p_password_hash is null or p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
     -- users before one-time tokens: two links of one user redeemed at once
     perform from public.users u join public.one_time_tokens o on o.tenant_id = u.tenant_id and o.user_id = u.id
         where o.token_hash = p_token_hash for no key update of u;
@@ -1888,7 +1957,7 @@ begin
     if not found or not v_tenant.self_registration then
         perform vanilla.refuse('VS403', 'this tenant does not take registrations', '{"need": "self_registration"}', 'An admin of the tenant can add users.');
     end if;
-    if p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
+    if p_password_hash is null or p_password_hash not like '$argon2id$%' then perform vanilla.refuse('VS400', 'an Argon2id hash is expected'); end if;
     v_id := vanilla.make_user(v_tenant.id, p_email, null, p_display_name, 'user', p_password_hash, false, null);
     perform vanilla.audit(v_tenant.id, 'user.registered', 'user', v_id, '{}', v_id, 'user');
     return jsonb_build_object('tenant_id', v_tenant.id, 'user_id', v_id);
@@ -1921,12 +1990,16 @@ begin
     if 'admin' = any (p_scopes) and v_user.role = 'user' then
         perform vanilla.refuse('VS400', 'the scope admin needs a user who is an admin', '{"param": "scopes"}');
     end if;
+    perform vanilla.hold_open(v_user);
     begin
         insert into public.api_keys (tenant_id, id, user_id, name, prefix, key_hash, scopes, budget_tokens, expires_at, created_at)
         values (v_user.tenant_id, v_id, v_user.id, p_name, p_prefix, p_key_hash, p_scopes, p_budget_tokens, p_expires_at, vanilla.clock());
-    exception when check_violation or not_null_violation then
-        perform vanilla.refuse('VS400', 'name, scopes or budget is not valid', '{"param": "scopes"}',
-            'Scopes: chat, read, admin, act_as, act_as:create. A budget is positive.');
+    exception
+        when check_violation or not_null_violation then
+            perform vanilla.refuse('VS400', 'name, scopes or budget is not valid', '{"param": "scopes"}',
+                'Scopes: chat, read, admin, act_as, act_as:create. A budget is positive.');
+        when unique_violation then
+            perform vanilla.refuse('VS409', 'a key with this hash exists', '{"param": "key_hash"}', 'Make a new random key.');
     end;
     perform vanilla.audit(v_user.tenant_id, 'api_key.created', 'api_key', v_id, jsonb_build_object('user_id', v_user.id, 'scopes', p_scopes, 'prefix', p_prefix));
     return v_id;
@@ -1972,7 +2045,7 @@ comment on function vanilla.key_identity(bytea) is 'Who a key is, or null; witho
 
 grant execute on function
     public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.close_tenant(uuid, text), public.open_tenant(uuid, text),
-    public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
+    public.leave_tenant(uuid, uuid), public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
     public.set_display_name(text), public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
     public.issue_one_time_token(uuid, bytea, uuid),
     public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid), public.revoke_api_key(uuid, uuid)

@@ -2,7 +2,7 @@
 --
 -- Public: adjust_user_tokens, adjust_user_tokens_batch, settle_user_tokens, extend_token_hold, release_token_hold,
 --         auto_allocate_tokens_for_level, reset_monthly_tokens, grant_user_tokens, void_token_grant, set_wallet_status,
---         set_level_token_policy, set_user_token_policy, get_user_token_policy, verify_token_ledger, reconcile_token_wallets,
+--         set_level_token_policy, set_user_token_policy, get_user_token_policy, refresh_token_wallet, verify_token_ledger, reconcile_token_wallets,
 --         token_balance_at, token_statement, token_statement_frame, token_ledger_anchor, verify_token_anchor
 -- Private, in the order they stand on each other:
 --   move_tokens      the short way of most operations: counter and chain link in one statement, the ledger row in the next
@@ -19,7 +19,7 @@
 -- Invariants (checks/*.sql): available = remaining of active grants - burn; available - borrowed = sum of amounts;
 -- reserved = sum of open holds = sum of reserved amounts; seq has no gap; hash = sha256(hash before, row).
 -- Between two grant events the order of burning cannot change, so the hot path never touches a grant.
--- Lock order: the hold an operation names, then the wallet, then grants, then api_keys. Whoever comes from the wallet to its
+-- Lock order: the level's policy, or the hold, that an operation names, then the wallet, then grants, then api_keys. Whoever comes from the wallet to its
 -- holds (reaping) skips those in use; jobs over many wallets take them with skip locked, one at a time.
 begin;
 set local client_min_messages = warning;
@@ -498,6 +498,22 @@ $f$;
 comment on function vanilla.close_hold(public.user_token_wallets, public.user_token_holds, bigint) is
     'Takes a hold out of the reserve and gives p_returned of it back: to debt, then to the grants it came from.';
 
+create or replace function vanilla.abandon_call(p_hold public.user_token_holds, p_error_code text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_hold.call is null then return; end if;
+    -- the call leaves a row, and the key its budget; when it is settled after all, settle_call replaces the one and takes the other
+    update public.api_keys k set used_tokens = greatest(k.used_tokens - p_hold.requested, 0)
+        where k.tenant_id = p_hold.tenant_id and k.id = p_hold.api_key_id and k.budget_tokens is not null;
+    insert into public.ai_executions (tenant_id, created_at, id, user_id, api_key_id, provider_id, model_id, hold_id, provider, model, status, error_code, streamed, request_id)
+    values (p_hold.tenant_id, vanilla.clock(), p_hold.execution_id, p_hold.user_id, p_hold.api_key_id, (p_hold.call ->> 'provider_id')::uuid,
+        (p_hold.call ->> 'model_id')::uuid, p_hold.id, p_hold.call ->> 'provider', p_hold.call ->> 'model', 'abandoned', p_error_code,
+        (p_hold.call ->> 'streamed')::boolean, p_hold.call ->> 'request_id');
+end
+$f$;
+comment on function vanilla.abandon_call(public.user_token_holds, text) is
+    'The hold of a model call was given back before the call was settled: expired (hold_expired) or by hand (hold_released).';
+
 create or replace function vanilla.reap_wallet(p_wallet public.user_token_wallets) returns public.user_token_wallets
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -523,15 +539,7 @@ begin
         v_entry.execution_id := v_hold.execution_id;
         v_entry.hold_id := v_hold.id;
         perform vanilla.post_entry(p_wallet, v_entry);
-        if v_hold.call is not null then
-            -- the process died with the call: it leaves a row, and the key its budget
-            update public.api_keys k set used_tokens = greatest(k.used_tokens - v_hold.requested, 0)
-                where k.tenant_id = v_hold.tenant_id and k.id = v_hold.api_key_id and k.budget_tokens is not null;
-            insert into public.ai_executions (tenant_id, created_at, id, user_id, api_key_id, provider_id, model_id, hold_id, provider, model, status, error_code, streamed, request_id)
-            values (v_hold.tenant_id, vanilla.clock(), v_hold.execution_id, v_hold.user_id, v_hold.api_key_id, (v_hold.call ->> 'provider_id')::uuid,
-                (v_hold.call ->> 'model_id')::uuid, v_hold.id, v_hold.call ->> 'provider', v_hold.call ->> 'model', 'abandoned', 'hold_expired',
-                (v_hold.call ->> 'streamed')::boolean, v_hold.call ->> 'request_id');
-        end if;
+        perform vanilla.abandon_call(v_hold, 'hold_expired');
         p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
     end loop;
     return p_wallet;
@@ -569,6 +577,16 @@ end
 $f$;
 comment on function vanilla.check_amount(numeric) is
     'The amount in tokens when it is not zero and at most 10^15 either way, else VS400.';
+
+create or replace function vanilla.check_key(p_idempotency_key text) returns void language plpgsql immutable
+set search_path = pg_catalog, pg_temp as $f$
+begin
+    if length(p_idempotency_key) > 255 then      -- what an index takes is less than what a text does
+        perform vanilla.refuse('VS400', 'an idempotency key has at most 255 characters', '{"param": "idempotency_key"}');
+    end if;
+end
+$f$;
+comment on function vanilla.check_key(text) is 'Refuses an idempotency key that is too long to be one.';
 
 create or replace function vanilla.insert_hold(p_entry public.user_token_ledger, p_requested bigint, p_ttl interval, p_api_key_id uuid, p_call jsonb) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -626,15 +644,16 @@ begin
     if not found then
         select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id for update;
         if not found then perform vanilla.refuse('VS404', 'no such hold', jsonb_build_object('hold_id', p_hold_id)); end if;
-        if not (p_late and v_hold.state = 'expired' and p_actual > 0) then
+        if not (p_late and v_hold.state in ('expired', 'released') and p_actual > 0) then
             if p_late then return null; end if;
             perform vanilla.refuse('VS409', format('the hold is %s', v_hold.state), jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
         end if;
-        -- the hold ran out before the call ended and its tokens went back: all of it is charged now
+        -- the hold ran out or was released before the call ended and its tokens went back: all of it is charged now
         update public.user_token_holds set state = 'settled', settled = coalesce(settled, 0) + p_actual, closed_at = vanilla.clock()
             where tenant_id = p_tenant_id and id = p_hold_id;
         v_late := true;
     end if;
+    if v_hold.call is not null and not p_late then perform vanilla.refuse_call(v_hold); end if;
     v_common := row(v_hold.tenant_id, v_hold.user_id, null, null, null, v_hold.amount - p_actual, -v_hold.amount, null, null, null, 'settle', p_reason, 'hold',
         v_hold.reference_type, v_hold.reference_id, v_hold.execution_id, v_hold.id, null, p_actor_id, p_idempotency_key, p_request_hash,
         jsonb_build_object('held', v_hold.amount, 'actual', p_actual)
@@ -677,7 +696,17 @@ begin
 end
 $f$;
 comment on function vanilla.settle_tokens(uuid, uuid, bigint, boolean, text, text, uuid, text, bytea) is
-    'Charges the actual against a hold: the rest returns, an excess is paid from what is available and beyond that is debt. p_late also charges an expired hold and answers null where nothing is left to do.';
+    'Charges the actual against a hold: the rest returns, an excess is paid from what is available and beyond that is debt. p_late, a model call''s own settlement, also charges an expired or released hold and answers null where nothing is left to do.';
+
+create or replace function vanilla.refuse_call(p_hold public.user_token_holds) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    perform vanilla.refuse('VS409', 'the hold belongs to a model call', jsonb_build_object('hold_id', p_hold.id, 'execution_id', p_hold.execution_id),
+        'The gateway settles it when the call ends. release_token_hold returns the tokens now; what the call uses is charged then.');
+end
+$f$;
+comment on function vanilla.refuse_call(public.user_token_holds) is
+    'Settled by hand, a model call would be free or paid twice.';
 
 -- The hold shrinks and stays; a part is never more than what is held.
 create or replace function vanilla.settle_part(p_tenant_id uuid, p_hold_id uuid, p_part bigint, p_reason text,
@@ -693,6 +722,7 @@ begin
     if v_hold.state <> 'open' then
         perform vanilla.refuse('VS409', format('the hold is %s', v_hold.state), jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
     end if;
+    if v_hold.call is not null then perform vanilla.refuse_call(v_hold); end if;
     if p_part > v_hold.amount then
         perform vanilla.refuse('VS409', format('the hold has %s tokens left, not %s', v_hold.amount, p_part), jsonb_build_object('hold_id', p_hold_id, 'amount', v_hold.amount),
             'Settle finally: then what is above the hold is charged too.');
@@ -731,11 +761,13 @@ begin
     p_entry.reserved_amount := -p_hold.amount;
     p_entry.hold_id := p_hold.id;
     p_entry.execution_id := coalesce(p_entry.execution_id, p_hold.execution_id);
-    return vanilla.post_entry(p_wallet, p_entry);
+    p_entry := vanilla.post_entry(p_wallet, p_entry);
+    perform vanilla.abandon_call(p_hold, 'hold_released');
+    return p_entry;
 end
 $f$;
 comment on function vanilla.release_tokens(public.user_token_wallets, public.user_token_holds, public.user_token_ledger) is
-    'Returns a whole hold to its wallet and writes the entry.';
+    'Returns a whole hold to its wallet and writes the entry; a model call that still runs for it is charged when it ends.';
 
 -- the seed's functions ---------------------------------------------------------------------------------------------
 create or replace function vanilla.request_hash(p_amount bigint, p_direction text, p_reason text, p_source text, p_reference_type text, p_reference_id uuid,
@@ -771,6 +803,7 @@ declare
     v_old public.user_token_ledger;
     v_paid bigint;
 begin
+    if p_idempotency_key is not null then perform vanilla.check_key(p_idempotency_key); end if;
     if p_direction is null or p_direction not in ('credit', 'debit', 'reserve', 'release', 'adjustment') then
         perform vanilla.refuse('VS400', format('unknown direction %s', coalesce(p_direction, 'null')), '{"param": "direction"}',
             'One of credit, debit, reserve, release, adjustment.');
@@ -869,7 +902,8 @@ declare
     v_acting uuid[] := vanilla.acting();
     v_entry public.user_token_ledger;
 begin
-    if p_direction in ('debit', 'reserve') and p_amount between -1000000000000000 and 1000000000000000 and p_amount <> 0 and p_expires_at = 'infinity' then
+    if p_direction in ('debit', 'reserve') and p_amount between -1000000000000000 and 1000000000000000 and p_amount <> 0 and p_expires_at = 'infinity'
+       and coalesce(length(p_idempotency_key), 0) <= 255 then
         v_entry := vanilla.move_tokens(vanilla.requested_entry(v_acting[1], v_acting[2], p_user_id, p_amount, p_direction, p_reason, p_source, p_reference_type,
                 p_reference_id, p_execution_id, p_metadata, p_idempotency_key, p_expires_at),
             case p_direction when 'debit' then abs(p_amount) else 0 end, null, case p_direction when 'reserve' then interval '1 hour' end);
@@ -920,7 +954,7 @@ begin
                 and coalesce(o.expires_at, 'infinity') = 'infinity' and not (p_look_up and o.idempotency_key is not null and (
                     select l.seq from public.user_token_ledger l where l.tenant_id = (w.wallet).tenant_id and l.user_id = (w.wallet).user_id
                         and l.idempotency_key = o.idempotency_key) is not null), false)
-            and (o.idempotency_key is null or count(*) over (partition by o.user_id, o.idempotency_key) = 1) as simple
+            and (o.idempotency_key is null or length(o.idempotency_key) <= 255 and count(*) over (partition by o.user_id, o.idempotency_key) = 1) as simple
         from rows from (jsonb_to_recordset(p_operations) as (user_id uuid, amount bigint, direction text, reason text, source text, reference_type text,
                 reference_id uuid, execution_id uuid, metadata jsonb, idempotency_key text, expires_at timestamptz)) with ordinality
             as o (user_id, amount, direction, reason, source, reference_type, reference_id, execution_id, metadata, idempotency_key, expires_at, n)
@@ -1007,7 +1041,8 @@ begin
         perform vanilla.refuse('VS400', 'a batch is an array of 1 to 1,000 operations', '{"param": "operations"}');
     end if;
     return vanilla.run_batch(v_tenant, array_fill(vanilla.claim(4)::uuid, array[jsonb_array_length(p_operations)]), p_operations, p_atomic);
-exception when invalid_text_representation or numeric_value_out_of_range or datetime_field_overflow or invalid_datetime_format or invalid_parameter_value then
+exception when invalid_text_representation or numeric_value_out_of_range or datetime_field_overflow or invalid_datetime_format or invalid_parameter_value
+        or program_limit_exceeded then
     perform vanilla.refuse('VS400', 'an operation is not valid: ' || sqlerrm, '{"param": "operations"}', 'Each has the parameters of adjust_user_tokens, without p_.');
 end
 $f$;
@@ -1056,6 +1091,7 @@ begin
         perform vanilla.refuse('VS400', 'the actual amount is 0 to 1,000,000,000,000,000 tokens; a part is at least 1', '{"param": "actual"}');
     end if;
     if p_idempotency_key is not null then
+        perform vanilla.check_key(p_idempotency_key);
         v_hash := vanilla.request_hash(p_actual, case when p_final then 'settle' else 'settle part' end, p_reason, null, null, p_hold_id, null, null, null);
         v_entry := vanilla.hold_replay(v_tenant, p_hold_id, p_idempotency_key, v_hash);
         if v_entry.seq is not null then return vanilla.entry_json(v_entry, true); end if;
@@ -1079,6 +1115,7 @@ declare
     v_entry public.user_token_ledger;
 begin
     if p_idempotency_key is not null then
+        perform vanilla.check_key(p_idempotency_key);
         v_entry := vanilla.hold_replay(v_tenant, p_hold_id, p_idempotency_key, v_hash);
         if v_entry.seq is not null then return vanilla.entry_json(v_entry, true); end if;
         v_entry.idempotency_key := p_idempotency_key;
@@ -1128,7 +1165,7 @@ create or replace function vanilla.assign_level(p_tenant_id uuid, p_user_id uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
-    v_wallet public.user_token_wallets := vanilla.lock_wallet(p_tenant_id, p_user_id);
+    v_wallet public.user_token_wallets;
     v_policy record;
     v_period record;
     v_granted_from timestamptz;
@@ -1139,8 +1176,12 @@ declare
     v_granted bigint := 0;
     v_restored bigint := 0;
     v_base bigint := 0;
-    v_seq bigint := v_wallet.seq;
+    v_seq bigint;
 begin
+    -- policy before wallet, as set_level_token_policy locks: it finds every wallet that joined before it, and the others find it
+    perform from public.level_token_policies p where p.tenant_id = p_tenant_id and p.level_id = p_level_id for share;
+    v_wallet := vanilla.lock_wallet(p_tenant_id, p_user_id);
+    v_seq := v_wallet.seq;
     select * into v_policy from vanilla.effective_policy(p_tenant_id, p_user_id, p_level_id);
     if v_policy.period is null then
         perform vanilla.refuse('VS404', 'the level has no token policy', jsonb_build_object('level_id', p_level_id), 'set_level_token_policy gives it one.');
@@ -1439,6 +1480,8 @@ begin
     if not exists (select from public.levels where tenant_id = v_tenant and id = p_level_id) then
         perform vanilla.refuse('VS404', 'no such level', jsonb_build_object('level_id', p_level_id));
     end if;
+    -- users who join the level wait here, or are among its wallets below
+    perform from public.level_token_policies p where p.tenant_id = v_tenant and p.level_id = p_level_id for no key update;
     -- in order, as batches lock them; and what is over by now was the old policy's, whoever comes first
     perform from public.user_token_wallets w where w.tenant_id = v_tenant and w.level_id = p_level_id order by w.tenant_id, w.user_id for update;
     perform vanilla.fold_wallet(w) from public.user_token_wallets w
@@ -1475,6 +1518,7 @@ declare
     v_grant public.user_token_grants;
     v_hash bytea := sha256(convert_to(jsonb_build_array('grant', p_amount, p_kind, p_effective_at at time zone 'UTC', p_expires_at at time zone 'UTC', p_priority, p_reason, p_metadata)::text, 'UTF8'));
 begin
+    perform vanilla.check_key(p_idempotency_key);
     if v_amount < 0 then
         perform vanilla.refuse('VS400', 'a grant is positive', '{"param": "amount"}', 'Use debit, or adjustment with a sign.');
     end if;
@@ -1544,10 +1588,11 @@ declare
 begin
     select * into v_grant from public.user_token_grants g where g.tenant_id = v_tenant and g.id = p_grant_id;
     if not found then perform vanilla.refuse('VS404', 'no such grant', jsonb_build_object('grant_id', p_grant_id)); end if;
+    perform vanilla.check_key(p_idempotency_key);
     v_wallet := vanilla.settle_burn(vanilla.lock_wallet(v_grant.tenant_id, v_grant.user_id));
     select * into v_grant from public.user_token_grants g where g.tenant_id = v_grant.tenant_id and g.id = p_grant_id;
     if v_grant.void_key = p_idempotency_key then
-        if p_reason is distinct from v_grant.void_reason then
+        if coalesce(p_reason, v_grant.kind || ' voided') is distinct from v_grant.void_reason then
             perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('grant_id', p_grant_id), 'Use a new key for a new operation.');
         end if;
         return vanilla.grant_json(v_grant, true);
@@ -1569,6 +1614,24 @@ end
 $f$;
 comment on function public.void_token_grant(uuid, text, uuid, text) is
     'Takes what is left of a grant away, or calls off one that has not begun; what was spent or is held stays so. Admin or operator. Returns the grant.';
+
+create or replace function public.refresh_token_wallet(p_user_id uuid) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_now timestamptz := vanilla.clock();
+    v_wallet public.user_token_wallets;
+begin
+    -- whoever holds it is bringing it up to date: a reader does not wait for that
+    select * into v_wallet from public.user_token_wallets w
+        where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id and w.next_event_at <= v_now for update skip locked;
+    if not found then return false; end if;
+    perform vanilla.fold_wallet(v_wallet);
+    return true;
+end
+$f$;
+comment on function public.refresh_token_wallet(uuid) is
+    'Plays what is due in a wallet (a period that ended, grants that begin or lapse) as its next operation would, so that it can be shown: own, or any of the tenant''s by an admin. False when nothing is due, or somebody is at it.';
 
 create or replace function public.set_user_token_policy(p_user_id uuid, p_monthly_allocation bigint default null, p_rollover_percent integer default null,
     p_rollover_cap bigint default null, p_monthly_cap bigint default null, p_enforcement_mode text default null, p_warning_percent integer default null) returns void
@@ -1844,6 +1907,7 @@ begin
     if v_key ->> 'role' = 'user' then
         perform vanilla.refuse('VS403', 'only an admin of the tenant may do this', '{"need": "admin"}');
     end if;
+    perform vanilla.check_key(p_idempotency_key);
     -- for the audit log; the next call of a batch sets its own
     perform set_config('vanilla.request_id', coalesce(p_request_id, ''), true), set_config('vanilla.client_ip', coalesce(p_client_ip, ''), true);
     return vanilla.adjust_tokens((v_key ->> 'tenant_id')::uuid, (v_key ->> 'user_id')::uuid, v_key ->> 'role', p_user_id, p_amount, p_direction,
@@ -2038,7 +2102,7 @@ grant execute on function
     public.settle_user_tokens(uuid, bigint, text, uuid, boolean, text), public.extend_token_hold(uuid, timestamptz, uuid), public.release_token_hold(uuid, text, uuid, text), public.auto_allocate_tokens_for_level(uuid, uuid),
     public.reset_monthly_tokens(integer), public.set_wallet_status(uuid, text, text),
     public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid),
-    public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text), public.void_token_grant(uuid, text, uuid, text),
+    public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text), public.void_token_grant(uuid, text, uuid, text), public.refresh_token_wallet(uuid),
     public.set_user_token_policy(uuid, bigint, integer, bigint, bigint, text, integer), public.get_user_token_policy(uuid),
     public.verify_token_ledger(uuid), public.reconcile_token_wallets(), public.token_balance_at(uuid, timestamptz),
     public.token_statement(uuid, timestamptz, timestamptz, bigint, integer), public.token_statement_frame(uuid, timestamptz, timestamptz), public.token_ledger_anchor(), public.verify_token_anchor(jsonb)

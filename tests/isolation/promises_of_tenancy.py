@@ -121,6 +121,16 @@ TENANTS = [
     Case("admin", "select open_tenant('{a}', 'why')", "VS403"),
     Case("opened", "select open_tenant('{platform}', 'why')", "VS403"),
     Case("platform user", "select open_tenant('{a}', 'why')", "VS403"),
+    Case("super", "select leave_tenant('{a}')", "= (1)", opening("a", "super"), audit="tenant.left",
+         then="not exists (select from tenant_openings where tenant_id = '{a}' and user_id = '{super}' and expires_at > vanilla.clock())"),
+    # another's opening goes on
+    Case("super", "select leave_tenant('{a}')", "= (0)", opening("a", "admin"),
+         then="exists (select from tenant_openings where tenant_id = '{a}' and user_id = '{admin}' and expires_at > vanilla.clock())"),
+    Case("super", "select leave_tenant('{a}', '{admin}')", "VS403"),
+    Case("operator", "select leave_tenant('{a}', '{super}')", "= (1)", opening("a", "super") + "; " + opening("a", "admin")),
+    Case("operator", "select leave_tenant('{a}')", "= (2)", opening("a", "super") + "; " + opening("a", "admin")),
+    Case("admin", "select leave_tenant('{a}')", "VS403"),
+    Case("nobody", "select leave_tenant('{a}')", "VS401"),
 ]  # fmt: skip
 
 CREATE = "select create_user('new@x.test'"
@@ -157,6 +167,11 @@ USERS = [
          then="(select role from users where tenant_id = '{a}' and id = '{other}') = 'admin'"),
     Case("admin", "select set_user_role('{other}', 'user')"),
     Case("user", "select set_user_role('{user}', 'admin')", "VS403"),
+    Case("admin", "select set_user_role('{admin}', 'user')", "VS409", "update users set role = 'user' where tenant_id = '{a}' and id <> '{admin}'"),
+    Case("admin", "select set_user_role('{admin}', 'user')", "VS409",
+         "update users set role = 'user' where tenant_id = '{a}' and id <> '{admin}'; update users set role = 'admin', status = 'disabled' where tenant_id = '{a}' and id = '{other}'"),
+    Case("admin", "select set_user_role('{admin}', 'user')", given="update users set role = 'admin' where tenant_id = '{a}' and id = '{other}'"),
+    Case("admin", "select issue_one_time_token('{other}', sha256('link'))", "VS409", CLOSED),
     Case("admin", "select set_user_role('{b_user}', 'admin')", "VS404"),
     Case("admin", "select set_user_role('{other}', 'superadmin')", "VS400"),
     Case("admin", "select set_user_role('{other}', null)", "VS400"),

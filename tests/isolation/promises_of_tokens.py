@@ -104,6 +104,13 @@ HOLDS = [
     Case("admin", "select settle_user_tokens('{hold}', 14) ->> 'direction'", "= (debt)",
          "{as_admin};"
          f" select adjust_user_tokens('{{user}}', -{wallet('available_tokens')}, 'adjustment')", then=BOOKS),
+    Case("admin", "select settle_user_tokens('{call}', 4)", "VS409"),
+    Case("admin", "select settle_user_tokens('{call}', 1, p_final => false)", "VS409"),
+    Case("user", "select refresh_token_wallet('{user}')", "= (f)"),
+    Case("user", "select refresh_token_wallet('{other}')", "VS403"),
+    Case("admin", "select refresh_token_wallet('{user}')", "= (f)"),
+    Case("admin", "select refresh_token_wallet('{b_user}')", "VS404"),
+    Case("nobody", "select refresh_token_wallet('{user}')", "VS401"),
     Case("admin", "select settle_user_tokens('{hold}', -1)", "VS400"),
     Case("admin", "select settle_user_tokens('{hold}', null)", "VS400"),
     Case("admin", "select settle_user_tokens('{hold}', 1000000000000001)", "VS400"),
@@ -297,10 +304,9 @@ CALLS = [
     Case("runtime", f"{SETTLE} ->> 'settled'", "= (true)", f"{LATER % '{call}'}; select vanilla.reap_holds()",
          then=BOOKS + " and (select array_agg(status) = '{succeeded}' from ai_executions where tenant_id = '{a}' and hold_id = '{call}')"),
     Case("runtime", SETTLE.replace("5, 5, 0, 0", "0, 0, 0, 0") + " ->> 'settled'", "= (false)", f"{LATER % '{call}'}; select vanilla.reap_holds()"),
-    Case("runtime", f"{SETTLE} ->> 'settled'", "= (false)",
-         "{as_admin}; select vanilla.release_tokens(vanilla.lock_wallet('{a}', '{user}'), h,"
-         " (null::user_token_ledger)) from user_token_holds h where false; update user_token_holds set state = 'released',"
-         " closed_at = vanilla.clock() where tenant_id = '{a}' and id = '{call}'"),
+    # released by hand, it is charged when it ends
+    Case("runtime", f"{SETTLE} ->> 'settled'", "= (true)", "{as_admin}; select release_token_hold('{call}')",
+         then=BOOKS + " and (select array_agg(status) = '{succeeded}' from ai_executions where tenant_id = '{a}' and hold_id = '{call}')"),
     *[Case("runtime", SETTLE.replace("5, 5, 0, 0", figures), "VS400") for figures in ("-1, 5, 0, 0", "-1, 5, null, 0", "5, -1, 0, 0", "5, 5, 6, 0", "5, 5, -1, 0")],
     Case("runtime", SETTLE.replace("{call}", "{hold}"), "VS404"),
     Case("runtime", "select vanilla.settle_call('{a}', gen_random_uuid(), 'succeeded', 5, 5, 0, 0)", "VS404"),

@@ -93,6 +93,8 @@ async def test_the_tour_runs_against_a_running_server(first: First) -> None:
     assert done.code == 0, done
     assert "10 answered, 190 refused with 402" in done.out
     assert "chain verified" in done.out
+    assert "the chain up to here was rewritten" in done.out
+    assert "every wallet, no where" in done.out
 
 
 async def test_two_first_starts_at_once_migrate_once_and_show_one_password() -> None:

@@ -14,8 +14,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from tests.conftest import DEFAULT_TENANT, TEST_KEY, Cluster
-from tests.tenancy.conftest import PASSWORD, Api, stranger
+from tests.conftest import DEFAULT_TENANT, TEST_KEY, Cluster, People
+from tests.tenancy.conftest import PASSWORD, Api, MakeMember, stranger
 from vanilla_saas.cli import app
 from vanilla_saas.database.errors import VanillaError
 
@@ -238,3 +238,17 @@ async def test_a_database_without_the_schema_says_what_to_run(cluster: Cluster, 
 def refusal(result: Result) -> str:
     assert isinstance(result.exception, VanillaError), (result.output, result.exception)
     return result.exception.name
+
+
+async def test_the_operator_ends_one_persons_openings_or_everyones(
+    told: Any, call: Api, member: MakeMember, people: People
+) -> None:
+    root, other, tenant = await member("superadmin"), await member("superadmin"), await people.tenant()
+    slug = await people.operator.fetchval("select slug from tenants where id = $1", tenant)
+    for one in (root, other):
+        await call("POST", f"/tenants/{tenant}/open", {"reason": "a question"}, one.token)
+    assert (await told("tenants", "leave", slug, "--user", root.person.email))["ended"] == 1
+    assert (await call("GET", "/users", token=root.token, tenant=tenant)).status == 403
+    assert (await call("GET", "/users", token=other.token, tenant=tenant)).status == 200
+    assert (await told("tenants", "leave", slug))["ended"] == 1
+    assert (await call("GET", "/users", token=other.token, tenant=tenant)).status == 403

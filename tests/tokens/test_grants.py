@@ -233,6 +233,16 @@ async def test_the_same_key_voids_once(books: Books) -> None:
     assert (await books.entries(user))[-1] == ("void", -10, 0)
 
 
+async def test_a_voiding_without_a_reason_is_repeated_like_any_other(books: Books) -> None:
+    user = await books.user()
+    grant = await give(books, user, 100)
+    first = await void(books, grant, reason=None, key="v")
+    assert first["void_reason"] == "promo voided"
+    assert await void(books, grant, reason=None, key="v") == first | {"replayed": True}
+    assert await refusal(books, void(books, grant, reason="another", key="v")) == "VS410"
+    assert await books.figures(user) == (0, 0, 0)
+
+
 async def test_a_plan_voided_by_hand_does_not_come_back_with_the_level(books: Books) -> None:
     user = await books.user(monthly_allocation=100)
     await books.allocate(user, "free")

@@ -94,7 +94,7 @@ def doctor(as_json: AsJson = False) -> None:
 def demo(
     url: Annotated[str | None, typer.Option(help="A running server over the same database.")] = None,
 ) -> None:
-    """A tour over real HTTP with the official openai package: a call, a stream, and a race on a small wallet."""
+    """A tour: calls and a race with the openai package, the wallet in depth, and attacks of one tenant on another."""
     from vanilla_saas.operations.demo import run_demo
 
     run_demo(Settings(), Console(highlight=False), url)

@@ -15,10 +15,11 @@ import uvicorn
 from rich.console import Console
 from rich.table import Table
 
-from vanilla_saas.database.connection import addresses, connect_admin
-from vanilla_saas.database.context import load_signer
+from vanilla_saas.database.connection import Addresses, addresses, connect_admin
+from vanilla_saas.database.context import ContextSigner, load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate
+from vanilla_saas.operations import demo_isolation, demo_wallet
 from vanilla_saas.operations.first_run import DEFAULT_TENANT, make_key
 from vanilla_saas.operations.serving import APPLICATION
 from vanilla_saas.settings import Settings
@@ -49,18 +50,22 @@ def run_demo(settings: Settings, console: Console, url: str | None) -> None:
         ) from None
     signer = load_signer(settings)
     with addresses(settings, signer) as where:
-        asyncio.run(_tour(where.admin, settings, console, url))
+        asyncio.run(_tour(where, signer, console, url))
 
 
-async def _tour(admin_url: str, settings: Settings, console: Console, url: str | None) -> None:
-    await migrate(admin_url, load_signer(settings))
-    operator = await connect_admin(admin_url)
+async def _tour(where: Addresses, signer: ContextSigner, console: Console, url: str | None) -> None:
+    await migrate(where.admin, signer)
+    operator = await connect_admin(where.admin)
     await operator.set_type_codec(
         "jsonb", encoder=lambda v: orjson.dumps(v).decode(), decoder=orjson.loads, schema="pg_catalog"
     )
     try:
         async with _server(url) as base:
-            await _show(operator, console, base)
+            tourist = await _show(operator, console, base)
+        console.rule("5  The wallet in depth", align="left")
+        await demo_wallet.show(operator, console, tourist.user_id)
+        console.rule("6  Two tenants", align="left")
+        await demo_isolation.show(operator, where.app, signer, console)
     finally:
         await operator.close()
 
@@ -89,7 +94,7 @@ async def _server(url: str | None) -> AsyncIterator[str]:
             await task
 
 
-async def _show(operator: asyncpg.Connection, console: Console, base: str) -> None:
+async def _show(operator: asyncpg.Connection, console: Console, base: str) -> _Tourist:
     from openai import AsyncOpenAI
 
     tourist = await _arrive(operator)
@@ -102,6 +107,7 @@ async def _show(operator: asyncpg.Connection, console: Console, base: str) -> No
         await _race(operator, client, console, tourist)
     console.rule("4  The books", align="left")
     await _books(operator, console, tourist)
+    return tourist
 
 
 async def _arrive(operator: asyncpg.Connection) -> _Tourist:

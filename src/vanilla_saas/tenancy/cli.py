@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 import typer
 
+from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.cursor import first_page
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
@@ -91,6 +92,22 @@ def close_tenant(
     closed = as_operator(run)
     sentence = f"Tenant {slug} is closed." if closed else f"Tenant {slug} was closed already."
     tell(sentence, {"slug": slug, "status": "closed", "changed": closed}, as_json)
+
+
+@tenants.command("leave")
+def leave_tenant(
+    slug: str,
+    user: Annotated[str | None, typer.Option(help="Only this super admin's opening: email or id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """End the openings through which super admins are in a tenant, before their eight hours are over."""
+
+    async def run(connection: asyncpg.Connection) -> int:
+        who = await _user_id(connection, PLATFORM, user) if user else None
+        return await store.leave_tenant(connection, await tenant_id(connection, slug), who)
+
+    ended = as_operator(run)
+    tell(f"{ended} openings of {slug} ended.", {"slug": slug, "ended": ended}, as_json)
 
 
 def _set_tenant_status(slug: str, status: str, as_json: bool) -> None:

@@ -65,7 +65,8 @@ async def _identified(request: Request, tenant_id: UUID | None) -> Caller:
         raise Redirect(sign_in_path(request), forget=(SESSION_COOKIE,)) from None
 
 
-def _opened_tenant(request: Request) -> UUID | None:
+def opened_tenant(request: Request) -> UUID | None:
+    """The tenant that this browser says is open."""
     try:
         return UUID(read_cookie(request, TENANT_COOKIE))
     except ValueError:
@@ -73,7 +74,7 @@ def _opened_tenant(request: Request) -> UUID | None:
 
 
 async def _signed_in(request: Request) -> Caller:
-    caller = await _identified(request, _opened_tenant(request))
+    caller = await _identified(request, opened_tenant(request))
     _show(request, caller)
     if caller.must_change_password and request.url.path != "/password":
         raise Redirect("/password")

@@ -12,7 +12,7 @@ from vanilla_saas.database.cursor import page_bounds, page_rows
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy import page_store, sign_in, sign_in_pages, store
 from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, acting, new_token, token_hash
-from vanilla_saas.tenancy.page_session import TENANT_COOKIE, PageAdmin, PageCaller, PlatformCaller
+from vanilla_saas.tenancy.page_session import TENANT_COOKIE, PageAdmin, PageCaller, PlatformCaller, opened_tenant
 
 PREFIX_LENGTH = 12
 """How much of a key is kept in the clear, to recognise it by."""
@@ -193,6 +193,9 @@ async def create_tenant(
 
 @router.post("/tenants/leave")
 async def leave_tenant(request: Request, caller: PlatformCaller) -> Response:
+    if opened := opened_tenant(request):
+        async with acting(request, caller) as connection:
+            await store.leave_tenant(connection, opened)
     response = redirect(request, "/tenants")
     forget_cookie(request, response, TENANT_COOKIE)
     return response

@@ -296,6 +296,14 @@ async def open_tenant(request: Request, caller: Writer, tenant_id: UUID, body: m
     return models.Opened(tenant_id=tenant_id, expires_at=until)
 
 
+@router.delete("/tenants/{tenant_id}/open", status_code=204)
+async def leave_tenant(request: Request, caller: Writer, tenant_id: UUID) -> Response:
+    """End one's opening of a tenant before its eight hours are over; nothing happens when there is none."""
+    async with acting(request, caller) as connection:
+        await store.leave_tenant(connection, tenant_id)
+    return Response(status_code=204)
+
+
 async def _tenant(connection: asyncpg.Connection, tenant_id: UUID) -> models.Tenant:
     row = await store.tenant(connection, tenant_id)
     if row is None:

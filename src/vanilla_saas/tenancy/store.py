@@ -196,6 +196,12 @@ async def open_tenant(connection: asyncpg.Connection, tenant_id: UUID, reason: s
     return until
 
 
+async def leave_tenant(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID | None = None) -> int:
+    """How many openings ended: the caller's own; for the operator those of `user_id`, or all."""
+    ended: int = await connection.fetchval("select leave_tenant($1, $2)", tenant_id, user_id)
+    return ended
+
+
 # users ------------------------------------------------------------------------------------------------------------
 
 _USER = (

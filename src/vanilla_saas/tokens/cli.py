@@ -27,7 +27,9 @@ def show(user: User, tenant: Tenant = "default", as_json: AsJson = False) -> Non
     """Print a wallet and its open grants."""
 
     async def work(connection: asyncpg.Connection) -> dict[str, Any]:
-        wallet = await store.read_wallet(connection, *await store.find_user(connection, tenant, user))
+        owner = await store.find_user(connection, tenant, user)
+        await store.refresh_wallet(connection, *owner)
+        wallet = await store.read_wallet(connection, *owner)
         return wallet.model_dump(mode="json")
 
     wallet = as_operator(work)

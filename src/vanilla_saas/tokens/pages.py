@@ -15,6 +15,7 @@ from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageAdmin, PageCaller
 from vanilla_saas.tokens import page_store as store
 from vanilla_saas.tokens import wallet_pages
+from vanilla_saas.tokens.store import refresh_wallet
 
 router = page_router()
 Direction = Annotated[str, Form(max_length=32)]
@@ -45,7 +46,8 @@ async def _ledger_page(
 
 async def _wallet_page(request: Request, caller: Caller, user_id: UUID, *, notice: str = "") -> Response:
     tenant_id = caller.identity.tenant_id
-    async with acting(request, caller, read_only=True) as connection:
+    async with acting(request, caller) as connection:
+        await refresh_wallet(connection, tenant_id, user_id)
         wallet = await store.wallet(connection, tenant_id, user_id)
         if wallet is None:
             if user_id == caller.identity.user_id:

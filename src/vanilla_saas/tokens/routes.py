@@ -170,5 +170,6 @@ async def change_status(request: Request, caller: CurrentCaller, user_id: UUID, 
 
 async def _wallet(request: Request, caller: Caller, user_id: UUID) -> Wallet:
     caller.require_scope("read")
-    async with acting(request, caller, read_only=True) as connection:
+    async with acting(request, caller) as connection:
+        await store.refresh_wallet(connection, caller.identity.tenant_id, user_id)
         return await store.read_wallet(connection, caller.identity.tenant_id, user_id)

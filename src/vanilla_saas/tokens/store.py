@@ -32,6 +32,11 @@ from public.user_token_wallets w
 left join public.levels v on v.tenant_id = w.tenant_id and v.id = w.level_id
 where w.tenant_id = $1 and w.user_id = $2
 """
+REFRESH = """
+select public.refresh_token_wallet(w.user_id)
+from public.user_token_wallets w
+where w.tenant_id = $1 and w.user_id = $2 and w.next_event_at <= vanilla.clock()
+"""
 GRANTS = """
 select g.id, g.kind, g.amount, g.remaining, g.effective_at, nullif(g.expires_at, 'infinity') as expires_at
 from vanilla.grants_after_burn($1, $2) g
@@ -115,6 +120,11 @@ from public.tenants t
 join public.levels v on v.tenant_id = t.id
 where t.slug = $1 and (v.slug = $2 or v.id::text = lower($2))
 """
+
+
+async def refresh_wallet(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID) -> None:
+    """`refresh_token_wallet` when something is due: what is read next is what the next operation would find."""
+    await connection.execute(REFRESH, tenant_id, user_id)
 
 
 async def read_wallet(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID) -> Wallet:

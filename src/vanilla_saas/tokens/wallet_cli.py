@@ -80,6 +80,7 @@ def grants(
 
     async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
         owner = await store.find_user(connection, tenant, user)
+        await store.refresh_wallet(connection, *owner)
         rows = await wallet_store.grants(connection, *owner, first_page(limit), state)
         return [GrantOfAnyState.of(row).model_dump(mode="json") for row in rows]
 

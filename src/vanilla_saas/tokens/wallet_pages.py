@@ -44,7 +44,8 @@ async def _frame(connection: asyncpg.Connection, caller: Caller, user_id: UUID) 
 
 @router.get("/wallet/{user_id}/grants")
 async def grants(request: Request, caller: PageCaller, user_id: UUID, before: str = "", notice: str = "") -> Response:
-    async with acting(request, caller, read_only=True) as connection:
+    async with acting(request, caller) as connection:
+        await wallets.refresh_wallet(connection, caller.identity.tenant_id, user_id)
         frame = await _frame(connection, caller, user_id)
         rows = await wallet_store.grants(connection, caller.identity.tenant_id, user_id, page_bounds(before, PAGE))
     return render(request, "tokens/grants.html", notice=notice, **frame, **page_rows(rows, PAGE))

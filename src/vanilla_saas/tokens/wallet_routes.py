@@ -63,7 +63,8 @@ async def grants(
     """Every grant of a wallet, newest first; `/wallet` has those that can be spent, in order of burning."""
     caller.require_scope("read")
     tenant_id, owner = caller.identity.tenant_id, user_id or caller.identity.user_id
-    async with acting(request, caller, read_only=True) as connection:
+    async with acting(request, caller) as connection:
+        await store.refresh_wallet(connection, tenant_id, owner)
         await store.read_wallet(connection, tenant_id, owner)
         rows = await wallet_store.grants(connection, tenant_id, owner, paging.bounds, state, kind)
     return paging.page(rows, GrantOfAnyState.of)

@@ -1,0 +1,144 @@
+"""The parts of `vanilla-saas demo` that attack a tenant and tamper with a ledger: what they say is what happened."""
+
+import io
+import re
+import uuid
+from typing import Any
+
+import asyncpg
+import pytest
+from rich.console import Console
+
+from tests.conftest import Cluster, People
+from tests.processes import assert_books_are_clean
+from vanilla_saas.database.context import ContextSigner
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.operations import demo_isolation, demo_wallet
+from vanilla_saas.operations.demo_isolation import ATTEMPTS, Attempt
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=110, highlight=False)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+async def attack(
+    operator: asyncpg.Connection, cluster: Cluster, name: str, signer: ContextSigner, out: Console
+) -> None:
+    await demo_isolation.show(operator, cluster.url("vanilla_app", name), signer, out)
+
+
+async def test_every_attack_is_told_and_leaves_the_other_tenant_as_it_was(
+    operator: asyncpg.Connection, cluster: Cluster, database_name: str, signer: ContextSigner, console: Console
+) -> None:
+    await attack(operator, cluster, database_name, signer, console)
+    lines = {line[3:35].strip(): line[35:].strip() for line in said(console).splitlines() if line.startswith("   ")}
+    came_to = {attempt.what: next(v for k, v in lines.items() if k == attempt.what) for attempt in ATTEMPTS}
+    assert {what: text.partition(":")[0] for what, text in came_to.items()} == {
+        "update their wallet": "refused, 42501",
+        "write their ledger": "refused, 42501",
+        "every wallet, no where": "1 rows, only their own",
+        "their users by name": "0 rows",
+        "a function with their id": "refused, VS404",
+        "another function": "refused, VS404",
+        "an edited token": "refused, VS401",
+        "a forged token": "refused, VS401",
+        "set_config of an edited one": "0 rows",
+        "set_config of claims": "0 rows",
+        "become the operator": "refused, 42501",
+        "read the signing key": "refused, 42501",
+    }
+    digests = re.search(r"before and after: (\w{8}) = (\w{8}), 3 ledger entries", said(console))
+    assert digests
+    assert digests[1] == digests[2]
+    row = await operator.fetchrow(
+        "select t.status, w.available_tokens, w.spent_tokens from tenants t"
+        " join user_token_wallets w on w.tenant_id = t.id"
+        " where t.slug like 'tour-victim-%' order by t.created_at desc limit 1"
+    )
+    assert tuple(row) == ("closed", 1_015_000, 0)
+
+
+async def test_the_tour_fails_where_an_attack_succeeds(
+    operator: asyncpg.Connection,
+    cluster: Cluster,
+    database_name: str,
+    signer: ContextSigner,
+    console: Console,
+) -> None:
+    await operator.execute("create policy hole on user_token_wallets for select to vanilla_app using (true)")
+    try:
+        with pytest.raises(VanillaError, match="An attack reached another tenant: every wallet, no where"):
+            await attack(operator, cluster, database_name, signer, console)
+    finally:
+        await operator.execute("drop policy hole on user_token_wallets")
+
+
+async def test_the_tour_fails_when_an_attack_changes_what_it_cannot_read(
+    operator: asyncpg.Connection,
+    cluster: Cluster,
+    database_name: str,
+    signer: ContextSigner,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The comparison of the victim's rows is not for show."""
+
+    async def steal(connection: Any, attempt: Attempt, tokens: Any, victim: Any, attacker: Any) -> str:
+        await operator.fetchval("select adjust_user_tokens($1, 1, 'debit')", victim.user_id)
+        return "0 rows"
+
+    monkeypatch.setattr(demo_isolation, "_try", steal)
+    with pytest.raises(VanillaError, match="The victim's rows were changed"):
+        await attack(operator, cluster, database_name, signer, console)
+
+
+async def test_the_wallet_in_depth_tells_what_the_ledger_says(
+    operator: asyncpg.Connection, people: People, console: Console
+) -> None:
+    person = await people.user()
+    user = person.identity.user_id
+    await demo_wallet.show(operator, console, user)
+    rows = await operator.fetch("select * from user_token_ledger where user_id = $1 order by seq", user)
+    lapsed = next(row for row in rows if row["direction"] == "expire")
+    settled = [
+        (row["metadata"]["actual"], row["amount"], row["reserved_amount"])
+        for row in rows
+        if row["direction"] == "settle"
+    ]
+    assert settled == [(120, 0, -120), (90, 90, -180)]
+    assert said(console).splitlines() == [
+        f"   500 promotional tokens, 120 spent: entry {lapsed['seq']}, 'promo lapsed', took back 380",
+        "   a hold of 300: 120 charged and 180 still held, then 90 charged and 90 back",
+        "   a superuser adds 1000000 to entry 1: verify finds entry 1,",
+        "     'the row or the one before it was changed'",
+        "   then rewrites the whole chain, wallet and grant: verify finds 0, reconcile 0,",
+        f"     the anchor kept elsewhere: entry {rows[-1]['seq']}, 'the chain up to here was rewritten'",
+    ]
+    # what was tampered with is undone
+    assert (await people.wallet(person))["available_tokens"] == 15_000 + 300 - 210
+    await assert_books_are_clean(operator)
+
+
+async def test_the_tour_fails_where_tampering_is_not_found(
+    operator: asyncpg.Connection, people: People, console: Console
+) -> None:
+    person, name = await people.user(), f"away_{uuid.uuid4().hex[:8]}"
+    source = await operator.fetchval("select pg_get_functiondef('verify_token_anchor(jsonb)'::regprocedure)")
+    await operator.execute(f"alter function verify_token_anchor(jsonb) rename to {name}")
+    await operator.execute(
+        "create function verify_token_anchor(jsonb) returns table (seq bigint, problem text) language sql"
+        " as 'select 1::bigint, null where false'"
+    )
+    try:
+        with pytest.raises(VanillaError, match="The anchor must convict"):
+            await demo_wallet.show(operator, console, person.identity.user_id)
+    finally:
+        await operator.execute("drop function verify_token_anchor(jsonb)")
+        await operator.execute(f"alter function {name}(jsonb) rename to verify_token_anchor")
+    assert await operator.fetchval("select pg_get_functiondef('verify_token_anchor(jsonb)'::regprocedure)") == source
