@@ -11,10 +11,7 @@ from tests.isolation.test_catalog import (
     test_every_table_and_partition_has_a_row_of_each_tenant,
     test_every_table_declares_its_ownership_and_every_partition_none,
 )
-from tests.isolation.test_context import (
-    test_mixed_transactions_over_few_connections_never_see_each_other,
-    test_prepared_statements_follow_the_context_from_tenant_to_tenant,
-)
+from tests.isolation.test_context import test_prepared_statements_follow_the_context_from_tenant_to_tenant
 from tests.isolation.test_matrix import (
     test_no_foreign_key_reaches_a_row_of_another_tenant,
     test_no_login_reaches_a_row_of_another_tenant,

