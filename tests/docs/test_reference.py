@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
         ("settings.md", reference.settings_page),
         ("errors.md", reference.errors_page),
         ("commands.md", reference.commands_page),
+        ("metrics.md", reference.metrics_page),
     ],
 )
 def test_a_page_of_the_reference_is_current(page: str, expected: object) -> None:
