@@ -11,6 +11,7 @@
 --   8. metered call     admit before a model call, settle after it
 --   9. events           written with what happened, delivered to webhooks
 --  10. Supabase        PostgREST's claims as a context, sign-ups as users, its roles mapped onto ours
+--  11. operation       what sessions do and wait for
 --
 -- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
 -- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
@@ -2876,7 +2877,30 @@ begin
     end if;
 end
 $do$;
+
+-- 11. operation -----------------------------------------------------------------------------------------------------
+-- Both ask as their reader: PostgreSQL shows the text of others' statements to members of pg_read_all_stats alone.
 set local role vanilla_owner;
+create or replace view vanilla.blocked_sessions with (security_invoker = true) as
+select w.pid as waiting_pid, w.usename as waiting_login, clock_timestamp() - l.waitstart as waited, l.locktype as lock,
+    l.mode, l.relation::regclass::text as relation, w.query as waiting_statement,
+    h.pid as holding_pid, h.usename as holding_login, h.state as holding_state, clock_timestamp() - h.xact_start as held,
+    h.query as holding_statement
+from pg_locks l
+join pg_stat_activity w on w.pid = l.pid and w.datname = current_database()
+cross join lateral unnest(pg_blocking_pids(l.pid)) b (pid)
+left join pg_stat_activity h on h.pid = b.pid
+where not l.granted;
+comment on view vanilla.blocked_sessions is
+    'Who waits for a lock of this database, for how long, and who holds it. vanilla-saas doctor locks shows it.';
+create or replace view vanilla.running_statements with (security_invoker = true) as
+select pid, usename as login, state, clock_timestamp() - query_start as running,
+    clock_timestamp() - xact_start as in_transaction, wait_event_type, wait_event, query as statement
+from pg_stat_activity
+where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid() and state <> 'idle';
+comment on view vanilla.running_statements is
+    'What the sessions of this database do at this moment, and since when. vanilla-saas doctor slow shows it.';
+grant select on vanilla.blocked_sessions, vanilla.running_statements to vanilla_operator;
 revoke create on schema vanilla from vanilla_definer, vanilla_system, vanilla_keyring;
 reset role;
 revoke create on schema public from vanilla_definer, vanilla_system;

@@ -84,7 +84,8 @@ def _write_files(folder: Path, cluster: Cluster, signer: ContextSigner, more: di
     )
     with (folder / "pgbouncer.ini").open("w") as out:
         file.write(out)
-    logins = [f'"{login}" "{signer.login_password(login)}"' for login in ("vanilla_app", "vanilla_runtime")]
+    # the owner is no login of ours; here it enters with a password of the same making
+    logins = [f'"{login}" "{signer.login_password(login)}"' for login in ("vanilla_app", "vanilla_runtime", "plain")]
     (folder / "userlist.txt").write_text("\n".join(logins) + "\n")
 
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vanilla_saas import console
+from vanilla_saas import console, metrics
 from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
@@ -35,7 +35,8 @@ from vanilla_saas.tokens import pages as tokens_pages
 from vanilla_saas.tokens.proof_routes import router as proof_router
 from vanilla_saas.tokens.routes import router as tokens_router
 from vanilla_saas.tokens.wallet_routes import router as wallet_router
-from vanilla_saas.web import BodyLimit, RequestIds, install_problems
+from vanilla_saas.tracing import configure_tracing
+from vanilla_saas.web import BodyLimit, Observed, RequestIds, install_problems
 
 log = structlog.get_logger()
 TICK_SECONDS = 30.0
@@ -45,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The API over the configured database; opens pools at start-up and closes them at shutdown."""
     settings = settings or Settings()
     configure_logs(settings)
+    configure_tracing(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -87,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(OpenAISurface, state=app.state)
+    app.add_middleware(Observed, log_requests=settings.log_requests)
     app.add_middleware(RequestIds)
     install_problems(app)
     rooms = (operations_router, tenancy_router, tokens_router, wallet_router, proof_router, webhooks_router)
@@ -115,7 +118,9 @@ async def _tick(database: Database) -> None:
             # in small parts, so that no wallet is locked for long at the turn of a month
             while (await database.call("select vanilla.run_maintenance()"))["more"]:
                 pass
+            metrics.MAINTENANCE_RUNS.labels("done").inc()
         except (VanillaError, asyncpg.PostgresError, OSError) as error:
+            metrics.MAINTENANCE_RUNS.labels("failed").inc()
             log.warning("maintenance_failed", error=str(error))
         await asyncio.sleep(TICK_SECONDS)
 

@@ -67,6 +67,12 @@ class Settings(BaseSettings):
     """Seconds that a webhook's receiver has to answer."""
     webhooks_to_private: bool = False
     """Send webhooks also over plain http and to loopback and private addresses: for development only."""
+    metrics_token: SecretStr | None = None
+    """Whoever asks for `/metrics` sends `Authorization: Bearer` with it; without it only this machine may ask."""
+    otel: bool = False
+    """Trace requests, database and provider calls by OpenTelemetry (extra `otel`); `OTEL_*` variables say where to."""
+    log_requests: bool = False
+    """One line of the log for every request: method, route, status, milliseconds, ids; never content."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     allow_superuser: bool = False
     """Serve although the configured database login is a superuser or bypasses row-level security."""

@@ -1,6 +1,8 @@
 """What every HTTP answer has in common: a request id, and errors as problem+json (RFC 9457)."""
 
 import re
+import time
+from collections.abc import Iterator
 from uuid import uuid4
 
 import structlog
@@ -10,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vanilla_saas import metrics, tracing
 from vanilla_saas.database.errors import VanillaError
 
 log = structlog.get_logger()
@@ -36,6 +39,8 @@ class RequestIds:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        # a request is a task of its own: what is said in it, and in what it starts, has its ids
+        structlog.contextvars.bind_contextvars(request_id=request_id)
 
         async def send_with_id(message: dict[str, object]) -> None:
             if message["type"] == "http.response.start":
@@ -59,6 +64,57 @@ def _log_refusal(scope: Scope, request_id: str, status: object) -> None:
             ip=client[0] if client else "",
             request_id=request_id,
         )
+
+
+class Observed:
+    """Counts, traces and, when told to, logs every request by the template of its route: never by its address."""
+
+    def __init__(self, app: ASGIApp, log_requests: bool = False):
+        self.app = app
+        self.log_requests = log_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        headers = {name: value.decode("latin-1") for name, value in _headers(scope) if name in _TRACE_HEADERS}
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        with tracing.span(method, "server", {"http.request.method": method}, headers) as span:
+            try:
+                await self.app(scope, receive, watched)
+            finally:
+                route, seconds = route_template(scope), time.perf_counter() - began
+                metrics.HTTP_REQUESTS.labels(method, route, str(status)).observe(seconds)
+                span.update_name(f"{method} {route}")
+                span.set_attribute("http.route", route)
+                span.set_attribute("http.response.status_code", status)
+                if self.log_requests:
+                    log.info("request", method=method, route=route, status=status, ms=round(seconds * 1000, 1))
+
+
+_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"}
+_TRACE_HEADERS = {"traceparent", "tracestate"}
+_GATEWAY = {"/v1/chat/completions", "/v1/models"}
+
+
+def _headers(scope: Scope) -> Iterator[tuple[str, bytes]]:
+    return ((name.decode("latin-1"), value) for name, value in scope["headers"])
+
+
+def route_template(scope: Scope) -> str:
+    """`/api/v1/keys/{key_id}`; `unknown` for an address that no route has, so that nobody makes series by asking."""
+    if scope["path"].startswith("/v1/"):
+        model = scope["path"].startswith("/v1/models/")
+        return scope["path"] if scope["path"] in _GATEWAY else "/v1/models/{id}" if model else "unknown"
+    return getattr(scope.get("route"), "path", None) or "unknown"
 
 
 class BodyLimit:

@@ -1,4 +1,7 @@
-"""Writes docs/reference/*.md from the code: `uv run python -m tests.docs.reference`. A test fails when they differ."""
+"""Writes docs/reference/*.md and openapi.json from the code: `uv run python -m tests.docs.reference`.
+
+A test fails when they differ.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -6,13 +9,17 @@ from pathlib import Path
 
 import asyncpg
 import click
+import orjson
 import typer
 
+from vanilla_saas import metrics
+from vanilla_saas.app import create_app
 from vanilla_saas.cli import app
 from vanilla_saas.database.errors import ERROR_CODES
 from vanilla_saas.settings import Settings
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
 GENERATED = "<!-- written by `uv run python -m tests.docs.reference` -->\n"
 OBJECTS = """
 select n.nspname || '.' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')' as name,
@@ -118,6 +125,33 @@ async def sql_page(connection: asyncpg.Connection) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def metrics_page() -> str:
+    """Every metric with its type, labels and meaning."""
+    lines = [
+        "# Metrics",
+        "",
+        GENERATED,
+        "`GET /metrics` in Prometheus' text format, beside the process's own `process_*` and `python_*`. Without",
+        "`VANILLA_SAAS_METRICS_TOKEN` only this machine may ask. The processes of one `serve --processes n` answer as",
+        "one; then `process_*` is absent. No label names a tenant, a user, a key or a model. Units: seconds, tokens.",
+        "",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for metric in metrics.metrics():
+        (family,) = metric.describe()
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+        lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines) + "\n"
+
+
+def openapi_document() -> str:
+    """What `/openapi.json` answers, readable in a diff."""
+    settings = Settings(_env_file=None, DATABASE_URL=None)  # type: ignore[call-arg]
+    return orjson.dumps(create_app(settings).openapi(), option=orjson.OPT_INDENT_2).decode() + "\n"
+
+
 async def _write() -> None:
     import uuid
 
@@ -130,6 +164,8 @@ async def _write() -> None:
     (REFERENCE / "settings.md").write_text(settings_page())
     (REFERENCE / "errors.md").write_text(errors_page())
     (REFERENCE / "commands.md").write_text(commands_page())
+    (REFERENCE / "metrics.md").write_text(metrics_page())
+    (ROOT / "openapi.json").write_text(openapi_document())
     with session_server() as server:
         cluster = Cluster(str(server.socket_dir), 5432)
         async with create_database(cluster, f"docs_{uuid.uuid4().hex[:8]}") as name:

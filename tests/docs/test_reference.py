@@ -16,10 +16,16 @@ ROOT = Path(__file__).parents[2]
         ("settings.md", reference.settings_page),
         ("errors.md", reference.errors_page),
         ("commands.md", reference.commands_page),
+        ("metrics.md", reference.metrics_page),
     ],
 )
 def test_a_page_of_the_reference_is_current(page: str, expected: object) -> None:
     assert (reference.REFERENCE / page).read_text() == expected(), "run: uv run python -m tests.docs.reference"  # type: ignore[operator]
+
+
+def test_the_committed_openapi_document_is_what_the_api_says() -> None:
+    committed = (ROOT / "openapi.json").read_text()
+    assert committed == reference.openapi_document(), "run: uv run python -m tests.docs.reference"
 
 
 async def test_the_sql_reference_is_current(operator: asyncpg.Connection) -> None:

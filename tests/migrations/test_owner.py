@@ -1,6 +1,7 @@
-"""A login that is no superuser migrates its own database, on either major version, and the seed's commands act."""
+"""A login that is no superuser migrates its own database, on every major version, and the seed's commands act."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 
 import asyncpg
@@ -14,7 +15,7 @@ from vanilla_saas.database.migrator import migrate
 PLAIN = "create role plain login nosuperuser createrole"
 
 
-@pytest.fixture(scope="module", params=[18, 16])
+@pytest.fixture(scope="module", params=[18, 16, 15, *([17] if os.environ.get("VANILLA_SAAS_LONG") == "1" else [])])
 def major(request: pytest.FixtureRequest) -> int:
     return request.param
 
@@ -78,11 +79,12 @@ def test_another_owner_is_told_what_to_grant_and_then_may(
     admin = Shell(server, major, "postgres")
     admin.statement("create database theirs owner other")
     theirs = Shell(server, major, "theirs", "other")
-    refused = theirs.file(FILES[0])
-    assert "42501" not in refused.stdout
-    assert "the vanilla_* roles of this cluster were made by another role" in refused.stderr
-    hint = next(line for line in refused.stderr.splitlines() if "As a superuser: grant " in line)
-    admin.statement(hint.split("As a superuser: ")[1])
+    if major > 15:  # before 16 CREATEROLE alone lets a login make itself a member of any role but superusers
+        refused = theirs.file(FILES[0])
+        assert "42501" not in refused.stdout
+        assert "the vanilla_* roles of this cluster were made by another role" in refused.stderr
+        hint = next(line for line in refused.stderr.splitlines() if "As a superuser: grant " in line)
+        admin.statement(hint.split("As a superuser: ")[1])
     theirs.sequence()
     assert theirs.dump() == first_dump
 

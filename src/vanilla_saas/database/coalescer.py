@@ -17,6 +17,7 @@ import asyncpg
 import orjson
 import structlog
 
+from vanilla_saas import metrics, tracing
 from vanilla_saas.database.errors import VanillaError, from_postgres
 from vanilla_saas.database.pool import Database
 
@@ -102,7 +103,11 @@ class Coalescer:
         self._lanes.setdefault(lane, deque()).append(call)
         if self._free:
             self._depart()
-        return await call.answer
+        # the statement itself may be many calls' and belongs to none of their traces
+        with tracing.span(
+            function.name, "client", {"db.system.name": "postgresql", "db.query.text": function.statement}
+        ):
+            return await call.answer
 
     async def close(self) -> None:
         """Refuses new calls and waits for those that were taken."""
@@ -130,6 +135,7 @@ class Coalescer:
         return sorted(batch, key=lambda call: call.number)
 
     async def _run(self, batch: list[_Call]) -> None:
+        metrics.BATCH_SIZE.observe(len(batch))
         try:
             if len(batch) == 1:
                 await self._run_alone(batch[0])

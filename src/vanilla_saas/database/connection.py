@@ -14,6 +14,9 @@ from vanilla_saas.database.embedded import EmbeddedServer, attach
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.settings import Settings
 
+_PASSWORD_REFUSED = (asyncpg.InvalidPasswordError, asyncpg.ProtocolViolationError)
+"""How PostgreSQL and, with 08P01, PgBouncer answer a wrong password."""
+
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
@@ -106,7 +109,8 @@ def login_connector(url: str, signer: ContextSigner) -> Callable[..., Awaitable[
     """How a pool connects as a run-time login whose password comes from the context key, which may be rotated.
 
     A password that the server refuses is followed by the others that may be in force; the one that worked comes first
-    next time. A URL with a password of its own is left as it is.
+    next time. A URL without a password is tried as it is first (peer, trust, a password file); one with a password of
+    its own is left as it is.
     """
     parts = urlsplit(url)
     login, given = unquote(parts.username or ""), parts.password
@@ -116,15 +120,15 @@ def login_connector(url: str, signer: ContextSigner) -> Callable[..., Awaitable[
         nonlocal working
         try:
             return await asyncpg.connect(*arguments, **options, password=working)
-        except asyncpg.InvalidPasswordError:
+        except _PASSWORD_REFUSED:
             for password in signer.login_passwords(login):
-                with suppress(asyncpg.InvalidPasswordError):
+                with suppress(*_PASSWORD_REFUSED):
                     connection = await asyncpg.connect(*arguments, **options, password=password)
                     working = password
                     return connection
             raise
 
-    return connect if given in signer.login_passwords(login) else asyncpg.connect
+    return connect if given is None or given in signer.login_passwords(login) else asyncpg.connect
 
 
 def _as_login(url: str, login: str, signer: ContextSigner) -> str:

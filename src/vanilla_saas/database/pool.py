@@ -1,13 +1,15 @@
 """Two pools and the only ways through them: a transaction with a context, or one call of a runtime function."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, cast
 
 import asyncpg
 import orjson
 
+from vanilla_saas import metrics, tracing
 from vanilla_saas.database.connection import login_connector, unreachable
 from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, expired
 from vanilla_saas.database.errors import VanillaError, from_postgres
@@ -86,8 +88,16 @@ class Database:
 
         Raises VanillaError for every refusal of the database, and `context_invalid` after 60 s, when all is undone.
         """
+        with tracing.span("transaction", "client", {"db.system.name": "postgresql"}):
+            async with self._transaction(identity, request_id, client_ip, read_only) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _transaction(
+        self, identity: Identity | None, request_id: str, client_ip: str, read_only: bool
+    ) -> AsyncIterator[asyncpg.Connection]:
         token = self._signer.sign(identity) if identity else ""
-        async with translated_errors(), _acquired(self._app) as connection:
+        async with translated_errors(), _acquired(self._app, "app") as connection:
             end = connection.end  # of the session itself: the pool takes its handle away when the session is lost
             try:
                 await connection.begin(token, request_id, client_ip, read_only=read_only, shared=self.shared)
@@ -103,13 +113,27 @@ class Database:
 
     async def call(self, statement: str, *arguments: object) -> Any:
         """The value of one statement on the runtime pool: `select vanilla.<function>(...)`, one round trip."""
-        async with translated_errors(), _acquired(self._runtime) as connection:
+        with _traced(statement):
+            return await self._call(statement, *arguments)
+
+    async def _call(self, statement: str, *arguments: object) -> Any:
+        async with translated_errors(), _acquired(self._runtime, "runtime") as connection:
             return await connection.fetchval(statement, *arguments)
 
     async def call_row(self, statement: str, *arguments: object) -> asyncpg.Record:
         """The one row of a statement on the runtime pool."""
-        async with translated_errors(), _acquired(self._runtime) as connection:
+        with _traced(statement):
+            return await self._call_row(statement, *arguments)
+
+    async def _call_row(self, statement: str, *arguments: object) -> asyncpg.Record:
+        async with translated_errors(), _acquired(self._runtime, "runtime") as connection:
             return cast(asyncpg.Record, await connection.fetchrow(statement, *arguments))
+
+
+def _traced(statement: str) -> AbstractContextManager[Any]:
+    """The statement is a constant of the program: what a request sends is its parameter."""
+    name = statement.removeprefix("select ").partition("(")[0][:60]
+    return tracing.span(name, "client", {"db.system.name": "postgresql", "db.query.text": statement})
 
 
 @asynccontextmanager
@@ -127,11 +151,16 @@ async def translated_errors() -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _acquired(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+async def _acquired(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Connection]:
+    began = time.perf_counter()
     try:
         connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
     except TimeoutError:
+        metrics.POOL_SATURATED.labels(name).inc()
         raise VanillaError("saturated", "All database connections are busy.", {"retry_after_s": 1}) from None
+    metrics.POOL_WAIT.labels(name).observe(time.perf_counter() - began)
+    in_use = metrics.POOL_IN_USE.labels(name)
+    in_use.inc()
     try:
         yield connection
     except _BROKEN:
@@ -140,6 +169,7 @@ async def _acquired(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
             connection.terminate()
         raise
     finally:
+        in_use.dec()
         await pool.release(connection)
 
 

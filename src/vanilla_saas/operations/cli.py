@@ -15,6 +15,7 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate as run_migrations
 from vanilla_saas.operations import export, serving
 from vanilla_saas.operations.doctor import diagnose
+from vanilla_saas.operations.sessions import Look, look
 from vanilla_saas.settings import Settings
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [VANILLA_SAAS_HOST, 127.0.0.1].")]
@@ -70,12 +71,24 @@ def migrate(
         typer.echo("The schema is current.")
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Look for what is wrong and say how to mend it. Exit code 1: there are errors, 2: it could not look."""
+def doctor(
+    what: Annotated[
+        Look | None,
+        typer.Argument(help="locks: who waits for whom; slow: statements that run long.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what is wrong and say how to mend it. Exit code 1: there are errors, 2: it could not look.
+
+    `doctor locks` shows who waits for whom, `doctor slow` what runs long and, by pg_stat_statements, what costs most.
+    """
     try:
         settings = Settings()
         signer = load_signer(settings)
         with addresses(settings, signer) as where:
+            if what is not None:
+                _show(asyncio.run(look(where.admin, what)), as_json)
+                return
             found = asyncio.run(diagnose(where, signer, settings))
     except (VanillaError, EmbeddedServerError) as error:
         typer.echo(f"error {error.name if isinstance(error, VanillaError) else error.code}: {error}", err=True)
@@ -89,6 +102,16 @@ def doctor(as_json: AsJson = False) -> None:
         errors = sum(finding.severity == "error" for finding in found)
         typer.echo(f"{errors} errors, {len(found) - errors} warnings." if found else "All is well.")
     raise typer.Exit(1 if any(finding.severity == "error" for finding in found) else 0)
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(orjson.dumps(rows))
+        return
+    for row in rows:
+        typer.echo("\n".join(f"{name:18} {value}" for name, value in row.items() if value is not None) + "\n")
+    if not rows:
+        typer.echo("There are none.")
 
 
 def demo(

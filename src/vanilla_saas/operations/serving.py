@@ -23,6 +23,7 @@ from vanilla_saas.database.context import ContextSigner, load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import Database
+from vanilla_saas.metrics import share_counts
 from vanilla_saas.operations.first_run import DEMO_EMAIL, FirstRun, prepare_first_run
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
@@ -171,9 +172,10 @@ def _run(settings: Settings, listener: socket.socket, ready: Ready) -> None:
 
 
 def _run_many(settings: Settings, listener: socket.socket, ready: Ready, processes: int) -> None:
-    supervisor = Multiprocess(_config(settings, CHILD_APPLICATION, processes), [listener])
-    asyncio.run(ready())
-    supervisor.run()
+    with share_counts():
+        supervisor = Multiprocess(_config(settings, CHILD_APPLICATION, processes), [listener])
+        asyncio.run(ready())
+        supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise VanillaError("internal_error", "A server process did not start; the log above says why.")
 

@@ -17,6 +17,7 @@ import asyncpg
 import orjson
 import structlog
 
+from vanilla_saas import metrics
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.operations import webhooks_store as store
@@ -130,6 +131,7 @@ class WebhookSender:
         began = time.perf_counter()
         status, error, retry_after = await self._send(delivery)
         duration_ms = round((time.perf_counter() - began) * 1000)
+        metrics.WEBHOOK_DELIVERIES.labels("failed" if error else "delivered").inc()
         try:
             state = await store.finish(self._database, delivery, status, error, duration_ms, retry_after)
         except (VanillaError, asyncpg.PostgresError, OSError) as failure:

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 import aiohttp
 import orjson
 
+from vanilla_saas import tracing
 from vanilla_saas.providers.estimate import InvalidRequest, choices
 from vanilla_saas.providers.sse import (
     ProviderErrorEvent,
@@ -297,7 +298,7 @@ class UpstreamClient:
         remaining = deadline - asyncio.get_running_loop().time()
         if remaining <= 0:
             raise UpstreamError("timeout", None, "the deadline had passed before the call")
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"} | tracing.outgoing()
         if upstream.api_key is not None:
             headers["Authorization"] = f"Bearer {upstream.api_key}"
         failure: UpstreamError | None = None

@@ -10,6 +10,7 @@ import orjson
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
+from vanilla_saas import metrics
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.providers.adapters import UpstreamError
 from vanilla_saas.providers.estimate import InvalidRequest
@@ -57,6 +58,8 @@ class Gateway:
         except UpstreamError as error:
             await _respond(send, error.client_status, error.client_body(), _retry_after(error.retry_after))
         except VanillaError as error:
+            if scope["path"] == "/v1/chat/completions":
+                metrics.CALLS_REFUSED.labels(error.name).inc()
             await _respond(send, error.status, _error_body(error), _retry_after(error.detail.get("retry_after_s")))
         except Exception as error:
             failure = _failure(request_id, error)

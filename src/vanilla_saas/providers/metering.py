@@ -8,7 +8,8 @@ expiry. Settling is fenced in SQL, so it is repeated without harm while the data
 import asyncio
 import base64
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
+from vanilla_saas import metrics, tracing
 from vanilla_saas.database.coalescer import Coalescer, Function
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
@@ -140,9 +142,11 @@ class MeteredCalls:
                 "Try again after the time in Retry-After.",
             )
         self._running += 1
+        metrics.CALLS_RUNNING.inc()
 
     def leave(self) -> None:
         self._running -= 1
+        metrics.CALLS_RUNNING.dec()
 
     async def admit(
         self,
@@ -181,6 +185,7 @@ class MeteredCalls:
             lane=hashed,
             unwanted=self._return_hold,
         )
+        structlog.contextvars.bind_contextvars(tenant_id=found["tenant_id"], user_id=found["user_id"])
         call = Call(
             UUID(found["tenant_id"]),
             UUID(found["hold_id"]),
@@ -204,8 +209,18 @@ class MeteredCalls:
         hold_id = UUID(found["hold_id"])
         usage = (0, 0, 0, 0, False, "client_disconnected", None, None)
         task = asyncio.create_task(self._settle_surely(hold_id, UUID(found["tenant_id"]), hold_id, "cancelled", *usage))
+        self._track(task)
+
+    def _track(self, task: asyncio.Task[Any]) -> None:
         self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        metrics.SETTLEMENTS_WAITING.inc()
+        task.add_done_callback(self._settled)
+
+    def _settled(self, task: asyncio.Task[Any]) -> None:
+        self._settling.discard(task)
+        metrics.SETTLEMENTS_WAITING.dec()
+        if not task.cancelled() and task.exception() is None:
+            metrics.CHARGED_TOKENS.inc(task.result().get("charged") or 0)
 
     def _ready(self, call: Call, found: Mapping[str, Any]) -> Call:
         """The call with its secret opened and its output limit set."""
@@ -248,7 +263,9 @@ class MeteredCalls:
         Raises UpstreamError, after the call was settled: nothing is charged for an answer that did not come.
         """
         try:
-            answer = await self._client.complete(call.upstream, call.body, deadline=call.started + CALL_SECONDS)
+            with _provider_span(call) as span:
+                answer = await self._client.complete(call.upstream, call.body, deadline=call.started + CALL_SECONDS)
+                _add_usage(span, answer.usage)
         except UpstreamError as error:
             await self._settle(call, "failed", Usage(0, 0), False, f"upstream_{error.kind}", None)
             raise
@@ -279,7 +296,10 @@ class MeteredCalls:
         first_token_ms: int | None = None
         status, code, last = "failed", "internal_error", b""
         try:
-            async with self._client.stream(call.upstream, call.body, deadline=call.started + CALL_SECONDS) as answer:
+            async with (
+                _provider_call(call) as span,
+                self._client.stream(call.upstream, call.body, deadline=call.started + CALL_SECONDS) as answer,
+            ):
                 cutter = asyncio.create_task(_cut_when(gone, answer))
                 try:
                     async with asyncio.timeout_at(call.started + CALL_SECONDS + STALL_S):
@@ -298,6 +318,7 @@ class MeteredCalls:
                     gone.set()
                 finally:
                     cutter.cancel()
+                    _add_usage(span, answer.usage)
             if gone.is_set() and not answer.finished:
                 status, code = "cancelled", "client_disconnected"
             elif answer.finished:
@@ -336,6 +357,7 @@ class MeteredCalls:
         self, call: Call, status: str, usage: Usage, estimated: bool, code: str | None, first_token_ms: int | None
     ) -> Settlement:
         latency_ms = round((asyncio.get_running_loop().time() - call.started) * 1000)
+        _count(call, status, usage, latency_ms)
         task = asyncio.create_task(
             self._settle_surely(
                 call.hold_id,
@@ -352,8 +374,7 @@ class MeteredCalls:
                 first_token_ms,
             )
         )
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        self._track(task)
         try:
             # a cancelled request does not take its settlement with it
             result = await asyncio.wait_for(asyncio.shield(task), SETTLE_WAIT_S)
@@ -377,6 +398,38 @@ class MeteredCalls:
                     log.error("settlement_delayed", hold_id=str(hold_id), error=str(error))
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 (jitter)
             pause = min(pause * 2, 5.0)
+
+
+def _provider_span(call: Call) -> AbstractContextManager[Any]:
+    """Named as OpenTelemetry's conventions for generative AI say; what was asked and answered is never in it."""
+    asked = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": call.upstream.provider}
+    return tracing.span(f"chat {call.upstream.model}", "client", asked | {"gen_ai.request.model": call.upstream.model})
+
+
+@asynccontextmanager
+async def _provider_call(call: Call) -> AsyncIterator[Any]:
+    with _provider_span(call) as span:
+        yield span
+
+
+def _add_usage(span: Any, usage: Usage | None) -> None:
+    if usage is not None:
+        span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
+        span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
+
+
+def _count(call: Call, status: str, usage: Usage, latency_ms: int) -> None:
+    provider = call.upstream.provider
+    metrics.MODEL_CALLS.labels(provider, status).inc()
+    metrics.MODEL_CALL_SECONDS.labels(provider).observe(latency_ms / 1000)
+    for kind, amount in (
+        ("input", usage.prompt_tokens),
+        ("output", usage.completion_tokens),
+        ("cached", usage.cached_tokens),
+        ("reasoning", usage.reasoning_tokens),
+    ):
+        if amount:
+            metrics.MODEL_TOKENS.labels(provider, kind).inc(amount)
 
 
 async def _cut_when(gone: asyncio.Event, answer: UpstreamStream) -> None:

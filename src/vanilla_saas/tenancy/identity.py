@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import asyncpg
+import structlog
 from fastapi import Depends, Request
 
 from vanilla_saas.database.context import Identity
@@ -60,6 +61,7 @@ async def identify(database: Database, token: str, tenant_id: UUID | None = None
         found = await database.call("select vanilla.session_identity($1, $2)", token_hash(token), tenant_id)
     if found is None:
         raise VanillaError("authentication_failed", "The key or session is wrong, expired or revoked.")
+    structlog.contextvars.bind_contextvars(tenant_id=found["tenant_id"], user_id=found["user_id"])
     return Caller(
         Identity(UUID(found["tenant_id"]), UUID(found["user_id"]), found["role"]),
         found["email"],
