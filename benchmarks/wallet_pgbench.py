@@ -17,6 +17,7 @@ from benchmarks.machine import processor_s
 from vanilla_saas.database import postmaster
 from vanilla_saas.database.embedded import DATABASE, EmbeddedServer
 from vanilla_saas.database.embedded_data import SUPERUSER
+from vanilla_saas.operations.first_run import DEFAULT_TENANT
 
 PREFIX = "00000000-0000-7000-9000-"
 AMOUNT, HELD, SETTLED = 7, 100, 40
@@ -39,7 +40,7 @@ DEBIT_IN_CONTEXT = f"{_PICK}begin;\nselect vanilla.set_context(:token);\nselect 
 DEBIT_WITH_CONTEXT = f"""{_PICK}with c as materialized (select vanilla.set_context(:token)) select {_DEBIT} from c;
 """
 RESERVE_AND_SETTLE = f"""{_PICK}select adjust_user_tokens({_USER}, {HELD}, 'reserve', 'benchmark'{_KEY}) ->> 'hold_id' as hold \\gset
-select settle_user_tokens(:hold::uuid, {SETTLED});
+select settle_user_tokens(:hold::uuid, {SETTLED}, p_tenant_id => '{DEFAULT_TENANT}'::uuid);
 """  # noqa: E501
 
 
