@@ -5,7 +5,6 @@ whole. The manifest tells rows and digests of that very snapshot, so that a rest
 """
 
 import asyncio
-import hashlib
 import os
 import shutil
 import sys
@@ -135,7 +134,7 @@ async def _make(
         manifest = replace(
             manifest,
             tables=tables,
-            ledger={"entries": _rows(tables, "public.user_token_ledger"), "anchor_sha256": sealed},
+            ledger={"entries": _rows(tables, "public.user_token_ledger"), "anchored": sealed},
             files={name: {"bytes": size, "sha256": digest} for name, size, digest in writers},
             seconds=round(time.monotonic() - began, 3),
         )
@@ -280,15 +279,14 @@ def _write(path: Path, key: BackupKey | None, content: bytes) -> tuple[str, int,
 
 async def _write_anchor(
     connection: asyncpg.Connection, path: Path, key: BackupKey | None
-) -> tuple[tuple[str, int, str], str]:
-    """The end of every chain of the ledger; a schema that has no such function gets an empty file."""
-    digest = hashlib.sha256()
+) -> tuple[tuple[str, int, str], bool]:
+    """The end of every chain of the ledger; of a schema that has no such function an empty file."""
     with FileWriter(path, key) as file:
-        if await connection.fetchval("select to_regprocedure('public.token_ledger_anchor()') is not null"):
+        anchored = await connection.fetchval("select to_regprocedure('public.token_ledger_anchor()') is not null")
+        if anchored:
             async for part in anchor_file.lines(connection):
-                digest.update(part)
                 await asyncio.to_thread(file.write, part)
-    return (path.name, file.bytes, file.sha256), digest.hexdigest()
+    return (path.name, file.bytes, file.sha256), bool(anchored)
 
 
 @contextmanager

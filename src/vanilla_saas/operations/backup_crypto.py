@@ -146,6 +146,19 @@ def read_file(path: Path, key: BackupKey | None) -> Iterator[bytes]:
         yield from _opened(file, header[len(MAGIC) :], key.cipher(), path.name)
 
 
+def read_lines(path: Path, key: BackupKey | None) -> Iterator[bytes]:
+    """The lines of a file with their ends, as `read_file` reads it; never the whole of it in memory."""
+    rest = b""
+    for part in read_file(path, key):
+        *lines, rest = (rest + part).splitlines(keepends=True) or [b""]
+        yield from lines
+        if rest.endswith(b"\n"):
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
+
+
 def _opened(file: BinaryIO, prefix: bytes, cipher: AESGCM, name: str) -> Iterator[bytes]:
     count, length = 0, file.read(4)
     while True:

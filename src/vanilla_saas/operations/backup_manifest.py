@@ -37,7 +37,7 @@ class Manifest:
     context_keys: list[str]
     """Ids of the keys that the original accepts; never the keys."""
     ledger: dict[str, Any]
-    """entries, chains, and the SHA-256 of anchor.jsonl in clear."""
+    """entries, and whether anchor.jsonl has the ends of their chains."""
     files: dict[str, dict[str, Any]]
     seconds: float
     encryption: dict[str, Any] | None = None

@@ -24,7 +24,7 @@ from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.schema import FIRST_UPGRADE
 from vanilla_saas.operations import backup_store as store
 from vanilla_saas.operations.backup import Progress, connected, digests
-from vanilla_saas.operations.backup_crypto import read_file
+from vanilla_saas.operations.backup_crypto import read_file, read_lines
 from vanilla_saas.operations.backup_errors import BackupError
 from vanilla_saas.operations.backup_manifest import ANCHOR, CATALOG, DUMP, ROLES, Backup, Manifest, our_schema
 from vanilla_saas.operations.backup_programs import client_programs, fed, finish, run_sql, started
@@ -316,9 +316,8 @@ async def _prove(
             proof.findings += await run_checks(connection)
         with proof.timed("chains"):
             progress("Comparing the ledger's chains")
-            anchor = backup.read(ANCHOR)
-            if anchor:
-                checked = await anchor_file.check(connection, anchor.splitlines(keepends=True))
+            if backup.manifest.ledger["anchored"]:
+                checked = await anchor_file.check(connection, read_lines(backup.path / ANCHOR, backup.key))
                 proof.chains = checked.checked
                 proof.differences += [f"chain of user {row['user_id']}: {row['problem']}" for row in checked.problems]
 
