@@ -23,6 +23,17 @@
 begin;
 set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));   -- one migrator per database
+-- after an upgrade (011 and later) these files would bring back what it changed
+do $do$
+begin
+    if to_regclass('vanilla.schema_migrations') is not null then
+        if exists (select from vanilla.schema_migrations where name >= '011') then
+            raise exception 'this database was upgraded after 010; the files before are not run over it' using errcode = 'VS409',
+                hint = 'vanilla-saas migrate, or psql -f, with the files from 011 on.';
+        end if;
+    end if;
+end
+$do$;
 
 -- 1. roles ---------------------------------------------------------------------------------------------------------
 -- Cluster-wide, so created and joined only when missing (other databases, re-runs).
@@ -176,6 +187,41 @@ create table if not exists vanilla.schema_migrations (
 );
 comment on table vanilla.schema_migrations is 'Files that vanilla-saas migrate has applied, with their SHA-256.';
 grant select on vanilla.schema_migrations to vanilla_operator;      -- pg_dump
+
+-- Files 002 to 010 begin with this, as 001 does in its own words: upgrades are forward only.
+create or replace function vanilla.refuse_after_upgrade() returns void language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    if exists (select from vanilla.schema_migrations where name >= '011') then
+        raise exception 'this database was upgraded after 010; the files before are not run over it' using errcode = 'VS409',
+            hint = 'vanilla-saas migrate, or psql -f, with the files from 011 on.';
+    end if;
+end
+$f$;
+comment on function vanilla.refuse_after_upgrade() is
+    'Raises VS409 when a file from 011 on was applied: running 001 to 010 again would undo it.';
+grant execute on function vanilla.refuse_after_upgrade() to vanilla_operator;
+
+create or replace function vanilla.begin_upgrade(p_name text) returns void language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    perform pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
+    if p_name !~ '^[0-9]{3}_[a-z0-9_]+[.]sql$' or p_name < '011' then
+        raise exception '% is not the name of an upgrade', p_name using errcode = '22023', hint = '011_what_it_does.sql, and later numbers.';
+    end if;
+    if exists (select from vanilla.schema_migrations where name >= p_name) then
+        raise exception '% or a later upgrade was applied; nothing was changed', p_name using errcode = 'VS409';
+    end if;
+    insert into vanilla.schema_migrations (name, checksum) values (p_name, '');
+end
+$f$;
+comment on function vanilla.begin_upgrade(text) is
+    'First statement of an upgrade (011 and later), as vanilla_owner: each is applied once and in order. migrate writes the checksum.';
+
+create or replace function vanilla.schema_files() returns jsonb language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select coalesce(jsonb_object_agg(name, checksum), '{}') from vanilla.schema_migrations
+$f$;
+comment on function vanilla.schema_files() is
+    'Applied files with their SHA-256, by which a server knows that this is its version of the base; empty after psql alone.';
+grant execute on function vanilla.schema_files() to vanilla_app, vanilla_readonly, vanilla_runtime, vanilla_operator;
 
 -- 3. tables --------------------------------------------------------------------------------------------------------
 create table if not exists public.tenants (

@@ -24,6 +24,7 @@
 begin;
 set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
+select vanilla.refuse_after_upgrade();
 set local role vanilla_owner;
 grant create on schema vanilla to vanilla_definer;
 reset role;

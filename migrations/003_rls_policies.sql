@@ -2,6 +2,7 @@
 begin;
 set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
+select vanilla.refuse_after_upgrade();
 set local role vanilla_owner;
 select vanilla.protect_table('public.tenants', 'tenant_registry');
 select vanilla.protect_table('public.users', 'user_owned', p_hidden => '{password_hash}', p_owner => 'id');

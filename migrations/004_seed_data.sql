@@ -2,6 +2,7 @@
 begin;
 set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
+select vanilla.refuse_after_upgrade();
 set local role vanilla_system;      -- FORCE binds the owner too
 insert into public.tenants (tenant_id, id, slug, name, self_registration, created_at) values
     ('00000000-0000-0000-0000-000000000000', '00000000-0000-0000-0000-000000000000', 'platform', 'Platform', false, '2026-01-01+00'),

@@ -17,8 +17,8 @@ from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.logs import configure_logs
+from vanilla_saas.operations import backups_pages, webhooks_pages
 from vanilla_saas.operations import pages as operations_pages
-from vanilla_saas.operations import webhooks_pages
 from vanilla_saas.operations.routes import router as operations_router
 from vanilla_saas.operations.webhooks import WebhookSender
 from vanilla_saas.operations.webhooks_routes import router as webhooks_router
@@ -95,9 +95,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     rooms = (operations_router, tenancy_router, tokens_router, wallet_router, proof_router, webhooks_router)
     for router in rooms:
         app.include_router(router)
-    console.install(
-        app, tokens_pages.ROOM, providers_pages.ROOM, tenancy_pages.ROOM, webhooks_pages.ROOM, operations_pages.ROOM
-    )
+    pages = (tokens_pages, providers_pages, tenancy_pages, webhooks_pages, operations_pages, backups_pages)
+    console.install(app, *(page.ROOM for page in pages))
     return app
 
 

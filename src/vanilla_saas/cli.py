@@ -10,6 +10,7 @@ from vanilla_saas.database.cli import env, pg_upgrade, psql
 from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.rotation_cli import app as context_key
+from vanilla_saas.operations.backup_cli import backup, restore
 from vanilla_saas.operations.cli import register as register_operations
 from vanilla_saas.operations.webhooks_cli import webhooks
 from vanilla_saas.providers.cli import models, providers
@@ -26,6 +27,8 @@ app = typer.Typer(
     help="The back end of a multi-tenant AI SaaS: one PostgreSQL database and a thin Python runtime.",
 )
 register_operations(app)
+app.add_typer(backup, name="backup")
+app.command()(restore)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql)
 app.command()(env)
 app.command("reset-tokens")(reset_tokens)

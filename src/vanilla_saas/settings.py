@@ -73,6 +73,18 @@ class Settings(BaseSettings):
     """Trace requests, database and provider calls by OpenTelemetry (extra `otel`); `OTEL_*` variables say where to."""
     log_requests: bool = False
     """One line of the log for every request: method, route, status, milliseconds, ids; never content."""
+    backup_dir: Path | None = None
+    """Folder of backups; else `backups` in the home."""
+    backup_keep: Annotated[int, Field(ge=0)] = 7
+    """Backups of this database that are kept in the folder, the newest; 0 keeps all."""
+    backup_passphrase: SecretStr | None = None
+    """Encrypts backups (AES-256-GCM) and opens them again. Keep it elsewhere: without it they are lost."""
+    backup_url: SecretStr | None = None
+    """How a backup connects, when `DATABASE_URL`'s login may not read every row (role with BYPASSRLS)."""
+    backup_max_age_days: Annotated[float, Field(ge=0)] = 8.0
+    """`doctor` warns when the last backup is older; 0 never warns."""
+    rehearsal_max_age_days: Annotated[float, Field(ge=0)] = 40.0
+    """`doctor` warns when the last backup that was restored for trial is older; 0 never warns."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     allow_superuser: bool = False
     """Serve although the configured database login is a superuser or bypasses row-level security."""
@@ -83,6 +95,10 @@ class Settings(BaseSettings):
             # never from the request: whoever asks for a link chooses its Host header
             raise ValueError("VANILLA_SAAS_SMTP_URL needs VANILLA_SAAS_PUBLIC_URL, with which links in mails begin")
         return self
+
+    def backup_directory(self) -> Path:
+        """Where backups are kept."""
+        return (self.backup_dir or self.home / "backups").expanduser()
 
     def uses_embedded_server(self) -> bool:
         """True when neither `DATABASE_URL` nor `PGHOST` names another server."""

@@ -98,6 +98,8 @@ def commands() -> Iterator[tuple[str, "click.Command"]]:
         if children is None:
             yield path, command
             return
+        if path and getattr(command, "invoke_without_command", False):
+            yield path, command
         for name, child in children.items():
             yield from walk(child, f"{path} {name}".strip())
 

@@ -96,7 +96,7 @@ WRITABLE_COLUMNS = {
 _WHO = (
     "public.get_current_tenant_id public.get_current_user_id vanilla.claim vanilla.clock vanilla.current_tenant_id"
     " vanilla.current_user_id vanilla.current_user_role vanilla.event_types vanilla.grants_after_burn"
-    " vanilla.platform vanilla.refuse vanilla.set_context vanilla.uuid7"
+    " vanilla.platform vanilla.refuse vanilla.schema_files vanilla.set_context vanilla.uuid7"
 )
 EXECUTABLE = {
     "vanilla_readonly": set(_WHO.split()),
@@ -176,12 +176,13 @@ EXECUTABLE = {
             "rotate_session",
             "run_calls",
             "run_maintenance",
+            "schema_files",
             "session_identity",
             "settle_call",
         ]
     },
 }
-AS_THE_CALLER = set(_WHO.split()) - {"vanilla.claim", "vanilla.set_context"}
+AS_THE_CALLER = set(_WHO.split()) - {"vanilla.claim", "vanilla.schema_files", "vanilla.set_context"}
 """Functions that a login may execute and that add nothing to what it may do."""
 DEFINERS_OF_THE_OPERATOR = {
     "vanilla.claim_super_admin",
@@ -201,6 +202,7 @@ OWNED = {
     "vanilla_owner": {
         f"vanilla.{name}"
         for name in [
+            "begin_upgrade",
             "clock",
             "current_tenant_id",
             "current_user_id",
@@ -215,8 +217,10 @@ OWNED = {
             "protect_table",
             "protection_drift",
             "refuse",
+            "refuse_after_upgrade",
             "repair_protection",
             "row_conditions",
+            "schema_files",
             "uuid7",
         ]
     }

@@ -386,6 +386,7 @@ RETIRED = (
     " delete from vanilla.context_keys where key_id = '{context_key}'; select vanilla.install_context_key('{context_key}', k) from test_key;"
     " update vanilla.context_keys set accept_until = now() where key_id = '{context_key}'"
 )
+UPGRADED = "insert into vanilla.schema_migrations (name, checksum) values ('012_second.sql', 'c')"
 OWNERS = [
     Case("owner", "select vanilla.install_context_key('short', 'x')", "22023"),
     Case("owner", "select vanilla.install_context_key('{context_key}', repeat('y', 32)::bytea)", "23505"),
@@ -407,6 +408,13 @@ OWNERS = [
     Case("runtime", "select vanilla.ensure_partitions(25)", "VS400"),
     Case("runtime", "select vanilla.ensure_partitions(-1)", "VS400"),
     Case("owner", "select vanilla.protect_table('public.levels', 'odd')", "22023"),
-]
+    Case("owner", "select vanilla.refuse_after_upgrade()"),
+    Case("owner", "select vanilla.refuse_after_upgrade()", "VS409", UPGRADED),
+    *[Case("owner", f"select vanilla.begin_upgrade('{name}')", "22023") for name in ("010_late.sql", "011.sql", "011_A.sql", "x011_a.sql")],
+    *[Case("owner", f"select vanilla.begin_upgrade('{name}')", "VS409", UPGRADED) for name in ("011_first.sql", "012_second.sql")],
+    Case("owner", "select vanilla.begin_upgrade('013_third.sql')", given=UPGRADED,
+         then="(select checksum = '' from vanilla.schema_migrations where name = '013_third.sql')"),
+    Case("runtime", "select vanilla.schema_files() ->> '012_second.sql'", "= (c)", UPGRADED),
+]  # fmt: skip
 
 CASES = [*OWNERS, *CONTEXT, *TENANTS, *USERS, *SIGN_IN, *PASSWORDS, *KEYS]

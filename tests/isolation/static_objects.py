@@ -18,6 +18,7 @@ FUNCTION_OWNERS = {
     "vanilla.context_key_states": "vanilla_keyring",
     "vanilla.expire_context_key": "vanilla_keyring",
     "vanilla.install_context_key": "vanilla_keyring",
+    "vanilla.begin_upgrade": "vanilla_owner",
     "vanilla.clock": "vanilla_owner",
     "vanilla.current_tenant_id": "vanilla_owner",
     "vanilla.current_user_id": "vanilla_owner",
@@ -34,14 +35,17 @@ FUNCTION_OWNERS = {
     "vanilla.repair_protection": "vanilla_owner",
     "vanilla.row_conditions": "vanilla_owner",
     "vanilla.refuse": "vanilla_owner",
+    "vanilla.refuse_after_upgrade": "vanilla_owner",
+    "vanilla.schema_files": "vanilla_owner",
     "vanilla.uuid7": "vanilla_owner",
     "public.get_current_tenant_id": "vanilla_owner",
     "public.get_current_user_id": "vanilla_owner",
 }
 """Functions that do not belong to vanilla_definer, which may change every tenant's rows: all others are its."""
 
-OWNER_DEFINERS = {"vanilla.ensure_partitions"}
-"""SECURITY DEFINER functions of the owner of the tables: they make tables and take nothing from their caller."""
+OWNER_DEFINERS = {"vanilla.ensure_partitions", "vanilla.schema_files"}
+"""SECURITY DEFINER functions of the owner of the tables: they make tables, or tell which files made them, and take
+nothing from their caller."""
 
 SETTINGS = {
     "search_path=pg_catalog, pg_temp",

@@ -91,6 +91,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.reconcile_token_wallets": (OK, {}),
     "public.token_balance_at": (OK, {"p_at": "now()"}),
     "vanilla.event_types": (OK, {}),
+    "vanilla.schema_files": (OK, {}),
     "public.create_webhook_endpoint": (
         OK,
         {"p_url": "'https://example.com/'", "p_event_types": "array['*']", "p_secret": "'x'"},

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Cluster, migrated_database
-from vanilla_saas.database.migrator import migrations_directory
+from vanilla_saas.database.schema import migrations_directory
 
 POLICIES = (migrations_directory() / "003_rls_policies.sql").read_text()
 DRIFT = """

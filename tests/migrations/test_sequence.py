@@ -12,10 +12,11 @@ import pytest
 
 from tests.conftest import Cluster, create_database
 from tests.migrations.tools import FILES, Shell
-from vanilla_saas.database import migrator
+from vanilla_saas.database import schema
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.database.migrator import migrate, migrations_directory
+from vanilla_saas.database.migrator import migrate
+from vanilla_saas.database.schema import migrations_directory
 
 NewDatabase = Callable[[], Awaitable[Shell]]
 
@@ -103,7 +104,7 @@ async def test_a_database_of_another_version_is_left_as_it_is(
     shutil.copytree(migrations_directory(), copy)
     with (copy / changed).open("a") as file:
         file.write("\nbegin; create table public.later (); commit;\n")
-    monkeypatch.setattr(migrator, "migrations_directory", lambda: copy)
+    monkeypatch.setattr(schema, "migrations_directory", lambda: copy)
     with pytest.raises(VanillaError, match=changed) as refusal:
         await migrate(shell.url, signer)
     assert refusal.value.name == "invalid_state"
@@ -120,7 +121,7 @@ async def test_a_file_that_fails_leaves_nothing_and_the_next_run_goes_on(
     third = copy / FILES[2]
     whole = third.read_text()
     third.write_text(whole.replace("commit;", "select 1 / 0;\ncommit;"))
-    monkeypatch.setattr(migrator, "migrations_directory", lambda: copy)
+    monkeypatch.setattr(schema, "migrations_directory", lambda: copy)
     with pytest.raises(asyncpg.DivisionByZeroError):
         await migrate(shell.url, signer)
     third.write_text(whole)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Cluster
-from vanilla_saas.database.migrator import migrations_directory
+from vanilla_saas.database.schema import migrations_directory
 
 FILES = sorted(path.name for path in migrations_directory().glob("[0-9][0-9][0-9]_*.sql"))
 NEVER_DUMPED = ("vanilla.context_keys", "vanilla.schema_migrations")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Cluster, People, migrated_database
 from vanilla_saas.checks import BOOKS, Finding, checks, run_checks
-from vanilla_saas.database.migrator import migrations
+from vanilla_saas.database.schema import migrations
 
 BOOKS_BROKEN = {
     "webhooks_overdue": [

@@ -12,7 +12,7 @@ from tests.migrations.tools import FILES
 from tests.supabase.project import ADMIN, HERE, Project, make_project
 from vanilla_saas.cli import app
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.database.migrator import migrations_directory
+from vanilla_saas.database.schema import migrations_directory
 
 
 def export(folder: Path, *options: str) -> dict[str, str]:

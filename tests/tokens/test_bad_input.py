@@ -145,7 +145,7 @@ LINES: list[tuple[str, str, str, tuple[str, str, dict[str, Any]]]] = [
     ("a grant's key that is too long", "select grant_user_tokens('{user}', 5, p_idempotency_key => '{long}')", "VS400",
      ("POST", "/wallets/{user}/grants", {"amount": 5, "kind": "promo", "reason": "x", "key": "x" * 300})),
     ("a batch's key that is too long", "select adjust_user_tokens_batch('[{{\"user_id\": \"{user}\", \"amount\": 1,"
-     " \"direction\": \"debit\", \"idempotency_key\": \"{long}\"}}]')", "VS400",
+     " \"direction\": \"debit\", \"idempotency_key\": \"{long}\"}}]', true)", "VS400",
      ("POST", "/wallets/batch", {"operations": "{long_batch}"})),
     ("settling twice", "select settle_user_tokens('{settled}', 5)", "VS409",
      ("POST", "/holds/{settled}/settle", {"actual": 5, "reason": "x"})),

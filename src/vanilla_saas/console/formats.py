@@ -29,6 +29,16 @@ def usd(micros: int | None) -> str:
     return f"${int(whole):,}.{fraction:0<2}"
 
 
+def size(value: int | None) -> str:
+    """Bytes as 512 B, 3.4 MiB; nothing for None."""
+    if value is None:
+        return ""
+    figure, unit = float(value), 0
+    while figure >= 1024 and unit < 4:
+        figure, unit = figure / 1024, unit + 1
+    return f"{value} B" if unit == 0 else f"{figure:.1f} {('KiB', 'MiB', 'GiB', 'TiB')[unit - 1]}"
+
+
 def _utc(value: datetime | date | str) -> datetime:
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
@@ -82,6 +92,7 @@ FILTERS = {
     "tokens": tokens,
     "signed": signed,
     "usd": usd,
+    "size": size,
     "moment": moment,
     "clock": clock,
     "day": day,

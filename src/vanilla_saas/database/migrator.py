@@ -8,8 +8,6 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
@@ -18,59 +16,40 @@ from vanilla_saas.database.connection import connect_admin
 from vanilla_saas.database.context import ContextKey, ContextSigner
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import translated_errors
+from vanilla_saas.database.schema import FIRST_UPGRADE, Migration, migrations, refuse_changed_files
 
 T = TypeVar("T")
 WAIT_SECONDS = 120
 """How long a process waits for another that migrates the same database."""
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One file: `name` is its file name, `checksum` the SHA-256 of its bytes in hex."""
-
-    name: str
-    path: Path
-    checksum: str
-
-
-def migrations_directory() -> Path:
-    """The folder of the .sql files: beside the package in a wheel, at the root of a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    for candidate in (package / "migrations", package.parent.parent / "migrations"):
-        if (candidate / "001_initial_schema.sql").exists():
-            return candidate
-    raise FileNotFoundError("the migrations are neither in the package nor beside it")
-
-
-def migrations() -> list[Migration]:
-    """All files in the order in which they run."""
-    return [
-        Migration(path.name, path, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted(migrations_directory().glob("[0-9][0-9][0-9]_*.sql"))
-    ]
-
-
-async def migrate(dsn: str, signer: ContextSigner, *, repair: bool = False) -> list[str]:
+async def migrate(dsn: str, signer: ContextSigner, *, repair: bool = False, logins: bool = True) -> list[str]:
     """Applies what is missing and makes the run-time logins; returns the names of the files it ran.
 
-    A database that psql migrated is adopted: the files run once more, which changes nothing. With `repair` all run
-    again, which restores functions, policies, grants and partitions that were changed by hand.
-    Raises VanillaError `invalid_state` when an applied file has changed or another process migrates for too long,
-    `forbidden`, `database_unavailable`.
+    A database that psql migrated is adopted: the files run once more, which changes nothing. With `repair` the base
+    runs again, which restores functions, policies, grants and partitions that were changed by hand. Without `logins`
+    their passwords stay: they are the whole cluster's, and a copy beside is not to lock the original out.
+    Raises VanillaError `invalid_state` when an applied file has changed, a newer version has migrated, or another
+    process migrates for too long; `forbidden`, `database_unavailable`.
     """
     connection = await connect_admin(dsn)
     try:
         async with alone(dsn), translated_errors():
             applied = await _applied(connection)
             files = migrations()
-            _refuse_other_version(files, applied)
+            _refuse_other_version(files, applied, repair)
+            upgraded = any(name >= FIRST_UPGRADE for name in applied)
             ran: list[str] = []
             for file in files:
-                if applied.get(file.name) == file.checksum and not repair:
+                if applied.get(file.name) == file.checksum and not (repair and file.name < FIRST_UPGRADE):
+                    continue
+                # psql has run it: an upgrade records itself, and the base is not run over one
+                if applied.get(file.name) == "" or (upgraded and file.name < FIRST_UPGRADE):
+                    await _record(connection, file)
                     continue
                 await _apply(connection, file)
                 ran.append(file.name)
-            await retried(lambda: _install_logins(connection, signer))
+            await retried(lambda: _install_logins(connection, signer, logins))
             return ran
     except asyncpg.InsufficientPrivilegeError as error:
         raise VanillaError(
@@ -141,14 +120,20 @@ async def _applied(connection: asyncpg.Connection) -> dict[str, str]:
         return {r["name"]: r["checksum"] for r in await connection.fetch("select * from vanilla.schema_migrations")}
 
 
-def _refuse_other_version(files: list[Migration], applied: dict[str, str]) -> None:
-    changed = [f.name for f in files if f.name in applied and applied[f.name] != f.checksum]
-    if changed:
+def _refuse_other_version(files: list[Migration], applied: dict[str, str], repair: bool) -> None:
+    known = {file.name for file in files}
+    if unknown := sorted(name for name in applied if name not in known):
         raise VanillaError(
             "invalid_state",
-            f"This database was made by another version of {', '.join(changed)}; nothing was changed.",
-            hint="Before 1.0.0 the files are edited in place: keep the data with `pg_dump --data-only`,"
-            " start from an empty database, or run the version that made it.",
+            f"A newer version has migrated this database: {', '.join(unknown)} is not known here; nothing was changed.",
+            hint="Run that version, or a newer one.",
+        )
+    refuse_changed_files(applied)
+    if repair and (later := sorted(name for name in applied if name >= FIRST_UPGRADE)):
+        raise VanillaError(
+            "invalid_state",
+            f"{', '.join(later)} came after the base, which would undo it; nothing was changed.",
+            hint="vanilla-saas doctor names a mend for each finding.",
         )
 
 
@@ -156,13 +141,14 @@ async def _record(connection: asyncpg.Connection, file: Migration) -> None:
     async with connection.transaction():
         await connection.execute("set local role vanilla_owner")
         await connection.execute(
-            "insert into vanilla.schema_migrations (name, checksum) values ($1, $2) on conflict (name) do nothing",
+            "insert into vanilla.schema_migrations (name, checksum) values ($1, $2)"
+            " on conflict (name) do update set checksum = excluded.checksum where schema_migrations.checksum = ''",
             file.name,
             file.checksum,
         )
 
 
-async def _install_logins(connection: asyncpg.Connection, signer: ContextSigner) -> None:
+async def _install_logins(connection: asyncpg.Connection, signer: ContextSigner, passwords: bool) -> None:
     """The signing key, and a password for each run-time login, derived from a key and never stored in clear."""
     async with connection.transaction():
         await connection.execute("set local role vanilla_owner")
@@ -171,6 +157,8 @@ async def _install_logins(connection: asyncpg.Connection, signer: ContextSigner)
             "select key_id from vanilla.context_key_states() where accept_until = 'infinity'"
         )
         await connection.execute("reset role")
+        if not passwords:
+            return
         lasting = {row["key_id"] for row in states}
         # of "new,former" the former: servers that have only that one are restarted later, and the others try both
         await set_login_passwords(connection, [key for key in signer.listed if key.key_id in lasting][-1])

@@ -13,6 +13,7 @@ from vanilla_saas import metrics, tracing
 from vanilla_saas.database.connection import login_connector, unreachable
 from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, expired
 from vanilla_saas.database.errors import VanillaError, from_postgres
+from vanilla_saas.database.schema import refuse_changed_files
 from vanilla_saas.database.session import SessionConnection
 
 ACQUIRE_TIMEOUT_S = 5.0
@@ -185,6 +186,7 @@ async def _open_pool(dsn: str, size: int, signer: ContextSigner, shared: bool) -
             raise _PoolerFoundError("a pooler stands before the database")
         async with connection.transaction():  # or a pooler spreads the statements over sessions
             await _prepare(connection)
+            await _refuse_other_version(connection)
 
     try:
         pool = await asyncpg.create_pool(
@@ -205,6 +207,15 @@ async def _open_pool(dsn: str, size: int, signer: ContextSigner, shared: bool) -
             "Run vanilla-saas migrate: it makes the run-time logins, whose passwords come from the context key.",
         ) from None
     return pool, shared
+
+
+async def _refuse_other_version(connection: asyncpg.Connection) -> None:
+    """A process meets the schema of another release when a database was restored or reloaded under it.
+
+    Files after the base may be newer: they keep what this release calls.
+    """
+    if await connection.fetchval("select to_regprocedure('vanilla.schema_files()') is not null"):
+        refuse_changed_files(await connection.fetchval("select vanilla.schema_files()"))
 
 
 async def _refuse_strange_database(app: asyncpg.Pool, signer: ContextSigner) -> None:

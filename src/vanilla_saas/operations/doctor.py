@@ -16,9 +16,10 @@ from vanilla_saas.checks import BOOKS, Finding, Severity, checks, run_checks
 from vanilla_saas.database.connection import Addresses, connect_admin
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.database.migrator import migrations
 from vanilla_saas.database.pool import Database, translated_errors
 from vanilla_saas.database.rotation import key_states
+from vanilla_saas.database.schema import RELOAD, migrations
+from vanilla_saas.operations.doctor_backups import backup_findings
 from vanilla_saas.operations.doctor_settings import settings_findings
 from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import passwords
@@ -40,7 +41,7 @@ CHECKS = (
     "runtime_login",
     "superuser_login",
 )
-"""The checks of this module, beside the files of `checks/` and those of `doctor_settings`."""
+"""The checks of this module, beside the files of `checks/`, `doctor_settings` and `doctor_backups`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ async def diagnose(
     connection = await connect_admin(where.admin)
     try:
         async with translated_errors():
-            found += await _database(connection, signer, books, now)
+            found += await _database(connection, signer, settings, books, now)
             found += await _superuser(connection, where)
     except asyncpg.InsufficientPrivilegeError as error:
         raise VanillaError(
@@ -90,7 +91,11 @@ async def diagnose(
 
 
 async def _database(
-    connection: asyncpg.Connection, signer: ContextSigner, books: bool, now: Callable[[], float]
+    connection: asyncpg.Connection,
+    signer: ContextSigner,
+    settings: Settings,
+    books: bool,
+    now: Callable[[], float],
 ) -> list[Diagnosis]:
     found = await _schema(connection)
     if found and found[0].check == "schema_missing":
@@ -99,6 +104,7 @@ async def _database(
     if not any(ANOTHER_VERSION in finding.found for finding in found):
         found += [_of_file(one) for one in await run_checks(connection, None if books else ALL_BUT_BOOKS)]
         found += await _keys(connection, signer)
+        found += [Diagnosis(*one) for one in await backup_findings(connection, settings)]
     return found + await _clock(connection, now) + await _default_passwords(connection)
 
 
@@ -118,9 +124,7 @@ async def _schema(connection: asyncpg.Connection) -> list[Diagnosis]:
         Diagnosis(
             "schema_version",
             f"{file.name} {ANOTHER_VERSION if file.name in applied else 'is not recorded as applied'}.",
-            "Run the version that made this database, or reload its data (pg_dump --data-only) into an empty one"
-            if file.name in applied
-            else "vanilla-saas migrate",
+            RELOAD if file.name in applied else "vanilla-saas migrate",
         )
         for file in migrations()
         if applied.get(file.name) != file.checksum

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.database.migrator import migrations
+from vanilla_saas.database.schema import migrations
 
 app = typer.Typer(no_args_is_help=True, help="Write the installation in the form that another tool reads.")
 EPOCH = 20260101000000

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from vanilla_saas.checks import checks
 from vanilla_saas.console import NavigationEntry, Room, page_router, render
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.operations import doctor, doctor_settings
+from vanilla_saas.operations import doctor, doctor_backups, doctor_settings
 from vanilla_saas.tenancy.page_session import PlatformCaller
 
 router = page_router()
@@ -39,7 +39,7 @@ async def health(request: Request, caller: PlatformCaller, books: bool = False) 
         findings=findings,
         errors=errors,
         warnings=len(findings) - errors,
-        looked=len(of_database) + len(doctor.CHECKS) + len(doctor_settings.CHECKS),
+        looked=len(of_database) + len(doctor.CHECKS) + len(doctor_settings.CHECKS) + len(doctor_backups.CHECKS),
         books=books,
     )
 
