@@ -1036,14 +1036,13 @@ comment on function vanilla.run_batch(uuid, uuid[], jsonb, boolean) is 'The body
 create or replace function public.adjust_user_tokens_batch(p_operations jsonb, p_atomic boolean default false) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := vanilla.acting_tenant();
+    v_acting uuid[] := vanilla.acting();
 begin
     if jsonb_typeof(p_operations) is distinct from 'array' or jsonb_array_length(p_operations) not between 1 and 1000 then
         perform vanilla.refuse('VS400', 'a batch is an array of 1 to 1,000 operations', '{"param": "operations"}');
     end if;
-    return vanilla.run_batch(v_tenant, array_fill(vanilla.claim(4)::uuid, array[jsonb_array_length(p_operations)]), p_operations, p_atomic);
-exception when invalid_text_representation or numeric_value_out_of_range or datetime_field_overflow or invalid_datetime_format or invalid_parameter_value
-        or program_limit_exceeded then
+    return vanilla.run_batch(v_acting[1], array_fill(v_acting[2], array[jsonb_array_length(p_operations)]), p_operations, p_atomic);
+exception when invalid_text_representation or numeric_value_out_of_range or datetime_field_overflow or invalid_datetime_format or invalid_parameter_value then
     perform vanilla.refuse('VS400', 'an operation is not valid: ' || sqlerrm, '{"param": "operations"}', 'Each has the parameters of adjust_user_tokens, without p_.');
 end
 $f$;
