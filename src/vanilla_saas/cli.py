@@ -11,6 +11,7 @@ from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.rotation_cli import app as context_key
 from vanilla_saas.operations.cli import register as register_operations
+from vanilla_saas.operations.schedules_cli import cleanup, schedules
 from vanilla_saas.operations.webhooks_cli import webhooks
 from vanilla_saas.providers.cli import models, providers
 from vanilla_saas.providers.secrets import SecretError
@@ -29,6 +30,8 @@ register_operations(app)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql)
 app.command()(env)
 app.command("reset-tokens")(reset_tokens)
+app.command()(cleanup)
+app.add_typer(schedules, name="schedules")
 app.add_typer(wallets, name="wallets")
 app.command("pg-upgrade")(pg_upgrade)
 app.add_typer(providers, name="providers")
