@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from benchmarks import calls, cli, gateway, isolation, machine, startup, wallet
+from benchmarks import calls, cli, gateway, isolation, machine, operations, startup, wallet
 from benchmarks.frame import BenchmarkError, Result, markdown, show
 from benchmarks.options import Options
 
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
     "isolation": ("what row-level security and the signed context cost a statement", isolation.run),
     "gateway": ("the metered call under load, against its floors and LiteLLM", gateway.run),
     "wallet": ("debits, reservations, batches, the end of a month and the ledger, against the least SQL", wallet.run),
+    "operations": ("retention by dropping months, and the end of a month through the scheduler", operations.run),
 }
 
 

@@ -768,7 +768,7 @@ create table if not exists public.schedules (
     last_result jsonb,
     last_error text,
     failures integer not null default 0,
-    part_size integer not null default 100,
+    part_size integer not null default 20,
     longest_gap interval,
     held_since timestamptz,
     constraint schedules_pkey primary key (tenant_id, name),
@@ -788,7 +788,7 @@ comment on column public.schedules.next_run_at is 'The next slot, sooner after a
 comment on column public.schedules.requested_at is 'Set when somebody asked for a run out of turn, until it has run.';
 comment on column public.schedules.started_at is 'Since when a run in parts is under way; progress is what its parts came to so far.';
 comment on column public.schedules.failures is 'Since the last success; tried again after 30 s, doubled each time, at most an hour.';
-comment on column public.schedules.part_size is 'Rows or wallets in a part; tuned so that a part takes 15 to 40 ms.';
+comment on column public.schedules.part_size is 'Rows or wallets in the next part; tuned so that a part takes 15 to 40 ms.';
 comment on column public.schedules.longest_gap is
     'Of a job that cannot be undone: when the clock is further ahead of the last run than this, it waits as long once.';
 

@@ -15,6 +15,7 @@
 --   assign_level     level, policy copy, grants of the current period
 --   adjust_tokens, run_operations  what adjust_user_tokens and its batch do, for a caller who may
 --   run_calls        calls of the gateway and of API keys that leave together, each with its own outcome
+--   job_*, tick      what time brings: jobs of public.schedules, retention (docs/design/operations.md)
 --
 -- Invariants (checks/*.sql): available = remaining of active grants - burn; available - borrowed = sum of amounts;
 -- reserved = sum of open holds = sum of reserved amounts; seq has no gap; hash = sha256(hash before, row).
@@ -1857,7 +1858,7 @@ begin
 end
 $f$;
 comment on function vanilla.run_maintenance(integer) is
-    'A part of a tick: partitions ahead, old webhook deliveries forgotten, expired holds and due grants and periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
+    'Holds, grants, periods, partitions and webhook deliveries at once, whatever their schedules say: at most p_limit wallets each, so that none is locked for long. Repeat while more is true.';
 
 -- calls together ---------------------------------------------------------------------------------------------------
 -- Calls that wait for the database at the same moment leave as one statement with one commit (database/coalescer.py). None
@@ -2344,6 +2345,7 @@ begin
     p_job.failures := case when p_error is null then 0 else p_job.failures + 1 end;
     update public.schedules s set started_at = null, progress = '{}', requested_at = null, held_since = null, last_run_at = v_now,
             last_duration_ms = p_duration_ms, last_result = p_result, last_error = left(p_error, 2000), failures = p_job.failures,
+            part_size = least(s.part_size, 20),      -- the next run begins small: the machine may be busier then
             next_run_at = case when p_error is null then date_bin(p_job.period, v_now, p_job.slots_from) + p_job.period
                 else v_now + vanilla.schedule_delay(p_job) end
         where s.tenant_id = p_job.tenant_id and s.name = p_job.name;
@@ -2385,7 +2387,7 @@ begin
     else
         update public.schedules s set started_at = coalesce(s.started_at, vanilla.clock()), progress = v_job.progress,
                 last_duration_ms = v_job.last_duration_ms,
-                part_size = case when v_ms > 40 then greatest(s.part_size / 2, 1) when v_ms < 15 then least(s.part_size * 2, 10000) else s.part_size end
+                part_size = case when v_ms > 40 then greatest(s.part_size * 25 / v_ms, 1) when v_ms < 15 then least(s.part_size * 2, 10000) else s.part_size end
             where s.tenant_id = v_job.tenant_id and s.name = v_job.name;
     end if;
     return jsonb_build_object('ran', true, 'more', v_error is null and v_part -> 'more' = 'true', 'error', v_error, 'ms', v_ms, 'figures', v_part);

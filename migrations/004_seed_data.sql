@@ -112,17 +112,17 @@ insert into public.system_configurations (tenant_id, key, value, description, up
 on conflict do nothing;
 
 -- all of them are due at the first tick of a fresh database
-insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at, part_size, longest_gap)
-select '00000000-0000-0000-0000-000000000000', s.name, s.description, s.kind, s.period::interval, s.slots_from::timestamptz, s.slots_from::timestamptz, s.part_size, s.longest_gap::interval
+insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at, longest_gap)
+select '00000000-0000-0000-0000-000000000000', s.name, s.description, s.kind, s.period::interval, s.slots_from::timestamptz, s.slots_from::timestamptz, s.longest_gap::interval
 from (values
-    ('monthly_reset', 'Closes periods of wallets that have ended, each at midnight in its tenant''s time zone.', 'sql', '30 s', '2026-01-01 00:00+00', 100, null),
-    ('grants', 'Begins and ends grants of tokens.', 'sql', '30 s', '2026-01-01 00:00+00', 50, null),
-    ('holds', 'Returns tokens of holds that have expired.', 'sql', '30 s', '2026-01-01 00:00+00', 50, null),
-    ('partitions', 'Makes the months of log tables, three ahead.', 'sql', '1 hour', '2026-01-01 00:00+00', 100, null),
-    ('log_export', 'Writes months of logs that are past retention to files, where retention.export is on.', 'python', '1 day', '2026-01-01 02:15+00', 100, null),
-    ('retention', 'Drops months of logs that are past retention and deletes the rows of broken ones.', 'sql', '1 day', '2026-01-01 03:15+00', 1000, '1 day'),
-    ('webhook_deliveries', 'Forgets webhook deliveries past retention.', 'sql', '1 hour', '2026-01-01 00:20+00', 500, null),
-    ('sign_ins', 'Forgets ended sessions, links and throttles.', 'sql', '1 hour', '2026-01-01 00:40+00', 500, null)
-    ) s (name, description, kind, period, slots_from, part_size, longest_gap)
+    ('monthly_reset', 'Closes periods of wallets that have ended, each at midnight in its tenant''s time zone.', 'sql', '30 s', '2026-01-01 00:00+00', null),
+    ('grants', 'Begins and ends grants of tokens.', 'sql', '30 s', '2026-01-01 00:00+00', null),
+    ('holds', 'Returns tokens of holds that have expired.', 'sql', '30 s', '2026-01-01 00:00+00', null),
+    ('partitions', 'Makes the months of log tables, three ahead.', 'sql', '1 hour', '2026-01-01 00:00+00', null),
+    ('log_export', 'Writes months of logs that are past retention to files, where retention.export is on.', 'python', '1 day', '2026-01-01 02:15+00', null),
+    ('retention', 'Drops months of logs that are past retention and deletes the rows of broken ones.', 'sql', '1 day', '2026-01-01 03:15+00', '1 day'),
+    ('webhook_deliveries', 'Forgets webhook deliveries past retention.', 'sql', '1 hour', '2026-01-01 00:20+00', null),
+    ('sign_ins', 'Forgets ended sessions, links and throttles.', 'sql', '1 hour', '2026-01-01 00:40+00', null)
+    ) s (name, description, kind, period, slots_from, longest_gap)
 on conflict do nothing;
 commit;

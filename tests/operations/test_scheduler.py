@@ -90,9 +90,7 @@ async def test_two_schedulers_run_what_is_due_once_and_catch_up_a_wallet_month_b
     assert await time.connection.fetch("select * from reconcile_token_wallets()") == []
     assert await time.connection.fetch("select * from verify_token_ledger()") == []
     job = await time.job("monthly_reset")
-    assert (job["last_result"], job["failures"]) == (
-        {"wallets": 25}, 0
-    )  # fmt: skip
+    assert (job["last_result"], job["failures"]) == ({"wallets": 25}, 0)
 
 
 async def test_a_coroutine_runs_in_one_process_and_its_figures_are_kept(
