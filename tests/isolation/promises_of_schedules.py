@@ -61,8 +61,12 @@ SCHEDULES = [
 ]  # fmt: skip
 
 OLD = (
-    "insert into ai_executions (tenant_id, created_at, user_id, provider, model, status)"
-    " values ('{a}', '2025-01-15', '{user}', 'p', 'm', 'succeeded'); select vanilla.ensure_partitions(3)"
+    # one month alone: ensure_partitions would look after every log
+    "set local role vanilla_owner; create table public.ai_executions_202501 partition of public.ai_executions"
+    " for values from ('2025-01-01 00:00:00+00') to ('2025-02-01 00:00:00+00');"
+    " select vanilla.repair_protection('public.ai_executions_202501'); reset role;"
+    " insert into ai_executions (tenant_id, created_at, user_id, provider, model, status)"
+    " values ('{a}', '2025-01-15 12:00+00', '{user}', 'p', 'm', 'succeeded')"
 )
 EXPORT = "update system_configurations set value = 'true' where tenant_id = '{platform}' and key = 'retention.export'"
 RECORD = "select vanilla.record_log_export('ai_executions', '2025-01-01', %s, 5, sha256('x'), 'x')"
@@ -83,11 +87,11 @@ LEAVING = [
          then="(select rows = 1 from log_exports where tenant_id = '{platform}' and month = '2025-01-01')"),
     Case("operator", RECORD % 1, "VS409", OLD),
     Case("keeper", "select vanilla.drop_log_month('public.ai_executions_default', '2199-01-01')", "VS409"),
-    Case("keeper", "select vanilla.drop_log_month('public.ai_executions_202501', '2025-01-31')", "VS409", OLD),
+    Case("keeper", "select vanilla.drop_log_month('public.ai_executions_202501', '2025-01-31+00')", "VS409", OLD),
     Case("keeper", "select vanilla.drop_log_month('public.ai_executions_202501', '2025-02-01+00', 2)", "= ()", OLD, then=f"not {GONE}"),
     Case("keeper", "select vanilla.delete_log_rows('public.users', '2199-01-01', 1)", "VS409"),
-    Case("keeper", "select vanilla.delete_log_rows('public.ai_executions_202501', '2025-01-16', 9)", "= (1)", OLD),
-    Case("keeper", "select vanilla.delete_log_rows('public.ai_executions_202501', '2025-01-15', 9)", "= (0)", OLD),
+    Case("keeper", "select vanilla.delete_log_rows('public.ai_executions_202501', '2025-01-16+00', 9)", "= (1)", OLD),
+    Case("keeper", "select vanilla.delete_log_rows('public.ai_executions_202501', '2025-01-15+00', 9)", "= (0)", OLD),
 ]  # fmt: skip
 
 CASES = [*SCHEDULES, *LEAVING]
