@@ -643,7 +643,14 @@ create table if not exists public.system_configurations (
     updated_at timestamptz not null default clock_timestamp(),
     constraint system_configurations_pkey primary key (tenant_id, key),
     constraint system_configurations_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
-    constraint system_configurations_key_check check (key ~ '^[a-z][a-z0-9_.]{0,99}$')
+    constraint system_configurations_key_check check (key ~ '^[a-z][a-z0-9_.]{0,99}$'),
+    -- what is dropped does not come back: a mistyped period is refused here, however it is written
+    constraint system_configurations_retention_check check (key !~ '^retention\.' or
+        tenant_id = '00000000-0000-0000-0000-000000000000' and case
+            when key ~ '^retention\.(export|whole_months)$' then jsonb_typeof(value) = 'boolean'
+            when key !~ '^retention\.[a-z_]+_days$' or jsonb_typeof(value) <> 'number' then false
+            else (value #>> '{}')::numeric between case key when 'retention.audit_logs_days' then 365 else 7 end and 36500
+                and (value #>> '{}')::numeric % 1 = 0 end)
 );
 comment on table public.system_configurations is
     'Settings the runtime reads: the tenant''s value, else the platform''s. Public rows are readable by all, others by admins.';
@@ -790,6 +797,66 @@ create table if not exists public.webhook_attempts (
 );
 comment on table public.webhook_attempts is 'What every try of a delivery came to; error is null when it was delivered.';
 
+-- Work that time brings; section "schedules" of 002 runs it. The platform's rows are jobs over all tenants.
+create table if not exists public.schedules (
+    tenant_id uuid not null,
+    name text not null,
+    description text not null,
+    kind text not null default 'sql',
+    period interval not null,
+    enabled boolean not null default true,
+    slots_from timestamptz not null default '2026-01-01 00:00+00',
+    next_run_at timestamptz not null,
+    requested_at timestamptz,
+    started_at timestamptz,
+    progress jsonb not null default '{}',
+    last_run_at timestamptz,
+    last_duration_ms bigint,
+    last_result jsonb,
+    last_error text,
+    failures integer not null default 0,
+    part_size integer not null default 20,
+    longest_gap interval,
+    held_since timestamptz,
+    constraint schedules_pkey primary key (tenant_id, name),
+    constraint schedules_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint schedules_name_check check (name ~ '^[a-z][a-z0-9_]{0,99}$'),
+    constraint schedules_kind_check check (kind in ('sql', 'python')),
+    -- a month has no length that a grid of slots could be made of
+    constraint schedules_period_check check (period between interval '1 second' and interval '366 days'
+        and extract(month from period) = 0 and extract(year from period) = 0),
+    constraint schedules_figures_check check (failures >= 0 and part_size between 1 and 10000)
+);
+comment on table public.schedules is
+    'Jobs, one row each: what it does, how often, when next, and what its last run came to. docs/design/operations.md.';
+comment on column public.schedules.kind is 'sql: vanilla.job_<name>, in parts; python: a coroutine that serving processes register under the name.';
+comment on column public.schedules.slots_from is 'Slots are whole periods from here, so a daily job keeps its hour.';
+comment on column public.schedules.next_run_at is 'The next slot, sooner after a failure.';
+comment on column public.schedules.requested_at is 'Set when somebody asked for a run out of turn, until it has run.';
+comment on column public.schedules.started_at is 'Since when a run in parts is under way; progress is what its parts came to so far.';
+comment on column public.schedules.failures is 'Since the last success; tried again after 30 s, doubled each time, at most an hour.';
+comment on column public.schedules.part_size is 'Rows or wallets in the next part; tuned so that a part takes 15 to 40 ms.';
+comment on column public.schedules.longest_gap is
+    'Of a job that cannot be undone: when the clock is further ahead of the last run than this, it waits as long once.';
+
+create table if not exists public.log_exports (
+    tenant_id uuid not null,
+    log_table text not null,
+    month date not null,
+    rows bigint not null,
+    bytes bigint not null,
+    sha256 bytea not null,
+    location text not null,
+    created_at timestamptz not null default clock_timestamp(),
+    dropped_at timestamptz,
+    constraint log_exports_pkey primary key (tenant_id, log_table, month),
+    constraint log_exports_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint log_exports_sizes_check check (rows >= 0 and bytes > 0),
+    constraint log_exports_digest_check check (octet_length(sha256) = 32)
+);
+comment on table public.log_exports is
+    'Months of log tables that were written to a file before they left; with retention.export on, none is dropped without.';
+
 -- 4. log partitions ------------------------------------------------------------------------------------------------
 create or replace function vanilla.ensure_partitions(p_months integer default 3) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
@@ -851,6 +918,62 @@ $f$;
 comment on function vanilla.ensure_partitions(integer) is
     'Makes the monthly partitions of every log table, this month to p_months ahead and those of rows in the default one; returns how many.';
 grant execute on function vanilla.ensure_partitions(integer) to vanilla_runtime, vanilla_system, vanilla_operator, vanilla_definer;
+
+create or replace function vanilla.log_months() returns table (log_table regclass, month regclass, from_at timestamptz, until_at timestamptz)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select p.oid::regclass, c.oid::regclass, b.bounds[1]::timestamptz, b.bounds[2]::timestamptz
+    from pg_class p
+    join pg_inherits i on i.inhparent = p.oid
+    join pg_class c on c.oid = i.inhrelid
+    -- written and read in the same session, so whatever its time zone and date style the instant is the same
+    cross join lateral (select regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM [(]''([^'']+)''[)] TO [(]''([^'']+)''[)]') as bounds) b
+    where p.relkind = 'p' and p.relnamespace = 'public'::regnamespace and p.relowner = 'vanilla_owner'::regrole and b.bounds is not null
+$f$;
+comment on function vanilla.log_months() is 'The partitions of every log table with their bounds, without the default ones.';
+
+-- The parent is locked against everybody for the moment of detaching: who finds it in use gives up soon, because all who
+-- come later would wait behind.
+create or replace function vanilla.drop_log_month(p_month regclass, p_before timestamptz, p_rows bigint default null) returns bigint
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '250ms' as $f$
+declare
+    v_log regclass := (select m.log_table from vanilla.log_months() m where m.month = p_month and m.until_at <= p_before);
+    v_rows bigint;
+    v_bytes bigint := pg_total_relation_size(p_month);
+begin
+    if v_log is null then
+        perform vanilla.refuse('VS409', format('%s is not a month of a log table that had ended by %s', p_month, p_before));
+    end if;
+    if p_rows is not null then
+        execute format('lock table only %s in share mode', p_month);      -- nothing comes in between counting and dropping
+        execute format('select count(*) from only %s', p_month) into v_rows;
+        if v_rows <> p_rows then return null; end if;
+    end if;
+    execute format('alter table %s detach partition %s', v_log, p_month);
+    execute format('drop table %s', p_month);
+    return v_bytes;
+end
+$f$;
+comment on function vanilla.drop_log_month(regclass, timestamptz, bigint) is
+    'Detaches and drops a month of a log table that ended by p_before; returns the bytes it had, or null, and drops nothing, when it does not have p_rows rows.';
+
+create or replace function vanilla.delete_log_rows(p_month regclass, p_before timestamptz, p_limit integer) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_deleted integer;
+begin
+    if not exists (select from vanilla.log_months() m where m.month = p_month) then
+        perform vanilla.refuse('VS409', format('%s is not a month of a log table', p_month));
+    end if;
+    execute format('delete from only %s where ctid = any (array(select ctid from only %1$s where created_at < $1 limit $2))', p_month)
+        using p_before, p_limit;
+    get diagnostics v_deleted = row_count;
+    return v_deleted;
+end
+$f$;
+comment on function vanilla.delete_log_rows(regclass, timestamptz, integer) is
+    'Deletes up to p_limit rows of a month of a log table that are older than p_before; returns how many.';
+grant execute on function vanilla.log_months(), vanilla.drop_log_month(regclass, timestamptz, bigint),
+    vanilla.delete_log_rows(regclass, timestamptz, integer) to vanilla_definer;
 
 -- 5. context -------------------------------------------------------------------------------------------------------
 set local role vanilla_keyring;

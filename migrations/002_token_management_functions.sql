@@ -15,6 +15,7 @@
 --   assign_level     level, policy copy, grants of the current period
 --   adjust_tokens, run_operations  what adjust_user_tokens and its batch do, for a caller who may
 --   run_calls        calls of the gateway and of API keys that leave together, each with its own outcome
+--   job_*, tick      what time brings: jobs of public.schedules, retention (docs/design/operations.md)
 --
 -- Invariants (checks/*.sql): available = remaining of active grants - burn; available - borrowed = sum of amounts;
 -- reserved = sum of open holds = sum of reserved amounts; seq has no gap; hash = sha256(hash before, row).
@@ -1265,7 +1266,7 @@ $f$;
 comment on function public.auto_allocate_tokens_for_level(uuid, uuid) is
     'Sets the level and grants its tokens, once per (user, level, period). Admin or operator. Returns what was granted.';
 
-create or replace function vanilla.fold_due_wallets(p_limit integer, p_periods_only boolean default false) returns integer
+create or replace function vanilla.fold_due_wallets(p_limit integer, p_periods boolean default null) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();      -- no index is searched for a volatile function
@@ -1275,8 +1276,9 @@ begin
     for v_wallet in
         select w.* from public.tenants t
         join public.user_token_wallets w on w.tenant_id = t.id and w.next_event_at <= v_now and w.next_event_at < 'infinity'
-        where t.tenant_id = t.id and (w.next_reset_at <= v_now or not p_periods_only)
-        order by w.tenant_id, w.user_id limit p_limit for update of w skip locked
+        where t.tenant_id = t.id and (p_periods is null or coalesce(w.next_reset_at <= v_now, false) = p_periods)
+        -- in no order: who skips what is locked waits for nobody, and sorting would read all that is due for each part
+        limit p_limit for update of w skip locked
     loop
         perform vanilla.fold_wallet(v_wallet);
         v_folded := v_folded + 1;
@@ -1285,7 +1287,7 @@ begin
 end
 $f$;
 comment on function vanilla.fold_due_wallets(integer, boolean) is
-    'Folds up to p_limit wallets (null: all) that nobody is using and that have an event due, or only those whose period has ended; returns how many.';
+    'Folds up to p_limit wallets (null: all) that nobody is using and that have an event due, with p_periods only those whose period has ended (true) or has not (false); returns how many.';
 
 -- The hash of the last of several entries over one head; ordered, it is the whole chain of them.
 create or replace function vanilla.chain_step(p_state bytea, p_head bytea, p_entry public.user_token_ledger) returns bytea language plpgsql stable parallel safe
@@ -1326,7 +1328,7 @@ begin
           and not exists (select from public.user_token_grants g where g.tenant_id = w.tenant_id and g.user_id = w.user_id
               and (g.state = 'scheduled' and g.effective_at <= v_now
                    or g.state = 'active' and g.expires_at <= v_now and (g.expires_at > w.next_reset_at or g.kind not in ('plan', 'rollover'))))
-        order by w.tenant_id, w.user_id limit p_limit for update of w skip locked) d;
+        limit p_limit for update of w skip locked) d;      -- unsorted: a part reads no more than it closes
     select jsonb_object_agg(b.key, (vanilla.period_at(b.period, b.period_anchor, b.anchor_at, b.time_zone, b.border)).ends_at) into v_ends from (
         select distinct vanilla.border_key(p, d, t.time_zone) as key, p.period, p.period_anchor,
             case p.period_anchor when 'anniversary' then d.anchor_at end as anchor_at, t.time_zone, d.next_reset_at as border
@@ -1888,7 +1890,7 @@ begin
 end
 $f$;
 comment on function vanilla.run_maintenance(integer) is
-    'A part of a tick: partitions ahead, old webhook deliveries forgotten, expired holds and due grants and periods of at most p_limit wallets each, so that none is locked for long. Repeat while more is true. Any process may call it; one runs.';
+    'Holds, grants, periods, partitions and webhook deliveries at once, whatever their schedules say: at most p_limit wallets each, so that none is locked for long. Repeat while more is true.';
 
 -- calls together ---------------------------------------------------------------------------------------------------
 -- Calls that wait for the database at the same moment leave as one statement with one commit (database/coalescer.py). None
@@ -2108,6 +2110,469 @@ grant execute on function
     public.token_statement(uuid, timestamptz, timestamptz, bigint, integer), public.token_statement_frame(uuid, timestamptz, timestamptz), public.token_ledger_anchor(), public.verify_token_anchor(jsonb)
     to vanilla_app, vanilla_operator, vanilla_system;
 grant execute on function vanilla.reap_holds(integer), vanilla.run_maintenance(integer) to vanilla_runtime, vanilla_operator, vanilla_system;
+
+-- schedules --------------------------------------------------------------------------------------------------------
+-- A job is a row of public.schedules and, when it is SQL, a function vanilla.job_<name>(p_limit integer) returns jsonb that
+-- does a part of what is due and says {"more": true} while there is more. Each part is a transaction of its own, so nothing
+-- is locked for long and a process that is killed loses one part. Numbers in the answers are added up, other values replaced;
+-- what begins with _ is for the next part and is not kept.
+-- One lock for each job lets one session at a time run a part of it; it is of the transaction, so it goes with who had it.
+create or replace function vanilla.job_monthly_reset(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_one_by_one boolean := (select s.progress -> '_one_by_one' = 'true' from public.schedules s
+        where s.tenant_id = vanilla.platform() and s.name = 'monthly_reset');
+    v_closed integer := 0;
+    v_folded integer;
+begin
+    -- Debt, several missed periods, grants that start or lapse meanwhile are for fold_wallet. It takes some at every part, so
+    -- that they do not gather before those that close_periods looks for, and all when there are none of those left.
+    if v_one_by_one is not true then v_closed := vanilla.close_periods(p_limit); end if;
+    v_folded := vanilla.fold_due_wallets(greatest(p_limit - v_closed, p_limit / 10), true);
+    return jsonb_build_object('wallets', v_closed + v_folded, '_one_by_one', v_closed < p_limit, 'more', v_closed + v_folded >= p_limit);
+end
+$f$;
+comment on function vanilla.job_monthly_reset(integer) is 'Job: closes up to p_limit wallets'' periods that have ended; missed ones one by one.';
+
+create or replace function vanilla.job_grants(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_folded integer := vanilla.fold_due_wallets(p_limit, false);
+begin
+    return jsonb_build_object('wallets', v_folded, 'more', v_folded >= p_limit);
+end
+$f$;
+comment on function vanilla.job_grants(integer) is 'Job: begins and ends the grants of up to p_limit wallets that are due.';
+
+create or replace function vanilla.job_holds(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_reaped integer := vanilla.reap_holds(p_limit);
+begin
+    return jsonb_build_object('wallets', v_reaped, 'more', v_reaped >= p_limit);
+end
+$f$;
+comment on function vanilla.job_holds(integer) is 'Job: returns the expired holds of up to p_limit wallets.';
+
+create or replace function vanilla.job_partitions(p_limit integer) returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('made', vanilla.ensure_partitions(3), 'more', false)
+$f$;
+comment on function vanilla.job_partitions(integer) is 'Job: this month and three ahead of every log table.';
+
+-- Retention: what a platform row "retention.<log table>_days" names is kept so long. Days of history that a level or a tenant
+-- keeps would come in here: a month goes when the longest of them has passed, the rest by DELETE with a cutoff of its own.
+create or replace function vanilla.retention_days(p_what text) returns integer
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_days jsonb := vanilla.setting(vanilla.platform(), 'retention.' || p_what || '_days');
+begin
+    if v_days is null or jsonb_typeof(v_days) <> 'number' then
+        perform vanilla.refuse('VS409', format('the setting retention.%s_days is not a number of days, so nothing is removed', p_what),
+            jsonb_build_object('key', format('retention.%s_days', p_what)), 'Set it in system_configurations as a row of the platform.');
+    end if;
+    return (v_days #>> '{}')::integer;
+end
+$f$;
+comment on function vanilla.retention_days(text) is 'Days that something is kept by the platform''s settings; refused when there is none.';
+
+create or replace function vanilla.retention_plan()
+returns table (log_table name, month regclass, from_at timestamptz, until_at timestamptz, cutoff timestamptz, action text, exported_rows bigint)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with rule as (
+        select coalesce(vanilla.setting(vanilla.platform(), 'retention.export') = 'true', false) as export,
+            coalesce(vanilla.setting(vanilla.platform(), 'retention.whole_months') = 'true', false) as whole_months)
+    select c.relname, m.month, m.from_at, m.until_at, d.cutoff,
+        case when m.until_at > d.cutoff then 'delete' when r.export and x.rows is null then 'export' else 'drop' end, x.rows
+    from rule r
+    cross join vanilla.log_months() m
+    join pg_class c on c.oid = m.log_table
+    join public.system_configurations s on s.tenant_id = vanilla.platform() and s.key = format('retention.%s_days', c.relname)
+    cross join lateral (select vanilla.clock() - make_interval(days => vanilla.retention_days(c.relname)) as cutoff) d
+    left join public.log_exports x on x.tenant_id = vanilla.platform() and x.log_table = c.relname
+        and x.month = (m.from_at at time zone 'UTC')::date and x.dropped_at is null and r.export
+    where m.until_at <= d.cutoff
+       or m.from_at < d.cutoff and not r.whole_months and not r.export      -- what is exported goes in whole months
+    order by m.from_at, c.relname
+$f$;
+comment on function vanilla.retention_plan() is
+    'What of the log tables is past retention: months to drop, those to export first, and those of which a part is to be deleted.';
+
+create or replace function vanilla.preview_retention()
+returns table (log_table text, month text, action text, rows bigint, bytes bigint, older_than timestamptz)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v record;
+begin
+    for v in select * from vanilla.retention_plan() loop
+        log_table := v.log_table;
+        month := to_char(v.from_at at time zone 'UTC', 'YYYY-MM');
+        action := v.action;
+        older_than := v.cutoff;
+        execute format('select count(*) from public.%I where created_at >= $1 and created_at < $2', v.log_table) into rows
+            using v.from_at, least(v.until_at, v.cutoff);
+        bytes := case when v.action = 'delete' then null else pg_total_relation_size(v.month) end;
+        if v.action <> 'delete' or rows > 0 then return next; end if;
+    end loop;
+end
+$f$;
+comment on function vanilla.preview_retention() is
+    'What retention would remove now, counted: months to drop, to export and then drop, and rows to delete. Changes nothing.';
+
+create or replace function vanilla.job_retention(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v record;
+    v_done bigint;
+begin
+    for v in select * from vanilla.retention_plan() p where p.action <> 'export' loop
+        if v.action = 'delete' then
+            v_done := vanilla.delete_log_rows(v.month, v.cutoff, p_limit);
+            if v_done > 0 then return jsonb_build_object('rows_deleted', v_done, 'more', true); end if;
+            continue;
+        end if;
+        v_done := vanilla.drop_log_month(v.month, v.cutoff, v.exported_rows);
+        if v_done is null then      -- rows came in after it was exported: to be exported again
+            delete from public.log_exports x where x.tenant_id = vanilla.platform() and x.log_table = v.log_table
+                and x.month = (v.from_at at time zone 'UTC')::date;
+            continue;
+        end if;
+        update public.log_exports x set dropped_at = vanilla.clock()
+            where x.tenant_id = vanilla.platform() and x.log_table = v.log_table and x.month = (v.from_at at time zone 'UTC')::date;
+        perform vanilla.audit(vanilla.platform(), 'retention.dropped', 'log', null, jsonb_build_object('log_table', v.log_table,
+            'month', to_char(v.from_at at time zone 'UTC', 'YYYY-MM'), 'bytes', v_done, 'exported_rows', v.exported_rows), null, 'system');
+        return jsonb_build_object('months_dropped', 1, 'bytes_freed', v_done, 'more', true);
+    end loop;
+    return '{"more": false}';
+end
+$f$;
+comment on function vanilla.job_retention(integer) is
+    'Job: drops one month of a log table that is past retention (and exported, where that is asked for), or deletes up to p_limit rows of one that is so in part.';
+
+create or replace function vanilla.months_to_export() returns table (log_table text, month date, partition_name text)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select p.log_table::text, (p.from_at at time zone 'UTC')::date, c.relname::text
+    from vanilla.retention_plan() p join pg_class c on c.oid = p.month
+    where p.action = 'export'
+$f$;
+comment on function vanilla.months_to_export() is 'Months of log tables that are past retention and wait to be exported, oldest first.';
+
+create or replace function vanilla.record_log_export(p_log_table text, p_month date, p_rows bigint, p_bytes bigint, p_sha256 bytea, p_location text)
+returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+begin
+    if not exists (select from vanilla.retention_plan() p
+            where p.action = 'export' and p.log_table = p_log_table and (p.from_at at time zone 'UTC')::date = p_month) then
+        perform vanilla.refuse('VS409', format('%s of %s does not wait to be exported', p_month, p_log_table));
+    end if;
+    insert into public.log_exports as x (tenant_id, log_table, month, rows, bytes, sha256, location, created_at)
+    values (vanilla.platform(), p_log_table, p_month, p_rows, p_bytes, p_sha256, p_location, vanilla.clock())
+    on conflict (tenant_id, log_table, month) do update set rows = excluded.rows, bytes = excluded.bytes, sha256 = excluded.sha256,
+        location = excluded.location, created_at = excluded.created_at, dropped_at = null;
+    perform vanilla.audit(vanilla.platform(), 'retention.exported', 'log', null, jsonb_build_object('log_table', p_log_table,
+        'month', to_char(p_month, 'YYYY-MM'), 'rows', p_rows, 'bytes', p_bytes, 'sha256', encode(p_sha256, 'hex'), 'location', p_location), null, 'system');
+end
+$f$;
+comment on function vanilla.record_log_export(text, date, bigint, bigint, bytea, text) is
+    'Says that a month is safely written elsewhere: retention may drop it when it still has p_rows rows.';
+
+create or replace function vanilla.job_webhook_deliveries(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_forgotten integer := vanilla.prune_webhook_deliveries(vanilla.retention_days('webhook_deliveries'), p_limit);
+begin
+    return jsonb_build_object('deliveries', v_forgotten, 'more', v_forgotten >= p_limit);
+end
+$f$;
+comment on function vanilla.job_webhook_deliveries(integer) is 'Job: forgets up to p_limit closed webhook deliveries past retention.';
+
+create or replace function vanilla.job_sign_ins(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_before timestamptz := v_now - make_interval(days => vanilla.retention_days('sign_ins'));
+    v_sessions integer;
+    v_links integer;
+    v_throttles integer;
+begin
+    -- a rotated session stays until its refresh token would have ended: its second use is what tells of a theft
+    delete from public.sessions where ctid = any (array(
+        select s.ctid from public.sessions s where greatest(s.expires_at, s.refresh_expires_at) < v_before limit p_limit));
+    get diagnostics v_sessions = row_count;
+    delete from public.one_time_tokens where ctid = any (array(
+        select o.ctid from public.one_time_tokens o where least(o.used_at, o.expires_at) < v_before limit p_limit));
+    get diagnostics v_links = row_count;
+    delete from public.sign_in_throttles where ctid = any (array(
+        select h.ctid from public.sign_in_throttles h where h.window_ends_at < v_now limit p_limit));
+    get diagnostics v_throttles = row_count;
+    return jsonb_build_object('sessions', v_sessions, 'links', v_links, 'throttles', v_throttles,
+        'more', greatest(v_sessions, v_links, v_throttles) >= p_limit);
+end
+$f$;
+comment on function vanilla.job_sign_ins(integer) is
+    'Job: forgets up to p_limit sessions and one-time links that ended longer ago than retention.sign_ins_days, and throttles that are over.';
+
+create or replace function vanilla.schedule_lock(p_name text) returns integer language sql immutable
+    return hashtext('vanilla_saas.schedules.' || p_name);
+comment on function vanilla.schedule_lock(text) is 'The advisory lock of a job, beside the class hashtext(''vanilla_saas.schedules'').';
+
+create or replace function vanilla.schedule_delay(p_schedule public.schedules) returns interval language sql immutable
+    return case when p_schedule.failures > 0 then least(interval '30 seconds' * power(2, least(p_schedule.failures, 12) - 1), interval '1 hour')
+        when p_schedule.held_since is not null then greatest(p_schedule.longest_gap, p_schedule.period)
+        else p_schedule.period end;
+comment on function vanilla.schedule_delay(public.schedules) is
+    'The longest that a job waits: its period, less while it fails, longer while it waits for a clock to settle.';
+
+-- nothing is put off for longer than its delay: a next run beyond that was set before the clock went back
+create or replace function vanilla.schedule_due(p_schedule public.schedules, p_now timestamptz) returns boolean language sql immutable
+    return p_schedule.requested_at is not null or p_schedule.enabled
+        and not p_schedule.next_run_at between p_now + interval '1 microsecond' and p_now + vanilla.schedule_delay(p_schedule);
+comment on function vanilla.schedule_due(public.schedules, timestamptz) is 'Whether a job is to run: its time has come, it was asked for, or the clock has gone back.';
+
+create or replace function vanilla.schedule_running(p_name text) returns boolean language sql stable
+    return exists (select from pg_locks l where l.locktype = 'advisory' and l.granted and l.objsubid = 2
+        and l.database = (select d.oid from pg_database d where d.datname = current_database())
+        and l.classid::bigint = (hashtext('vanilla_saas.schedules')::bigint & 4294967295)
+        and l.objid::bigint = (vanilla.schedule_lock(p_name)::bigint & 4294967295));
+comment on function vanilla.schedule_running(text) is 'Whether a session runs a job at this moment.';
+
+create or replace function vanilla.due_schedules() returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+begin
+    return (select jsonb_build_object(
+        'due', coalesce(jsonb_agg(jsonb_build_object('name', s.name, 'kind', s.kind) order by s.next_run_at, s.name)
+            filter (where vanilla.schedule_due(s, v_now)), '[]'),
+        'next_in_s', coalesce(extract(epoch from min(s.next_run_at) filter (where s.enabled and s.next_run_at > v_now) - v_now), 3600))
+        from public.schedules s where s.tenant_id = vanilla.platform());
+end
+$f$;
+comment on function vanilla.due_schedules() is 'The jobs that are due now, the longest due first, and the seconds until the next one is.';
+
+-- Takes a job for this transaction; null when it is not due (any more), somebody has it, or it waits for the clock.
+create or replace function vanilla.take_schedule(p_name text, p_kind text) returns public.schedules
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_job public.schedules;
+begin
+    if not pg_try_advisory_xact_lock(hashtext('vanilla_saas.schedules'), vanilla.schedule_lock(p_name)) then return null; end if;
+    select * into v_job from public.schedules s where s.tenant_id = vanilla.platform() and s.name = p_name and s.kind = p_kind;
+    if v_job.name is null or not vanilla.schedule_due(v_job, v_now) then return null; end if;
+    -- What cannot be undone does not believe a clock that has leapt, as it seems also after a long stop: it waits, and looks again.
+    if v_job.requested_at is null and v_now - v_job.last_run_at > v_job.period + v_job.longest_gap
+       and (v_job.held_since is null or v_now - v_job.held_since not between v_job.longest_gap and 2 * v_job.longest_gap + v_job.period) then
+        update public.schedules s set held_since = v_now, next_run_at = v_now + v_job.longest_gap where s.tenant_id = v_job.tenant_id and s.name = v_job.name;
+        return null;
+    end if;
+    return v_job;
+end
+$f$;
+comment on function vanilla.take_schedule(text, text) is 'Takes a due job for this transaction, or null; the lock ends with the transaction.';
+
+create or replace function vanilla.close_schedule(p_job public.schedules, p_duration_ms bigint, p_result jsonb, p_error text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+begin
+    p_job.failures := case when p_error is null then 0 else p_job.failures + 1 end;
+    update public.schedules s set started_at = null, progress = '{}', requested_at = null, held_since = null, last_run_at = v_now,
+            last_duration_ms = p_duration_ms, last_result = p_result, last_error = left(p_error, 2000), failures = p_job.failures,
+            part_size = least(s.part_size, 20),      -- the next run begins small: the machine may be busier then
+            next_run_at = case when p_error is null then date_bin(p_job.period, v_now, p_job.slots_from) + p_job.period
+                else v_now + vanilla.schedule_delay(p_job) end
+        where s.tenant_id = p_job.tenant_id and s.name = p_job.name;
+end
+$f$;
+comment on function vanilla.close_schedule(public.schedules, bigint, jsonb, text) is
+    'Records what a run came to and sets the next one: the next slot, or, after an error, sooner.';
+
+create or replace function vanilla.add_figures(p_one jsonb, p_two jsonb) returns jsonb language sql immutable
+set search_path = pg_catalog, pg_temp as $f$
+    select coalesce(jsonb_object_agg(k, case when jsonb_typeof(p_one -> k) = 'number' and jsonb_typeof(p_two -> k) = 'number'
+        then to_jsonb((p_one ->> k)::numeric + (p_two ->> k)::numeric) else coalesce(p_two -> k, p_one -> k) end), '{}')
+    from (select jsonb_object_keys(p_one || p_two) as k) s where k <> 'more'
+$f$;
+comment on function vanilla.add_figures(jsonb, jsonb) is 'What two parts of a job came to together: numbers are added, of other values the later one counts.';
+
+-- what waits for a lock holds what it has: a job gives up soon and is tried again
+create or replace function vanilla.run_schedule_part(p_name text) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s' as $f$
+declare
+    v_job public.schedules := vanilla.take_schedule(p_name, 'sql');
+    v_began timestamptz := clock_timestamp();
+    v_part jsonb;
+    v_error text;
+    v_ms bigint;
+begin
+    if v_job.name is null then return '{"ran": false, "more": false}'; end if;
+    begin      -- an error undoes this part and is kept; a cancelled statement or a killed session undoes all of it
+        execute format('select vanilla.%I($1)', 'job_' || v_job.name) into v_part using v_job.part_size;
+    exception when others then
+        v_error := sqlerrm;
+    end;
+    v_ms := extract(epoch from clock_timestamp() - v_began) * 1000;
+    v_job.last_duration_ms := v_ms + case when v_job.started_at is null then 0 else v_job.last_duration_ms end;
+    v_job.progress := vanilla.add_figures(v_job.progress, coalesce(v_part, '{}'));
+    if v_error is not null or (v_part -> 'more') is distinct from 'true' then
+        perform vanilla.close_schedule(v_job, v_job.last_duration_ms,
+            (select coalesce(jsonb_object_agg(p.key, p.value), '{}') from jsonb_each(v_job.progress) p where left(p.key, 1) <> '_'), v_error);
+    else
+        update public.schedules s set started_at = coalesce(s.started_at, vanilla.clock()), progress = v_job.progress,
+                last_duration_ms = v_job.last_duration_ms,
+                part_size = case when v_ms > 40 then greatest(s.part_size * 25 / v_ms, 1) when v_ms < 15 then least(s.part_size * 2, 10000) else s.part_size end
+            where s.tenant_id = v_job.tenant_id and s.name = v_job.name;
+    end if;
+    return jsonb_build_object('ran', true, 'more', v_error is null and v_part -> 'more' = 'true', 'error', v_error, 'ms', v_ms, 'figures', v_part);
+end
+$f$;
+comment on function vanilla.run_schedule_part(text) is
+    'Runs a part of an SQL job that is due, if nobody else does; call it again while "more" is true. An error of the job is recorded, not raised.';
+
+create or replace function vanilla.begin_schedule(p_name text) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+begin
+    return (vanilla.take_schedule(p_name, 'python')).name is not null;
+end
+$f$;
+comment on function vanilla.begin_schedule(text) is
+    'Takes a due job that a process runs; it is its own until the transaction ends, in which it calls finish_schedule.';
+
+create or replace function vanilla.finish_schedule(p_name text, p_duration_ms bigint, p_result jsonb, p_error text default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_job public.schedules;
+begin
+    if not exists (select from pg_locks l where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted and l.objsubid = 2
+            and l.classid::bigint = (hashtext('vanilla_saas.schedules')::bigint & 4294967295)
+            and l.objid::bigint = (vanilla.schedule_lock(p_name)::bigint & 4294967295)) then
+        perform vanilla.refuse('VS409', 'this session does not run the job', jsonb_build_object('schedule', p_name));
+    end if;
+    select * into v_job from public.schedules s where s.tenant_id = vanilla.platform() and s.name = p_name and s.kind = 'python';
+    perform vanilla.close_schedule(v_job, p_duration_ms, p_result, p_error);
+end
+$f$;
+comment on function vanilla.finish_schedule(text, bigint, jsonb, text) is
+    'Records what a job came to that this session took with begin_schedule.';
+
+create or replace function vanilla.tick() returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_name text;
+    v_more boolean := false;
+begin
+    for v_name in select d ->> 'name' from jsonb_array_elements(vanilla.due_schedules() -> 'due') d where d ->> 'kind' = 'sql' loop
+        v_more := (vanilla.run_schedule_part(v_name) -> 'more')::boolean or v_more;
+    end loop;
+    return v_more;
+end
+$f$;
+comment on function vanilla.tick() is
+    'A part of every SQL job that is due, for cron without vanilla-saas; true while there is more: commit, and call it again.';
+
+create or replace function vanilla.use_pg_cron(p_on boolean default true) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    -- a commit after each part: what a statement has locked it keeps to its end
+    v_command text := 'do $tick$ begin while vanilla.tick() loop commit; end loop; end $tick$';
+begin
+    if to_regnamespace('cron') is null then
+        perform vanilla.refuse('VS409', 'pg_cron is not installed in this database', '{}',
+            'create extension pg_cron, or let a vanilla-saas process run the schedules: up and serve do.');
+    end if;
+    if p_on then
+        execute 'select cron.schedule($1, $2, $3)' using 'vanilla_saas', '* * * * *', v_command;
+    else
+        execute 'select cron.unschedule(j.jobname) from cron.job j where j.jobname = $1' using 'vanilla_saas';
+    end if;
+    return v_command;
+end
+$f$;
+comment on function vanilla.use_pg_cron(boolean) is
+    'Lets pg_cron run the SQL jobs every minute, beside or instead of vanilla-saas processes, or no longer; returns the line''s command.';
+
+create or replace function public.list_schedules()
+returns table (name text, description text, kind text, period interval, enabled boolean, state text, next_run_at timestamptz, last_run_at timestamptz,
+    last_duration_ms bigint, last_result jsonb, last_error text, failures integer, progress jsonb, held_until timestamptz)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+begin
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'schedules are the platform''s: super admin or operator', '{"need": "superadmin"}');
+    end if;
+    perform vanilla.acting_tenant(vanilla.platform());
+    return query
+        select s.name, s.description, s.kind, s.period, s.enabled,
+            case when vanilla.schedule_running(s.name) or s.started_at is not null and vanilla.schedule_due(s, v_now) then 'running'
+                when s.requested_at is not null then 'due'
+                when not s.enabled then 'paused'
+                when s.failures > 0 then 'failing'
+                when s.held_since is not null and not vanilla.schedule_due(s, v_now) then 'held'
+                when vanilla.schedule_due(s, v_now) then 'due' else 'waiting' end,
+            s.next_run_at, s.last_run_at, s.last_duration_ms, s.last_result, s.last_error, s.failures, s.progress, s.held_since + s.longest_gap
+        from public.schedules s where s.tenant_id = vanilla.platform() order by s.name;
+end
+$f$;
+comment on function public.list_schedules() is
+    'The jobs of the platform with their state: waiting, due, running, failing, paused, or held while the clock is in doubt. Super admin or operator.';
+
+create or replace function vanilla.own_schedule(p_name text) returns public.schedules
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_job public.schedules;
+begin
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'schedules are the platform''s: super admin or operator', '{"need": "superadmin"}');
+    end if;
+    perform vanilla.acting_tenant(vanilla.platform());
+    select * into v_job from public.schedules s where s.tenant_id = vanilla.platform() and s.name = p_name for update;
+    if not found then
+        perform vanilla.refuse('VS404', 'no such schedule', jsonb_build_object('schedule', p_name));
+    end if;
+    return v_job;
+end
+$f$;
+comment on function vanilla.own_schedule(text) is 'The schedule of that name, locked, for a super admin or the operator.';
+
+create or replace function public.set_schedule(p_name text, p_enabled boolean default null, p_period interval default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_job public.schedules := vanilla.own_schedule(p_name);
+begin
+    if extract(month from p_period) <> 0 or extract(year from p_period) <> 0 or p_period not between interval '1 second' and interval '366 days' then
+        perform vanilla.refuse('VS400', 'a period is given in days or less, from a second to 366 days', '{"param": "period"}');
+    end if;
+    -- who switches it on again wants it tried again, not after the rest of an hour's delay
+    update public.schedules s set enabled = coalesce(p_enabled, s.enabled), period = coalesce(p_period, s.period),
+            failures = case when p_enabled then 0 else s.failures end,
+            next_run_at = case when p_enabled and s.failures > 0 then vanilla.clock() else s.next_run_at end
+        where s.tenant_id = v_job.tenant_id and s.name = v_job.name;
+    perform vanilla.audit(vanilla.platform(), 'schedule.changed', 'schedule', null,
+        jsonb_strip_nulls(jsonb_build_object('schedule', p_name, 'enabled', p_enabled, 'period', p_period)));
+end
+$f$;
+comment on function public.set_schedule(text, boolean, interval) is
+    'Pauses or resumes a job, or changes how often it runs; null leaves as it is. A run in parts stops after the part. Super admin or operator.';
+
+create or replace function public.request_schedule(p_name text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_job public.schedules := vanilla.own_schedule(p_name);
+begin
+    update public.schedules s set requested_at = vanilla.clock() where s.tenant_id = v_job.tenant_id and s.name = v_job.name;
+    perform vanilla.audit(vanilla.platform(), 'schedule.requested', 'schedule', null, jsonb_build_object('schedule', p_name));
+end
+$f$;
+comment on function public.request_schedule(text) is
+    'Asks for a run out of turn, of a paused job too; the next tick does it. Super admin or operator.';
+
+grant execute on function vanilla.due_schedules(), vanilla.run_schedule_part(text), vanilla.begin_schedule(text),
+    vanilla.finish_schedule(text, bigint, jsonb, text), vanilla.tick() to vanilla_runtime, vanilla_operator;
+grant execute on function vanilla.preview_retention(), vanilla.months_to_export(), vanilla.use_pg_cron(boolean),
+    vanilla.record_log_export(text, date, bigint, bigint, bytea, text) to vanilla_operator;
+grant execute on function public.list_schedules(), public.set_schedule(text, boolean, interval), public.request_schedule(text)
+    to vanilla_app, vanilla_operator;
 
 set local role vanilla_owner;
 revoke create on schema vanilla from vanilla_definer;

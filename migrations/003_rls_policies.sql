@@ -30,5 +30,7 @@ select vanilla.protect_table('public.events', 'admin_only', p_append_only => tru
 select vanilla.protect_table('public.webhook_endpoints', 'admin_only', p_hidden => '{secret,previous_secret}');
 select vanilla.protect_table('public.webhook_deliveries', 'admin_only');
 select vanilla.protect_table('public.webhook_attempts', 'admin_only');
+select vanilla.protect_table('public.schedules', 'platform_only');
+select vanilla.protect_table('public.log_exports', 'platform_only');
 select vanilla.map_supabase_roles();
 commit;

@@ -100,6 +100,33 @@ on conflict do nothing;
 
 insert into public.system_configurations (tenant_id, key, value, description, updated_at) values
     ('00000000-0000-0000-0000-000000000000', 'gateway.min_output_tokens', '16',
-     'The least output, in tokens a choice, to which a call without max_tokens is clamped; a wallet that affords less refuses.', '2026-01-01+00')
+     'The least output, in tokens a choice, to which a call without max_tokens is clamped; a wallet that affords less refuses.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.ai_executions_days', '90', 'Days that executions are kept.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.audit_logs_days', '365', 'Days that the audit log is kept; at least 365.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.events_days', '365', 'Days that events are kept.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.webhook_deliveries_days', '30', 'Days that closed webhook deliveries are kept.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.sign_ins_days', '30', 'Days that sessions and links are kept after their end.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.whole_months', 'false',
+     'true: logs leave in whole months alone, up to a month later than their days, and no row is deleted.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.export', 'false',
+     'true: no month of a log is dropped before the job log_export has written it to VANILLA_SAAS_EXPORT_TO.', '2026-01-01+00')
+on conflict do nothing;
+
+-- all of them are due at the first tick of a fresh database
+insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at, longest_gap, enabled)
+select '00000000-0000-0000-0000-000000000000', s.name, s.description, s.kind, s.period::interval, s.slots_from::timestamptz, s.slots_from::timestamptz, s.longest_gap::interval,
+    s.name not like 'backup%'      -- where they go, and whether a disk has room, is for the operator to say: schedules resume backup
+from (values
+    ('monthly_reset', 'Closes periods of wallets that have ended, each at midnight in its tenant''s time zone.', 'sql', '30 s', '2026-01-01 00:00+00', null),
+    ('grants', 'Begins and ends grants of tokens.', 'sql', '30 s', '2026-01-01 00:00+00', null),
+    ('holds', 'Returns tokens of holds that have expired.', 'sql', '30 s', '2026-01-01 00:00+00', null),
+    ('partitions', 'Makes the months of log tables, three ahead.', 'sql', '1 hour', '2026-01-01 00:00+00', null),
+    ('log_export', 'Writes months of logs that are past retention to files, where retention.export is on.', 'python', '1 day', '2026-01-01 02:15+00', null),
+    ('retention', 'Drops months of logs that are past retention and deletes the rows of broken ones.', 'sql', '1 day', '2026-01-01 03:15+00', '1 day'),
+    ('webhook_deliveries', 'Forgets webhook deliveries past retention.', 'sql', '1 hour', '2026-01-01 00:20+00', null),
+    ('sign_ins', 'Forgets ended sessions, links and throttles.', 'sql', '1 hour', '2026-01-01 00:40+00', null),
+    ('backup', 'Makes a backup into the configured folder and keeps the newest.', 'python', '1 day', '2026-01-01 01:10+00', null),
+    ('backup_rehearsal', 'Restores the newest backup for trial and proves it.', 'python', '7 days', '2026-01-04 04:10+00', null)
+    ) s (name, description, kind, period, slots_from, longest_gap)
 on conflict do nothing;
 commit;

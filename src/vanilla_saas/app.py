@@ -1,25 +1,24 @@
-"""Composition root of the API and the console: rooms, error answers, request ids, background ticks."""
+"""Composition root of the API and the console: rooms, error answers, request ids, work in the background."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
-import asyncpg
-import structlog
 from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vanilla_saas import console, metrics
+from vanilla_saas import console
 from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
-from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.logs import configure_logs
-from vanilla_saas.operations import backups_pages, webhooks_pages
+from vanilla_saas.operations import backups_pages, schedules_pages, webhooks_pages
 from vanilla_saas.operations import pages as operations_pages
 from vanilla_saas.operations.routes import router as operations_router
+from vanilla_saas.operations.schedules import JobContext, Scheduler
+from vanilla_saas.operations.schedules_jobs import JOBS
+from vanilla_saas.operations.schedules_routes import router as schedules_router
 from vanilla_saas.operations.webhooks import WebhookSender
 from vanilla_saas.operations.webhooks_routes import router as webhooks_router
 from vanilla_saas.providers import pages as providers_pages
@@ -37,9 +36,6 @@ from vanilla_saas.tokens.routes import router as tokens_router
 from vanilla_saas.tokens.wallet_routes import router as wallet_router
 from vanilla_saas.tracing import configure_tracing
 from vanilla_saas.web import BodyLimit, Observed, RequestIds, install_problems
-
-log = structlog.get_logger()
-TICK_SECONDS = 30.0
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -71,14 +67,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.webhooks = WebhookSender.from_settings(database, settings)
                 if settings.send_webhooks:
                     app.state.webhooks.start()
-                ticker = asyncio.create_task(_tick(database))
+                app.state.scheduler = Scheduler(database, JobContext(where, settings), JOBS)
+                if settings.run_schedules:
+                    app.state.scheduler.start()
                 try:
                     yield
                 finally:
+                    await app.state.scheduler.close()
                     await app.state.webhooks.close()
-                    ticker.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await ticker
                     await calls.close()
                     await coalescer.close()
                     await database.close()
@@ -92,10 +88,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Observed, log_requests=settings.log_requests)
     app.add_middleware(RequestIds)
     install_problems(app)
-    rooms = (operations_router, tenancy_router, tokens_router, wallet_router, proof_router, webhooks_router)
+    rooms = (
+        operations_router, tenancy_router, tokens_router, wallet_router, proof_router, webhooks_router, schedules_router
+    )  # fmt: skip
     for router in rooms:
         app.include_router(router)
-    pages = (tokens_pages, providers_pages, tenancy_pages, webhooks_pages, operations_pages, backups_pages)
+    pages = (
+        tokens_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages, operations_pages, backups_pages
+    )  # fmt: skip
     console.install(app, *(page.ROOM for page in pages))
     return app
 
@@ -108,20 +108,6 @@ async def _sandbox(settings: Settings) -> AsyncIterator[str]:
         return
     async with SandboxServer() as server:
         yield server.url
-
-
-async def _tick(database: Database) -> None:
-    """Expired holds, due periods and partitions; the database lets one ticker run at a time."""
-    while True:
-        try:
-            # in small parts, so that no wallet is locked for long at the turn of a month
-            while (await database.call("select vanilla.run_maintenance()"))["more"]:
-                pass
-            metrics.MAINTENANCE_RUNS.labels("done").inc()
-        except (VanillaError, asyncpg.PostgresError, OSError) as error:
-            metrics.MAINTENANCE_RUNS.labels("failed").inc()
-            log.warning("maintenance_failed", error=str(error))
-        await asyncio.sleep(TICK_SECONDS)
 
 
 class OpenAISurface:

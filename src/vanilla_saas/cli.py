@@ -12,6 +12,7 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.rotation_cli import app as context_key
 from vanilla_saas.operations.backup_cli import backup, restore
 from vanilla_saas.operations.cli import register as register_operations
+from vanilla_saas.operations.schedules_cli import cleanup, schedules
 from vanilla_saas.operations.webhooks_cli import webhooks
 from vanilla_saas.providers.cli import models, providers
 from vanilla_saas.providers.secrets import SecretError
@@ -32,6 +33,8 @@ app.command()(restore)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql)
 app.command()(env)
 app.command("reset-tokens")(reset_tokens)
+app.command()(cleanup)
+app.add_typer(schedules, name="schedules")
 app.add_typer(wallets, name="wallets")
 app.command("pg-upgrade")(pg_upgrade)
 app.add_typer(providers, name="providers")

@@ -75,10 +75,10 @@ BATCH_SIZE = Histogram(
     "Calls that left for the database together.",
     buckets=(1, 2, 5, 10, 20, 50, 100),
 )
-MAINTENANCE_RUNS = Counter(
-    "vanilla_saas_maintenance_runs",
-    "Ticks of this server (holds, periods, partitions) by how they ended: done, failed.",
-    ("outcome",),
+SCHEDULE_RUNS = Counter(
+    "vanilla_saas_schedule_runs",
+    "Runs of jobs that this process made, by how they ended: done, failed, not_run (nothing was reached).",
+    ("schedule", "outcome"),
 )
 WEBHOOK_DELIVERIES = Counter(
     "vanilla_saas_webhook_attempts", "Attempts to deliver a webhook by how they ended: delivered, failed.", ("outcome",)

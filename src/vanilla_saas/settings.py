@@ -85,6 +85,14 @@ class Settings(BaseSettings):
     """`doctor` warns when the last backup is older; 0 never warns."""
     rehearsal_max_age_days: Annotated[float, Field(ge=0)] = 40.0
     """`doctor` warns when the last backup that was restored for trial is older; 0 never warns."""
+    run_schedules: bool = True
+    """This process runs what is due (resets, retention, clean-up) while it serves; any number of processes may."""
+    export_to: str | None = None
+    """Where logs past retention are written before they are dropped: a directory, or
+    `s3://bucket/prefix?endpoint=https://host&region=name` (extra `export`, credentials in `AWS_ACCESS_KEY_ID` and
+    `AWS_SECRET_ACCESS_KEY`). Needs `retention.export`, docs/design/operations.md."""
+    export_format: Literal["csv", "parquet"] = "csv"
+    """Form of those files: CSV compressed by gzip, or Parquet (extra `export`)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     allow_superuser: bool = False
     """Serve although the configured database login is a superuser or bypasses row-level security."""

@@ -34,7 +34,7 @@ ADMIN = [
     "/webhooks/{webhook}",
     "/webhooks/{webhook}/deliveries/{delivery}",
 ]
-SUPER = ["/tenants", "/providers"]
+SUPER = ["/tenants", "/providers", "/schedules"]
 NAMES = {
     "/wallet/{other}": "/user-wallet",
     "/wallet/{other}/grants": "/user-grants",

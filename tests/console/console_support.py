@@ -50,7 +50,17 @@ class Page(HTMLParser):
 
     def navigation(self) -> set[str | None]:
         """Where the side bar leads."""
-        known = {"/wallet", "/playground", "/keys", "/users", "/audit", "/tenants", "/providers", "/health"}
+        known = {
+            "/wallet",
+            "/playground",
+            "/keys",
+            "/users",
+            "/audit",
+            "/tenants",
+            "/providers",
+            "/health",
+            "/schedules",
+        }
         return {link.get("href") for link in self.all("a")} & known
 
 

@@ -21,7 +21,7 @@ POLICY = (
 OPEN = ["/sign-in", "/register", "/password/set", "/password/set?token=vst_x", "/nowhere"]
 FOR_USERS = ["/wallet", "/playground", "/keys", "/password"]
 FOR_ADMINS = [*FOR_USERS, "/users", "/audit"]
-FOR_SUPER_ADMINS = [*FOR_ADMINS, "/tenants", "/providers", "/health"]
+FOR_SUPER_ADMINS = [*FOR_ADMINS, "/tenants", "/providers", "/health", "/schedules"]
 VENDORED = [
     Path("src/vanilla_saas/console/static/vendor/vendor.toml"),
     Path("tests/browser/vendor/vendor.toml"),

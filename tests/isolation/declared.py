@@ -32,6 +32,8 @@ NULLABLE = {
     "webhook_endpoints": "disabled_reason failing_since previous_secret previous_secret_until",
     "webhook_deliveries": "delivered_at last_duration_ms last_error last_status_code lease_id",
     "webhook_attempts": "duration_ms error status_code",
+    "schedules": "held_since last_duration_ms last_error last_result last_run_at longest_gap requested_at started_at",
+    "log_exports": "dropped_at",
 }
 
 PRIMARY = {
@@ -43,6 +45,8 @@ PRIMARY = {
     "audit_logs": "tenant_id created_at id",
     "events": "tenant_id created_at id",
     "webhook_attempts": "tenant_id delivery_id attempt",
+    "schedules": "tenant_id name",
+    "log_exports": "tenant_id log_table month",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -81,6 +85,8 @@ REFERENCES = {
     "webhook_endpoints": {"tenant_id tenant_id -> tenants tenant_id id"},
     "webhook_deliveries": {"tenant_id endpoint_id -> webhook_endpoints tenant_id id"},
     "webhook_attempts": {"tenant_id delivery_id -> webhook_deliveries tenant_id id"},
+    "schedules": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "log_exports": {"tenant_id tenant_id -> tenants tenant_id id"},
 }
 APPEND_ONLY = {"user_token_ledger", "audit_logs", "events"}
 """Tables that the roles behind our functions insert into and never change."""
@@ -119,11 +125,13 @@ EXECUTABLE = {
                 "grant_user_tokens",
                 "issue_one_time_token",
                 "leave_tenant",
+                "list_schedules",
                 "open_tenant",
                 "reconcile_token_wallets",
                 "redeliver_webhook",
                 "refresh_token_wallet",
                 "release_token_hold",
+                "request_schedule",
                 "reset_monthly_tokens",
                 "revoke_api_key",
                 "rotate_webhook_secret",
@@ -131,6 +139,7 @@ EXECUTABLE = {
                 "set_display_name",
                 "set_level_token_policy",
                 "set_provider_secret",
+                "set_schedule",
                 "set_tenant_status",
                 "set_user_password",
                 "set_user_role",
@@ -156,12 +165,15 @@ EXECUTABLE = {
             "admit_call",
             "begin_password_change",
             "begin_registration",
+            "begin_schedule",
             "begin_sign_in",
             "change_password",
             "claim_webhook_deliveries",
             "close_session",
+            "due_schedules",
             "ensure_partitions",
             "fail_sign_in",
+            "finish_schedule",
             "finish_sign_in",
             "finish_webhook_delivery",
             "key_identity",
@@ -177,8 +189,10 @@ EXECUTABLE = {
             "run_calls",
             "run_maintenance",
             "schema_files",
+            "run_schedule_part",
             "session_identity",
             "settle_call",
+            "tick",
         ]
     },
 }
@@ -189,9 +203,15 @@ DEFINERS_OF_THE_OPERATOR = {
     "vanilla.context_key_states",
     "vanilla.expire_context_key",
     "vanilla.install_context_key",
+    "vanilla.months_to_export",
+    "vanilla.preview_retention",
+    "vanilla.record_log_export",
 }
+DEFINERS_OF_THE_OWNER = {"vanilla.delete_log_rows", "vanilla.drop_log_month"}
+"""What functions of ours call to change tables; no login does."""
 DEFINERS_OF_SUPABASE = {"vanilla.follow_auth_user", "vanilla.supabase_claim"}
 """A trigger's function, and one that vanilla.claim asks for in a session that PostgREST opened."""
+NOT_FOR_LOGINS = DEFINERS_OF_THE_OPERATOR | DEFINERS_OF_THE_OWNER | DEFINERS_OF_SUPABASE
 OWNED = {
     "vanilla_keyring": {
         "vanilla.claim",
@@ -207,11 +227,14 @@ OWNED = {
             "current_tenant_id",
             "current_user_id",
             "current_user_role",
+            "delete_log_rows",
+            "drop_log_month",
             "ensure_partitions",
             "expected_grants",
             "expected_policies",
             "expected_protection",
             "found_protection",
+            "log_months",
             "map_supabase_roles",
             "platform",
             "protect_table",
@@ -287,6 +310,13 @@ FORBIDDEN = {
     "one_time_tokens_purpose_check": ["purpose = 'odd'"],
     "tenant_openings_reason_check": ["reason = ' '"],
     "system_configurations_key_check": ["key = 'A b'"],
+    "system_configurations_retention_check": ["key = 'retention.events_days', value = '90'"],
+    "schedules_name_check": ["name = 'A b'"],
+    "schedules_kind_check": ["kind = 'odd'"],
+    "schedules_period_check": ["period = '0 s'", "period = '1 month'", "period = '1 year'", "period = '367 days'"],
+    "schedules_figures_check": ["failures = -1", "part_size = 0", "part_size = 10001"],
+    "log_exports_sizes_check": ["rows = -1", "bytes = 0"],
+    "log_exports_digest_check": ["sha256 = 'short'"],
     "ai_executions_status_check": ["status = 'odd'"],
     "events_type_check": ["type = 'A b'", "type = ''", "type = 'a.'"],
     "webhook_endpoints_concurrency_check": ["concurrency = 0", "concurrency = 33"],
@@ -423,7 +453,7 @@ async def functions(connection: asyncpg.Connection, world: World) -> list[str]:
         logins = {login for login, names in EXECUTABLE.items() if name in names}
         declared |= {f"{name} by {login}" for login in logins}
         declared.add(f"{name} of {next((o for o, names in OWNED.items() if name in names), 'vanilla_definer')}")
-        if (logins and name not in AS_THE_CALLER) or name in DEFINERS_OF_THE_OPERATOR | DEFINERS_OF_SUPABASE:
+        if (logins and name not in AS_THE_CALLER) or name in NOT_FOR_LOGINS:
             declared.add(f"{name} with its owner's rights")
     missing = {n for names in EXECUTABLE.values() for n in names} - {r["name"] for r in rows}
     return _differences("function", found, declared | missing)

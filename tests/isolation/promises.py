@@ -200,6 +200,13 @@ TRAPS = f"""
     update level_token_policies set enforcement_mode = 'warn' where tenant_id = '{TWIN}';
     -- never due, and old enough to be forgotten were they not open
     update webhook_deliveries set next_attempt_at = '2199-01-01', created_at = '2020-01-01' where tenant_id = '{TWIN}';
+    -- jobs of the platform's names, due at any time, and a month that it says was exported
+    insert into schedules (tenant_id, name, description, kind, period, next_run_at, requested_at)
+        select '{TWIN}', name, '{WORD}', kind, '1 hour', '2020-01-01', '2020-01-01' from (
+            select name, kind from schedules where tenant_id = vanilla.platform()
+            union all values ('twin_job', 'sql')) s;
+    insert into log_exports (tenant_id, log_table, month, rows, bytes, sha256, location)
+        values ('{TWIN}', 'ai_executions', '2025-01-01', 1, 1, sha256('{WORD}'), '{WORD}');
     insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at)
         values ('{TWIN}', '{{user}}', gen_random_uuid(), sha256('{WORD}'), sha256('{WORD}'), '2199-01-01',
             '2199-01-01');

@@ -23,11 +23,14 @@ FUNCTION_OWNERS = {
     "vanilla.current_tenant_id": "vanilla_owner",
     "vanilla.current_user_id": "vanilla_owner",
     "vanilla.current_user_role": "vanilla_owner",
+    "vanilla.delete_log_rows": "vanilla_owner",
+    "vanilla.drop_log_month": "vanilla_owner",
     "vanilla.ensure_partitions": "vanilla_owner",
     "vanilla.expected_grants": "vanilla_owner",
     "vanilla.expected_policies": "vanilla_owner",
     "vanilla.expected_protection": "vanilla_owner",
     "vanilla.found_protection": "vanilla_owner",
+    "vanilla.log_months": "vanilla_owner",
     "vanilla.map_supabase_roles": "vanilla_owner",
     "vanilla.platform": "vanilla_owner",
     "vanilla.protect_table": "vanilla_owner",
@@ -43,9 +46,14 @@ FUNCTION_OWNERS = {
 }
 """Functions that do not belong to vanilla_definer, which may change every tenant's rows: all others are its."""
 
-OWNER_DEFINERS = {"vanilla.ensure_partitions", "vanilla.schema_files"}
-"""SECURITY DEFINER functions of the owner of the tables: they make tables, or tell which files made them, and take
-nothing from their caller."""
+OWNER_DEFINERS = {
+    "vanilla.delete_log_rows",
+    "vanilla.drop_log_month",
+    "vanilla.ensure_partitions",
+    "vanilla.schema_files",
+}
+"""SECURITY DEFINER functions of the owner of the tables: they make and drop months of logs, or tell which files made
+the tables, and do nothing else."""
 
 SETTINGS = {
     "search_path=pg_catalog, pg_temp",
@@ -53,6 +61,8 @@ SETTINGS = {
     "enable_hashjoin=off",
     "enable_mergejoin=off",
     "plan_cache_mode=force_generic_plan",
+    "lock_timeout=250ms",
+    "lock_timeout=2s",
 }
 """What a function may set: never role, row_security or session_replication_role."""
 

@@ -179,6 +179,15 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "vanilla.claim_webhook_deliveries": (OK, {}),
     "vanilla.finish_webhook_delivery": (OK, {"p_status_code": "200", "p_error": "null", "p_duration_ms": "1"}),
     "vanilla.prune_webhook_deliveries": (OK, {}),
+    # the platform's jobs: none names a tenant
+    "vanilla.due_schedules": (OK, {}),
+    "vanilla.run_schedule_part": (OK, {"p_name": "'sign_ins'"}),
+    "vanilla.begin_schedule": (OK, {"p_name": "'log_export'"}),
+    "vanilla.finish_schedule": ("VS409", {"p_name": "'log_export'", "p_duration_ms": "1", "p_result": "null"}),
+    "vanilla.tick": (OK, {}),
+    "public.list_schedules": ("VS403", {}),
+    "public.set_schedule": ("VS403", {"p_name": "'holds'", "p_enabled": "false"}),
+    "public.request_schedule": ("VS403", {"p_name": "'holds'"}),
 }
 
 CAPABILITIES = {
@@ -193,6 +202,9 @@ POWERS = {
     "public.close_tenant",
     "public.open_tenant",
     "public.reset_monthly_tokens",
+    "public.list_schedules",
+    "public.set_schedule",
+    "public.request_schedule",
     "public.token_ledger_anchor",
     "public.verify_token_anchor",
 }

@@ -18,6 +18,7 @@ from tests.isolation.mutant import Mutant
 from tests.isolation.mutants import mutants
 from tests.isolation.promises import Case, Stage, broken, prepare
 from tests.isolation.promises_of_grants import CASES as GRANTS
+from tests.isolation.promises_of_schedules import CASES as SCHEDULES
 from tests.isolation.promises_of_supabase import CASES as SUPABASE
 from tests.isolation.promises_of_tenancy import CASES as TENANCY
 from tests.isolation.promises_of_tokens import CASES as TOKENS
@@ -31,7 +32,7 @@ SAMPLES = {"schema": 500, "functions": 300}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
 IN_ONE = 25
 """Mutants in one transaction."""
-CASES = [*TENANCY, *TOKENS, *GRANTS, *WEBHOOKS, *SUPABASE]
+CASES = [*TENANCY, *TOKENS, *GRANTS, *WEBHOOKS, *SCHEDULES, *SUPABASE]
 CONTEXTS = {"none", "user", "admin"}
 
 

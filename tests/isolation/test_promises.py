@@ -5,6 +5,7 @@ import pytest
 
 from tests.isolation.promises import broken, prepare
 from tests.isolation.promises_of_grants import CASES as GRANTS
+from tests.isolation.promises_of_schedules import CASES as SCHEDULES
 from tests.isolation.promises_of_supabase import CASES as SUPABASE
 from tests.isolation.promises_of_tenancy import CASES as TENANCY
 from tests.isolation.promises_of_tokens import CASES as TOKENS
@@ -13,7 +14,9 @@ from tests.isolation.rows import World
 
 
 @pytest.mark.parametrize(
-    "cases", [TENANCY, TOKENS, GRANTS, WEBHOOKS, SUPABASE], ids=["tenancy", "tokens", "grants", "webhooks", "supabase"]
+    "cases",
+    [TENANCY, TOKENS, GRANTS, WEBHOOKS, SCHEDULES, SUPABASE],
+    ids=["tenancy", "tokens", "grants", "webhooks", "schedules", "supabase"],
 )
 async def test_every_promise_holds(world: World, superuser: asyncpg.Connection, cases: list) -> None:
     transaction = superuser.transaction()

@@ -49,10 +49,24 @@ BOOKS_BROKEN = {
         "update users set must_change_password = true, password_hash = 'x' where role = 'superadmin'"
     ],
     "super_admin_missing": ["update users set password_hash = null where role = 'superadmin'"],
+    "schedules_overdue": [
+        "update schedules set last_run_at = now() - interval '1 hour', next_run_at = now() - interval '16 minutes'"
+        " where name = 'holds'",
+        "update schedules set last_run_at = now(), next_run_at = case name when 'retention'"
+        " then now() - interval '49 hours' else now() end",
+    ],
+    "schedules_failing": ["update schedules set failures = 2, last_error = 'x' where name = 'holds'"],
 }
 """Breaks that need judgement, or a command with a secret: their mend is told, not run."""
 
 BREAK = {
+    "retention_settings": [
+        "delete from system_configurations where key = 'retention.events_days'",
+        "alter table system_configurations drop constraint system_configurations_retention_check;"
+        " update system_configurations set value = '30' where key = 'retention.audit_logs_days'",
+        "alter table system_configurations drop constraint system_configurations_retention_check;"
+        " update system_configurations set value = '\"on\"' where key = 'retention.export'",
+    ],
     "holds_overdue": ["update user_token_holds set expires_at = now() - interval '2 hours' where user_id = $1"],
     "partitions_ahead": [
         "drop table public.ai_executions_{next_month}",
@@ -178,6 +192,7 @@ def test_every_check_says_what_it_means_and_how_to_mend_it_and_has_a_breaking_ca
         "extensions_in_public",
         "publications",
         "logical_slots",
+        "schedules_overdue",
         "statements_logged",
     }
 

@@ -1,6 +1,6 @@
 """How pages write figures and times: tokens with thousands separators, times in UTC."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -71,6 +71,13 @@ def day(value: datetime | date | str | None) -> Markup:
     return _time(value, "%a %-d %b %Y")
 
 
+def span(value: timedelta) -> str:
+    """30 s, 1 h, 1 d 12 h: the parts that are not zero."""
+    seconds = int(value.total_seconds())
+    parts = ((seconds // 86_400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s"))
+    return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"
+
+
 def short_id(value: UUID | str | None) -> str:
     """The last characters of a UUIDv7: its first ones are the time, and alike in neighbours."""
     return "" if value is None else f"\u2026{str(value)[-8:]}"
@@ -96,6 +103,7 @@ FILTERS = {
     "moment": moment,
     "clock": clock,
     "day": day,
+    "span": span,
     "short_id": short_id,
     "details": details,
     "json_attribute": json_attribute,

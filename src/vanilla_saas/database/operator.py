@@ -11,7 +11,8 @@ Refusals are VanillaErrors and pass through: the root command prints them and ex
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -22,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vanilla_saas.database.connection import addresses, connect_admin
+from vanilla_saas.database.connection import Addresses, addresses, connect_admin
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import _prepare, translated_errors
@@ -43,16 +44,34 @@ def as_operator(run: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         return asyncio.run(_run(where.admin, run))
 
 
+def in_parts(run: Callable[[asyncpg.Connection, Addresses], Awaitable[T]]) -> T:
+    """The same without a transaction around it: what `run` has done stays done when it is stopped."""
+    settings = Settings()
+    with addresses(settings, load_signer(settings)) as where:
+        return asyncio.run(_run_in_parts(where, run))
+
+
 async def _run(url: str, run: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    async with _connected(url) as connection, connection.transaction():
+        return await run(connection)
+
+
+async def _run_in_parts(where: Addresses, run: Callable[[asyncpg.Connection, Addresses], Awaitable[T]]) -> T:
+    async with _connected(where.admin) as connection:
+        return await run(connection, where)
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await connect_admin(url)
     try:
-        async with translated_errors(), connection.transaction():
+        async with translated_errors():
             if await connection.fetchval("select to_regclass('public.tenants') is null"):
                 raise VanillaError(
                     "invalid_state", "This database has no schema yet.", hint="Run vanilla-saas migrate first."
                 )
             await _prepare(connection)
-            return await run(connection)
+            yield connection
     finally:
         await connection.close()
 

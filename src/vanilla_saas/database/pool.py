@@ -121,6 +121,12 @@ class Database:
         async with translated_errors(), _acquired(self._runtime, "runtime") as connection:
             return await connection.fetchval(statement, *arguments)
 
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction of the runtime pool, for what holds a lock between its statements."""
+        async with translated_errors(), _acquired(self._runtime) as connection, connection.transaction():
+            yield connection
+
     async def call_row(self, statement: str, *arguments: object) -> asyncpg.Record:
         """The one row of a statement on the runtime pool."""
         with _traced(statement):

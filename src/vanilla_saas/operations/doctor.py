@@ -40,6 +40,7 @@ CHECKS = (
     "default_password",
     "runtime_login",
     "superuser_login",
+    "export_place",
 )
 """The checks of this module, beside the files of `checks/`, `doctor_settings` and `doctor_backups`."""
 
@@ -76,6 +77,8 @@ async def diagnose(
         async with translated_errors():
             found += await _database(connection, signer, settings, books, now)
             found += await _superuser(connection, where)
+            if not any(finding.check == "schema_missing" for finding in found):
+                found += await _export_place(connection, settings)
     except asyncpg.InsufficientPrivilegeError as error:
         raise VanillaError(
             "forbidden",
@@ -193,6 +196,23 @@ async def _superuser(connection: asyncpg.Connection, where: Addresses) -> list[D
             "warning",
         )
     ]
+
+
+async def _export_place(connection: asyncpg.Connection, settings: Settings) -> list[Diagnosis]:
+    """Whether logs are exported is the database's setting, where to is this process's: one without the other."""
+    wanted = await connection.fetchval(
+        "select value = 'true' from system_configurations where tenant_id = vanilla.platform()"
+        " and key = 'retention.export'"
+    )
+    if bool(wanted) == bool(settings.export_to):
+        return []
+    if wanted:
+        found = "retention.export is on, but VANILLA_SAAS_EXPORT_TO is not set here: logs wait to be exported."
+        mend = "Set VANILLA_SAAS_EXPORT_TO for every process that runs schedules"
+    else:
+        found = "VANILLA_SAAS_EXPORT_TO is set, but retention.export is off: logs are dropped without being exported."
+        mend = "vanilla-saas psql -c \"update system_configurations set value = 'true' where key = 'retention.export'\""
+    return [Diagnosis("export_place", found, mend, "warning")]
 
 
 async def _default_passwords(connection: asyncpg.Connection) -> list[Diagnosis]:

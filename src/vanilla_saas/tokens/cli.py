@@ -1,12 +1,16 @@
 """`vanilla-saas wallets ...` and `vanilla-saas reset-tokens`: the books, as the operator."""
 
 import json
+import sys
 from typing import Annotated, Any
 
 import asyncpg
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vanilla_saas.database.operator import AsJson, as_operator
+from vanilla_saas.database.connection import Addresses
+from vanilla_saas.database.operator import AsJson, as_operator, in_parts
 from vanilla_saas.database.operator import TenantSlug as Tenant
 from vanilla_saas.database.operator import show as print_rows
 from vanilla_saas.tokens import proof_cli, store, wallet_cli
@@ -18,6 +22,9 @@ User = Annotated[str, typer.Argument(help="Email, external id or UUID.")]
 Amount = Annotated[int, typer.Argument(min=-MAX_TOKENS, max=MAX_TOKENS, help="Tokens.")]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the ledger.")]
 Key = Annotated[str | None, typer.Option(help="Repeating the command with this key changes nothing.")]
+RESET_PART = 200
+"""Wallets whose periods are closed in one transaction."""
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 SIGNED = {"ignore_unknown_options": True}
 """Lets -5 be an amount instead of an option."""
 
@@ -132,8 +139,19 @@ def unlock(user: User, reason: Reason, tenant: Tenant = "default", as_json: AsJs
 
 
 def reset_tokens(as_json: AsJson = False) -> None:
-    """Close every period that is due and grant the next allocation."""
-    count = as_operator(store.reset_due)
+    """Close every period that is due and grant the next allocation, in parts; stopped, it goes on when run again."""
+
+    async def work(connection: asyncpg.Connection, _: Addresses) -> int:
+        due = await store.count_due(connection)
+        with Progress(*COLUMNS, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+            task, count, part = progress.add_task("wallets", total=due), 0, RESET_PART
+            while part == RESET_PART:
+                part = await store.reset_part(connection, RESET_PART)
+                count += part
+                progress.update(task, completed=count, total=max(due, count))
+        return count
+
+    count = in_parts(work)
     typer.echo(json.dumps({"wallets_reset": count}) if as_json else f"{count} wallets reset")
 
 

@@ -299,9 +299,18 @@ async def differences(connection: asyncpg.Connection) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def reset_due(connection: asyncpg.Connection) -> int:
-    """`reset_monthly_tokens`: the number of wallets whose period was closed."""
-    count: int = await connection.fetchval("select public.reset_monthly_tokens()")
+async def reset_part(connection: asyncpg.Connection, most: int) -> int:
+    """`reset_monthly_tokens(most)`: the number of wallets whose period was closed; less than `most` when it is done."""
+    count: int = await connection.fetchval("select public.reset_monthly_tokens($1)", most)
+    return count
+
+
+async def count_due(connection: asyncpg.Connection) -> int:
+    """Wallets whose period has ended; for the operator."""
+    count: int = await connection.fetchval(
+        "select count(*) from public.user_token_wallets, (select vanilla.clock() as now) c"
+        " where next_event_at <= now and next_reset_at <= now"
+    )
     return count
 
 
