@@ -124,7 +124,7 @@ class Database:
     @asynccontextmanager
     async def session(self) -> AsyncIterator[asyncpg.Connection]:
         """A transaction of the runtime pool, for what holds a lock between its statements."""
-        async with translated_errors(), _acquired(self._runtime) as connection, connection.transaction():
+        async with translated_errors(), _acquired(self._runtime, "runtime") as connection, connection.transaction():
             yield connection
 
     async def call_row(self, statement: str, *arguments: object) -> asyncpg.Record:
