@@ -31,7 +31,13 @@ from vanilla_saas.operations.backup_programs import client_programs, fed, finish
 from vanilla_saas.operations.reload import reload_into
 from vanilla_saas.tokens import anchor_file
 
-OF_THE_TICK = ("holds_overdue", "webhooks_overdue", "partitions_ahead", "default_partitions_empty")
+OF_THE_TICK = (
+    "holds_overdue",
+    "webhooks_overdue",
+    "partitions_ahead",
+    "default_partitions_empty",
+    "schedules_failing",
+)
 """Checks of what time passed since the backup makes overdue; the next tick of a server does it."""
 
 
