@@ -174,7 +174,7 @@ async def test_a_plain_owner_rehearses_in_a_cluster_apart_which_is_gone_afterwar
         assert (
             plain.statement("select value ->> 'ok' from system_configurations where key = 'backup.rehearsed'") == "true"
         )
-        assert admin.statement("select count(*) from pg_database where datname like 'vanilla_saas_%'") == "0"
+        assert admin.statement("select count(*) from pg_database where datname like 'owned_%'") == "0"
 
 
 def test_every_check_of_backups_has_a_breaking_case() -> None:

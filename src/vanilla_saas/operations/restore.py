@@ -130,7 +130,8 @@ async def verify(
     """
     refuse_other_schema(backup.manifest, reload=False)
     proof = Proof()
-    async with maintenance(url) as server, _scratch(server, "verifying", None) as name:
+    await _check_files(backup, proof, progress)
+    async with maintenance(url) as server, _scratch(server, f"{database_of(url)[:40]}_verifying", None) as name:
         await _fill(backup, url, name, server, proof, jobs, pg_bin, progress)
         # a key of its own, so that the original's tokens are nothing here, and the cluster's logins are left alone
         scratch_key = ContextSigner(os.urandom(32))
@@ -164,10 +165,11 @@ async def restore(
         like = await store.database(server, target)
         empty = await _refuse_occupied(url, target, like, replace)
         new_key = await _wants_new_key(server, backup.manifest, signer, key)
-        made = await stack.enter_async_context(_scratch(server, "restoring", like))
+        await _check_files(backup, proof, progress)
+        made = await stack.enter_async_context(_scratch(server, f"{target[:40]}_restoring", like))
         await _fill(backup, url, made, server, proof, jobs, pg_bin, progress)
         if reload and not proof.differences:
-            old, made = made, await stack.enter_async_context(_scratch(server, "reloading", like))
+            old, made = made, await stack.enter_async_context(_scratch(server, f"{target[:40]}_reloading", like))
             with proof.timed("reload"):
                 await reload_into(at_database(url, old), at_database(url, made), signer, forget, progress)
         if proof.differences:
@@ -190,7 +192,7 @@ async def restore(
 @asynccontextmanager
 async def _scratch(server: asyncpg.Connection, what: str, like: asyncpg.Record | None) -> AsyncIterator[str]:
     """A database for the time of the block; one that took another name meanwhile stays."""
-    name = f"vanilla_saas_{what}_{secrets.token_hex(4)}"
+    name = f"{what}_{secrets.token_hex(4)}"
     await store.create_database(server, name, like)
     try:
         yield name
@@ -252,6 +254,13 @@ def _shared_key(why: str) -> BackupError:
     )
 
 
+async def _check_files(backup: Backup, proof: Proof, progress: Progress) -> None:
+    """Before anything is made: the whole of every file. Raises BackupError `backup_damaged`, `backup_locked`."""
+    with proof.timed("files"):
+        progress("Reading the files")
+        await asyncio.to_thread(backup.check_files)
+
+
 async def _fill(
     backup: Backup,
     url: str,
@@ -264,12 +273,8 @@ async def _fill(
 ) -> None:
     """pg_restore into the empty database `name`, then the comparison with the manifest.
 
-    Raises BackupError `backup_damaged`, `backup_locked`, `backup_programs_missing`, `backup_disk_full`,
-    `restore_failed`.
+    Raises BackupError `backup_programs_missing`, `backup_disk_full`, `restore_failed`.
     """
-    with proof.timed("files"):
-        progress("Reading the files")
-        await asyncio.to_thread(backup.check_files)
     here = await store.identity(server)
     programs = await asyncio.to_thread(client_programs, here["postgresql"], pg_bin)
     target = at_database(url, name)
