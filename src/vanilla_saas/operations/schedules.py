@@ -15,7 +15,7 @@ import asyncpg
 import structlog
 
 from vanilla_saas import metrics
-from vanilla_saas.database.connection import Addresses
+from vanilla_saas.database.connection import Addresses, connect_admin
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.operations import schedules_store as store
@@ -62,6 +62,7 @@ class Scheduler:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._woken = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+        self._operates: bool | None = None
 
     def start(self) -> None:
         """Looks in the background: when the next job is due, and at least every 30 s."""
@@ -125,12 +126,24 @@ class Scheduler:
 
     async def _run_python(self, name: str) -> None:
         try:
+            if not await self._is_operator():
+                return  # left to a process that is; doctor tells of a job that nobody runs
             async with self._database.session() as connection:
                 run = await run_job(connection, name, self._jobs[name], self._context)
             if run:
                 self._tell(name, run.error)
         except _UNREACHED as error:
             self._tell_not_run(name, error)
+
+    async def _is_operator(self) -> bool:
+        """Whether this process's administering login may act as the operator, which the coroutines do."""
+        if self._operates is None:
+            connection = await connect_admin(self._context.where.admin)
+            try:
+                self._operates = await store.is_operator(connection)
+            finally:
+                await connection.close()
+        return self._operates
 
     def _tell(self, name: str, error: str | None) -> None:
         metrics.SCHEDULE_RUNS.labels(name, "failed" if error else "done").inc()

@@ -102,3 +102,8 @@ async def record_export(
     await connection.execute(
         "select vanilla.record_log_export($1, $2, $3, $4, $5, $6)", log_table, month, rows, size, sha256, location
     )
+
+
+async def is_operator(connection: asyncpg.Connection) -> bool:
+    """Whether the login has the operator's rights; a superuser has."""
+    return bool(await connection.fetchval("select pg_has_role('vanilla_operator', 'usage')"))
