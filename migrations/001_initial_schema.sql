@@ -649,7 +649,8 @@ create table if not exists public.system_configurations (
         tenant_id = '00000000-0000-0000-0000-000000000000' and case
             when key ~ '^retention\.(export|whole_months)$' then jsonb_typeof(value) = 'boolean'
             when key !~ '^retention\.[a-z_]+_days$' or jsonb_typeof(value) <> 'number' then false
-            else (value #>> '{}')::numeric between case key when 'retention.audit_logs_days' then 365 else 7 end and 36500
+            else (value #>> '{}')::numeric >= case key when 'retention.audit_logs_days' then 365 else 7 end
+                and (value #>> '{}')::numeric <= 36500      -- not between: read back from a dump it would print otherwise
                 and (value #>> '{}')::numeric % 1 = 0 end)
 );
 comment on table public.system_configurations is

@@ -25,6 +25,11 @@ OPERATORS_TOOLS = {
     "operations/first_run.py": {"connect_admin"},
     "operations/serving.py": {"connect_admin"},
     "operations/demo.py": {"connect_admin"},
+    "operations/backup.py": {"store.connect"},
+    "operations/backup_store.py": {"connect_admin"},
+    "operations/log_export.py": {"connect_admin"},
+    "operations/schedules.py": {"connect_admin"},
+    "operations/sessions.py": {"connect_admin"},
 }
 """Every file that opens or takes a connection, and how; requests have `Database.transaction` and `Database.call`."""
 RUNNERS = {
@@ -47,6 +52,10 @@ OWN_STATEMENTS = {
     "database/session.py": "names of savepoints, counted by the driver, and commands of the program",
     "database/coalescer.py": "passes on one of a closed list of constants",
     "tokens/wallet_store.py": "how many rows a cursor gives at once",
+    "operations/backup.py": "the name of a snapshot, as the server gave it",
+    "operations/backup_store.py": "names that the server quoted, and statements of the program",
+    "operations/demo_isolation.py": "attacks of the program, as the operator",
+    "operations/demo_wallet.py": "statements of the program, as the operator",
 }
 """Files whose statements are not constants, and what they are made of."""
 

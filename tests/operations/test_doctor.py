@@ -76,6 +76,23 @@ async def test_a_healthy_installation_has_only_the_tests_superuser(
     assert set(await found(cluster, healthy, tmp_path)) == {"superuser_login"}
 
 
+async def test_logs_that_are_exported_by_one_setting_and_not_by_the_other_are_told_of(
+    cluster: Cluster, healthy: asyncpg.Connection, tmp_path: Path
+) -> None:
+    off = (await found(cluster, healthy, tmp_path, export_to=str(tmp_path)))["export_place"]
+    assert "dropped without being exported" in off.found
+    await healthy.execute(
+        "insert into system_configurations (tenant_id, key, value)"
+        " values (vanilla.platform(), 'retention.export', 'true')"
+        " on conflict (tenant_id, key) do update set value = excluded.value"
+    )
+    assert "export_place" not in await found(cluster, healthy, tmp_path, export_to=str(tmp_path))
+    on = (await found(cluster, healthy, tmp_path))["export_place"]
+    assert on.found.startswith("retention.export is on, but VANILLA_SAAS_EXPORT_TO is not set")
+    await healthy.execute("update system_configurations set value = 'false' where key = 'retention.export'")
+    assert "export_place" not in await found(cluster, healthy, tmp_path)
+
+
 async def test_an_empty_database_is_not_migrated(cluster: Cluster, tmp_path: Path) -> None:
     async with create_database(cluster, f"test_{os.urandom(6).hex()}") as name:
         connection = await asyncpg.connect(cluster.url(database=name))

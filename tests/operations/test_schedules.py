@@ -13,7 +13,6 @@ from vanilla_saas.database.pool import _prepare
 
 SEEDED = {
     "monthly_reset", "grants", "holds", "partitions", "log_export", "retention", "webhook_deliveries", "sign_ins",
-    "backup", "backup_rehearsal",
 }  # fmt: skip
 COUNT = "return jsonb_build_object('rows', 1, 'more', nextval('public.parts') % 4 <> 0)"
 WRITE = "insert into public.ran values (now())"
@@ -56,6 +55,10 @@ async def test_every_job_has_a_row_and_runs_at_the_first_tick_of_a_new_database(
         while await fresh.connection.fetchval("select vanilla.tick()"):
             pass
         assert await due(fresh) <= {"log_export", "monthly_reset", "grants", "holds"}
+        paused = await fresh.connection.fetchval(
+            "select array_agg(name order by name) from schedules where not enabled"
+        )
+        assert paused == ["backup", "backup_rehearsal"]  # until the operator says where to
         rows = await fresh.connection.fetch("select * from list_schedules() where kind = 'sql'")
         assert [row["name"] for row in rows if row["last_error"] or not row["last_run_at"]] == []
         # slots are whole periods from the first: jobs keep their hour
