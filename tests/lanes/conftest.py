@@ -9,7 +9,7 @@ import pytest
 
 from tests.books import require_clean_books
 from tests.concurrency.test_wallet import crowd
-from tests.conftest import TEST_KEY, Cluster, create_database
+from tests.conftest import TEST_KEY, Cluster, create_database, database
 from tests.isolation.conftest import app, operator_of_world, superuser, world
 from tests.isolation.matrix import Report, run_matrix, undone
 from tests.isolation.rows import World
@@ -21,7 +21,8 @@ from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import Database, _prepare
 
-__all__ = ["app", "crowd", "operator_of_world", "superuser", "world"]
+# named here, a fixture is made anew for this folder: one of a whole session would else stay that of another folder's server
+__all__ = ["app", "crowd", "database", "operator_of_world", "superuser", "world"]
 
 SAMPLE = {"admin", "edited"}
 """Contexts of the matrix that a lane tries: who may most, and a stranger."""

@@ -241,6 +241,7 @@ async def test_a_database_that_holds_something_is_replaced_only_when_that_is_sai
             somebody = await asyncpg.connect(url)
             with monkeypatch.context() as early:
                 early.setattr(restoring, "_fill", None)  # refused before any work is done
+                early.setattr(restoring, "LEAVING_S", 0.3)
                 await refused("restore_in_use", restore(backup, url, SIGNER, replace=True))
             assert await somebody.fetchval("select count(*) from users") == 1
             await somebody.close()

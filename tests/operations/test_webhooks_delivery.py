@@ -114,7 +114,8 @@ async def test_the_wait_before_a_retry_differs_from_delivery_to_delivery(
         " on a.tenant_id = d.tenant_id and a.delivery_id = d.id where d.endpoint_id = $1",
         hook.id,
     )
-    assert len({row["wait"] for row in rows}) == 8
+    assert len(rows) == 8
+    assert len({row["wait"] for row in rows}) > 3, "of 256 steps of a second: two may be alike, not most of them"
 
 
 @pytest.mark.parametrize(("asked", "at_least"), [("3600", 3600), ("999999", 86_400), ("soon", 5), ("1", 5)])

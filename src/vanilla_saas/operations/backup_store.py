@@ -74,10 +74,10 @@ select key, value::text as value, updated_at, vanilla.clock() - updated_at as ag
 where tenant_id = vanilla.platform() and key like 'backup.%'
 """
 DATABASE = """
-select d.oid, pg_get_userbyid(d.datdba) as owner, pg_encoding_to_char(d.encoding) as encoding, d.datcollate, d.datctype,
-    (select count(*) from pg_stat_activity a where a.datname = d.datname and a.pid <> pg_backend_pid()) as sessions
+select d.oid, pg_get_userbyid(d.datdba) as owner, pg_encoding_to_char(d.encoding) as encoding, d.datcollate, d.datctype
 from pg_database d where d.datname = $1
 """
+SESSIONS = "select count(*) from pg_stat_activity where datname = $1 and pid <> pg_backend_pid()"
 EMPTY = r"""
 select not exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where n.nspname !~ '^pg_' and n.nspname <> 'information_schema')
@@ -193,8 +193,13 @@ async def installed_age(connection: asyncpg.Connection) -> Any:
 
 
 async def database(connection: asyncpg.Connection, name: str) -> asyncpg.Record | None:
-    """Owner, encoding and how many others are connected."""
+    """Its owner, encoding and collation, or None."""
     return await connection.fetchrow(DATABASE, name)
+
+
+async def sessions(connection: asyncpg.Connection, name: str) -> int:
+    """How many others are connected to a database."""
+    return int(await connection.fetchval(SESSIONS, name))
 
 
 async def is_superuser(connection: asyncpg.Connection) -> bool:

@@ -39,6 +39,8 @@ OF_THE_TICK = (
     "schedules_failing",
 )
 """Checks of what time passed since the backup makes overdue; the next tick of a server does it."""
+LEAVING_S = 5.0
+"""How long sessions that are about to end are waited for: as long as PostgreSQL does before it refuses to rename."""
 
 
 @dataclass(slots=True)
@@ -163,7 +165,7 @@ async def restore(
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(maintenance(url))
         like = await store.database(server, target)
-        empty = await _refuse_occupied(url, target, like, replace)
+        empty = await _refuse_occupied(server, url, target, like, replace)
         new_key = await _wants_new_key(server, backup.manifest, signer, key)
         await _check_files(backup, proof, progress)
         made = await stack.enter_async_context(_scratch(server, f"{target[:40]}_restoring", like))
@@ -201,7 +203,9 @@ async def _scratch(server: asyncpg.Connection, what: str, like: asyncpg.Record |
             await store.drop_database(server, name)
 
 
-async def _refuse_occupied(url: str, target: str, like: asyncpg.Record | None, replace: bool) -> bool:
+async def _refuse_occupied(
+    server: asyncpg.Connection, url: str, target: str, like: asyncpg.Record | None, replace: bool
+) -> bool:
     """Whether the database is absent or empty. Raises BackupError `restore_not_empty`, `restore_in_use`."""
     if like is None:
         return True
@@ -213,8 +217,11 @@ async def _refuse_occupied(url: str, target: str, like: asyncpg.Record | None, r
             f"The database {target} holds something; nothing was changed.",
             "Say --replace to put the backup in its place; what is there is kept under another name.",
         )
-    if like["sessions"]:
-        raise _in_use(target, like["sessions"])
+    until = time.monotonic() + LEAVING_S
+    while sessions := await store.sessions(server, target):
+        if time.monotonic() > until:
+            raise _in_use(target, sessions)
+        await asyncio.sleep(0.1)
     return empty
 
 
