@@ -1345,13 +1345,17 @@ select vanilla.ensure_partitions();
 set local role vanilla_definer;
 alter default privileges revoke execute on functions from public;
 
+-- Supabase's key to everything, above row-level security there; without that it is nobody. Apart, because a function with a
+-- sub-select is not inlined where it is asked.
+create or replace function vanilla.service_role_is_above() returns boolean language sql stable
+    return (select r.rolbypassrls from pg_roles r where r.rolname = 'service_role');
+comment on function vanilla.service_role_is_above() is 'Whether this server has Supabase''s service_role with BYPASSRLS.';
+
 -- Inside a definer function current_user is its owner; the role setting still names who called. A superuser has every role.
 create or replace function vanilla.caller_is_operator() returns boolean language sql stable
     return pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'vanilla_operator', 'usage')
         or pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'vanilla_system', 'usage')
-        -- Supabase's key to everything, above row-level security there; without that it is nobody
-        or (coalesce(nullif(current_setting('role'), 'none'), session_user) = 'service_role'
-            and (select r.rolbypassrls from pg_roles r where r.rolname = 'service_role'));
+        or (coalesce(nullif(current_setting('role'), 'none'), session_user) = 'service_role' and vanilla.service_role_is_above());
 comment on function vanilla.caller_is_operator() is
     'Whether the role that called, not the owner of this function, is operator, system, superuser or Supabase''s service_role.';
 

@@ -29,6 +29,16 @@ TEST_KEY = "5a" * 32
 """The context key of the suite; the database it opens is thrown away."""
 
 
+LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if LONG:
+        return
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @dataclass
 class Cluster:
     """Where the tests' PostgreSQL listens: `url(user, database)` is a connection URL."""

@@ -22,6 +22,10 @@ ARGUMENTS = [
 AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text()
 PICTURES = os.environ.get("VANILLA_SAAS_PICTURES")
 """A folder in which the tests leave a picture of every page."""
+LOOKS = [(1440, "light"), (390, "dark")]
+"""Widths and themes in which every page is looked at; with VANILLA_SAAS_LONG=1 each width in each theme."""
+if os.environ.get("VANILLA_SAAS_LONG") == "1":
+    LOOKS += [(1440, "dark"), (390, "light")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,14 +45,14 @@ class Visitor:
     complaints: list[str] = field(default_factory=list)
 
     async def visit(self, path: str) -> None:
-        await self.page.goto(self.address + path, wait_until="networkidle")
+        await self.page.goto(self.address + path, wait_until="load")
 
     async def sign_in(self, tenant: str, email: str, password: str) -> None:
         await self.visit("/sign-in")
         await self.page.fill("#tenant", tenant)
         await self.page.fill("#email", email)
         await self.page.fill("#password", password)
-        async with self.page.expect_navigation(wait_until="networkidle"):
+        async with self.page.expect_navigation(wait_until="load"):
             await self.page.click("main button.primary")
 
     async def theme(self, name: str) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 from pydantic import SecretStr
 
-from tests.browser.conftest import Visitor
+from tests.browser.conftest import LOOKS, Visitor
 from tests.conftest import Cluster, People, migrated_database, settings_for
 from tests.console.console_support import PASSWORD, super_admin
 from vanilla_saas.database.connection import Addresses
@@ -48,47 +48,46 @@ async def test_backups_are_shown_with_their_rehearsal_and_what_is_wrong(
     await super_admin(people)
     where = Addresses(cluster.url(database=database_name), "", "")
     folder = test_settings.backup_directory()
-    for theme in ("light", "dark"):
-        root = await visitor(1440)
-        await root.theme(theme)
-        await root.sign_in("platform", "admin@localhost", PASSWORD)
-        if theme == "light":
-            await root.visit("/backups")
-            await expect(root.page.get_by_text("No backups here")).to_be_visible()
-            assert await root.violations() == []
-            await scheduled_backup(where, test_settings)
-            sealed = test_settings.model_copy(update={"backup_passphrase": SecretStr("four short words here")})
-            made = await scheduled_backup(where, sealed)
-            await scheduled_rehearsal(where, sealed)
-        await root.visit("/backups")
-        await expect(root.page.get_by_label("Last rehearsal").get_by_text("stood")).to_be_visible()
-        rows = root.page.get_by_role("region", name="Table of backups").locator("tbody tr")
+    viewers = {}
+    for width, theme in LOOKS:
+        viewers[f"{theme}-{width}"] = viewer = await visitor(width)
+        await viewer.theme(theme)
+        await viewer.sign_in("platform", "admin@localhost", PASSWORD)
+
+    async def look(state: str, check: Callable[[Page], Awaitable[None]]) -> None:
+        for name, viewer in viewers.items():
+            await viewer.visit("/backups")
+            await check(viewer.page)
+            assert await viewer.violations() == []
+            assert await viewer.overflow() == 0
+            await viewer.picture(f"backups-{state}-{name}")
+
+    async def none_yet(page: Page) -> None:
+        await expect(page.get_by_text("No backups here")).to_be_visible()
+
+    async def stood(page: Page) -> None:
+        await expect(page.get_by_label("Last rehearsal").get_by_text("stood")).to_be_visible()
+        rows = page.get_by_role("region", name="Table of backups").locator("tbody tr")
         # the server has no passphrase: it says so of the encrypted one
         await expect(rows).to_have_count(2)
         await expect(rows.nth(0)).to_contain_text("backup_locked")
         await expect(rows.nth(1)).to_contain_text("not encrypted")
-        await expect(root.page.get_by_role("alert")).to_have_count(0)
-        assert await root.violations() == []
-        assert await root.overflow() == 0
-        await root.picture(f"backups-{theme}-1440")
-        (folder / made.path.name / MANIFEST).rename(folder / made.path.name / "away")
-        with pytest.raises(BackupError):
-            await scheduled_rehearsal(where, sealed, name=made.path.name)
-        await root.visit("/backups")
-        await expect(root.page.get_by_label("Last rehearsal").get_by_text("failed")).to_be_visible()
-        await expect(root.page.get_by_role("alert").first).to_contain_text("did not stand its rehearsal")
-        assert await root.violations() == []
-        await root.picture(f"backups-failed-{theme}-1440")
-        narrow = await visitor(390)
-        await narrow.theme(theme)
-        await narrow.sign_in("platform", "admin@localhost", PASSWORD)
-        await narrow.visit("/backups")
-        assert await narrow.overflow() == 0
-        assert await narrow.violations() == []
-        await narrow.picture(f"backups-{theme}-390")
-        (folder / made.path.name / "away").rename(folder / made.path.name / MANIFEST)
-        if theme == "light":
-            await scheduled_rehearsal(where, sealed)
+        await expect(page.get_by_role("alert")).to_have_count(0)
+
+    async def failed(page: Page) -> None:
+        await expect(page.get_by_label("Last rehearsal").get_by_text("failed")).to_be_visible()
+        await expect(page.get_by_role("alert").first).to_contain_text("did not stand its rehearsal")
+
+    await look("none", none_yet)
+    await scheduled_backup(where, test_settings)
+    sealed = test_settings.model_copy(update={"backup_passphrase": SecretStr("four short words here")})
+    made = await scheduled_backup(where, sealed)
+    await scheduled_rehearsal(where, sealed)
+    await look("stood", stood)
+    (folder / made.path.name / MANIFEST).unlink()
+    with pytest.raises(BackupError):
+        await scheduled_rehearsal(where, sealed, name=made.path.name)
+    await look("failed", failed)
 
 
 async def test_an_admin_of_a_tenant_does_not_see_backups(visitor: Visit, people: People) -> None:

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import expect
 from pydantic import SecretStr
 
-from tests.browser.conftest import Visitor
+from tests.browser.conftest import LOOKS, Visitor
 from tests.conftest import Cluster, People, migrated_database, settings_for
 from tests.console.console_support import PASSWORD, super_admin
 from vanilla_saas.settings import Settings
@@ -38,8 +38,7 @@ def test_settings(cluster: Cluster, database_name: str, tmp_path: Path) -> Setti
     return settings.model_copy(update={"database_url": SecretStr(cluster.url(database_name, database_name))})
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
 async def test_health_shows_what_is_broken_and_is_green_when_it_is_mended(
     visitor: Visit, people: People, operator: asyncpg.Connection, theme: str, width: int
 ) -> None:

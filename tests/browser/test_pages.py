@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import pytest
 
-from tests.browser.conftest import Visitor
+from tests.browser.conftest import LOOKS, Visitor
 from tests.browser.history import month_of_calls
 from tests.conftest import DEFAULT_TENANT, People, Person
 from tests.console.console_support import PASSWORD, set_password, super_admin
@@ -119,8 +119,7 @@ async def _webhook(people: People, person: Person) -> tuple[uuid.UUID, uuid.UUID
     return webhook, rows[1]["id"]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
 async def test_every_page_is_accessible_and_fits_its_window(
     visitor: Visit, people: People, history: Person, theme: str, width: int
 ) -> None:

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.conftest import Visitor
+from tests.browser.conftest import LOOKS, Visitor
 from tests.conftest import Cluster, People, migrated_database, settings_for
 from tests.console.console_support import PASSWORD, super_admin
 from vanilla_saas.settings import Settings
@@ -40,7 +40,7 @@ def test_settings(cluster: Cluster, database_name: str, tmp_path: Path) -> Setti
     return settings_for(cluster, database_name, tmp_path, run_schedules=False)
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 1440), ("dark", 390)])
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
 async def test_every_state_is_shown_and_the_buttons_act(
     visitor: Visit, people: People, operator: asyncpg.Connection, theme: str, width: int
 ) -> None:

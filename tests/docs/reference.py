@@ -11,6 +11,7 @@ import asyncpg
 import click
 import orjson
 import typer
+from typer.core import TyperGroup
 
 from vanilla_saas import metrics
 from vanilla_saas.app import create_app
@@ -94,13 +95,15 @@ def commands() -> Iterator[tuple[str, "click.Command"]]:
     """Every leaf command with its path, in the order of `--help`."""
 
     def walk(command: "click.Command", path: str) -> Iterator[tuple[str, "click.Command"]]:
-        children = getattr(command, "commands", None)
-        if children is None:
+        if not isinstance(command, TyperGroup):
             yield path, command
             return
-        if path and getattr(command, "invoke_without_command", False):
+        if path and command.invoke_without_command:
             yield path, command
-        for name, child in children.items():
+        context = typer.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
             yield from walk(child, f"{path} {name}".strip())
 
     yield from walk(typer.main.get_command(app), "")  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from tests.isolation.static import CHECKS
 from tests.isolation.survivors import SURVIVORS
 
 LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
-SAMPLES = {"schema": 500, "functions": 300}
+SAMPLES = {"schema": 360, "functions": 120}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
 IN_ONE = 25
 """Mutants in one transaction."""

@@ -21,7 +21,7 @@ from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import Database, _prepare
 
-# named here, a fixture is made anew for this folder: one of a whole session would else stay that of another folder's server
+# named here, a fixture is made anew for this folder: one of a whole session would else stay that of another server
 __all__ = ["app", "crowd", "database", "operator_of_world", "superuser", "world"]
 
 SAMPLE = {"admin", "edited"}

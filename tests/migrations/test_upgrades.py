@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import DEFAULT_TENANT, Cluster, create_database
-from tests.migrations.tools import FILES, Shell, run
+from tests.migrations.tools import FILES, Shell
 from vanilla_saas.database import schema
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
@@ -53,9 +53,7 @@ async def made_by_the_base(shell: Shell, signer: ContextSigner, monkeypatch: pyt
 
 def dump(shell: Shell) -> str:
     """The schema: the rows are those of the use."""
-    done = run(shell.bin / "pg_dump", "--restrict-key=k", "--schema-only", "-d", shell.admin_url)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return shell.dump("--schema-only")
 
 
 async def test_a_fresh_database_and_an_upgraded_one_are_the_same(

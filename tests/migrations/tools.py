@@ -69,10 +69,10 @@ class Shell:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def dump(self) -> str:
+    def dump(self, *options: str) -> str:
         """Everything that pg_dump takes, but for signing keys and the list of applied files."""
         exclude = [f"--exclude-table-data={table}" for table in NEVER_DUMPED]
-        done = run(self.bin / "pg_dump", "--restrict-key=k", *exclude, "-d", self.admin_url)
+        done = run(self.bin / "pg_dump", "--restrict-key=k", *exclude, *options, "-d", self.admin_url)
         assert done.returncode == 0, done.stderr
         # pg_dump names a policy's roles in the order of pg_authid's heap, which a new password of a login changes
         return re.sub(r"(?<= TO )\w+(?:, \w+)+(?= USING)", lambda m: ", ".join(sorted(m[0].split(", "))), done.stdout)

@@ -53,6 +53,7 @@ def test_a_ratio_without_a_target_is_an_error(tmp_path: Path) -> None:
         judge("some", {"unknown": 1.0}, targets)
 
 
+@pytest.mark.long
 def test_the_isolation_benchmark_judges_every_operation_in_both_forms() -> None:
     done = run("isolation", "--quick", "--json")
     assert done.returncode == 0, done.stderr

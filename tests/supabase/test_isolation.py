@@ -66,7 +66,8 @@ def claim_contexts(world: World) -> list[Context]:
     ]
 
 
-@pytest.mark.parametrize("by", ["claims", "token"])
+# who has a token is the matrix's of tests/isolation too, without Supabase's roles
+@pytest.mark.parametrize("by", ["claims", pytest.param("token", marks=pytest.mark.long)])
 async def test_no_api_role_reaches_a_row_of_another_tenant(
     world: World, superuser: asyncpg.Connection, by: str
 ) -> None:

@@ -13,7 +13,7 @@ from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.embedded import EmbeddedServerError
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate as run_migrations
-from vanilla_saas.operations import export, serving
+from vanilla_saas.operations import serving
 from vanilla_saas.operations.doctor import diagnose
 from vanilla_saas.operations.sessions import Look, look
 from vanilla_saas.settings import Settings
@@ -24,16 +24,6 @@ AllowSuperuser = Annotated[
     bool, typer.Option("--allow-superuser", help="Serve although DATABASE_URL's login bypasses row-level security.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the verbs to the root command."""
-    app.command()(up)
-    app.command()(serve)
-    app.command()(migrate)
-    app.command()(doctor)
-    app.command()(demo)
-    app.add_typer(export.app, name="export")
 
 
 def up(host: Host = None, port: Port = None, allow_superuser: AllowSuperuser = False) -> None:
