@@ -33,6 +33,7 @@ LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "tests/tokens/test_model" not in item.nodeid)  # the longest: nobody waits for it alone
     if LONG:
         return
     config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])

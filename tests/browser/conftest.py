@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright
 
+from tests.conftest import LONG
+
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
     "--no-sandbox",
@@ -24,7 +26,7 @@ PICTURES = os.environ.get("VANILLA_SAAS_PICTURES")
 """A folder in which the tests leave a picture of every page."""
 LOOKS = [(1440, "light"), (390, "dark")]
 """Widths and themes in which every page is looked at; with VANILLA_SAAS_LONG=1 each width in each theme."""
-if os.environ.get("VANILLA_SAAS_LONG") == "1":
+if LONG:
     LOOKS += [(1440, "dark"), (390, "light")]
 
 

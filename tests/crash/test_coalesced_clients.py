@@ -1,7 +1,6 @@
 """Processes and connections that end in the middle of a batch: nobody is charged twice, nobody waits for ever."""
 
 import asyncio
-import os
 import random
 import signal
 import sys
@@ -12,13 +11,13 @@ import pytest
 
 from tests.books import require_clean_books
 from tests.concurrency.test_coalescer import Counted, adjustment, locked, outcome, waiting_in_database
-from tests.conftest import Cluster, People, Person
+from tests.conftest import LONG, Cluster, People, Person
 from tests.crash.coalesced_spender import CALLERS
 from tests.processes import eventually
 from vanilla_saas.database.coalescer import RUN_CALLS, Coalescer
 from vanilla_saas.database.pool import Database
 
-ROUNDS = 20 if os.environ.get("VANILLA_SAAS_LONG") == "1" else 3
+ROUNDS = 20 if LONG else 3
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """A login that is no superuser migrates its own database, on every major version, and the seed's commands act."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 
 import asyncpg
 import pytest
 
-from tests.conftest import DEFAULT_TENANT, Cluster
+from tests.conftest import DEFAULT_TENANT, LONG, Cluster
 from tests.migrations.tools import FILES, Shell, throwaway_server
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.migrator import migrate
@@ -15,7 +14,7 @@ from vanilla_saas.database.migrator import migrate
 PLAIN = "create role plain login nosuperuser createrole"
 
 
-@pytest.fixture(scope="module", params=[18, 16, 15, *([17] if os.environ.get("VANILLA_SAAS_LONG") == "1" else [])])
+@pytest.fixture(scope="module", params=[18, 15, *([16, 17] if LONG else [])])
 def major(request: pytest.FixtureRequest) -> int:
     return request.param
 

@@ -68,6 +68,7 @@ async def steady(url: str, person: Person) -> AsyncIterator[list[int]]:
         async with aiohttp.ClientSession() as session:
             while True:
                 seen.extend(await asked(session, url, person))
+                await asyncio.sleep(0.02)  # the processors are the commands' too
 
     task = asyncio.create_task(ask())
     await eventually(_some(seen))
