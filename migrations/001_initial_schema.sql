@@ -651,7 +651,11 @@ create table if not exists public.system_configurations (
             when key !~ '^retention\.[a-z_]+_days$' or jsonb_typeof(value) <> 'number' then false
             else (value #>> '{}')::numeric >= case key when 'retention.audit_logs_days' then 365 else 7 end
                 and (value #>> '{}')::numeric <= 36500      -- not between: read back from a dump it would print otherwise
-                and (value #>> '{}')::numeric % 1 = 0 end)
+                and (value #>> '{}')::numeric % 1 = 0 end),
+    -- a word in its place would refuse every call of the tenant
+    constraint system_configurations_gateway_check check (key <> 'gateway.min_output_tokens' or case
+            when jsonb_typeof(value) <> 'number' then false
+            else (value #>> '{}')::numeric >= 1 and (value #>> '{}')::numeric <= 1000000 and (value #>> '{}')::numeric % 1 = 0 end)
 );
 comment on table public.system_configurations is
     'Settings the runtime reads: the tenant''s value, else the platform''s. Public rows are readable by all, others by admins.';
@@ -988,7 +992,7 @@ create table if not exists vanilla.context_keys (
     constraint context_keys_id_check check (key_id ~ '^[a-z0-9]{1,16}$'),
     constraint context_keys_size_check check (octet_length(inner_key) = 64 and octet_length(outer_key) = 64)
 );
-comment on table vanilla.context_keys is 'Keys that sign contexts, padded for HMAC, so that the built-in sha256 suffices. No dump takes them.';
+comment on table vanilla.context_keys is 'Keys that sign contexts, padded for HMAC, so that the built-in sha256 suffices. Backups leave them out; a superuser''s plain pg_dump takes them.';
 
 create or replace function vanilla.install_context_key(p_key_id text, p_key bytea, p_accept_until timestamptz default 'infinity')
 returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$

@@ -310,6 +310,10 @@ FORBIDDEN = {
     "one_time_tokens_purpose_check": ["purpose = 'odd'"],
     "tenant_openings_reason_check": ["reason = ' '"],
     "system_configurations_key_check": ["key = 'A b'"],
+    "system_configurations_gateway_check": [
+        "key = 'gateway.min_output_tokens', value = '0'", "key = 'gateway.min_output_tokens', value = '\"few\"'",
+        "key = 'gateway.min_output_tokens', value = '1.5'", "key = 'gateway.min_output_tokens', value = '1000001'",
+    ],
     "system_configurations_retention_check": ["key = 'retention.events_days', value = '90'"],
     "schedules_name_check": ["name = 'A b'"],
     "schedules_kind_check": ["kind = 'odd'"],

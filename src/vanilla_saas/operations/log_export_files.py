@@ -67,6 +67,8 @@ class Bucket:
             parts = urlsplit(url)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             endpoint = urlsplit(query.get("endpoint", "https://s3.amazonaws.com"))
+            if endpoint.scheme not in ("http", "https") or endpoint.path.strip("/"):
+                raise ValueError("its endpoint is not http(s)://host or http(s)://host:port")
             self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
             self._client = minio.Minio(
                 endpoint.netloc,
