@@ -23,7 +23,9 @@ from vanilla_saas.database.connection import Addresses
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
+from vanilla_saas.operations.backup_manifest import MANIFEST
 from vanilla_saas.operations.schedules import Job, JobContext, Scheduler
+from vanilla_saas.operations.schedules_jobs import JOBS
 
 
 @pytest.fixture(scope="module")
@@ -366,3 +368,33 @@ async def test_servers_that_are_killed_in_the_middle_of_a_reset_lose_and_repeat_
     assert await time.connection.fetchval(left) == 0
     assert await time.connection.fetch("select * from reconcile_token_wallets()") == []
     assert await time.connection.fetch("select * from verify_token_ledger()") == []
+
+
+async def test_backups_and_their_rehearsals_run_as_jobs_and_fail_as_jobs(
+    cluster: Cluster, time: Time, signer: ContextSigner, tmp_path: Path
+) -> None:
+    jobs = {name: JOBS[name] for name in ("backup", "backup_rehearsal")}
+    async with scheduler(cluster, time, signer, tmp_path, jobs, backup_dir=tmp_path / "kept") as one:
+        await time.make_due("backup")
+        await one.tick()
+        await one.drain()
+        made = await time.job("backup")
+        assert made["failures"] == 0, made["last_error"]
+        (folder,) = [path for path in (tmp_path / "kept").iterdir() if path.is_dir()]
+        assert made["last_result"] == {"backup": folder.name, "removed": 0}
+        await time.make_due("backup_rehearsal")
+        await one.tick()
+        await one.drain()
+        stood = await time.job("backup_rehearsal")
+        assert stood["failures"] == 0, stood["last_error"]
+        assert stood["last_result"]["rows"] > 0
+        (folder / MANIFEST).write_text("{}")
+        await time.make_due("backup_rehearsal")
+        await one.tick()
+        await one.drain()
+        fell = await time.job("backup_rehearsal")
+    assert (fell["state"], fell["failures"]) == ("failing", 1)
+    assert folder.name in fell["last_error"]
+    # neither the one that stood nor the one that fell leaves its scratch database
+    scratch = await time.connection.fetch("select datname from pg_database where datname like $1", f"{time.name}_%")
+    assert scratch == []
