@@ -211,4 +211,6 @@ def enumeration(table: Table, column: str) -> list[str]:
     for definition in table.checks.values():
         if found := re.search(rf"\(?\b{column}\b (?:= ANY \(|<@ )ARRAY\[([^\]]*)\]", definition):
             return re.findall(r"'([^']*)'::text", found[1])
+        if found := re.search(rf"\(\b{column}\b ~ '\^\(([a-z|_]+)\)\$'", definition):
+            return found[1].split("|")
     return []

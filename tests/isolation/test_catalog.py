@@ -68,3 +68,4 @@ def test_the_declarations_of_the_suite_name_columns_that_exist(world: World) -> 
     assert {t.name for t in world.tables} >= WRITABLE
     assert enumeration(world.table("users"), "role") == ["user", "admin", "superadmin"]
     assert "chat" in enumeration(world.table("api_keys"), "scopes")
+    assert "debit" in enumeration(world.table("user_token_ledger"), "direction")
