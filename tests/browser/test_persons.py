@@ -57,6 +57,7 @@ async def test_a_closed_tenant_shows_the_date_of_its_end(visitor: Visit, people:
     assert await one.violations() == []
     await one.picture(f"tenants-closing-{theme}")
     await page.get_by_role("button", name="Close", exact=True).click()
+    await expect(page.get_by_text("The tenant is closed")).to_be_visible()
     await one.visit(f"/tenants?q={slug}")
     await expect(page.locator("td").filter(has_text="will be erased on")).to_be_visible()
     assert await one.violations() == []
