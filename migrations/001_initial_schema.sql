@@ -233,14 +233,20 @@ create table if not exists public.tenants (
     time_zone text not null default 'UTC',
     self_registration boolean not null default false,
     created_at timestamptz not null default clock_timestamp(),
+    erase_at timestamptz,
+    erased_at timestamptz,
     constraint tenants_pkey primary key (tenant_id, id),
     constraint tenants_self_check check (tenant_id = id),
     constraint tenants_slug_key unique (slug),
     constraint tenants_slug_check check (slug ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'),
     constraint tenants_name_check check (name <> '' and octet_length(name) <= 200),
-    constraint tenants_status_check check (status in ('active', 'suspended', 'closed'))
+    constraint tenants_status_check check (status in ('active', 'suspended', 'closed')),
+    constraint tenants_erase_check check (status = 'closed' or erase_at is null and erased_at is null)
 );
+create index if not exists tenants_erase_idx on public.tenants (tenant_id, erase_at) where erase_at is not null and erased_at is null;
 comment on table public.tenants is 'A customer organisation of the platform; its status opens and closes all access.';
+comment on column public.tenants.erase_at is 'When the grace of a closed tenant ends: until then it can be opened again, from then on the job closings erases it.';
+comment on column public.tenants.erased_at is 'When its last person, its secrets and its settings were gone; ledger, executions and logs stay until their retention.';
 
 create table if not exists public.users (
     tenant_id uuid not null,
@@ -373,6 +379,8 @@ create table if not exists public.user_token_wallets (
 -- then and imports users in one transaction would read every wallet of the tenant for each of them
 create index if not exists user_token_wallets_level_idx on public.user_token_wallets (level_id, tenant_id);
 create index if not exists user_token_wallets_event_idx on public.user_token_wallets (tenant_id, next_event_at) where next_event_at < 'infinity';
+-- the job closings looks among these few for wallets of erased users; no debit changes a status, so updates stay HOT
+create index if not exists user_token_wallets_suspended_idx on public.user_token_wallets (tenant_id, user_id) where status = 'suspended';
 comment on table public.user_token_wallets is
     'The counter. available = remaining of active grants - burn; balance = available - borrowed = sum of ledger amounts.';
 comment on column public.user_token_wallets.burn is 'Consumed since the last fold, not yet taken from the grants.';
@@ -654,7 +662,11 @@ create table if not exists public.system_configurations (
     -- a word in its place would refuse every call of the tenant
     constraint system_configurations_gateway_check check (key <> 'gateway.min_output_tokens' or case
             when jsonb_typeof(value) <> 'number' then false
-            else (value #>> '{}')::numeric >= 1 and (value #>> '{}')::numeric <= 1000000 and (value #>> '{}')::numeric % 1 = 0 end)
+            else (value #>> '{}')::numeric >= 1 and (value #>> '{}')::numeric <= 1000000 and (value #>> '{}')::numeric % 1 = 0 end),
+    constraint system_configurations_tenants_check check (key !~ '^tenants\.' or
+        tenant_id = '00000000-0000-0000-0000-000000000000' and case
+            when key <> 'tenants.grace_days' or jsonb_typeof(value) <> 'number' then false
+            else (value #>> '{}')::numeric >= 0 and (value #>> '{}')::numeric <= 36500 and (value #>> '{}')::numeric % 1 = 0 end)
 );
 comment on table public.system_configurations is
     'Settings the runtime reads: the tenant''s value, else the platform''s. Public rows are readable by all, others by admins.';
@@ -1342,6 +1354,40 @@ end
 $f$;
 comment on function vanilla.protect_table(regclass, text, name[], name[], name, boolean, name) is
     'Declares the ownership class of a table and makes grants, ENABLE and FORCE, and policies exactly those of it, of its partitions too.';
+
+create or replace function vanilla.person_tables() returns table (relation name, ownership text, owners name[], columns name[], sorted name[])
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select o.relation, o.ownership, w.owners, c.columns, k.sorted
+    from vanilla.table_ownership o
+    join pg_class t on t.relname = o.relation and t.relnamespace = 'public'::regnamespace and t.relkind in ('r', 'p')
+    cross join lateral (
+        -- hashes of tokens, which only functions read, say nothing of a person
+        select array_agg(a.attname order by a.attnum) filter (where a.attname <> all (o.hidden) and (o.ownership <> 'platform_only' or a.atttypid <> 'bytea'::regtype)) as columns,
+            array_agg(a.attname) as all_columns
+        from pg_attribute a where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped) c
+    cross join lateral (
+        select case when o.owner_column = any (c.all_columns) then array[o.owner_column]
+            when c.all_columns @> array['actor_id', 'target_id']::name[] then array['actor_id', 'target_id']::name[] end as owners) w
+    cross join lateral (
+        select array_agg(a.attname order by p.n) as sorted
+        from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality p (attnum, n)
+        join pg_attribute a on a.attrelid = t.oid and a.attnum = p.attnum
+        where i.indrelid = t.oid and i.indisprimary) k
+    where w.owners is not null
+$f$;
+comment on function vanilla.person_tables() is
+    'Declared tables that say whose a row is: by which columns, what of a row may be shown, and its primary key. What a person''s export goes over.';
+
+create or replace function vanilla.person_query(p_relation name, p_owners name[], p_columns name[], p_sorted name[]) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select format('select to_json(r)::text as entry from (select %s from public.%I where tenant_id = $1 and $2 in (%s) order by %s) r',
+        (select string_agg(quote_ident(c), ', ' order by n) from unnest(p_columns) with ordinality u (c, n)), p_relation,
+        (select string_agg(quote_ident(c), ', ' order by n) from unnest(p_owners) with ordinality u (c, n)),
+        (select string_agg(quote_ident(c), ', ' order by n) from unnest(p_sorted) with ordinality u (c, n)))
+$f$;
+comment on function vanilla.person_query(name, name[], name[], name[]) is
+    'The query of a row of vanilla.person_tables(): one JSON text a row; $1 is the tenant, $2 the person.';
+grant execute on function vanilla.person_tables(), vanilla.person_query(name, name[], name[], name[]) to vanilla_app, vanilla_operator, vanilla_definer;
 select vanilla.ensure_partitions();
 
 -- 7. tenancy -------------------------------------------------------------------------------------------------------
@@ -1496,6 +1542,8 @@ comment on function public.create_tenant(text, text, text) is 'Makes a tenant wi
 
 create or replace function public.set_tenant_status(p_tenant_id uuid, p_status text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant public.tenants;
 begin
     if vanilla.claim(3)::uuid <> vanilla.platform() then
         perform vanilla.refuse('VS403', 'only a super admin opens and closes tenants', '{"need": "superadmin"}');
@@ -1507,19 +1555,26 @@ begin
     if p_tenant_id = vanilla.platform() then
         perform vanilla.refuse('VS409', 'the platform tenant stays active');
     end if;
-    update public.tenants set status = p_status where tenant_id = p_tenant_id and id = p_tenant_id;
+    select * into v_tenant from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id for no key update;
     if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
+    -- by the clock, not by how far the job has come: nobody opens a tenant of which some persons are gone
+    if v_tenant.erase_at <= vanilla.clock() then
+        perform vanilla.refuse('VS409', case when v_tenant.erased_at is null then 'the grace of this tenant is over' else 'the tenant is erased' end,
+            jsonb_build_object('status', 'closed', 'erase_at', v_tenant.erase_at, 'erased_at', v_tenant.erased_at), 'Make a new tenant.');
+    end if;
+    update public.tenants set status = p_status, erase_at = null where tenant_id = p_tenant_id and id = p_tenant_id;
     perform vanilla.audit(vanilla.platform(), 'tenant.status', 'tenant', p_tenant_id, jsonb_build_object('status', p_status));
 end
 $f$;
 comment on function public.set_tenant_status(uuid, text) is
-    'active or suspended; suspended refuses all access at once and ends nothing. Opens a closed tenant again.';
+    'active or suspended; suspended refuses all access at once and ends nothing. Opens a closed tenant again while its grace lasts.';
 
-create or replace function public.close_tenant(p_tenant_id uuid, p_reason text) returns boolean
+create or replace function public.close_tenant(p_tenant_id uuid, p_reason text, p_grace interval default null) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_status text;
+    v_erase_at timestamptz;
     v_ended jsonb;
 begin
     if vanilla.claim(3)::uuid <> vanilla.platform() then
@@ -1532,11 +1587,15 @@ begin
     if p_tenant_id = vanilla.platform() then
         perform vanilla.refuse('VS409', 'the platform tenant stays active');
     end if;
+    if p_grace not between interval '0' and interval '36500 days' then
+        perform vanilla.refuse('VS400', 'a grace is 0 to 36,500 days', '{"param": "grace"}');
+    end if;
+    v_erase_at := v_now + coalesce(p_grace, make_interval(days => coalesce((vanilla.setting(vanilla.platform(), 'tenants.grace_days') #>> '{}')::integer, 30)));
     -- the tenant's row first: of two at once the second waits here and finds it closed
     select status into v_status from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id for update;
     if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
     if v_status = 'closed' then return false; end if;
-    update public.tenants set status = 'closed' where tenant_id = p_tenant_id and id = p_tenant_id;
+    update public.tenants set status = 'closed', erase_at = v_erase_at where tenant_id = p_tenant_id and id = p_tenant_id;
     -- users before links before sessions, as at sign-in: one that is under way ends before, or is ended here
     perform from public.users where tenant_id = p_tenant_id order by id for no key update;
     update public.one_time_tokens set used_at = v_now where tenant_id = p_tenant_id and used_at is null;
@@ -1546,15 +1605,15 @@ begin
         update public.api_keys set revoked_at = v_now where tenant_id = p_tenant_id and revoked_at is null returning 1),
     openings as (
         update public.tenant_openings set expires_at = v_now where tenant_id = p_tenant_id and expires_at > v_now returning 1)
-    select jsonb_build_object('reason', p_reason, 'sessions', (select count(*) from sessions), 'keys', (select count(*) from keys),
+    select jsonb_build_object('reason', p_reason, 'erase_at', v_erase_at, 'sessions', (select count(*) from sessions), 'keys', (select count(*) from keys),
         'openings', (select count(*) from openings)) into v_ended;
     -- in both logs, as its opening is
     perform vanilla.audit(t, 'tenant.closed', 'tenant', p_tenant_id, v_ended) from unnest(array[vanilla.platform(), p_tenant_id]) t;
     return true;
 end
 $f$;
-comment on function public.close_tenant(uuid, text) is
-    'Refuses all access at once and for good: ends sessions, keys, links and openings. Rows and ledger stay; calls under way settle. False when it was closed already; super admin or operator.';
+comment on function public.close_tenant(uuid, text, interval) is
+    'Refuses all access at once: ends sessions, keys, links and openings; calls under way settle. Rows stay for p_grace (null: tenants.grace_days), then the job closings erases its persons, secrets and settings. False, and nothing changed, when it was closed already; super admin or operator.';
 
 create or replace function public.open_tenant(p_tenant_id uuid, p_reason text) returns timestamptz
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1686,14 +1745,15 @@ create or replace function vanilla.hold_open(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 begin
     -- close_tenant holds its users while it ends keys and links: what is made here is there before and ended, or refused after
-    perform from public.users where tenant_id = p_user.tenant_id and id = p_user.id for share;
+    perform from public.users where tenant_id = p_user.tenant_id and id = p_user.id and status <> 'deleted' for share;
+    if not found then perform vanilla.find_user(p_user.tenant_id, p_user.id); end if;      -- erased meanwhile: no such user
     if exists (select from public.tenants where tenant_id = p_user.tenant_id and id = p_user.tenant_id and status = 'closed') then
         perform vanilla.refuse('VS409', 'the tenant is closed', '{"status": "closed"}');
     end if;
 end
 $f$;
 comment on function vanilla.hold_open(public.users) is
-    'Refuses what close_tenant would have ended; until the transaction is over the tenant is not closed.';
+    'Refuses what close_tenant or erase_user would have ended; until the transaction is over the tenant is not closed and the user not erased.';
 
 create or replace function public.set_display_name(p_name text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1705,7 +1765,7 @@ begin
         perform vanilla.refuse('VS401', 'no context', '{}', 'Set a signed context first.');
     end if;
     begin
-        update public.users set display_name = p_name where tenant_id = v_tenant and id = v_user;
+        update public.users set display_name = p_name where tenant_id = v_tenant and id = v_user and status <> 'deleted';
     exception when check_violation or not_null_violation then
         perform vanilla.refuse('VS400', 'a display name has at most 200 bytes', '{"param": "display_name"}');
     end;
@@ -1720,8 +1780,9 @@ comment on function public.set_display_name(text) is 'The name of the user of th
 create or replace function vanilla.keep_an_admin(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 begin
-    -- all of them, in order: two who would each remove the other meet here, and the second sees what the first did
-    perform from public.users where tenant_id = p_user.tenant_id and role <> 'user' and status = 'active' order by id for no key update;
+    -- all of them, in order: two who would each remove the other meet here, and the second sees what the first did. The user
+    -- among them, in that order too: close_tenant takes everyone so.
+    perform from public.users where tenant_id = p_user.tenant_id and (id = p_user.id or role <> 'user' and status = 'active') order by id for no key update;
     -- who comes from outside may: the operator, and a super admin in an opened tenant, can make another
     if vanilla.claim(3) is null or vanilla.claim(5) = 'superadmin' and p_user.tenant_id <> vanilla.platform() then return; end if;
     if exists (select from public.users where tenant_id = p_user.tenant_id and id = p_user.id and role <> 'user' and status = 'active')
@@ -1731,7 +1792,7 @@ begin
 end
 $f$;
 comment on function vanilla.keep_an_admin(public.users) is
-    'Locks the admins of a tenant and refuses to lose the last active one, unless the operator or a super admin from outside does it.';
+    'Locks a user and the admins of the tenant and refuses to lose the last active one, unless the operator or a super admin from outside does it.';
 
 create or replace function public.set_user_role(p_user_id uuid, p_role text, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1742,7 +1803,8 @@ begin
         perform vanilla.refuse('VS400', 'a role inside a tenant is user or admin', '{"param": "role"}');
     end if;
     if p_role = 'user' then perform vanilla.keep_an_admin(v_user); end if;
-    update public.users set role = p_role where tenant_id = v_user.tenant_id and id = v_user.id;
+    update public.users set role = p_role where tenant_id = v_user.tenant_id and id = v_user.id and status <> 'deleted';
+    if not found then perform vanilla.find_user(v_user.tenant_id, v_user.id); end if;      -- erased meanwhile: no such user
     if p_role = 'user' and v_user.role = 'admin' then
         -- of a user's keys, only those that an admin gave a user may name who pays
         update public.api_keys set revoked_at = vanilla.clock()
@@ -1765,7 +1827,8 @@ begin
         perform vanilla.refuse('VS409', 'nobody disables themselves');
     end if;
     if p_status = 'disabled' then perform vanilla.keep_an_admin(v_user); end if;
-    update public.users set status = p_status where tenant_id = v_user.tenant_id and id = v_user.id;
+    update public.users set status = p_status where tenant_id = v_user.tenant_id and id = v_user.id and status <> 'deleted';
+    if not found then perform vanilla.find_user(v_user.tenant_id, v_user.id); end if;
     if p_status = 'disabled' then
         update public.sessions set revoked_at = vanilla.clock()
             where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
@@ -1783,6 +1846,148 @@ $f$;
 comment on function vanilla.close_links(uuid, uuid) is
     'A new password ends every link that could set another; the caller holds the user''s row.';
 
+-- What stays, and why: docs/design/tenancy.md, "Erasing a person".
+create or replace function vanilla.erase_person(p_user public.users, p_reason text, p_details jsonb default '{}',
+    p_actor_id uuid default null, p_actor_role text default null) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_user public.users;
+    v_wallet public.user_token_wallets;
+    v_erased jsonb := '{}';
+begin
+    -- as it is now: who asked for this may have read it a while ago
+    select u.* into v_user from public.users u where u.tenant_id = p_user.tenant_id and u.id = p_user.id and u.status <> 'deleted' for no key update;
+    if not found then perform vanilla.find_user(p_user.tenant_id, p_user.id); end if;      -- another was first: no such user
+    p_user := v_user;
+    -- The wallet before the row is written: losing its address, a row is locked against foreign keys too, and whoever gives a
+    -- user a policy holds the wallet when theirs looks at the user. And before keys, as calls do.
+    select * into v_wallet from public.user_token_wallets w where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id for update;
+    if found then
+        v_erased := vanilla.end_wallet(vanilla.lock_wallet(p_user.tenant_id, p_user.id));
+    end if;
+    update public.users set status = 'deleted', email = null, external_id = null, display_name = '', password_hash = null,
+            must_change_password = false, last_sign_in_at = null
+        where tenant_id = p_user.tenant_id and id = p_user.id;
+    perform vanilla.close_links(p_user.tenant_id, p_user.id);
+    with ended as (
+        select s.id from public.sessions s
+        where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id and s.revoked_at is null and s.rotated_at is null and s.refresh_expires_at > v_now),
+    blanked as (
+        update public.sessions set revoked_at = coalesce(revoked_at, v_now), ip = null, user_agent = null
+            where tenant_id = p_user.tenant_id and user_id = p_user.id)
+    select v_erased || jsonb_build_object('sessions', count(*)) into v_erased from ended;
+    with ended as (
+        select k.id from public.api_keys k
+        where k.tenant_id = p_user.tenant_id and k.user_id = p_user.id and k.revoked_at is null and k.expires_at > v_now),
+    blanked as (
+        update public.api_keys set revoked_at = coalesce(revoked_at, v_now), name = 'erased'
+            where tenant_id = p_user.tenant_id and user_id = p_user.id)
+    select v_erased || jsonb_build_object('keys', count(*)) into v_erased from ended;
+    if p_user.role = 'superadmin' then      -- elsewhere nobody has any
+        update public.tenant_openings set expires_at = v_now where user_id = p_user.id and expires_at > v_now;
+    end if;
+    -- hashes of an address can be guessed
+    delete from public.sign_in_throttles h using public.tenants t
+        where t.tenant_id = p_user.tenant_id and t.id = p_user.tenant_id and h.tenant_id = vanilla.platform() and h.subject_hash in (
+            sha256(convert_to('email:' || t.slug || ':' || p_user.email, 'UTF8')), sha256(convert_to('link:' || t.slug || ':' || p_user.email, 'UTF8')),
+            sha256(convert_to('password:' || p_user.id, 'UTF8')));
+    perform vanilla.audit(p_user.tenant_id, 'user.erased', 'user', p_user.id, p_details || jsonb_build_object('reason', p_reason) || v_erased,
+        p_actor_id, p_actor_role);
+    perform vanilla.emit_event(p_user.tenant_id, 'user.erased', p_user.id);
+    return jsonb_build_object('tenant_id', p_user.tenant_id, 'user_id', p_user.id) || v_erased;
+end
+$f$;
+comment on function vanilla.erase_person(public.users, text, jsonb, uuid, text) is
+    'Erases a user: name, address, password, what sessions and keys tell; ends sign-ins, keys and links; closes the wallet, or suspends it until calls in flight have settled. Amounts stay. The caller has checked who may; VS404 when erased already.';
+
+create or replace function public.erase_user(p_user_id uuid, p_reason text, p_tenant_id uuid default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(vanilla.acting_tenant(p_tenant_id), p_user_id);
+begin
+    if btrim(coalesce(p_reason, '')) = '' then
+        perform vanilla.refuse('VS400', 'a reason is needed', '{"param": "reason"}');
+    end if;
+    if v_user.id = vanilla.claim(4)::uuid then
+        perform vanilla.refuse('VS409', 'nobody erases themselves');
+    end if;
+    perform vanilla.keep_an_admin(v_user);
+    return vanilla.erase_person(v_user, p_reason);
+end
+$f$;
+comment on function public.erase_user(uuid, text, uuid) is
+    'Erases a person for good: no name, no sign-in, no key; wallet closed, ledger and executions kept without them. By an admin of the tenant or the operator; never oneself, never the last admin. Returns what ended.';
+
+-- An export goes over every declared table that says whose a row is. Row-level security decides what of it the caller reads:
+-- open_person_rows runs as whoever calls it, and only what no request may read is read by a function that asks who it is.
+create or replace function vanilla.person_tenant(p_user_id uuid, p_tenant_id uuid default null) returns uuid
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := case when p_user_id = vanilla.claim(4)::uuid then vanilla.own_tenant(coalesce(p_tenant_id, vanilla.claim(3)::uuid))
+        else vanilla.acting_tenant(p_tenant_id) end;
+begin
+    return (vanilla.find_user(v_tenant, p_user_id)).tenant_id;
+end
+$f$;
+comment on function vanilla.person_tenant(uuid, uuid) is
+    'The tenant of a person whose data the caller may export: themselves, any of the tenant for an admin, anyone for the operator. Refuses everyone else.';
+
+create or replace function public.start_person_export(p_user_id uuid, p_tenant_id uuid default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.person_tenant(p_user_id, p_tenant_id);
+begin
+    perform vanilla.audit(v_tenant, 'user.exported', 'user', p_user_id);
+    return jsonb_build_object('tenant_id', v_tenant, 'user_id', p_user_id, 'exported_at', vanilla.clock() at time zone 'UTC',
+        'tables', (select jsonb_agg(t.relation order by t.relation <> 'users', t.relation) from vanilla.person_tables() t
+            where not (t.ownership = 'admin_only' and coalesce(vanilla.claim(5), '') = 'user')));
+end
+$f$;
+comment on function public.start_person_export(uuid, uuid) is
+    'Says in the audit log that a person''s data is exported, and which tables are to be read with open_person_rows: one''s own, any person''s of the tenant by an admin, or by the operator.';
+
+create or replace function vanilla.platform_rows(p_user_id uuid, p_tenant_id uuid, p_relation text) returns setof text
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.person_tenant(p_user_id, p_tenant_id);
+    v_query text;
+begin
+    select vanilla.person_query(t.relation, t.owners, t.columns, t.sorted) into v_query
+        from vanilla.person_tables() t where t.relation = p_relation and t.ownership = 'platform_only';
+    if not found then
+        perform vanilla.refuse('VS404', 'no table of persons has this name', jsonb_build_object('relation', p_relation));
+    end if;
+    return query execute v_query using v_tenant, p_user_id;
+end
+$f$;
+comment on function vanilla.platform_rows(uuid, uuid, text) is
+    'A person''s rows of a table that no request reads (sessions, links), as JSON, for who may export them.';
+
+create or replace function public.open_person_rows(p_user_id uuid, p_tenant_id uuid, p_relation text) returns refcursor
+language plpgsql volatile set search_path = pg_catalog, pg_temp set cursor_tuple_fraction = 1 as $f$
+declare
+    v_tenant uuid := vanilla.person_tenant(p_user_id, p_tenant_id);
+    v_rows refcursor := 'person_rows';
+    v_ownership text;
+    v_query text;
+begin
+    select t.ownership, vanilla.person_query(t.relation, t.owners, t.columns, t.sorted) into v_ownership, v_query
+        from vanilla.person_tables() t where t.relation = p_relation;
+    if not found then
+        perform vanilla.refuse('VS404', 'no table of persons has this name', jsonb_build_object('relation', p_relation));
+    end if;
+    if v_ownership = 'platform_only' then
+        open v_rows no scroll for select r as entry from vanilla.platform_rows(p_user_id, v_tenant, p_relation) r;
+    else
+        open v_rows no scroll for execute v_query using v_tenant, p_user_id;
+    end if;
+    return v_rows;
+end
+$f$;
+comment on function public.open_person_rows(uuid, uuid, text) is
+    'Opens the cursor person_rows over a person''s rows of one table, as JSON in the order of the primary key: those that the caller may read. fetch forward 500 from person_rows, then close person_rows.';
+
 create or replace function public.set_user_password(
     p_user_id uuid, p_password_hash text, p_must_change_password boolean default true, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1793,7 +1998,8 @@ begin
         perform vanilla.refuse('VS400', 'an Argon2id hash is expected', '{"param": "password_hash"}', 'Use vanilla-saas users set-password.');
     end if;
     update public.users set password_hash = p_password_hash, must_change_password = p_must_change_password
-        where tenant_id = v_user.tenant_id and id = v_user.id;
+        where tenant_id = v_user.tenant_id and id = v_user.id and status <> 'deleted';
+    if not found then perform vanilla.find_user(v_user.tenant_id, v_user.id); end if;
     perform vanilla.close_links(v_user.tenant_id, v_user.id);
     update public.sessions set revoked_at = vanilla.clock()
         where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
@@ -2222,9 +2428,11 @@ $f$;
 comment on function vanilla.key_identity(bytea) is 'Who a key is, or null; without the scope admin its role is user.';
 
 grant execute on function
-    public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.close_tenant(uuid, text), public.open_tenant(uuid, text),
+    public.create_tenant(text, text, text), public.set_tenant_status(uuid, text), public.close_tenant(uuid, text, interval), public.open_tenant(uuid, text),
     public.leave_tenant(uuid, uuid), public.create_user(text, text, text, text, uuid, boolean, uuid, text), public.set_user_role(uuid, text, uuid),
     public.set_display_name(text), public.set_user_status(uuid, text, uuid), public.set_user_password(uuid, text, boolean, uuid),
+    public.erase_user(uuid, text, uuid), public.start_person_export(uuid, uuid), public.open_person_rows(uuid, uuid, text),
+    vanilla.platform_rows(uuid, uuid, text), vanilla.person_tenant(uuid, uuid),
     public.issue_one_time_token(uuid, bytea, uuid),
     public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid), public.revoke_api_key(uuid, uuid)
     to vanilla_app, vanilla_operator;
@@ -2542,9 +2750,10 @@ set search_path = pg_catalog, pg_temp as $f$
         ('token.reset', 'A period ended: what was unused lapsed or rolled over, the new allocation is there.'),
         ('token.expired', 'A grant lapsed with tokens left.'),
         ('token.level_changed', 'A user was put on a level.'),
-        ('token.status_changed', 'A wallet was locked, suspended or opened.'),
+        ('token.status_changed', 'A wallet was locked, suspended, opened or, for good, closed.'),
         ('token.warning', 'What is left (available and held) fell below the warning mark, once per crossing; or debt began under warn.'),
         ('token.exhausted', 'Nothing is left, available or held.'),
+        ('user.erased', 'A person was erased: what a program copied of them is to go too. Only user_id is left.'),
         ('webhook.disabled', 'An endpoint was disabled because it kept failing or answered 410.'),
         ('webhook.test', 'Sent by hand to see whether an endpoint works.')
 $f$;
@@ -2954,21 +3163,14 @@ set search_path = pg_catalog, pg_temp as $f$
 declare
     v_user public.users;
 begin
-    -- of one tenant only, unless somebody gave an id twice by hand; the ledger stays
+    -- of one tenant only, unless somebody gave an id twice by hand
     for v_user in select u.* from public.users u where u.id = p_user_id and u.status <> 'deleted' for no key update loop
-        update public.users set status = 'deleted', email = null, external_id = null, display_name = '', password_hash = null
-            where tenant_id = v_user.tenant_id and id = v_user.id;
-        perform vanilla.close_links(v_user.tenant_id, v_user.id);
-        update public.sessions set revoked_at = vanilla.clock()
-            where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
-        update public.api_keys set revoked_at = vanilla.clock()
-            where tenant_id = v_user.tenant_id and user_id = v_user.id and revoked_at is null;
-        perform vanilla.audit(v_user.tenant_id, 'user.closed', 'user', v_user.id, '{"by": "supabase"}', v_user.id, v_user.role);
+        perform vanilla.erase_person(v_user, 'deleted in Supabase Auth', '{"by": "supabase"}', v_user.id, v_user.role);
     end loop;
 end
 $f$;
 comment on function vanilla.close_auth_user(uuid) is
-    'Closes the user of a deleted auth user: no name, no sign-in, no key; wallet and ledger stay.';
+    'Erases the user of a deleted auth user, as erase_user does.';
 
 create or replace function vanilla.follow_auth_user() returns trigger language plpgsql volatile
 security definer set search_path = pg_catalog, pg_temp as $f$
@@ -2996,7 +3198,7 @@ begin
 end
 $f$;
 comment on function vanilla.follow_auth_user() is
-    'Trigger of auth.users: a sign-up becomes a user with the default level''s tokens, under the same id, or fails; a new address is followed, a deletion closes the user.';
+    'Trigger of auth.users: a sign-up becomes a user with the default level''s tokens, under the same id, or fails; a new address is followed, a deletion erases the user.';
 grant execute on function vanilla.follow_auth_user() to vanilla_operator;
 
 set local role vanilla_owner;

@@ -1183,6 +1183,7 @@ begin
     -- policy before wallet, as set_level_token_policy locks: it finds every wallet that joined before it, and the others find it
     perform from public.level_token_policies p where p.tenant_id = p_tenant_id and p.level_id = p_level_id for share;
     v_wallet := vanilla.lock_wallet(p_tenant_id, p_user_id);
+    if v_wallet.status = 'closed' then v_wallet := vanilla.require_tokens(v_wallet, 0); end if;
     v_seq := v_wallet.seq;
     select * into v_policy from vanilla.effective_policy(p_tenant_id, p_user_id, p_level_id);
     if v_policy.period is null then
@@ -1462,6 +1463,7 @@ begin
         perform vanilla.refuse('VS400', 'a wallet is active, locked or suspended', '{"param": "status"}');
     end if;
     v_wallet := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
+    perform vanilla.find_user(v_user.tenant_id, v_user.id);      -- who was erased meanwhile stays without a wallet
     update public.user_token_wallets set status = p_status where tenant_id = v_user.tenant_id and user_id = v_user.id;
     perform vanilla.audit(v_user.tenant_id, 'wallet.status', 'user', v_user.id, jsonb_build_object('status', p_status, 'reason', p_reason));
     if v_wallet.status <> p_status then
@@ -1471,6 +1473,51 @@ begin
 end
 $f$;
 comment on function public.set_wallet_status(uuid, text, text) is 'active, locked or suspended; a locked or suspended wallet refuses debits and reservations.';
+
+create or replace function vanilla.end_wallet(p_wallet public.user_token_wallets) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_entry public.user_token_ledger;
+    v_status text := p_wallet.status;
+    v_holds bigint := (select count(*) from public.user_token_holds h
+        where h.tenant_id = p_wallet.tenant_id and h.user_id = p_wallet.user_id and h.state = 'open');
+    v_voided bigint := 0;
+begin
+    delete from public.user_token_policies p where p.tenant_id = p_wallet.tenant_id and p.user_id = p_wallet.user_id;
+    -- what somebody wrote beside a grant is in no chain
+    update public.user_token_grants g set reason = null, metadata = null, idempotency_key = null, request_hash = null, void_key = null,
+            void_reason = case when g.void_reason is not null then 'erased' end
+        where g.tenant_id = p_wallet.tenant_id and g.user_id = p_wallet.user_id
+          and num_nonnulls(g.reason, g.metadata, g.idempotency_key, g.void_key, g.void_reason) > 0;
+    if v_holds > 0 then      -- suspended: nothing new begins, what is held can still be charged
+        update public.user_token_wallets w set status = 'suspended' where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
+    else
+        p_wallet := vanilla.settle_burn(p_wallet);
+        update public.user_token_grants g set state = 'voided', remaining = 0, void_reason = 'erased'
+            where g.tenant_id = p_wallet.tenant_id and g.user_id = p_wallet.user_id and g.state in ('active', 'scheduled');
+        v_voided := p_wallet.available_tokens;
+        if v_voided > 0 then
+            p_wallet.available_tokens := 0;
+            v_entry.direction := 'void';
+            v_entry.amount := -v_voided;
+            v_entry.reason := 'erased';
+            v_entry.source := 'system';
+            v_entry := vanilla.post_entry(p_wallet, v_entry);
+        end if;
+        -- no period ends in it any more; a debt stays what it is
+        update public.user_token_wallets w set status = 'closed', period_start = null, next_reset_at = null, next_event_at = 'infinity', warn_below = null
+            where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
+    end if;
+    p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+    if p_wallet.status <> v_status then
+        perform vanilla.emit_event(p_wallet.tenant_id, 'token.status_changed', p_wallet.user_id,
+            jsonb_build_object('from', v_status, 'to', p_wallet.status, 'reason', 'erased'));
+    end if;
+    return jsonb_build_object('wallet', p_wallet.status, 'open_holds', v_holds, 'voided_tokens', v_voided, 'debt', p_wallet.borrowed_tokens);
+end
+$f$;
+comment on function vanilla.end_wallet(public.user_token_wallets) is
+    'Closes the locked and folded wallet of a person who is erased: grants voided, one ledger row for all that is left. While a hold is open it is suspended only; the job closings closes it then.';
 
 create or replace function public.set_level_token_policy(p_level_id uuid, p_base_allocation bigint, p_monthly_allocation bigint,
     p_enforcement_mode text default 'hard', p_rollover_percent integer default 0, p_rollover_cap bigint default null, p_monthly_cap bigint default null,
@@ -1643,6 +1690,7 @@ declare
     v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
     v_wallet public.user_token_wallets := vanilla.lock_wallet(v_user.tenant_id, v_user.id);
 begin
+    perform vanilla.find_user(v_user.tenant_id, v_user.id);      -- erased while the wallet was waited for: no such user
     begin
         insert into public.user_token_policies as p (tenant_id, user_id, monthly_allocation, rollover_percent, rollover_cap, monthly_cap, enforcement_mode, warning_percent)
         values (v_user.tenant_id, v_user.id, p_monthly_allocation, p_rollover_percent, p_rollover_cap, p_monthly_cap, p_enforcement_mode, p_warning_percent)
@@ -2311,6 +2359,64 @@ end
 $f$;
 comment on function vanilla.job_sign_ins(integer) is
     'Job: forgets up to p_limit sessions and one-time links that ended longer ago than retention.sign_ins_days, and throttles that are over.';
+
+-- Persons and tenants leave for good here, so the job waits when the clock has leapt (schedules.longest_gap).
+create or replace function vanilla.job_closings(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_wallet public.user_token_wallets;
+    v_tenant public.tenants;
+    v_user public.users;
+    v_wallets integer := 0;
+    v_persons integer := 0;
+    v_deliveries integer := 0;
+begin
+    for v_wallet in
+        select w.* from public.user_token_wallets w
+        join public.users u on u.tenant_id = w.tenant_id and u.id = w.user_id and u.status = 'deleted'
+        where w.status = 'suspended' and not exists (select from public.user_token_holds h
+            where h.tenant_id = w.tenant_id and h.user_id = w.user_id and h.state = 'open')
+        limit p_limit for update of w skip locked
+    loop
+        perform vanilla.end_wallet(vanilla.lock_wallet(v_wallet.tenant_id, v_wallet.user_id));
+        v_wallets := v_wallets + 1;
+    end loop;
+    if v_wallets >= p_limit then return jsonb_build_object('wallets', v_wallets, 'more', true); end if;
+    -- the strongest lock: who is making a user of it, by a call that began before it closed, is waited for
+    select * into v_tenant from public.tenants t where t.erase_at <= v_now and t.erase_at is not null and t.erased_at is null
+        order by t.erase_at limit 1 for update skip locked;
+    if not found then return jsonb_build_object('wallets', v_wallets, 'more', false); end if;
+    for v_user in select u.* from public.users u where u.tenant_id = v_tenant.id and u.status <> 'deleted'
+        order by u.id limit p_limit - v_wallets for no key update
+    loop
+        perform vanilla.erase_person(v_user, 'the tenant is erased', '{"by": "tenant"}', null, 'system');
+        v_persons := v_persons + 1;
+    end loop;
+    if v_persons = 0 then      -- locked first, as in delete_webhook_endpoint: no event adds a delivery from here on
+        perform from public.webhook_endpoints e where e.tenant_id = v_tenant.id order by e.id for update;
+        with leaving as materialized (
+            select d.tenant_id, d.id from public.webhook_deliveries d where d.tenant_id = v_tenant.id limit p_limit),
+        tries as (
+            delete from public.webhook_attempts a using leaving l where a.tenant_id = l.tenant_id and a.delivery_id = l.id)
+        delete from public.webhook_deliveries d using leaving l where d.tenant_id = l.tenant_id and d.id = l.id;
+        get diagnostics v_deliveries = row_count;
+        if v_deliveries < p_limit then
+            delete from public.webhook_endpoints e where e.tenant_id = v_tenant.id;
+            update public.ai_providers p set secret = null, secret_hint = null where p.tenant_id = v_tenant.id and p.secret is not null;
+            delete from public.system_configurations s where s.tenant_id = v_tenant.id;
+            -- the slug stays, so that nobody takes it over
+            update public.tenants t set name = t.slug, self_registration = false, erased_at = v_now where t.tenant_id = v_tenant.id and t.id = v_tenant.id;
+            perform vanilla.audit(t, 'tenant.erased', 'tenant', v_tenant.id, jsonb_build_object('closed_until', v_tenant.erase_at), null, 'system')
+                from unnest(array[vanilla.platform(), v_tenant.id]) t;
+            return jsonb_build_object('wallets', v_wallets, 'tenants', 1, 'deliveries', v_deliveries, 'more', true);
+        end if;
+    end if;
+    return jsonb_build_object('wallets', v_wallets, 'persons', v_persons, 'deliveries', v_deliveries, 'more', true);
+end
+$f$;
+comment on function vanilla.job_closings(integer) is
+    'Job: closes wallets of erased persons whose calls have settled, and erases tenants whose grace is over, up to p_limit persons at a time.';
 
 create or replace function vanilla.schedule_lock(p_name text) returns integer language sql immutable
     return hashtext('vanilla_saas.schedules.' || p_name);

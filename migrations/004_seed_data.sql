@@ -106,6 +106,7 @@ insert into public.system_configurations (tenant_id, key, value, description, up
     ('00000000-0000-0000-0000-000000000000', 'retention.events_days', '365', 'Days that events are kept.', '2026-01-01+00'),
     ('00000000-0000-0000-0000-000000000000', 'retention.webhook_deliveries_days', '30', 'Days that closed webhook deliveries are kept.', '2026-01-01+00'),
     ('00000000-0000-0000-0000-000000000000', 'retention.sign_ins_days', '30', 'Days that sessions and links are kept after their end.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'tenants.grace_days', '30', 'Days after its closing in which a tenant can be opened again; then it is erased.', '2026-01-01+00'),
     ('00000000-0000-0000-0000-000000000000', 'retention.whole_months', 'false',
      'true: logs leave in whole months alone, up to a month later than their days, and no row is deleted.', '2026-01-01+00'),
     ('00000000-0000-0000-0000-000000000000', 'retention.export', 'false',
@@ -125,6 +126,7 @@ from (values
     ('retention', 'Drops months of logs that are past retention and deletes the rows of broken ones.', 'sql', '1 day', '2026-01-01 03:15+00', '1 day'),
     ('webhook_deliveries', 'Forgets webhook deliveries past retention.', 'sql', '1 hour', '2026-01-01 00:20+00', null),
     ('sign_ins', 'Forgets ended sessions, links and throttles.', 'sql', '1 hour', '2026-01-01 00:40+00', null),
+    ('closings', 'Closes wallets of erased persons whose calls have settled; erases tenants whose grace is over.', 'sql', '30 s', '2026-01-01 00:00+00', '1 day'),
     ('backup', 'Makes a backup into the configured folder and keeps the newest.', 'python', '1 day', '2026-01-01 01:10+00', null),
     ('backup_rehearsal', 'Restores the newest backup for trial and proves it.', 'python', '7 days', '2026-01-04 04:10+00', null)
     ) s (name, description, kind, period, slots_from, longest_gap)

@@ -29,6 +29,7 @@ from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
 from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import pages as tenancy_pages
+from vanilla_saas.tenancy.person_routes import router as person_router
 from vanilla_saas.tenancy.routes import router as tenancy_router
 from vanilla_saas.tokens import pages as tokens_pages
 from vanilla_saas.tokens.proof_routes import router as proof_router
@@ -89,7 +90,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestIds)
     install_problems(app)
     rooms = (
-        operations_router, tenancy_router, tokens_router, wallet_router, proof_router, webhooks_router, schedules_router
+        operations_router, person_router, tenancy_router, tokens_router, wallet_router, proof_router, webhooks_router,
+        schedules_router,
     )  # fmt: skip
     for router in rooms:
         app.include_router(router)

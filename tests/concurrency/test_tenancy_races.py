@@ -114,7 +114,9 @@ async def test_users_who_are_made_while_the_default_level_changes_have_the_new_e
     assert wrong == 0
 
 
-@pytest.mark.parametrize("deed", ["set_user_role($1, 'user')", "set_user_status($1, 'disabled')"])
+@pytest.mark.parametrize(
+    "deed", ["set_user_role($1, 'user')", "set_user_status($1, 'disabled')", "erase_user($1, 'left')"]
+)
 async def test_two_admins_who_remove_each_other_at_once_leave_one(
     deed: str, cluster: Cluster, database_name: str, people: People, signer: ContextSigner
 ) -> None:

@@ -7,6 +7,7 @@ client is killed with SIGKILL. An undisturbed run on a second user says what one
 import asyncio
 import os
 import signal
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ OPERATIONS = {
     "reset": "select reset_monthly_tokens()",
     "look": "select refresh_token_wallet('{user}')",
     "close the tenant": "select close_tenant('{tenant}', 'test')",
+    "erase": "select case when status <> 'deleted' then erase_user(id, 'test') end from users where id = '{user}'",
+    "close the wallet of who was erased": "select vanilla.job_closings(20)",
 }
 DUE = {"reset", "look"}
 """Those that find a period that has ended."""
@@ -170,6 +173,9 @@ async def prepared(operator: asyncpg.Connection, name: str) -> tuple[User, str]:
     hold = await books.adjust(user, 100, "reserve")
     if name in DUE:
         await operator.execute(END_PERIOD, user.id)
+    if name == "close the wallet of who was erased":
+        await operator.fetchval("select erase_user($1, 'test')", user.id)
+        await operator.fetchval("select settle_user_tokens($1, 40)", uuid.UUID(hold["hold_id"]))
     statement = OPERATIONS[name].format(
         user=user.id,
         tenant=user.tenant_id,

@@ -12,6 +12,7 @@ from tests.isolation.matrix import rolled_back
 from tests.isolation.rows import World
 
 NULLABLE = {
+    "tenants": "erase_at erased_at",
     "users": "email external_id password_hash last_sign_in_at",
     "level_token_policies": "rollover_cap monthly_cap",
     "user_token_policies": "monthly_allocation rollover_percent rollover_cap monthly_cap enforcement_mode"
@@ -104,10 +105,13 @@ _WHO = (
     " vanilla.current_user_id vanilla.current_user_role vanilla.event_types vanilla.grants_after_burn"
     " vanilla.platform vanilla.refuse vanilla.schema_files vanilla.set_context vanilla.uuid7"
 )
+_PERSONS = {f"vanilla.{name}" for name in ("person_query", "person_tables", "person_tenant", "platform_rows")}
+"""What public.open_person_rows calls as whoever called it."""
 EXECUTABLE = {
     "vanilla_readonly": set(_WHO.split()),
     "vanilla_app": {
         *_WHO.split(),
+        *_PERSONS,
         *(
             f"public.{name}"
             for name in [
@@ -120,12 +124,14 @@ EXECUTABLE = {
                 "create_user",
                 "create_webhook_endpoint",
                 "delete_webhook_endpoint",
+                "erase_user",
                 "extend_token_hold",
                 "get_user_token_policy",
                 "grant_user_tokens",
                 "issue_one_time_token",
                 "leave_tenant",
                 "list_schedules",
+                "open_person_rows",
                 "open_tenant",
                 "reconcile_token_wallets",
                 "redeliver_webhook",
@@ -147,6 +153,7 @@ EXECUTABLE = {
                 "set_user_token_policy",
                 "set_wallet_status",
                 "settle_user_tokens",
+                "start_person_export",
                 "token_balance_at",
                 "token_ledger_anchor",
                 "token_statement",
@@ -196,7 +203,10 @@ EXECUTABLE = {
         ]
     },
 }
-AS_THE_CALLER = set(_WHO.split()) - {"vanilla.claim", "vanilla.schema_files", "vanilla.set_context"}
+AS_THE_CALLER = set(_WHO.split()) - {"vanilla.claim", "vanilla.schema_files", "vanilla.set_context"} | {
+    "public.open_person_rows",
+    "vanilla.person_query",
+}
 """Functions that a login may execute and that add nothing to what it may do."""
 DEFINERS_OF_THE_OPERATOR = {
     "vanilla.claim_super_admin",
@@ -236,6 +246,8 @@ OWNED = {
             "found_protection",
             "log_months",
             "map_supabase_roles",
+            "person_query",
+            "person_tables",
             "platform",
             "protect_table",
             "protection_drift",
@@ -252,6 +264,7 @@ OWNED = {
 """Owners of functions that are not vanilla_definer's."""
 
 FORBIDDEN = {
+    "tenants_erase_check": ["erase_at = now()", "erased_at = now()"],
     "tenants_name_check": ["name = ''", "name = repeat('x', 201)"],
     "tenants_self_check": ["id = gen_random_uuid()"],
     "tenants_slug_check": ["slug = 'A b'", "slug = '-a'"],
@@ -315,6 +328,7 @@ FORBIDDEN = {
         "key = 'gateway.min_output_tokens', value = '1.5'", "key = 'gateway.min_output_tokens', value = '1000001'",
     ],
     "system_configurations_retention_check": ["key = 'retention.events_days', value = '90'"],
+    "system_configurations_tenants_check": ["key = 'tenants.grace_days', value = '3'"],
     "schedules_name_check": ["name = 'A b'"],
     "schedules_kind_check": ["kind = 'odd'"],
     "schedules_period_check": ["period = '0 s'", "period = '1 month'", "period = '1 year'", "period = '367 days'"],

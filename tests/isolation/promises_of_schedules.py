@@ -44,7 +44,7 @@ SCHEDULES = [
     Case("runtime", "select vanilla.finish_schedule('log_export', 5, '{}')", "VS409"),
     Case("runtime", "select vanilla.finish_schedule('log_export', 5, '{}')", given=f"{last('log_export')}; {HELD}",
          then=job("last_duration_ms = 5", "log_export")),
-    *[Case(who, "select count(*) from list_schedules()", "= (10)") for who in ("super", "operator")],
+    *[Case(who, "select count(*) from list_schedules()", "= (11)") for who in ("super", "operator")],
     *[Case(who, statement, "VS403 schedules are the platform") for who in ("admin", "user", "service", "opened") for statement in (
         "select name from list_schedules()", "select set_schedule('holds', false)", "select request_schedule('holds')")],
     *[Case("nobody", statement, "VS401") for statement in (
@@ -58,6 +58,37 @@ SCHEDULES = [
     Case("super", "select request_schedule('holds')", given=last("holds"), then=job("requested_at is not null", "holds"), audit="schedule.requested"),
     Case("super", "select request_schedule('twin_job')", "VS404"),
     Case("operator", "select vanilla.use_pg_cron()", "VS409"),
+]  # fmt: skip
+
+ERASED = (
+    "update users set status = 'deleted' where tenant_id = '{a}' and id = '{other}';"
+    " update user_token_holds set state = 'released', closed_at = vanilla.clock() where tenant_id = '{a}' and user_id = '{other}' and state = 'open';"
+    " update user_token_wallets set status = 'suspended', reserved_tokens = 0 where tenant_id = '{a}' and user_id = '{other}'"
+)
+OVER = "update tenants set status = 'closed', erase_at = vanilla.clock() where id = '{a}'"
+EMPTY = f"{OVER}; update users set status = 'deleted' where tenant_id = '{{a}}'"
+PERSONS = "exists (select from users where tenant_id = '{a}' and status <> 'deleted')"
+CLOSED = "select vanilla.run_schedule_part('closings') #>> '{figures,wallets}'"
+CLOSINGS = [
+    Case("runtime", CLOSED, "= (1)", ERASED,
+         then="(select status = 'closed' and available_tokens = 0 from user_token_wallets where tenant_id = '{a}' and user_id = '{other}')"
+              " and (select status = 'active' from user_token_wallets where tenant_id = '{a}' and user_id = '{user}')"),
+    # a call is under way; an admin's suspension is no erasure
+    Case("runtime", CLOSED, "= (0)", ERASED.replace("{other}", "{user}").split(";")[0]
+         + "; update user_token_wallets set status = 'suspended' where tenant_id = '{a}' and user_id = '{user}'"),
+    Case("runtime", CLOSED, "= (0)", ERASED.partition(";")[2] + "; update users set status = 'deleted' where tenant_id = '{twin}' and id = '{other}'"),
+    Case("runtime", CLOSED, "= (0)", ERASED.replace("'suspended'", "'closed'")),
+    Case("runtime", PART % ("closings", "more"), "= (true)", OVER, then=f"not {PERSONS}", audit="user.erased"),
+    Case("runtime", PART % ("closings", "more"), "= (false)", OVER.replace("vanilla.clock()", "vanilla.clock() + interval '1 s'"), then=PERSONS),
+    Case("runtime", PART % ("closings", "more"), "= (false)", f"{OVER}; update tenants set erased_at = vanilla.clock() where id = '{{a}}'", then=PERSONS),
+    Case("runtime", "select vanilla.run_schedule_part('closings') #>> '{figures,tenants}'", "= (1)",
+         f"{EMPTY}; update schedules set part_size = 1000 where tenant_id = '{{platform}}' and name = 'closings'", audit="tenant.erased",
+         then="(select erased_at is not null and name = slug from tenants where id = '{a}')"
+              " and not exists (select from webhook_endpoints where tenant_id = '{a}')"
+              " and not exists (select from webhook_attempts where tenant_id = '{a}')"
+              " and not exists (select from system_configurations where tenant_id = '{a}')"
+              " and not exists (select from ai_providers where tenant_id = '{a}' and (secret is not null or secret_hint is not null))"
+              " and (select count(distinct tenant_id) from audit_logs where action = 'tenant.erased' and target_id = '{a}') = 2"),
 ]  # fmt: skip
 
 OLD = (
@@ -94,4 +125,4 @@ LEAVING = [
     Case("keeper", "select vanilla.delete_log_rows('public.ai_executions_202501', '2025-01-15+00', 9)", "= (0)", OLD),
 ]  # fmt: skip
 
-CASES = [*SCHEDULES, *LEAVING]
+CASES = [*SCHEDULES, *CLOSINGS, *LEAVING]

@@ -50,5 +50,5 @@ CASES = [
     Case("nobody", THEIRS % "{}", "= (done)", f"{AUTH}; update tenants set self_registration = true where id = '{DEFAULT}'"),
     Case("nobody", "select auth_does('change', '{provider}', 'Other@x.test', null)", "= (done)", THERE,
          then="(select email = 'other@x.test' from users where tenant_id = '{a}' and id = '{provider}')"),
-    Case("nobody", "select auth_does('leave', '{provider}', null, null)", "= (done)", SIGNED_IN, audit="user.closed", then=CLOSED),
+    Case("nobody", "select auth_does('leave', '{provider}', null, null)", "= (done)", SIGNED_IN, audit="user.erased", then=CLOSED),
 ]  # fmt: skip

@@ -10,6 +10,15 @@ LINK = "insert into one_time_tokens (tenant_id, user_id, purpose, token_hash, ex
 SUPER_SESSION = "insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at) values ('{platform}', '{super}', gen_random_uuid(), sha256('ss'), sha256('sr'), vanilla.clock() + interval '1 hour', vanilla.clock() + interval '1 day')"
 
 
+SETTLED = "update user_token_wallets set reserved_tokens = 0 where tenant_id = '{a}' and user_id = '{other}'; update user_token_holds set state = 'released', closed_at = vanilla.clock() where tenant_id = '{a}' and user_id = '{other}' and state = 'open'"
+THROTTLED = "insert into sign_in_throttles select '{platform}', sha256(convert_to(x || '{word}:' || u.email, 'UTF8')), 77, vanilla.clock() from users u, (values ('email:'), ('link:')) v (x) where u.tenant_id = '{a}' and u.id = '{other}'"
+# of another tenant's slug, and in a place where none is looked for
+THROTTLED += "; " + THROTTLED.replace("'{word}:'", "'platform:'").replace("77", "78").replace(", ('link:')", "")
+THROTTLED += "; " + THROTTLED.split(";")[0].replace("'{platform}'", "'{a}'").replace("77", "79").replace(
+    ", ('link:')", ""
+)
+
+
 def opening(tenant: str, user: str, until: str = "vanilla.clock() + interval '1 hour'") -> str:
     values = f"'{{{tenant}}}', '{{{user}}}', 'test', {until}"
     return f"insert into tenant_openings (tenant_id, user_id, reason, expires_at) values ({values})"
@@ -77,6 +86,9 @@ TENANTS = [
     Case("super", "select create_tenant('not a slug', 'Fresh')", "VS400"),
     Case("super", "select set_tenant_status('{a}', 'suspended')", audit="tenant.status",
          then="(select array_agg(status order by id = '{a}') = '{active,suspended}' from tenants where id in ('{a}', '{platform}'))"),
+    Case("super", "select set_tenant_status('{a}', 'active')", given=CLOSED.replace("'closed'", "'closed', erase_at = vanilla.clock() + interval '1 s'"),
+         then="(select status = 'active' and erase_at is null from tenants where id = '{a}')"),
+    Case("super", "select set_tenant_status('{a}', 'active')", "VS409", CLOSED.replace("'closed'", "'closed', erase_at = vanilla.clock()")),
     Case("super", "select set_tenant_status('{a}', 'odd')", "VS400"),
     Case("super", "select set_tenant_status('{a}', null)", "VS400"),
     Case("super", "select set_tenant_status('{a}', 'closed')", "VS400"),
@@ -104,6 +116,13 @@ TENANTS = [
     Case("super", "select close_tenant('{a}', 'why')", "= (t)", opening("a", "super", "'2020-01-01'"),
          then="exists (select from tenant_openings where tenant_id = '{a}' and expires_at = '2020-01-01')"),
     Case("super", "select close_tenant('{a}', 'why')", "= (f)", CLOSED),
+    Case("super", "select close_tenant('{a}', 'why')", "= (t)",
+         "update system_configurations set value = '7' where tenant_id = '{platform}' and key = 'tenants.grace_days'",
+         then="(select erase_at = vanilla.clock() + interval '7 days' from tenants where id = '{a}')"
+              " and (select bool_and(erase_at is null) from tenants where id <> '{a}')"),
+    Case("super", "select close_tenant('{a}', 'why', '2 days')", "= (t)",
+         then="(select erase_at = vanilla.clock() + interval '2 days' from tenants where id = '{a}')"),
+    Case("super", "select close_tenant('{a}', 'why', '-1 days')", "VS400"),
     Case("operator", "select close_tenant('{a}', 'why')", "= (t)"),
     Case("super", "select close_tenant('{a}', ' ')", "VS400"),
     Case("super", "select close_tenant('{platform}', 'why')", "VS409"),
@@ -191,6 +210,70 @@ USERS = [
     Case("admin", "select set_user_status('{admin}', 'disabled')", "VS409"),
     Case("admin", "select set_user_status('{other}', 'deleted')", "VS400"),
     Case("admin", "select set_user_status('{b_user}', 'disabled')", "VS404"),
+    Case("admin", "select erase_user('{other}', 'why') ->> 'wallet'", "= (closed)", given=f"{LINK}; {SETTLED}; {THROTTLED}", audit="user.erased",
+         then="(select status = 'deleted' and email is null and external_id is null and display_name = '' and password_hash is null"
+              " from users where tenant_id = '{a}' and id = '{other}')"
+              " and (select bool_and(revoked_at is not null and ip is null and user_agent is null) from sessions where tenant_id = '{a}' and user_id = '{other}')"
+              " and exists (select from sessions where token_hash = {user_session} and revoked_at is null and ip is not null)"
+              " and (select bool_and(revoked_at is not null and name = 'erased') from api_keys where tenant_id = '{a}' and user_id = '{other}')"
+              " and exists (select from api_keys where key_hash = {user_key} and revoked_at is null and name <> 'erased')"
+              " and not exists (select from one_time_tokens where tenant_id = '{a}' and user_id = '{other}' and used_at is null)"
+              " and exists (select from one_time_tokens where tenant_id = '{a}' and user_id = '{user}' and used_at is null)"
+              " and not exists (select from user_token_policies where tenant_id = '{a}' and user_id = '{other}')"
+              " and not exists (select from sign_in_throttles where tenant_id = '{platform}' and failures = 77)"
+              " and (select count(*) = 2 from sign_in_throttles where failures in (78, 79))"
+              " and (select status = 'closed' and available_tokens = 0 and next_event_at = 'infinity' from user_token_wallets where tenant_id = '{a}' and user_id = '{other}')"
+              " and (select status <> 'closed' from user_token_wallets where tenant_id = '{a}' and user_id = '{user}')"
+              " and not exists (select from user_token_grants where tenant_id = '{a}' and user_id = '{other}' and (state in ('active', 'scheduled') or reason is not null))"
+              " and exists (select from user_token_grants where tenant_id = '{a}' and user_id = '{user}' and state = 'active')"),
+    *[Case("admin", f"select erase_user('{{other}}', 'why') ->> '{figure}'", f"= ({count})", given) for figure, count, given in (
+        ("sessions", 1, ""), ("keys", 1, ""),
+        ("sessions", 0, of("sessions", "revoked_at", "'2020-01-01'", "token_hash = {other_session}")),
+        ("sessions", 0, of("sessions", "rotated_at", "'2020-01-01'", "token_hash = {other_session}")),
+        ("sessions", 0, of("sessions", "refresh_expires_at", "vanilla.clock()", "token_hash = {other_session}")),
+        ("keys", 0, of("api_keys", "revoked_at", "'2020-01-01'", "tenant_id = '{a}' and key_hash = {other_key}")),
+        ("keys", 0, of("api_keys", "expires_at", "vanilla.clock()", "tenant_id = '{a}' and key_hash = {other_key}")))],
+    # what was over before is not moved, and openings are super admins'
+    Case("admin", "select erase_user('{other}', 'why') ->> 'user_id'", "= ({other})",
+         of("sessions", "revoked_at", "'2020-01-01'", "token_hash = {other_session}") + "; "
+         + of("api_keys", "revoked_at", "'2020-01-01'", "tenant_id = '{a}' and key_hash = {other_key}") + "; " + opening("a", "other"),
+         then="exists (select from sessions where token_hash = {other_session} and revoked_at = '2020-01-01')"
+              " and exists (select from api_keys where tenant_id = '{a}' and key_hash = {other_key} and revoked_at = '2020-01-01')"
+              " and exists (select from tenant_openings where tenant_id = '{a}' and user_id = '{other}' and expires_at > vanilla.clock())"),
+    Case("super", "select erase_user('{provider}', 'why') ->> 'user_id'", "= ({provider})",
+         "insert into users (tenant_id, id, email, role) values ('{platform}', '{provider}', 'x@x.test', 'superadmin'); "
+         + "; ".join((opening("a", "provider"), opening("b", "provider", "'2020-01-01'"), opening("a", "super"))) + "; select '{twin}'",
+         then="not exists (select from tenant_openings where user_id = '{provider}' and expires_at > vanilla.clock())"
+              " and exists (select from tenant_openings where user_id = '{provider}' and expires_at = '2020-01-01')"
+              " and exists (select from tenant_openings where user_id = '{super}' and expires_at > vanilla.clock())"),
+    Case("admin", "select erase_user('{user}', 'why') ->> 'wallet'", "= (suspended)",
+         then="(select status = 'suspended' from user_token_wallets where tenant_id = '{a}' and user_id = '{user}')"),
+    Case("operator", "select erase_user('{other}', 'why', '{a}') ->> 'user_id'", "= ({other})"),
+    Case("opened", "select erase_user('{other}', 'why') ->> 'user_id'", "= ({other})", opening("a", "super")),
+    Case("admin", "select erase_user('{other}', ' ')", "VS400"),
+    Case("admin", "select erase_user('{admin}', 'why')", "VS409 nobody erases themselves"),
+    Case("admin", "select erase_user('{other}', 'why')", "VS404",
+         "update users set status = 'deleted' where tenant_id = '{a}' and id = '{other}'"),
+    Case("admin", "select erase_user('{b_user}', 'why')", "VS404"),
+    Case("user", "select erase_user('{other}', 'why')", "VS403"),
+    Case("nobody", "select erase_user('{other}', 'why')", "VS401"),
+    Case("user", "select vanilla.person_tenant('{user}')", "= ({a})"),
+    Case("user", "select vanilla.person_tenant('{other}')", "VS403"),
+    Case("user", "select vanilla.person_tenant('{user}', '{platform}')", "VS404"),
+    Case("admin", "select vanilla.person_tenant('{other}')", "= ({a})"),
+    Case("admin", "select vanilla.person_tenant('{b_user}')", "VS404"),
+    Case("nobody", "select vanilla.person_tenant('{user}')", "VS401"),
+    Case("user", "select start_person_export('{user}') -> 'tables' ? 'audit_logs'", "= (f)", audit="user.exported"),
+    Case("admin", "select start_person_export('{other}') -> 'tables' ? 'audit_logs'", "= (t)", audit="user.exported"),
+    Case("user", "select start_person_export('{other}')", "VS403"),
+    Case("user", "select count(*) > 0 and bool_and(r::jsonb ->> 'user_id' = '{user}' and not r::jsonb ? 'token_hash')"
+                 " from vanilla.platform_rows('{user}', '{a}', 'sessions') r", "= (t)"),
+    Case("user", "select vanilla.platform_rows('{user}', '{a}', 'user_token_ledger')", "VS404"),
+    Case("user", "select vanilla.platform_rows('{other}', '{a}', 'sessions')", "VS403"),
+    Case("user", "select open_person_rows('{user}', '{a}', 'user_token_ledger')::text", "= (person_rows)"),
+    Case("user", "select open_person_rows('{user}', '{a}', 'tenants')", "VS404"),
+    Case("user", "select open_person_rows('{other}', '{a}', 'user_token_ledger')", "VS403"),
+    Case("admin", "select open_person_rows('{b_user}', '{a}', 'user_token_ledger')", "VS404"),
     Case("admin", f"select set_user_password('{{other}}', '{NEW_HASH}')", given=LINK, audit="user.password_set",
          then="(select count(*) from sessions where tenant_id = '{a}' and user_id = '{other}' and revoked_at is null) = 0"
               " and exists (select from sessions where tenant_id = '{a}' and user_id = '{user}' and revoked_at is null)"

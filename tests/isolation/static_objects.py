@@ -32,6 +32,8 @@ FUNCTION_OWNERS = {
     "vanilla.found_protection": "vanilla_owner",
     "vanilla.log_months": "vanilla_owner",
     "vanilla.map_supabase_roles": "vanilla_owner",
+    "vanilla.person_query": "vanilla_owner",
+    "vanilla.person_tables": "vanilla_owner",
     "vanilla.platform": "vanilla_owner",
     "vanilla.protect_table": "vanilla_owner",
     "vanilla.protection_drift": "vanilla_owner",
@@ -50,10 +52,11 @@ OWNER_DEFINERS = {
     "vanilla.delete_log_rows",
     "vanilla.drop_log_month",
     "vanilla.ensure_partitions",
+    "vanilla.person_tables",
     "vanilla.schema_files",
 }
 """SECURITY DEFINER functions of the owner of the tables: they make and drop months of logs, or tell which files made
-the tables, and do nothing else."""
+the tables and which of them say whose a row is, and do nothing else."""
 
 SETTINGS = {
     "search_path=pg_catalog, pg_temp",
@@ -61,6 +64,7 @@ SETTINGS = {
     "enable_hashjoin=off",
     "enable_mergejoin=off",
     "plan_cache_mode=force_generic_plan",
+    "cursor_tuple_fraction=1",
     "lock_timeout=250ms",
     "lock_timeout=2s",
 }

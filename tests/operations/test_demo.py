@@ -13,7 +13,7 @@ from tests.conftest import Cluster, People
 from tests.processes import assert_books_are_clean
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.operations import demo_isolation, demo_wallet
+from vanilla_saas.operations import demo_isolation, demo_person, demo_wallet
 from vanilla_saas.operations.demo_isolation import ATTEMPTS, Attempt
 
 
@@ -142,3 +142,14 @@ async def test_the_tour_fails_where_tampering_is_not_found(
         await operator.execute("drop function verify_token_anchor(jsonb)")
         await operator.execute(f"alter function {name}(jsonb) rename to verify_token_anchor")
     assert await operator.fetchval("select pg_get_functiondef('verify_token_anchor(jsonb)'::regprocedure)") == source
+
+
+async def test_who_leaves_is_exported_erased_and_the_books_stay(
+    operator: asyncpg.Connection, people: People, console: Console
+) -> None:
+    person = await people.user(balance=300)
+    await demo_person.show(operator, console, person.identity.user_id)
+    assert re.search(r"export: \d+ rows of \d+ tables, 3 entries", said(console))
+    assert f"erased: {person.email} is None, 1 key and 300 tokens ended" in said(console)
+    assert "the chain of 4 entries verifies without them" in said(console)
+    assert await operator.fetchval("select status from users where id = $1", person.identity.user_id) == "deleted"

@@ -63,6 +63,13 @@ PLANS = [
         "user_token_ledger_pkey",
     ),
     (
+        "export of a ledger",
+        "select seq from public.user_token_ledger where tenant_id = $1 and $2 in (user_id)"
+        " order by tenant_id, user_id, seq",
+        (DEFAULT_TENANT, USER),
+        "user_token_ledger_pkey",
+    ),
+    (
         "executions of a user",
         store.EXECUTIONS_OF_USER,
         (DEFAULT_TENANT, None, None, 21, USER),
@@ -151,6 +158,7 @@ def written(argument: object) -> str | None:
         ("select reset_monthly_tokens()", "user_token_wallets_event_idx"),
         ("select reset_monthly_tokens(10)", "user_token_wallets_event_idx"),
         ("select vanilla.reap_holds(10)", "user_token_holds_open_idx"),
+        ("select vanilla.job_closings(10)", "user_token_wallets_suspended_idx"),
     ],
 )
 async def test_maintenance_finds_what_is_due_by_index(filled: asyncpg.Connection, call: str, index: str) -> None:

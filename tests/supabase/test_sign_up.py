@@ -113,7 +113,7 @@ async def test_a_new_address_is_followed_and_a_sign_in_changes_nothing(
     assert await the_user(editor, user) == made
 
 
-async def test_a_deleted_auth_user_is_closed_and_the_ledger_stays(
+async def test_a_deleted_auth_user_is_erased_and_the_ledger_stays(
     editor: asyncpg.Connection, auth_admin: asyncpg.Connection
 ) -> None:
     email = address()
@@ -123,11 +123,16 @@ async def test_a_deleted_auth_user_is_closed_and_the_ledger_stays(
     closed = await the_user(editor, user)
     assert (closed["status"], closed["email"], closed["external_id"]) == ("deleted", None, None)
     assert await editor.fetchval("select count(*) from api_keys where user_id = $1 and revoked_at is null", user) == 0
-    assert await editor.fetchval("select sum(amount) from user_token_ledger where user_id = $1", user) == 15_000
-    audit = await editor.fetchval(
-        "select count(*) from audit_logs where target_id = $1 and action = 'user.closed'", user
+    entries = await editor.fetch(
+        "select direction, amount from user_token_ledger where user_id = $1 order by seq", user
     )
-    assert audit == 1
+    assert [tuple(entry) for entry in entries] == [("credit", 5_000), ("credit", 10_000), ("void", -15_000)]
+    assert await editor.fetchval("select status from user_token_wallets where user_id = $1", user) == "closed"
+    assert await editor.fetchval("select name from api_keys where user_id = $1", user) == "erased"
+    audit = await editor.fetchval(
+        "select details ->> 'by' from audit_logs where target_id = $1 and action = 'user.erased'", user
+    )
+    assert audit == "supabase"
     again = await sign_up(auth_admin, email)
     assert (await the_user(editor, again))["email"] == email.lower()
 

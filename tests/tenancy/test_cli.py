@@ -73,7 +73,10 @@ async def test_a_tenant_is_closed_once_with_a_reason(told: Any, cli: Cli, audite
     made = await told("tenants", "create", slug)
     assert (await cli("tenants", "close", slug)).exit_code == 2
     for changed in (True, False):
-        answer = await told("tenants", "close", slug, "--reason", "left us")
+        answer = await told(
+            "tenants", "close", slug, "--reason", "left us", "--grace-days", "0" if not changed else "3"
+        )
+        assert answer.pop("erase_at") is not None
         assert answer == {"slug": slug, "status": "closed", "changed": changed}
     (row,) = await audited("tenant.closed", made["id"], uuid.UUID(int=0))
     assert (row["actor_role"], row["details"]["reason"]) == ("operator", "left us")
@@ -252,3 +255,35 @@ async def test_the_operator_ends_one_persons_openings_or_everyones(
     assert (await call("GET", "/users", token=other.token, tenant=tenant)).status == 200
     assert (await told("tenants", "leave", slug))["ended"] == 1
     assert (await call("GET", "/users", token=other.token, tenant=tenant)).status == 403
+
+
+async def test_a_person_is_exported_to_a_new_file_and_erased(told: Any, cli: Cli, tmp_path: Path) -> None:
+    email = somebody()
+    made = await told("users", "create", email)
+    file = tmp_path / "person.json"
+    written = await told("users", "export", email, "--to", str(file))
+    assert written == {"file": str(file), "bytes": file.stat().st_size}
+    assert file.stat().st_mode & 0o777 == 0o600
+    found = orjson.loads(file.read_bytes())
+    assert (found["user"]["email"], len(found["tables"]["audit_logs"])) == (email, 2)
+    again = await cli("users", "export", email, "--to", str(file))
+    assert isinstance(again.exception, VanillaError)
+    missing = await cli("users", "export", somebody(), "--to", str(tmp_path / "other.json"))
+    assert isinstance(missing.exception, VanillaError)
+    assert {entry.name for entry in tmp_path.iterdir() if "json" in entry.name} == {"person.json"}
+    refused = await cli("users", "erase", email, "--reason", "left", stdin="n\n")
+    assert refused.exit_code == 1
+    assert (await told("users", "list", "--limit", "5"))[0]["email"] == email
+    erased = await told("users", "erase", email, "--reason", "left", "--yes")
+    assert (erased["user_id"], erased["wallet"]) == (made["id"], "closed")
+    assert email not in {row["email"] for row in await told("users", "list")}
+
+
+async def test_an_export_that_cannot_be_written_leaves_no_file(told: Any, cli: Cli, tmp_path: Path) -> None:
+    email = somebody()
+    await told("users", "create", email)
+    full = await cli("users", "export", email, "--to", "/dev/full/person.json")
+    assert isinstance(full.exception, OSError)
+    missing = await cli("users", "export", email, "--to", str(tmp_path / "nowhere" / "person.json"))
+    assert isinstance(missing.exception, OSError)
+    assert not (tmp_path / "nowhere").exists()

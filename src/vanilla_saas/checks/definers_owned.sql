@@ -3,7 +3,7 @@
 select p.oid::regprocedure::text as function, p.proowner::regrole::text as owner,
     format('alter function %s owner to %s', p.oid::regprocedure, case
         when p.proname in ('claim', 'install_context_key', 'expire_context_key', 'context_key_states') then 'vanilla_keyring'
-        when p.proname in ('ensure_partitions', 'schema_files', 'drop_log_month', 'delete_log_rows') then 'vanilla_owner' else 'vanilla_definer' end) as mend
+        when p.proname in ('ensure_partitions', 'schema_files', 'drop_log_month', 'delete_log_rows', 'person_tables') then 'vanilla_owner' else 'vanilla_definer' end) as mend
 from pg_proc p
 where p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace) and p.prosecdef
   and p.proowner::regrole::text not in ('vanilla_owner', 'vanilla_definer', 'vanilla_system', 'vanilla_keyring')

@@ -117,9 +117,9 @@ def _version(path: Path | None) -> tuple[int, int] | None:
     return (found.st_ino, found.st_mtime_ns) if found else None
 
 
-def expired(token: str) -> bool:
-    """Whether the time of a token that we signed is over."""
-    return time.time() >= int(token.rsplit(".", 2)[1])
+def expired(token: str, within_s: int = 0) -> bool:
+    """Whether the time of a token that we signed is over, or will be in so many seconds."""
+    return time.time() + within_s >= int(token.rsplit(".", 2)[1])
 
 
 def load_signer(settings: Settings) -> ContextSigner:

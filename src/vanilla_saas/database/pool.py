@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -17,6 +17,8 @@ from vanilla_saas.database.schema import refuse_changed_files
 from vanilla_saas.database.session import SessionConnection
 
 ACQUIRE_TIMEOUT_S = 5.0
+RENEW_BELOW_S = 40
+"""A snapshot's context is signed again when it has less time left than this."""
 _BROKEN = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InternalClientError, OSError)
 """Errors after which a connection is not used again."""
 
@@ -34,10 +36,13 @@ async def _prepare(connection: asyncpg.Connection) -> None:
 class Database:
     """`app` acts for people under row-level security; `runtime` may only execute the hot functions."""
 
-    def __init__(self, app: asyncpg.Pool, runtime: asyncpg.Pool, signer: ContextSigner, *, shared: bool = False):
+    def __init__(
+        self, app: asyncpg.Pool, runtime: asyncpg.Pool, signer: ContextSigner, *, shared: bool = False, size: int = 10
+    ):
         self._app = app
         self._runtime = runtime
         self._signer = signer
+        self._snapshots = asyncio.Semaphore(max(size // 4, 1))
         self.shared = shared
         """Whether a pooler lends the sessions of `app` to others between transactions."""
 
@@ -71,7 +76,7 @@ class Database:
             for pool in pools:
                 pool.terminate()
             raise
-        return cls(pools[0], pools[1], signer, shared=shared[0])
+        return cls(pools[0], pools[1], signer, shared=shared[0], size=size)
 
     async def close(self) -> None:
         """Waits for statements under way, at most ten seconds."""
@@ -112,6 +117,28 @@ class Database:
                 raise
             await end("commit", shared=self.shared)
 
+    @asynccontextmanager
+    async def snapshot(self, identity: Identity) -> AsyncIterator["Snapshot"]:
+        """A read-only transaction of the app pool that sees one moment and may outlast a context, for long reads.
+
+        It keeps its connection for as long as its reader takes, so at most a quarter of the pool is lent so.
+        Raises VanillaError as `transaction` does, and `saturated` when that many are under way.
+        """
+        if self._snapshots.locked():
+            raise VanillaError("saturated", "Other exports are under way.", {"retry_after_s": 10})
+        async with self._snapshots, translated_errors(), _acquired(self._app, "app") as connection:
+            end = connection.end
+            taken = Snapshot(connection, lambda: self._signer.sign(identity))
+            try:
+                await connection.begin(taken.token, "", "", read_only=True, shared=self.shared, snapshot=True)
+                yield taken
+                taken.require_context()
+            except BaseException:
+                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await end("rollback", shared=self.shared)
+                raise
+            await end("commit", shared=self.shared)
+
     async def call(self, statement: str, *arguments: object) -> Any:
         """The value of one statement on the runtime pool: `select vanilla.<function>(...)`, one round trip."""
         with _traced(statement):
@@ -135,6 +162,31 @@ class Database:
     async def _call_row(self, statement: str, *arguments: object) -> asyncpg.Record:
         async with translated_errors(), _acquired(self._runtime, "runtime") as connection:
             return cast(asyncpg.Record, await connection.fetchrow(statement, *arguments))
+
+
+class Snapshot:
+    """The connection of `Database.snapshot`; `renewed` is asked before every statement."""
+
+    def __init__(self, connection: asyncpg.Connection, sign: Callable[[], str]):
+        self._connection = connection
+        self._sign = sign
+        self.token = sign()
+
+    def require_context(self) -> None:
+        """Policies see nobody in a token that has ended: what was read last may be short.
+
+        Raises VanillaError `context_invalid`.
+        """
+        if expired(self.token):
+            raise VanillaError("context_invalid", "A statement outlived its context; what it read is not complete.")
+
+    async def renewed(self) -> asyncpg.Connection:
+        """The connection, with a context that has most of its minute before it. Raises VanillaError."""
+        self.require_context()
+        if expired(self.token, RENEW_BELOW_S):
+            self.token = self._sign()
+            await self._connection.fetchval("select vanilla.set_context($1)", self.token)
+        return self._connection
 
 
 def _traced(statement: str) -> AbstractContextManager[Any]:

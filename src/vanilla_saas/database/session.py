@@ -28,13 +28,16 @@ class SessionConnection(asyncpg.Connection):  # type: ignore[misc]
         found: str = await self.execute(f"select where pg_catalog.pg_backend_pid() <> {self.get_server_pid()}")
         return found != _CLEAN
 
-    async def begin(self, token: str, request_id: str, client_ip: str, *, read_only: bool, shared: bool) -> None:
-        """Opens a transaction that acts as the token says.
+    async def begin(
+        self, token: str, request_id: str, client_ip: str, *, read_only: bool, shared: bool, snapshot: bool = False
+    ) -> None:
+        """Opens a transaction that acts as the token says; a `snapshot` sees the database as it is now, to its end.
 
         `shared`: a pooler lends this session to others between transactions, so what they left is cleared first.
         The token is a parameter: the text of a statement can be read by every session of the same login.
         """
-        await self.execute(f"{_RESET_SHARED if shared else ''} begin{' read only' if read_only else ''}")
+        kind = f"{' isolation level repeatable read' if snapshot else ''}{' read only' if read_only else ''}"
+        await self.execute(f"{_RESET_SHARED if shared else ''} begin{kind}")
         await self.fetchval(
             "select vanilla.set_context($1), pg_catalog.set_config('vanilla.request_id', $2, true),"
             " pg_catalog.set_config('vanilla.client_ip', $3, true)",

@@ -16,18 +16,17 @@ import typer
 
 from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.cursor import first_page
-from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
 from vanilla_saas.settings import Settings
-from vanilla_saas.tenancy import passwords, sign_in, store
+from vanilla_saas.tenancy import passwords, person_cli, sign_in, store
 from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.person_cli import Who, user_id_of
 
 tenants = typer.Typer(no_args_is_help=True, help="Tenants: the customer organisations of the platform.")
 users = typer.Typer(no_args_is_help=True, help="Users of a tenant; super admins are those of the tenant platform.")
 keys = typer.Typer(no_args_is_help=True, help="API keys.")
 
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="Most rows to list, newest first.")]
-Who = Annotated[str, typer.Argument(metavar="USER", help="Email or id.")]
 FromStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
 
 
@@ -74,7 +73,7 @@ def suspend_tenant(slug: str, as_json: AsJson = False) -> None:
 
 @tenants.command("activate")
 def activate_tenant(slug: str, as_json: AsJson = False) -> None:
-    """Open a suspended or closed tenant again; the keys of a closed one stay revoked."""
+    """Open a suspended tenant, or a closed one before it is erased; the keys of a closed one stay revoked."""
     _set_tenant_status(slug, "active", as_json)
 
 
@@ -82,16 +81,24 @@ def activate_tenant(slug: str, as_json: AsJson = False) -> None:
 def close_tenant(
     slug: str,
     reason: Annotated[str, typer.Option(help="Why; written to both audit logs.")],
+    grace_days: Annotated[
+        int | None, typer.Option(min=0, max=36_500, help="Days until it is erased; tenants.grace_days without it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Close a tenant: end its sessions, keys and links, refuse everybody. Its rows and ledger stay."""
+    """Close a tenant: end its sessions, keys and links, refuse everybody. After the grace its persons are erased."""
 
-    async def run(connection: asyncpg.Connection) -> bool:
-        return await store.close_tenant(connection, await tenant_id(connection, slug), reason)
+    async def run(connection: asyncpg.Connection) -> tuple[bool, datetime | None]:
+        within = await tenant_id(connection, slug)
+        closed = await store.close_tenant(connection, within, reason, grace_days)
+        row = await store.tenant(connection, within)
+        return closed, row["erase_at"] if row else None
 
-    closed = as_operator(run)
+    closed, until = as_operator(run)
     sentence = f"Tenant {slug} is closed." if closed else f"Tenant {slug} was closed already."
-    tell(sentence, {"slug": slug, "status": "closed", "changed": closed}, as_json)
+    if until:
+        sentence += f" Its persons are erased on {until:%Y-%m-%d}; until then: vanilla-saas tenants activate {slug}"
+    tell(sentence, {"slug": slug, "status": "closed", "changed": closed, "erase_at": until}, as_json)
 
 
 @tenants.command("leave")
@@ -103,7 +110,7 @@ def leave_tenant(
     """End the openings through which super admins are in a tenant, before their eight hours are over."""
 
     async def run(connection: asyncpg.Connection) -> int:
-        who = await _user_id(connection, PLATFORM, user) if user else None
+        who = await user_id_of(connection, PLATFORM, user) if user else None
         return await store.leave_tenant(connection, await tenant_id(connection, slug), who)
 
     ended = as_operator(run)
@@ -169,7 +176,7 @@ def set_role(user: Who, role: Role, tenant: TenantSlug = "default", as_json: AsJ
 
     async def run(connection: asyncpg.Connection) -> None:
         within = await tenant_id(connection, tenant)
-        await store.set_user_role(connection, within, await _user_id(connection, within, user), role)
+        await store.set_user_role(connection, within, await user_id_of(connection, within, user), role)
 
     as_operator(run)
     tell(f"{user} is {role} now.", {"user": user, "role": role}, as_json)
@@ -190,7 +197,7 @@ def enable_user(user: Who, tenant: TenantSlug = "default", as_json: AsJson = Fal
 def _set_user_status(user: str, tenant: str, status: str, as_json: bool) -> None:
     async def run(connection: asyncpg.Connection) -> None:
         within = await tenant_id(connection, tenant)
-        await store.set_user_status(connection, within, await _user_id(connection, within, user), status)
+        await store.set_user_status(connection, within, await user_id_of(connection, within, user), status)
 
     as_operator(run)
     tell(f"{user} is {status}.", {"user": user, "status": status}, as_json)
@@ -221,7 +228,7 @@ def set_password(
 
     async def run(connection: asyncpg.Connection) -> None:
         within = await tenant_id(connection, tenant)
-        who = await _user_id(connection, within, user)
+        who = await user_id_of(connection, within, user)
         await store.set_user_password(connection, within, who, hashed, generate if must_change is None else must_change)
 
     as_operator(run)
@@ -237,7 +244,7 @@ def link(user: Who, tenant: TenantSlug = "default", as_json: AsJson = False) -> 
 
     async def run(connection: asyncpg.Connection) -> datetime:
         within = await tenant_id(connection, tenant)
-        who = await _user_id(connection, within, user)
+        who = await user_id_of(connection, within, user)
         return await store.issue_one_time_token(connection, within, who, token_hash(token))
 
     until = as_operator(run)
@@ -249,17 +256,6 @@ def link(user: Who, tenant: TenantSlug = "default", as_json: AsJson = False) -> 
     )
 
 
-async def _user_id(connection: asyncpg.Connection, within: UUID, who: str) -> UUID:
-    try:
-        return UUID(who)
-    except ValueError:
-        row = await store.user_by_email(connection, within, who)
-    if row is None:
-        raise VanillaError("not_found", f"There is no user {who} in this tenant.", hint="vanilla-saas users list")
-    found: UUID = row["id"]
-    return found
-
-
 def _read_password(email: str) -> str:
     password = sys.stdin.readline().rstrip("\r\n")
     passwords.check_policy(password, email)
@@ -269,6 +265,9 @@ def _read_password(email: str) -> str:
 def _new_password() -> str:
     """Twenty characters, 120 random bits."""
     return secrets.token_urlsafe(15)
+
+
+person_cli.register(users)
 
 
 # keys -------------------------------------------------------------------------------------------------------------
@@ -302,7 +301,7 @@ def create_key(
         return await store.create_api_key(
             connection,
             within,
-            await _user_id(connection, within, user),
+            await user_id_of(connection, within, user),
             name=name,
             prefix=key[:12],
             key_hash=token_hash(key),

@@ -141,6 +141,18 @@ class User(Answer):
     created_at: datetime
 
 
+class Erased(Answer):
+    """What ended. `wallet` is closed, or suspended while `open_holds` are open; `debt` stays as it is."""
+
+    user_id: UUID
+    sessions: int
+    keys: int
+    wallet: str | None = None
+    open_holds: int = 0
+    voided_tokens: int = 0
+    debt: int = 0
+
+
 class PasswordLink(Answer):
     """Shown once. `url` is a path when VANILLA_SAAS_PUBLIC_URL is not set."""
 
@@ -167,14 +179,22 @@ class Tenant(Answer):
     time_zone: str
     self_registration: bool
     created_at: datetime
+    erase_at: datetime | None
+    erased_at: datetime | None
+
+
+Why = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), _NUL]
 
 
 class CloseBody(Body):
-    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), _NUL]
+    """`grace_days`: how long it can be opened again; the platform's setting tenants.grace_days without it."""
+
+    reason: Why
+    grace_days: Annotated[int, Field(ge=0, le=36_500)] | None = None
 
 
 class OpenBody(Body):
-    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), _NUL]
+    reason: Why
 
 
 class Opened(Answer):

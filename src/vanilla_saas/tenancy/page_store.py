@@ -62,6 +62,19 @@ async def user_email(connection: asyncpg.Connection, tenant_id: UUID, user_id: U
     return found or ""
 
 
+async def preview_erasure(
+    connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID, reason: str
+) -> dict[str, Any]:
+    """What `erase_user` would answer: it is done and undone, so no rule is written down twice."""
+    facts = {"sessions": 0, "keys": 0, "wallet": None, "open_holds": 0, "voided_tokens": 0, "debt": 0}
+    attempt = connection.transaction()
+    await attempt.start()
+    try:
+        return facts | await store.erase_user(connection, tenant_id, user_id, reason)
+    finally:
+        await attempt.rollback()
+
+
 async def keys(connection: asyncpg.Connection, tenant_id: UUID, before: UUID | None) -> Rows:
     """The keys that the caller may see, with their owners; newest first."""
     rows: Rows = await connection.fetch(
@@ -121,7 +134,8 @@ async def audit(
 async def tenants(connection: asyncpg.Connection, search: str, before: UUID | None) -> Rows:
     """Tenants, newest first. Only a super admin's context at the platform sees more than its own."""
     rows: Rows = await connection.fetch(
-        "select t.id, t.slug, t.name, t.status, t.time_zone, t.self_registration, t.created_at from tenants t"
+        "select t.id, t.slug, t.name, t.status, t.time_zone, t.self_registration, t.created_at, t.erase_at,"
+        " t.erased_at, coalesce(t.erase_at <= vanilla.clock(), false) as grace_over from tenants t"
         " where t.tenant_id = t.id and t.id <> vanilla.platform() and ($1::uuid is null or t.id < $1)"
         " and ($2 = '' or position(lower($2) in lower(t.slug || ' ' || t.name)) > 0)"
         " order by t.id desc limit $3",
@@ -130,6 +144,15 @@ async def tenants(connection: asyncpg.Connection, search: str, before: UUID | No
         PAGE + 1,
     )
     return rows
+
+
+async def grace_days(connection: asyncpg.Connection) -> int:
+    """Days after its closing in which a tenant can be opened again."""
+    days: int | None = await connection.fetchval(
+        "select (value #>> '{}')::integer from system_configurations"
+        " where tenant_id = vanilla.platform() and key = 'tenants.grace_days'"
+    )
+    return 30 if days is None else days
 
 
 def cursor_of(rows: Rows, name: str = "id") -> tuple[Rows, Any]:

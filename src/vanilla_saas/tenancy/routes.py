@@ -282,9 +282,12 @@ async def change_tenant(request: Request, caller: Writer, tenant_id: UUID, body:
 
 @router.post("/tenants/{tenant_id}/close")
 async def close_tenant(request: Request, caller: Writer, tenant_id: UUID, body: models.CloseBody) -> models.Tenant:
-    """End all sessions, keys and links of a tenant and let nobody in; its rows stay. Closing twice is closing once."""
+    """End all sessions, keys and links of a tenant and let nobody in. Until `erase_at` it can be opened again.
+
+    From then on its persons are erased. Closing twice is closing once.
+    """
     async with acting(request, caller) as connection:
-        await store.close_tenant(connection, tenant_id, body.reason)
+        await store.close_tenant(connection, tenant_id, body.reason, body.grace_days)
         return await _tenant(connection, tenant_id)
 
 

@@ -160,7 +160,7 @@ async def register_user(
 
 # tenants ----------------------------------------------------------------------------------------------------------
 
-_TENANT = "select id, slug, name, status, time_zone, self_registration, created_at from tenants"
+_TENANT = "select id, slug, name, status, time_zone, self_registration, created_at, erase_at, erased_at from tenants"
 
 
 async def tenants(connection: asyncpg.Connection, bounds: Bounds) -> Rows:
@@ -184,9 +184,13 @@ async def set_tenant_status(connection: asyncpg.Connection, tenant_id: UUID, sta
     await connection.fetchval("select set_tenant_status($1, $2)", tenant_id, status)
 
 
-async def close_tenant(connection: asyncpg.Connection, tenant_id: UUID, reason: str) -> bool:
-    """False when it was closed already."""
-    closed: bool = await connection.fetchval("select close_tenant($1, $2)", tenant_id, reason)
+async def close_tenant(
+    connection: asyncpg.Connection, tenant_id: UUID, reason: str, grace_days: int | None = None
+) -> bool:
+    """False when it was closed already; without `grace_days` the platform's setting says when it is erased."""
+    closed: bool = await connection.fetchval(
+        "select close_tenant($1, $2, make_interval(days => $3::integer))", tenant_id, reason, grace_days
+    )
     return closed
 
 
@@ -261,6 +265,31 @@ async def set_user_role(connection: asyncpg.Connection, tenant_id: UUID, user_id
 
 async def set_user_status(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID, status: str) -> None:
     await connection.fetchval("select set_user_status($1, $2, $3)", user_id, status, tenant_id)
+
+
+async def erase_user(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID, reason: str) -> dict[str, Any]:
+    """Keys: user_id, sessions, keys, and of the wallet: wallet (its status), open_holds, voided_tokens, debt."""
+    erased: dict[str, Any] = await connection.fetchval("select erase_user($1, $2, $3)", user_id, reason, tenant_id)
+    return erased
+
+
+async def start_person_export(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID) -> dict[str, Any]:
+    """Writes the audit row. Keys: tenant_id, user_id, exported_at, tables (`users` first)."""
+    begun: dict[str, Any] = await connection.fetchval("select start_person_export($1, $2)", user_id, tenant_id)
+    return begun
+
+
+async def open_person_rows(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID, table: str) -> None:
+    await connection.fetchval("select open_person_rows($1, $2, $3)::text", user_id, tenant_id, table)
+
+
+async def person_rows(connection: asyncpg.Connection) -> list[str]:
+    """The next rows, JSON texts; none at the end."""
+    return [row[0] for row in await connection.fetch("fetch forward 500 from person_rows")]
+
+
+async def close_person_rows(connection: asyncpg.Connection) -> None:
+    await connection.execute("close person_rows")
 
 
 async def set_user_password(
