@@ -1488,6 +1488,10 @@ begin
         join public.levels l on l.tenant_id = p.tenant_id and l.id = p.level_id
         join public.levels n on n.tenant_id = v_id and n.slug = l.slug
         where p.tenant_id = vanilla.platform();
+    -- 007 knows what else a level has; before it has run there is nothing to copy
+    if to_regprocedure('vanilla.copy_level_terms(uuid)') is not null then
+        perform vanilla.copy_level_terms(v_id);
+    end if;
     perform vanilla.audit(vanilla.platform(), 'tenant.created', 'tenant', v_id, jsonb_build_object('slug', p_slug));
     return v_id;
 end

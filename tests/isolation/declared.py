@@ -1,4 +1,4 @@
-"""What 001 to 003 declare, said again: keys, nulls, values, grants and functions, each compared with the catalog.
+"""What the migrations declare, said again: keys, nulls, values, grants and functions, each compared with the catalog.
 
 A migration that adds one is to add it here too: two places must agree before a boundary moves.
 """
@@ -34,6 +34,8 @@ NULLABLE = {
     "webhook_attempts": "duration_ms error status_code",
     "schedules": "held_since last_duration_ms last_error last_result last_run_at longest_gap requested_at started_at",
     "log_exports": "dropped_at",
+    "level_features": "usage_limit period",
+    "level_feature_usage": "usage_limit",
 }
 
 PRIMARY = {
@@ -47,6 +49,8 @@ PRIMARY = {
     "webhook_attempts": "tenant_id delivery_id attempt",
     "schedules": "tenant_id name",
     "log_exports": "tenant_id log_table month",
+    "level_feature_usage": "tenant_id user_id feature period period_start",
+    "level_feature_keys": "tenant_id user_id idempotency_key",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -63,6 +67,8 @@ UNIQUE = {
     "api_keys": {"key_hash"},
     "sessions": {"token_hash", "refresh_hash"},
     "one_time_tokens": {"token_hash"},
+    "level_features": {"tenant_id level_id feature"},
+    "level_benefits": {"tenant_id level_id position"},
 }
 
 REFERENCES = {
@@ -87,6 +93,11 @@ REFERENCES = {
     "webhook_attempts": {"tenant_id delivery_id -> webhook_deliveries tenant_id id"},
     "schedules": {"tenant_id tenant_id -> tenants tenant_id id"},
     "log_exports": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "level_features": {"tenant_id level_id -> levels tenant_id id"},
+    "level_feature_usage": {"tenant_id user_id -> users tenant_id id"},
+    "level_feature_keys": {"tenant_id user_id -> users tenant_id id"},
+    "level_pricing": {"tenant_id level_id -> levels tenant_id id"},
+    "level_benefits": {"tenant_id level_id -> levels tenant_id id"},
 }
 APPEND_ONLY = {"user_token_ledger", "audit_logs", "events"}
 """Tables that the roles behind our functions insert into and never change."""
@@ -114,12 +125,17 @@ EXECUTABLE = {
                 "adjust_user_tokens",
                 "adjust_user_tokens_batch",
                 "auto_allocate_tokens_for_level",
+                "check_feature",
                 "close_tenant",
+                "consume_feature",
                 "create_api_key",
                 "create_tenant",
                 "create_user",
                 "create_webhook_endpoint",
+                "delete_level",
+                "delete_level_feature",
                 "delete_webhook_endpoint",
+                "end_level_price",
                 "extend_token_hold",
                 "get_user_token_policy",
                 "grant_user_tokens",
@@ -137,6 +153,10 @@ EXECUTABLE = {
                 "rotate_webhook_secret",
                 "send_test_webhook",
                 "set_display_name",
+                "set_level",
+                "set_level_benefits",
+                "set_level_feature",
+                "set_level_price",
                 "set_level_token_policy",
                 "set_provider_secret",
                 "set_schedule",
@@ -180,6 +200,7 @@ EXECUTABLE = {
             "list_models",
             "one_time_token_user",
             "prune_webhook_deliveries",
+            "public_pricing",
             "quote_call",
             "reap_holds",
             "redeem_one_time_token",
@@ -332,6 +353,23 @@ FORBIDDEN = {
     "webhook_deliveries_delivered_check": ["delivered_at = case when delivered_at is null then now() end"],
     "webhook_deliveries_state_check": ["state = 'odd', delivered_at = null"],
     "webhook_attempts_attempt_check": ["attempt = 0"],
+    "level_features_feature_check": ["feature = 'A b'"],
+    "level_features_name_check": ["name = repeat('x', 201)"],
+    "level_features_category_check": ["category = 'A b'"],
+    "level_features_limit_check": ["usage_limit = -1, period = 'daily'",
+                                   "usage_limit = 1000000000000001, period = 'daily'"],
+    "level_features_period_check": ["usage_limit = 1, period = null", "usage_limit = null, period = 'daily'",
+                                    "usage_limit = 1, period = 'hourly'"],
+    "level_feature_usage_period_check": ["period = 'hourly'"],
+    "level_feature_usage_used_check": ["used = 0", "used = 2, usage_limit = 1"],
+    "level_pricing_cycle_check": ["cycle = 'odd'"],
+    "level_pricing_currency_check": ["currency = 'XXX'", "currency = 'eur'"],
+    "level_pricing_amounts_check": ["amount = -1", "trial_credits = -1", "amount = 1000000000000001",
+                                    "trial_credits = 1000000000000001"],
+    "level_pricing_trial_check": ["trial_days = -1", "trial_days = 3661"],
+    "level_pricing_times_check": ["valid_until = valid_from"],
+    "level_benefits_position_check": ["position = 0"],
+    "level_benefits_text_check": ["text = ''", "text = repeat('x', 501)"],
 }  # fmt: skip
 """Of each check constraint, values that no row may have and that no other constraint refuses."""
 

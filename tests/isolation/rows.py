@@ -141,6 +141,7 @@ async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
         for settled in (True, False):
             await _call_model(connection, member, word, settled)
         await connection.fetchval("select issue_one_time_token($1, sha256($2))", member.id, uuid.uuid4().bytes)
+        await connection.fetchval("select consume_feature($1, 'document-analysis', 1, $2)", member.id, word)
     await _make_webhook(connection, tenant, members[0], word)
     return Tenant(tenant, word, *members)
 
