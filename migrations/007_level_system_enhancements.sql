@@ -1,17 +1,20 @@
--- 007: what a level is worth: features, prices, benefits.
+-- 007: what a level is worth: features, restrictions, prices, benefits.
 --
--- Tables:  level_features, level_feature_usage, level_feature_keys, level_pricing, level_benefits
--- Public:  check_feature, consume_feature, set_level_feature, delete_level_feature,
+-- Tables:  level_features, level_feature_usage, level_feature_keys, level_restrictions, user_rate_windows, level_pricing,
+--          level_benefits
+-- Public:  check_feature, consume_feature, set_level_feature, delete_level_feature, set_level_restriction, delete_level_restriction,
 --          set_level_price, end_level_price, set_level_benefits, set_level, delete_level
 -- Private: feature_period_start, feature_period_end   the day a period begins, the moment it is over
 --          explain_feature    what check_feature answers and consume_feature refuses with
+--          restrict_call, count_call, return_rate_tokens   admit_call and settle_call of 001 call them where a level restricts
 --          copy_level_terms   create_tenant of 001 calls it: a new tenant's levels have the platform's terms
 --          public_pricing     the price list, for anybody
 --          job_feature_usage  what the job of that name forgets
 --
 -- Invariants: what a period's row counts is never above the limit that held when it was counted; a key counts once;
--- prices of one level, cycle and currency do not overlap in time.
--- Lock order: a level, then its features, prices and benefits; of consume_feature: the key, then the counter.
+-- prices of one level, cycle and currency do not overlap in time; levels.restrictions is what level_restrictions says.
+-- Lock order: a level, then its features, restrictions, prices and benefits; of consume_feature: the key, then the counter;
+-- of a call: the wallet, then its rate window.
 begin;
 set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
@@ -81,6 +84,41 @@ create table if not exists public.level_feature_keys (
 comment on table public.level_feature_keys is
     'Idempotency keys of consume_feature with the answer each was given, kept for retention.feature_keys_days.';
 
+create table if not exists public.level_restrictions (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    level_id uuid not null,
+    type text not null,
+    amount bigint,
+    patterns text[],
+    constraint level_restrictions_pkey primary key (tenant_id, id),
+    constraint level_restrictions_level_type_key unique (tenant_id, level_id, type),
+    constraint level_restrictions_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint level_restrictions_type_check check (type in ('allowed_models', 'denied_models', 'requests_per_minute',
+        'tokens_per_minute', 'requests_per_day', 'concurrent_executions', 'max_output_tokens', 'max_prompt_tokens', 'api_keys')),
+    constraint level_restrictions_value_check check (case when type in ('allowed_models', 'denied_models')
+        then amount is null and patterns is not null and cardinality(patterns) > 0 and cardinality(patterns) <= 100
+            and array_position(patterns, null) is null and array_position(patterns, '') is null
+        else patterns is null and amount is not null and amount >= 0 and amount <= 1000000000000 end)
+);
+comment on table public.level_restrictions is
+    'Typed rules of a level that the metered call and create_api_key enforce: a number, or patterns of models in which * stands for anything.';
+
+-- One row for each user, changed in place: no index but the primary key, so updates stay HOT and nothing piles up.
+create table if not exists public.user_rate_windows (
+    tenant_id uuid not null,
+    user_id uuid not null,
+    minute_at timestamptz not null,
+    minute_requests bigint not null,
+    minute_tokens bigint not null,
+    day date not null,
+    day_requests bigint not null,
+    constraint user_rate_windows_pkey primary key (tenant_id, user_id),
+    constraint user_rate_windows_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id)
+) with (fillfactor = 50);
+comment on table public.user_rate_windows is
+    'Calls of a user on a restricted level in the minute and the day of the last one: the minute by UTC, the day in the tenant''s time zone.';
+
 create table if not exists public.level_pricing (
     tenant_id uuid not null,
     id uuid not null default vanilla.uuid7(),
@@ -133,7 +171,7 @@ comment on table public.level_benefits is 'Lines of a price page under a level, 
 
 -- the same that 010 writes: functions and the rows below work before it has run, and no login has anything
 grant select, insert, update, delete on public.level_features, public.level_feature_usage, public.level_feature_keys,
-    public.level_pricing, public.level_benefits to vanilla_definer, vanilla_system;
+    public.level_restrictions, public.user_rate_windows, public.level_pricing, public.level_benefits to vanilla_definer, vanilla_system;
 
 -- features ---------------------------------------------------------------------------------------------------------
 set local role vanilla_definer;
@@ -384,6 +422,7 @@ begin
             jsonb_build_object('level', v_level.slug, 'users', v_users), 'Move them to another level first.');
     end if;
     delete from public.level_features f where f.tenant_id = v_level.tenant_id and f.level_id = v_level.id;
+    delete from public.level_restrictions r where r.tenant_id = v_level.tenant_id and r.level_id = v_level.id;
     delete from public.level_pricing p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;
     delete from public.level_benefits b where b.tenant_id = v_level.tenant_id and b.level_id = v_level.id;
     delete from public.level_token_policies p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;
@@ -397,6 +436,202 @@ end
 $f$;
 comment on function public.delete_level(uuid, uuid) is
     'Deletes a level with its terms; one that users hold, or the default, is refused. Admin or operator.';
+
+-- restrictions -----------------------------------------------------------------------------------------------------
+create or replace function vanilla.copy_restrictions(p_level public.levels) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    update public.levels l set restrictions = (select jsonb_object_agg(r.type, case when r.patterns is null then to_jsonb(r.amount) else to_jsonb(r.patterns) end)
+            from public.level_restrictions r where r.tenant_id = l.tenant_id and r.level_id = l.id)
+        where l.tenant_id = p_level.tenant_id and l.id = p_level.id
+$f$;
+comment on function vanilla.copy_restrictions(public.levels) is 'Copies what level_restrictions says of a level to where a call reads it.';
+
+create or replace function public.set_level_restriction(p_level_id uuid, p_type text, p_amount bigint default null, p_patterns text[] default null,
+    p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
+    v_id uuid;
+begin
+    begin
+        insert into public.level_restrictions as r (tenant_id, level_id, type, amount, patterns)
+            values (v_level.tenant_id, v_level.id, p_type, p_amount, p_patterns)
+            on conflict (tenant_id, level_id, type) do update set amount = excluded.amount, patterns = excluded.patterns
+            returning r.id into v_id;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'the restriction is not valid: ' || sqlerrm, '{"param": "type"}',
+            'allowed_models and denied_models take 1 to 100 patterns; requests_per_minute, tokens_per_minute, requests_per_day, concurrent_executions, '
+            'max_output_tokens, max_prompt_tokens and api_keys a number from 0.');
+    end;
+    perform vanilla.copy_restrictions(v_level);
+    perform vanilla.audit(v_level.tenant_id, 'level.restriction', 'level', v_level.id, jsonb_build_object('type', p_type, 'amount', p_amount, 'patterns', p_patterns));
+    return v_id;
+end
+$f$;
+comment on function public.set_level_restriction(uuid, text, bigint, text[], uuid) is
+    'Restricts a level, for all on it and from the next call on: a number, or patterns of models. Admin or operator.';
+
+create or replace function public.delete_level_restriction(p_level_id uuid, p_type text, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
+begin
+    delete from public.level_restrictions r where r.tenant_id = v_level.tenant_id and r.level_id = v_level.id and r.type = p_type;
+    if not found then
+        perform vanilla.refuse('VS404', format('the level has no restriction %s', p_type));
+    end if;
+    perform vanilla.copy_restrictions(v_level);
+    perform vanilla.audit(v_level.tenant_id, 'level.restriction_removed', 'level', v_level.id, jsonb_build_object('type', p_type));
+end
+$f$;
+comment on function public.delete_level_restriction(uuid, text, uuid) is 'Lifts a restriction of a level. Admin or operator.';
+
+create or replace function vanilla.matches_model(p_model text, p_patterns jsonb) returns boolean language sql immutable
+    return exists (select from jsonb_array_elements_text(p_patterns) as p (pattern)
+        where p_model like replace(replace(replace(replace(p.pattern, '!', '!!'), '%', '!%'), '_', '!_'), '*', '%') escape '!');
+comment on function vanilla.matches_model(text, jsonb) is 'Whether a model is named by one of the patterns, in which * stands for anything.';
+
+create or replace function vanilla.refuse_rate(p_restriction text, p_limit bigint, p_used bigint, p_needed bigint, p_now timestamptz, p_resets_at timestamptz,
+    p_window_s integer) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    perform vanilla.refuse('VS429', format('the level allows %s %s', p_limit, replace(p_restriction, '_', ' ')),
+        jsonb_build_object('restriction', p_restriction, 'limit', p_limit, 'used', p_used, 'needed', p_needed, 'resets_at', p_resets_at,
+            'window_s', p_window_s, 'retry_after_s', greatest(ceil(extract(epoch from p_resets_at - p_now)), 1)),
+        'Try again after the time in Retry-After; an admin can move the user to another level.');
+end
+$f$;
+comment on function vanilla.refuse_rate(text, bigint, bigint, bigint, timestamptz, timestamptz, integer) is
+    'Raises limit_reached for a rate: which, how much of it was used, and when its window ends.';
+
+create or replace function vanilla.refuse_window(p_limits jsonb, p_window public.user_rate_windows, p_tokens bigint, p_now timestamptz, p_day_end timestamptz) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_window.minute_requests > (p_limits ->> 'requests_per_minute')::bigint then
+        perform vanilla.refuse_rate('requests_per_minute', (p_limits ->> 'requests_per_minute')::bigint, p_window.minute_requests - 1, 1, p_now,
+            p_window.minute_at + interval '1 minute', 60);
+    end if;
+    if p_window.minute_tokens > (p_limits ->> 'tokens_per_minute')::bigint then
+        perform vanilla.refuse_rate('tokens_per_minute', (p_limits ->> 'tokens_per_minute')::bigint, p_window.minute_tokens - p_tokens, p_tokens, p_now,
+            p_window.minute_at + interval '1 minute', 60);
+    end if;
+    if p_window.day_requests > (p_limits ->> 'requests_per_day')::bigint then
+        perform vanilla.refuse_rate('requests_per_day', (p_limits ->> 'requests_per_day')::bigint, p_window.day_requests - 1, 1, p_now, p_day_end, 86400);
+    end if;
+end
+$f$;
+comment on function vanilla.refuse_window(jsonb, public.user_rate_windows, bigint, timestamptz, timestamptz) is
+    'Raises limit_reached when a window, this call counted, is above what the level allows.';
+
+create or replace function vanilla.rate_window(p_tenant_id uuid, p_user_id uuid, p_now timestamptz,
+    out minute_at timestamptz, out day date, out day_end timestamptz, out counted public.user_rate_windows)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_zone text;
+begin
+    select t.time_zone into v_zone from public.tenants t where t.tenant_id = p_tenant_id and t.id = p_tenant_id;
+    minute_at := date_trunc('minute', p_now);
+    day := (p_now at time zone v_zone)::date;
+    day_end := vanilla.feature_period_end('daily', v_zone, day);
+    select * into counted from public.user_rate_windows r where r.tenant_id = p_tenant_id and r.user_id = p_user_id;
+end
+$f$;
+comment on function vanilla.rate_window(uuid, uuid, timestamptz) is 'The minute and the day of a moment, when the day ends, and what was counted last.';
+
+create or replace function vanilla.restrict_call(p_tenant_id uuid, p_user_id uuid, p_limits jsonb, p_model text, p_prompt bigint, p_output bigint,
+    p_output_named boolean, p_choices integer) returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_most bigint;
+    v record;
+    v_window public.user_rate_windows;
+begin
+    if vanilla.matches_model(p_model, p_limits -> 'denied_models')
+       or p_limits ? 'allowed_models' and not vanilla.matches_model(p_model, p_limits -> 'allowed_models') then
+        perform vanilla.refuse('VS403', format('the level does not include the model %s', p_model), jsonb_build_object('restriction',
+            case when p_limits ? 'denied_models' and vanilla.matches_model(p_model, p_limits -> 'denied_models') then 'denied_models' else 'allowed_models' end, 'model', p_model),
+            'An admin can move the user to another level.');
+    end if;
+    v_most := (p_limits ->> 'max_prompt_tokens')::bigint;
+    if p_prompt > v_most then
+        perform vanilla.refuse('VS400', format('the level allows prompts of %s tokens', v_most), jsonb_build_object('restriction', 'max_prompt_tokens',
+            'param', 'messages', 'limit', v_most, 'needed', p_prompt), 'Shorten the prompt; what is compared is the upper bound that is reserved.');
+    end if;
+    v_most := (p_limits ->> 'max_output_tokens')::bigint * p_choices;
+    if p_output > v_most and p_output_named then
+        perform vanilla.refuse('VS400', format('max_tokens is at most %s on this level', v_most / p_choices), jsonb_build_object('restriction', 'max_output_tokens',
+            'param', 'max_tokens', 'limit', v_most / p_choices));
+    end if;
+    -- a window that is full already refuses here, before anything is written that would have to be undone
+    if p_limits ?| array['requests_per_minute', 'requests_per_day'] then
+        select * into v from vanilla.rate_window(p_tenant_id, p_user_id, v_now);
+        v_window := v.counted;
+        if v_window.minute_at = v.minute_at then
+            v_window.minute_requests := v_window.minute_requests + 1;
+        else
+            v_window.minute_requests := null;
+        end if;
+        v_window.minute_tokens := null;
+        v_window.day_requests := case when v_window.day = v.day then v_window.day_requests + 1 end;
+        perform vanilla.refuse_window(p_limits, v_window, 0, v_now, v.day_end);
+    end if;
+    return least(p_output, v_most);
+end
+$f$;
+comment on function vanilla.restrict_call(uuid, uuid, jsonb, text, bigint, bigint, boolean, integer) is
+    'What a level says of a call before anything is reserved: model, sizes, windows that are full. Returns the output limit, clamped when the caller named none.';
+
+create or replace function vanilla.count_call(p_tenant_id uuid, p_user_id uuid, p_limits jsonb, p_tokens bigint) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v record;
+    v_window public.user_rate_windows;
+    v_most bigint := (p_limits ->> 'concurrent_executions')::bigint;
+    v_running bigint;
+begin
+    if v_most is not null then
+        select count(*) into v_running from public.user_token_holds h
+            where h.tenant_id = p_tenant_id and h.user_id = p_user_id and h.state = 'open' and h.expires_at > v_now and h.call is not null;
+        if v_running > v_most then
+            perform vanilla.refuse('VS429', format('the level allows %s calls at a time', v_most), jsonb_build_object('restriction', 'concurrent_executions',
+                'limit', v_most, 'used', v_running - 1, 'needed', 1, 'resets_at', null, 'retry_after_s', 1), 'Wait until one of them has ended.');
+        end if;
+    end if;
+    if not p_limits ?| array['requests_per_minute', 'tokens_per_minute', 'requests_per_day'] then
+        return null;
+    end if;
+    select * into v from vanilla.rate_window(p_tenant_id, p_user_id, v_now);
+    insert into public.user_rate_windows as r (tenant_id, user_id, minute_at, minute_requests, minute_tokens, day, day_requests)
+        values (p_tenant_id, p_user_id, v.minute_at, 1, p_tokens, v.day, 1)
+        on conflict (tenant_id, user_id) do update set
+            -- who read the clock before a neighbour that began the next minute counts there; a clock that leapt ahead and came back does not
+            minute_requests = case when r.minute_at >= excluded.minute_at and r.minute_at <= excluded.minute_at + interval '1 minute' then r.minute_requests + 1 else 1 end,
+            minute_tokens = case when r.minute_at >= excluded.minute_at and r.minute_at <= excluded.minute_at + interval '1 minute' then r.minute_tokens else 0 end + p_tokens,
+            minute_at = case when r.minute_at <= excluded.minute_at + interval '1 minute' then greatest(r.minute_at, excluded.minute_at) else excluded.minute_at end,
+            day_requests = case when r.day >= excluded.day and r.day <= excluded.day + 1 then r.day_requests + 1 else 1 end,
+            day = case when r.day <= excluded.day + 1 then greatest(r.day, excluded.day) else excluded.day end
+        returning r.* into v_window;
+    perform vanilla.refuse_window(p_limits, v_window, p_tokens, v_now, v.day_end);
+    return (select jsonb_agg(jsonb_build_object('name', x.name, 'limit', (p_limits ->> x.name)::bigint, 'remaining', (p_limits ->> x.name)::bigint - x.used,
+            'reset_s', greatest(ceil(extract(epoch from x.ends_at - v_now)), 0), 'window_s', x.window_s) order by x.window_s, x.name)
+        from (values ('requests_per_minute', v_window.minute_requests, v_window.minute_at + interval '1 minute', 60),
+                     ('tokens_per_minute', v_window.minute_tokens, v_window.minute_at + interval '1 minute', 60),
+                     ('requests_per_day', v_window.day_requests, v.day_end, 86400)) x (name, used, ends_at, window_s)
+        where p_limits ? x.name);
+end
+$f$;
+comment on function vanilla.count_call(uuid, uuid, jsonb, bigint) is
+    'Counts a call that has reserved its tokens, under the lock on its wallet; above a rate of the level, or with too many calls under way, it is refused and undone. Answers what is left of each rate.';
+
+create or replace function vanilla.return_rate_tokens(p_tenant_id uuid, p_user_id uuid, p_admitted_at timestamptz, p_tokens bigint) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    update public.user_rate_windows r set minute_tokens = greatest(r.minute_tokens - p_tokens, 0)
+        where r.tenant_id = p_tenant_id and r.user_id = p_user_id and r.minute_at = date_trunc('minute', p_admitted_at)
+$f$;
+comment on function vanilla.return_rate_tokens(uuid, uuid, timestamptz, bigint) is
+    'Takes what a call reserved and did not use off the minute in which it was admitted, when that is still the last one.';
 
 -- prices -----------------------------------------------------------------------------------------------------------
 create or replace function public.set_level_price(p_level_id uuid, p_cycle text, p_currency text, p_amount bigint, p_trial_days integer default 0,
@@ -538,6 +773,13 @@ begin
         join public.levels l on l.tenant_id = f.tenant_id and l.id = f.level_id
         join public.levels n on n.tenant_id = p_tenant_id and n.slug = l.slug
         where f.tenant_id = vanilla.platform();
+    insert into public.level_restrictions (tenant_id, level_id, type, amount, patterns)
+        select n.tenant_id, n.id, r.type, r.amount, r.patterns
+        from public.level_restrictions r
+        join public.levels l on l.tenant_id = r.tenant_id and l.id = r.level_id
+        join public.levels n on n.tenant_id = p_tenant_id and n.slug = l.slug
+        where r.tenant_id = vanilla.platform();
+    perform vanilla.copy_restrictions(l) from public.levels l where l.tenant_id = p_tenant_id;
     insert into public.level_pricing (tenant_id, level_id, cycle, currency, amount, trial_days, trial_credits, valid_from, valid_until)
         select n.tenant_id, n.id, p.cycle, p.currency, p.amount, p.trial_days, p.trial_credits, p.valid_from, p.valid_until
         from public.level_pricing p
@@ -552,7 +794,7 @@ begin
         where b.tenant_id = vanilla.platform();
 end
 $f$;
-comment on function vanilla.copy_level_terms(uuid) is 'Gives the levels of a new tenant the features, prices and benefits of the platform''s levels of the same slug.';
+comment on function vanilla.copy_level_terms(uuid) is 'Gives the levels of a new tenant the features, restrictions, prices and benefits of the platform''s levels of the same slug.';
 
 create or replace function vanilla.job_feature_usage(p_limit integer) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -578,6 +820,7 @@ comment on function vanilla.job_feature_usage(integer) is
 grant execute on function public.check_feature(uuid, text), public.consume_feature(uuid, text, bigint, text),
     public.set_level_feature(uuid, text, bigint, text, boolean, text, text, uuid), public.delete_level_feature(uuid, text, uuid),
     public.set_level(text, text, text, integer, boolean, uuid), public.delete_level(uuid, uuid),
+    public.set_level_restriction(uuid, text, bigint, text[], uuid), public.delete_level_restriction(uuid, text, uuid),
     public.set_level_price(uuid, text, text, bigint, integer, bigint, timestamptz, timestamptz, boolean, uuid),
     public.end_level_price(uuid, timestamptz, uuid), public.set_level_benefits(uuid, jsonb, uuid)
     to vanilla_app, vanilla_operator;

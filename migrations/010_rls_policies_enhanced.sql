@@ -15,6 +15,8 @@ begin
             ('level_features', 'tenant_shared'),
             ('level_feature_usage', 'user_read'),
             ('level_feature_keys', 'user_read'),
+            ('level_restrictions', 'tenant_shared'),
+            ('user_rate_windows', 'user_read'),
             ('level_pricing', 'tenant_shared'),
             ('level_benefits', 'tenant_shared')) t (name, class)
     loop

@@ -35,6 +35,8 @@ NULLABLE = {
     "schedules": "held_since last_duration_ms last_error last_result last_run_at longest_gap requested_at started_at",
     "log_exports": "dropped_at",
     "level_features": "usage_limit period",
+    "level_restrictions": "amount patterns",
+    "levels": "restrictions",
     "level_feature_usage": "usage_limit",
 }
 
@@ -51,6 +53,7 @@ PRIMARY = {
     "log_exports": "tenant_id log_table month",
     "level_feature_usage": "tenant_id user_id feature period period_start",
     "level_feature_keys": "tenant_id user_id idempotency_key",
+    "user_rate_windows": "tenant_id user_id",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -69,6 +72,7 @@ UNIQUE = {
     "one_time_tokens": {"token_hash"},
     "level_features": {"tenant_id level_id feature"},
     "level_benefits": {"tenant_id level_id position"},
+    "level_restrictions": {"tenant_id level_id type"},
 }
 
 REFERENCES = {
@@ -96,6 +100,8 @@ REFERENCES = {
     "level_features": {"tenant_id level_id -> levels tenant_id id"},
     "level_feature_usage": {"tenant_id user_id -> users tenant_id id"},
     "level_feature_keys": {"tenant_id user_id -> users tenant_id id"},
+    "level_restrictions": {"tenant_id level_id -> levels tenant_id id"},
+    "user_rate_windows": {"tenant_id user_id -> users tenant_id id"},
     "level_pricing": {"tenant_id level_id -> levels tenant_id id"},
     "level_benefits": {"tenant_id level_id -> levels tenant_id id"},
 }
@@ -134,6 +140,7 @@ EXECUTABLE = {
                 "create_webhook_endpoint",
                 "delete_level",
                 "delete_level_feature",
+                "delete_level_restriction",
                 "delete_webhook_endpoint",
                 "end_level_price",
                 "extend_token_hold",
@@ -157,6 +164,7 @@ EXECUTABLE = {
                 "set_level_benefits",
                 "set_level_feature",
                 "set_level_price",
+                "set_level_restriction",
                 "set_level_token_policy",
                 "set_provider_secret",
                 "set_schedule",
@@ -362,6 +370,14 @@ FORBIDDEN = {
                                     "usage_limit = 1, period = 'hourly'"],
     "level_feature_usage_period_check": ["period = 'hourly'"],
     "level_feature_usage_used_check": ["used = 0", "used = 2, usage_limit = 1"],
+    "level_restrictions_type_check": ["type = 'odd', amount = 1, patterns = null"],
+    "level_restrictions_value_check": [
+        "type = 'api_keys', amount = -1, patterns = null", "type = 'api_keys', amount = null, patterns = null",
+        "type = 'api_keys', amount = 1, patterns = '{x}'", "type = 'api_keys', amount = 1000000000001, patterns = null",
+        "type = 'denied_models', amount = 1, patterns = null", "type = 'denied_models', amount = 1, patterns = '{x}'",
+        "type = 'denied_models', amount = null, patterns = '{}'", "type = 'denied_models', amount = null, patterns = '{x,null}'",
+        "type = 'denied_models', amount = null, patterns = '{\"\"}'",
+    ],
     "level_pricing_cycle_check": ["cycle = 'odd'"],
     "level_pricing_currency_check": ["currency = 'XXX'", "currency = 'eur'"],
     "level_pricing_amounts_check": ["amount = -1", "trial_credits = -1", "amount = 1000000000000001",

@@ -1,5 +1,7 @@
 """Promises of 007: whose features are counted, whose terms change, and what of it anybody may read."""
 
+import json
+
 from tests.isolation.promises import Case
 
 F = "'document-analysis'"
@@ -170,6 +172,71 @@ TERMS = [
     Case("nobody", "select delete_level('{paid}')", "VS401"),
 ]  # fmt: skip
 
+
+
+def rate(**rules: object) -> str:
+    """A's default level with these restrictions and no other."""
+    return f"update levels set restrictions = '{json.dumps(rules)}' where tenant_id = '{{a}}' and id = '{{level}}'"
+
+
+ADMIT = "select vanilla.admit_call({user_key}, null, null, 'sandbox-small', 1, 1, 1, 1, gen_random_uuid(), false, '60 s')"
+BY_SESSION = ADMIT.replace("{user_key}, null", "null, {user_session}")
+FOR_OTHER = ADMIT.replace("{user_key}, null, null", "{user_key}, null, 'own'")
+ACTS = (
+    "update api_keys set scopes = '{chat,act_as}' where tenant_id = '{a}' and user_id = '{user}';"
+    " update users set external_id = 'own' where tenant_id = '{a}' and id = '{other}'"
+)
+WINDOW = "(select %s from user_rate_windows where tenant_id = '{a}' and user_id = '{user}')"
+FULL = (
+    "delete from user_rate_windows where tenant_id = '{a}'; insert into user_rate_windows"
+    " (tenant_id, user_id, minute_at, minute_requests, minute_tokens, day, day_requests)"
+    " select '{a}', '{user}', date_trunc('minute', vanilla.clock()), 3, 30, (vanilla.clock() at time zone 'UTC')::date, 3"
+)
+KEYED = "select create_api_key('n', 'p', sha256('new'))"
+RULES = [
+    Case("admin", "select set_level_restriction('{level}', 'api_keys', 5)", audit="level.restriction",
+         then="(select restrictions ->> 'api_keys' from levels where tenant_id = '{a}' and id = '{level}') = '5'"),
+    Case("admin", "select set_level_restriction('{level}', 'api_keys', 5)",
+         then="(select count(*) from levels where tenant_id = '{a}' and restrictions ? 'api_keys') = 1"),
+    Case("user", "select set_level_restriction('{level}', 'api_keys', 5)", "VS403"),
+    Case("nobody", "select set_level_restriction('{level}', 'api_keys', 5)", "VS401"),
+    Case("admin", "select set_level_restriction('{b_level}', 'api_keys', 5)", "VS404"),
+    Case("admin", "select set_level_restriction('{level}', 'odd', 5)", "VS400"),
+    Case("admin", "select delete_level_restriction('{level}', 'requests_per_minute')", audit="level.restriction_removed",
+         then="(select restrictions from levels where tenant_id = '{a}' and id = '{level}') ->> 'requests_per_minute' is null"
+              " and (select count(*) from level_restrictions where tenant_id = '{a}') = 2"),
+    Case("admin", "select delete_level_restriction('{level}', 'api_keys')", "VS404"),
+    Case("user", "select delete_level_restriction('{level}', 'requests_per_minute')", "VS403"),
+    Case("admin", "select delete_level_restriction('{b_level}', 'requests_per_minute')", "VS404"),
+    *[Case("runtime", admit) for admit in (ADMIT, BY_SESSION)],
+    Case("runtime", FOR_OTHER, given=ACTS),
+    *[Case("runtime", admit, "VS429", rate(requests_per_minute=0)) for admit in (ADMIT, BY_SESSION)],
+    Case("runtime", FOR_OTHER, "VS429", f"{ACTS}; {rate(requests_per_minute=0)}"),
+    Case("runtime", ADMIT, "VS403", rate(denied_models=["sandbox-*"])),
+    Case("runtime", ADMIT, "VS403", rate(allowed_models=["sandbox-large"])),
+    Case("runtime", ADMIT, "VS400", rate(max_prompt_tokens=0)),
+    Case("runtime", ADMIT, "VS400", rate(max_output_tokens=0)),
+    Case("runtime", ADMIT, "VS429", f"{rate(requests_per_minute=3)}; {FULL}"),
+    Case("runtime", ADMIT, given=f"{rate(requests_per_minute=4)}; {FULL}", then=WINDOW % "minute_requests = 4"),
+    Case("runtime", ADMIT, "VS429", f"{rate(tokens_per_minute=31)}; {FULL}"),
+    Case("runtime", ADMIT, given=f"{rate(tokens_per_minute=32)}; {FULL}", then=WINDOW % "minute_tokens = 32"),
+    Case("runtime", ADMIT, "VS429", f"{rate(requests_per_day=3)}; {FULL}"),
+    Case("runtime", ADMIT, given=f"{rate(requests_per_day=4)}; {FULL}", then=WINDOW % "day_requests = 4"),
+    Case("runtime", ADMIT, "VS429", rate(concurrent_executions=1)),
+    Case("runtime", ADMIT, given=f"{rate(concurrent_executions=1)}; update user_token_holds set state = 'settled', closed_at = vanilla.clock()"
+         " where tenant_id = '{a}' and user_id = '{user}' and call is not null and state = 'open'"),
+    Case("runtime", ADMIT, given=f"{rate(concurrent_executions=1)}; update user_token_holds set expires_at = vanilla.clock()"
+         " where tenant_id = '{a}' and user_id = '{user}' and call is not null"),
+    Case("runtime", "select vanilla.settle_call('{a}', '{call}', 'succeeded', 0, 0, 0, 0)",
+         given=f"{FULL}; update user_token_holds set call = call || '{{\"rate\": true}}', created_at = vanilla.clock() where tenant_id = '{{a}}' and id = '{{call}}'",
+         then=WINDOW % "minute_tokens = 10"),
+    Case("user", KEYED),
+    Case("user", KEYED, "VS429", rate(api_keys=1)),
+    Case("user", KEYED, given=rate(api_keys=2)),
+    Case("user", KEYED, given=rate(api_keys=1) + "; update api_keys set revoked_at = vanilla.clock() where tenant_id = '{a}' and user_id = '{user}'"),
+    Case("user", KEYED, given=rate(api_keys=1) + "; update api_keys set expires_at = vanilla.clock() where tenant_id = '{a}' and user_id = '{user}'"),
+]  # fmt: skip
+
 LIST = "select vanilla.public_pricing('{word}')"
 PRIVATE = "insert into system_configurations (tenant_id, key, value) values ('{%s}', 'pricing.public', 'false')"
 FRESH = "(select count(*) from {t} x join tenants t on t.id = x.tenant_id where t.slug = 'fresh') = (select count(*) from {t} where tenant_id = '{platform}')"
@@ -188,11 +255,11 @@ OTHERS = [
     Case("runtime", LIST, given=PRIVATE % "twin"),
     Case("runtime", "select vanilla.public_pricing('nobody-here')", "VS404"),
     *[Case("super", "select create_tenant('fresh', 'Fresh')", then=FRESH.replace("{t}", table))
-      for table in ("level_features", "level_pricing", "level_benefits")],
+      for table in ("level_features", "level_pricing", "level_benefits", "level_restrictions")],
     Case("keeper", "select vanilla.job_feature_usage(5)", given=f"{BEGAN}; {LONG_AGO}",
          then="not exists (select from level_feature_keys where tenant_id = '{a}' and user_id = '{user}')"
               " and not exists (select from level_feature_usage where tenant_id = '{a}' and user_id = '{user}')"
               " and exists (select from level_feature_usage where tenant_id = '{a}' and user_id = '{other}')"),
 ]  # fmt: skip
 
-CASES = [*FEATURES, *TERMS, *OTHERS]
+CASES = [*FEATURES, *TERMS, *RULES, *OTHERS]

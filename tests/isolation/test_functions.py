@@ -93,6 +93,8 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.consume_feature": (OK, {"p_feature": "'document-analysis'"}),
     "public.set_level_feature": (OK, {"p_feature": "'x'"}),
     "public.delete_level_feature": (OK, {"p_feature": "'document-analysis'"}),
+    "public.set_level_restriction": (OK, {"p_type": "'api_keys'", "p_amount": "9"}),
+    "public.delete_level_restriction": (OK, {"p_type": "'requests_per_minute'"}),
     "public.set_level": (OK, {"p_slug": "'x'", "p_name": "'x'"}),
     "public.delete_level": (OK, {}),
     "public.set_level_price": (OK, {"p_cycle": "'yearly'", "p_currency": "'CHF'", "p_amount": "1"}),

@@ -8,7 +8,16 @@ import typer
 
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
 from vanilla_saas.levels import store
-from vanilla_saas.levels.models import Cycle, FeatureBody, LevelBody, Period, PriceBody, Terms
+from vanilla_saas.levels.models import (
+    Cycle,
+    FeatureBody,
+    LevelBody,
+    Period,
+    PriceBody,
+    RestrictionBody,
+    RestrictionType,
+    Terms,
+)
 from vanilla_saas.levels.money import money
 from vanilla_saas.tokens.store import find_user
 
@@ -58,6 +67,7 @@ def show_level(level: Level, tenant: TenantSlug = "default", as_json: AsJson = F
         return
     typer.echo(f"{terms.name} ({terms.slug}), tier {terms.tier}, {terms.users} users")
     show([f.model_dump(exclude={"id"}) for f in terms.features], False)
+    show([r.model_dump() for r in terms.restrictions], False)
     show([p.model_dump() | {"amount": money(p.amount, p.currency)} for p in terms.prices], False)
     for benefit in terms.benefits:
         typer.echo(f"{'*' if benefit.highlighted else '-'} {benefit.text}")
@@ -126,6 +136,33 @@ def remove_feature(level: Level, feature: FeatureSlug, tenant: TenantSlug = "def
 
     as_operator(run)
     tell(f"{level} has no {feature} any more.", {"level": level, "feature": feature}, as_json)
+
+
+@levels.command("restrict")
+def restrict(
+    level: Level,
+    kind: Annotated[RestrictionType, typer.Argument(metavar="TYPE", help="What is restricted.")],
+    amount: Annotated[int | None, typer.Argument(min=0, help="How much.")] = None,
+    pattern: Annotated[
+        list[str] | None, typer.Option(help="Of models, * stands for anything; may be repeated.")
+    ] = None,
+    lift: Annotated[bool, typer.Option("--lift", help="Take the restriction away.")] = False,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Restrict a level from the next call on, or lift a restriction."""
+    body = RestrictionBody(amount=amount, patterns=pattern or None)
+
+    async def run(connection: asyncpg.Connection) -> None:
+        owner, found = await store.find_level(connection, tenant, level)
+        if lift:
+            await store.delete_restriction(connection, owner, found, kind)
+        else:
+            await store.set_restriction(connection, owner, found, kind, body)
+
+    as_operator(run)
+    facts = {"level": level, "type": kind, "lifted": lift} | body.model_dump()
+    tell(f"{kind} of {level} is {'lifted' if lift else 'set'}.", facts, as_json)
 
 
 @levels.command("price")

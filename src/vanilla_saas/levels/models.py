@@ -9,6 +9,17 @@ from pydantic import BaseModel, Field, StringConstraints
 Period = Literal["daily", "weekly", "monthly", "yearly", "lifetime"]
 Cycle = Literal["one_time", "monthly", "quarterly", "yearly", "lifetime"]
 Reason = Literal["no_level", "not_in_level", "off", "limit"]
+RestrictionType = Literal[
+    "allowed_models",
+    "denied_models",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "requests_per_day",
+    "concurrent_executions",
+    "max_output_tokens",
+    "max_prompt_tokens",
+    "api_keys",
+]
 FeatureName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 MAX_AMOUNT = 10**15
 
@@ -75,6 +86,19 @@ class Feature(FeatureBody):
     feature: str
 
 
+class RestrictionBody(BaseModel):
+    """A number, or for allowed_models and denied_models patterns of names in which * stands for anything."""
+
+    amount: int | None = Field(None, ge=0, le=10**12, description="requests, tokens, calls or keys")
+    patterns: list[Annotated[str, StringConstraints(min_length=1, max_length=200)]] | None = Field(
+        None, min_length=1, max_length=100
+    )
+
+
+class Restriction(RestrictionBody):
+    type: RestrictionType
+
+
 class PriceBody(BaseModel):
     """A price from a moment on."""
 
@@ -136,6 +160,7 @@ class Terms(BaseModel):
     status: Literal["active", "retired"]
     users: int | None = Field(description="users on it; null unless the caller is an admin")
     features: list[Feature]
+    restrictions: list[Restriction]
     prices: list[Price] = Field(description="in force and to come")
     benefits: list[Benefit]
 

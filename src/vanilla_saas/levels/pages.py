@@ -1,6 +1,6 @@
 """Pages of levels: what one's own allows, what each is worth with forms for admins, and the public price page."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 from uuid import UUID
 
 from fastapi import Form, Request
@@ -10,7 +10,7 @@ from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, r
 from vanilla_saas.console.security import read_cookie
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.levels import store
-from vanilla_saas.levels.models import FeatureBody, Period, PriceBody
+from vanilla_saas.levels.models import FeatureBody, Period, PriceBody, RestrictionBody, RestrictionType
 from vanilla_saas.levels.money import decimals, money
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageAdmin, PageCaller
@@ -48,7 +48,7 @@ async def levels(request: Request, caller: PageAdmin, notice: str = "") -> Respo
         rows = await store.terms(connection, caller.identity.tenant_id)
     return render(
         request, "levels/levels.html", rows=rows, notice=notice, periods=PERIODS, cycles=CYCLES, money=money,
-        tenant=caller.tenant,
+        tenant=caller.tenant, types=get_args(RestrictionType),
     )  # fmt: skip
 
 
@@ -81,6 +81,29 @@ async def remove_feature(request: Request, caller: PageAdmin, level_id: UUID, fe
     async with acting(request, caller) as connection:
         await store.delete_feature(connection, caller.identity.tenant_id, level_id, feature)
     return redirect(request, "/levels?notice=removed")
+
+
+@router.post("/levels/{level_id}/restriction")
+async def set_restriction(
+    request: Request,
+    caller: PageAdmin,
+    level_id: UUID,
+    type: Annotated[RestrictionType, Form()],
+    value: Annotated[str, Form(max_length=2000)] = "",
+) -> Response:
+    """A number, patterns separated by commas, or nothing to lift the restriction."""
+    value = value.strip()
+    async with acting(request, caller) as connection:
+        if not value:
+            await store.delete_restriction(connection, caller.identity.tenant_id, level_id, type)
+        else:
+            models = type in ("allowed_models", "denied_models")
+            if not models and not value.isdecimal():
+                raise VanillaError("invalid_request", f"{type} is a number.", {"param": "value"})
+            patterns = [pattern.strip() for pattern in value.split(",")] if models else None
+            body = RestrictionBody.model_construct(amount=None if models else int(value), patterns=patterns)
+            await store.set_restriction(connection, caller.identity.tenant_id, level_id, type, body)
+    return redirect(request, "/levels?notice=restriction")
 
 
 @router.post("/levels/{level_id}/price")

@@ -20,6 +20,8 @@ from vanilla_saas.levels.models import (
     MadeId,
     PriceBody,
     PriceList,
+    RestrictionBody,
+    RestrictionType,
     Terms,
 )
 from vanilla_saas.tenancy.identity import CurrentCaller, acting
@@ -105,6 +107,24 @@ async def delete_feature(request: Request, caller: CurrentCaller, level_id: UUID
     """Takes a feature out of a level."""
     async with acting(request, caller) as connection:
         await store.delete_feature(connection, caller.identity.tenant_id, level_id, feature)
+
+
+@router.put("/levels/{level_id}/restrictions/{type}")
+async def set_restriction(
+    request: Request, caller: CurrentCaller, level_id: UUID, type: RestrictionType, body: RestrictionBody
+) -> MadeId:
+    """Restricts a level, for all on it and from the next call on."""
+    async with acting(request, caller) as connection:
+        return MadeId(id=await store.set_restriction(connection, caller.identity.tenant_id, level_id, type, body))
+
+
+@router.delete("/levels/{level_id}/restrictions/{type}", status_code=204)
+async def delete_restriction(
+    request: Request, caller: CurrentCaller, level_id: UUID, type: RestrictionType
+) -> None:
+    """Lifts a restriction of a level."""
+    async with acting(request, caller) as connection:
+        await store.delete_restriction(connection, caller.identity.tenant_id, level_id, type)
 
 
 @router.post("/levels/{level_id}/prices")

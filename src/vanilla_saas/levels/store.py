@@ -7,7 +7,17 @@ import asyncpg
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
-from vanilla_saas.levels.models import Benefit, Feature, FeatureBody, LevelBody, Price, PriceBody, Terms
+from vanilla_saas.levels.models import (
+    Benefit,
+    Feature,
+    FeatureBody,
+    LevelBody,
+    Price,
+    PriceBody,
+    Restriction,
+    RestrictionBody,
+    Terms,
+)
 
 LEVELS = """
 select v.id, v.slug, v.name, v.description, v.tier, v.is_default, v.status,
@@ -21,6 +31,12 @@ select f.id, f.level_id, f.feature, f.name, f.category, f.enabled, f.usage_limit
 from public.level_features f
 where f.tenant_id = $1 and ($2::uuid is null or f.level_id = $2)
 order by f.category, f.feature
+"""
+RESTRICTIONS = """
+select r.level_id, r.type, r.amount, r.patterns
+from public.level_restrictions r
+where r.tenant_id = $1 and ($2::uuid is null or r.level_id = $2)
+order by r.type
 """
 PRICES = """
 select p.id, p.level_id, p.cycle, p.currency, p.amount, p.trial_days, p.trial_credits, p.valid_from,
@@ -66,12 +82,14 @@ async def terms(
     if level_id is not None and not levels:
         raise VanillaError("not_found", "no such level", {"level_id": str(level_id)})
     features = await connection.fetch(FEATURES, tenant_id, level_id)
+    restrictions = await connection.fetch(RESTRICTIONS, tenant_id, level_id)
     prices = await connection.fetch(PRICES, tenant_id, level_id)
     benefits = await connection.fetch(BENEFITS, tenant_id, level_id)
     return [
         Terms(
             **dict(level) | {"users": level["users"] if counted else None},
             features=[Feature(**row) for row in features if row["level_id"] == level["id"]],
+            restrictions=[Restriction(**row) for row in restrictions if row["level_id"] == level["id"]],
             prices=[Price(**row) for row in prices if row["level_id"] == level["id"]],
             benefits=[Benefit(**row) for row in benefits if row["level_id"] == level["id"]],
         )
@@ -111,6 +129,21 @@ async def set_feature(
 async def delete_feature(connection: asyncpg.Connection, tenant_id: UUID, level_id: UUID, feature: str) -> None:
     """`delete_level_feature`."""
     await connection.fetchval("select public.delete_level_feature($1, $2, $3)", level_id, feature, tenant_id)
+
+
+async def set_restriction(
+    connection: asyncpg.Connection, tenant_id: UUID, level_id: UUID, kind: str, body: RestrictionBody
+) -> UUID:
+    """`set_level_restriction`: its id. Raises VanillaError `invalid_request` for a value of the wrong type."""
+    made: UUID = await connection.fetchval(
+        "select public.set_level_restriction($1, $2, $3, $4, $5)", level_id, kind, body.amount, body.patterns, tenant_id
+    )
+    return made
+
+
+async def delete_restriction(connection: asyncpg.Connection, tenant_id: UUID, level_id: UUID, kind: str) -> None:
+    """`delete_level_restriction`."""
+    await connection.fetchval("select public.delete_level_restriction($1, $2, $3)", level_id, kind, tenant_id)
 
 
 async def set_price(connection: asyncpg.Connection, tenant_id: UUID, level_id: UUID, body: PriceBody) -> UUID:
