@@ -1,11 +1,13 @@
 """`vanilla-saas levels`: levels and their terms, features checked and counted, as the operator."""
 
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
 import asyncpg
 import typer
 
+from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
 from vanilla_saas.levels import store
 from vanilla_saas.levels.models import (
@@ -19,6 +21,8 @@ from vanilla_saas.levels.models import (
     Terms,
 )
 from vanilla_saas.levels.money import money
+from vanilla_saas.levels.plans import PlanFile
+from vanilla_saas.levels.plans_apply import apply, changes
 from vanilla_saas.tokens.store import find_user
 
 levels = typer.Typer(no_args_is_help=True, help="Levels of a tenant: features with limits, prices, benefits.")
@@ -71,6 +75,40 @@ def show_level(level: Level, tenant: TenantSlug = "default", as_json: AsJson = F
     show([p.model_dump() | {"amount": money(p.amount, p.currency)} for p in terms.prices], False)
     for benefit in terms.benefits:
         typer.echo(f"{'*' if benefit.highlighted else '-'} {benefit.text}")
+
+
+@levels.command("apply")
+def apply_plans(
+    path: Annotated[Path, typer.Argument(metavar="PLANS.YAML", help="Plans; docs/design/levels.md explains them.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Change without asking.")] = False,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Make a tenant's levels what a file says; shows the differences first, changes all or nothing."""
+    file = PlanFile(path)
+
+    async def look(connection: asyncpg.Connection) -> list[dict[str, str]]:
+        return [change.row for change in await changes(connection, await tenant_id(connection, tenant), file)]
+
+    rows = as_operator(look)
+    if not rows:
+        tell("Nothing differs.", {"changed": False, "changes": []}, as_json)
+        return
+    if not as_json:
+        show(rows, False)
+    if not yes and (as_json or not typer.confirm(f"Make {len(rows)} changes?", err=True)):
+        tell("Nothing was changed.", {"changed": False, "changes": rows}, as_json)
+        return
+
+    async def work(connection: asyncpg.Connection) -> None:
+        owner = await tenant_id(connection, tenant)
+        found = await changes(connection, owner, file)
+        if [change.row for change in found] != rows:
+            raise VanillaError("invalid_state", "The levels were changed meanwhile; nothing was.", hint="Look again.")
+        await apply(connection, owner, file, found)
+
+    as_operator(work)
+    tell(f"{len(rows)} changes made.", {"changed": True, "changes": rows}, as_json)
 
 
 @levels.command("set")
