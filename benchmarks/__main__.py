@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from benchmarks import backup, calls, cli, gateway, isolation, machine, operations, startup, wallet
+from benchmarks import backup, calls, cli, gateway, isolation, levels, machine, operations, startup, wallet
 from benchmarks.frame import BenchmarkError, Result, markdown, show
 from benchmarks.options import Options
 
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
     "gateway": ("the metered call under load, against its floors and LiteLLM", gateway.run),
     "backup": ("backup and verified restore of a large ledger, against pg_dump and pg_restore", backup.run),
     "wallet": ("debits, reservations, batches, the end of a month and the ledger, against the least SQL", wallet.run),
+    "levels": ("uses of a feature counted up to a limit, against a bare upsert", levels.run),
     "operations": ("retention by dropping months, and the end of a month through the scheduler", operations.run),
 }
 

@@ -15,7 +15,7 @@
 --
 -- Invariants: every row has a tenant; every foreign key carries tenant_id; secrets have no column grant; nobody reads
 -- a context key; functions that skip the signature take a key hash, a session hash or a hold, never a tenant id.
--- Lock order: the hold an operation names, then user_token_wallets, user_token_grants, api_keys;
+-- Lock order: the hold an operation names, then user_token_wallets, user_token_grants, user_rate_windows (007), api_keys;
 -- of a sign-in: users, then one_time_tokens, then sessions.
 -- Functions of 002 (wallet) are called from here by name and exist before anyone can call these.
 --
@@ -287,6 +287,7 @@ create table if not exists public.levels (
     tier integer not null default 0,
     is_default boolean not null default false,
     status text not null default 'active',
+    restrictions jsonb,
     created_at timestamptz not null default clock_timestamp(),
     constraint levels_pkey primary key (tenant_id, id),
     constraint levels_tenant_slug_key unique (tenant_id, slug),
@@ -296,6 +297,8 @@ create table if not exists public.levels (
 );
 create unique index if not exists levels_tenant_default_idx on public.levels (tenant_id) where is_default;
 comment on table public.levels is 'What a user is on inside a tenant; tier ranks it. The platform''s rows are copied into new tenants.';
+comment on column public.levels.restrictions is
+    'Copy of the level''s rows of level_restrictions (007), which admit_call reads with the caller; null: none.';
 
 create table if not exists public.level_token_policies (
     tenant_id uuid not null,
@@ -1534,6 +1537,10 @@ begin
         join public.levels l on l.tenant_id = p.tenant_id and l.id = p.level_id
         join public.levels n on n.tenant_id = v_id and n.slug = l.slug
         where p.tenant_id = vanilla.platform();
+    -- 007 knows what else a level has; before it has run there is nothing to copy
+    if to_regprocedure('vanilla.copy_level_terms(uuid)') is not null then
+        perform vanilla.copy_level_terms(v_id);
+    end if;
     perform vanilla.audit(vanilla.platform(), 'tenant.created', 'tenant', v_id, jsonb_build_object('slug', p_slug));
     return v_id;
 end
@@ -2357,6 +2364,8 @@ declare
     v_self boolean := vanilla.claim(4) is not null and coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid;
     v_tenant uuid;
     v_user public.users;
+    v_most bigint;
+    v_keys bigint;
     v_id uuid := vanilla.uuid7();
 begin
     if v_self and vanilla.claim(5) = 'user' then
@@ -2373,6 +2382,19 @@ begin
     end if;
     if 'admin' = any (p_scopes) and v_user.role = 'user' then
         perform vanilla.refuse('VS400', 'the scope admin needs a user who is an admin', '{"param": "scopes"}');
+    end if;
+    select (l.restrictions ->> 'api_keys')::bigint into v_most from public.user_token_wallets w
+        join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
+        where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id;
+    if v_most is not null then
+        -- two who make the last one meet here
+        perform from public.users where tenant_id = v_user.tenant_id and id = v_user.id for no key update;
+        select count(*) into v_keys from public.api_keys k
+            where k.tenant_id = v_user.tenant_id and k.user_id = v_user.id and k.revoked_at is null and k.expires_at > vanilla.clock();
+        if v_keys >= v_most then
+            perform vanilla.refuse('VS429', format('the level allows %s API keys', v_most), jsonb_build_object('restriction', 'api_keys',
+                'limit', v_most, 'used', v_keys, 'resets_at', null), 'Revoke one, or ask an admin for another level.');
+        end if;
     end if;
     perform vanilla.hold_open(v_user);
     begin
@@ -2495,19 +2517,25 @@ declare
     v_needed bigint;
     v_clamped boolean := false;
     v_least bigint;
+    v_limits jsonb;
+    v_rate jsonb;
 begin
     -- who calls
     if p_key_hash is not null then
-        select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens into v_caller from public.api_keys k
+        select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens, l.restrictions into v_caller from public.api_keys k
             join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
             join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
+            left join public.user_token_wallets w on w.tenant_id = k.tenant_id and w.user_id = k.user_id
+            left join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
             where k.key_hash = p_key_hash and k.revoked_at is null and k.expires_at > v_now
               and u.status = 'active' and t.status = 'active';
     else
-        select s.tenant_id, s.user_id, null::uuid as key_id, array['chat'] as scopes, null::bigint as budget_tokens into v_caller
+        select s.tenant_id, s.user_id, null::uuid as key_id, array['chat'] as scopes, null::bigint as budget_tokens, l.restrictions into v_caller
             from public.sessions s
             join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
             join public.tenants t on t.tenant_id = s.tenant_id and t.id = s.tenant_id
+            left join public.user_token_wallets w on w.tenant_id = s.tenant_id and w.user_id = s.user_id
+            left join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
             where s.token_hash = p_session_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > v_now
               and u.status = 'active' and t.status = 'active';
     end if;
@@ -2519,6 +2547,7 @@ begin
     end if;
     -- who pays
     v_payer := v_caller.user_id;
+    v_limits := v_caller.restrictions;
     if p_payer is not null then
         if not v_caller.scopes && array['act_as', 'act_as:create'] then
             perform vanilla.refuse('VS403', 'the key may not name who pays', '{"need": "act_as"}',
@@ -2542,6 +2571,10 @@ begin
                     jsonb_build_object('by', 'act_as:create'), v_caller.user_id, 'service');
             end if;
         end if;
+        -- the payer's level, not the key's user's
+        select l.restrictions into v_limits from public.user_token_wallets w
+            join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
+            where w.tenant_id = v_caller.tenant_id and w.user_id = v_payer;
     end if;
     -- what is called: the tenant's own model before the platform's of the same name
     select m.* into v_model from public.ai_models m
@@ -2576,6 +2609,12 @@ begin
     if v_output > v_model.max_output_tokens * p_choices then
         perform vanilla.refuse('VS400', format('max_tokens is at most %s for this model', v_model.max_output_tokens),
             jsonb_build_object('param', 'max_tokens', 'limit', v_model.max_output_tokens));
+    end if;
+    if v_limits is not null then
+        v_output := vanilla.restrict_call(v_caller.tenant_id, v_payer, v_limits, v_model.slug, v_prompt, v_output, p_output_limit is not null, p_choices);
+        if v_limits ? 'tokens_per_minute' then
+            v_call := v_call || '{"rate": true}';
+        end if;
     end if;
     v_needed := vanilla.call_tokens(v_call, v_prompt, 0, v_output);
     v_entry.tenant_id := v_caller.tenant_id;
@@ -2619,6 +2658,10 @@ begin
         end if;
         v_entry := vanilla.reserve_tokens(v_wallet, v_entry, v_needed, p_ttl, v_caller.key_id, v_call);
     end if;
+    -- the wallet is locked: what other calls of the payer have counted is there, and the next one waits
+    if v_limits is not null then
+        v_rate := vanilla.count_call(v_caller.tenant_id, v_payer, v_limits, v_needed);
+    end if;
     if v_caller.budget_tokens is not null then
         update public.api_keys set used_tokens = used_tokens + v_needed
             where tenant_id = v_caller.tenant_id and id = v_caller.key_id and used_tokens + v_needed <= budget_tokens;
@@ -2631,7 +2674,8 @@ begin
     return jsonb_build_object('tenant_id', v_caller.tenant_id, 'user_id', v_payer, 'hold_id', v_entry.hold_id, 'execution_id', p_execution_id,
         'reserved', v_needed, 'output_limit', v_output, 'clamped', v_clamped, 'available', v_entry.available_after,
         'provider_tenant_id', v_provider.tenant_id, 'provider_id', v_provider.id, 'provider', v_provider.slug, 'kind', v_provider.kind,
-        'base_url', v_provider.base_url, 'secret', encode(v_provider.secret, 'base64'), 'model', v_model.slug, 'upstream_model', v_model.upstream_model);
+        'base_url', v_provider.base_url, 'secret', encode(v_provider.secret, 'base64'), 'model', v_model.slug, 'upstream_model', v_model.upstream_model,
+        'rate', v_rate);
 end
 $f$;
 comment on function vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text) is
@@ -2687,6 +2731,9 @@ begin
                 else greatest(k.used_tokens + v_charged - case when v_entry.metadata ? 'late' then 0 else v_hold.requested end, 0) end
         where k.tenant_id = p_tenant_id and k.id = v_hold.api_key_id
           and (k.budget_tokens is not null or k.last_used_at is null or k.last_used_at < vanilla.clock() - interval '1 minute');
+    end if;
+    if v_hold.call ? 'rate' then
+        perform vanilla.return_rate_tokens(p_tenant_id, v_hold.user_id, v_hold.created_at, v_hold.requested - v_charged);
     end if;
     if v_entry.metadata ? 'late' then              -- its row stands already, as abandoned
         delete from public.ai_executions where tenant_id = p_tenant_id and id = v_hold.execution_id and status = 'abandoned';

@@ -12,6 +12,8 @@ from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.pool import Database
+from vanilla_saas.levels import pages as levels_pages
+from vanilla_saas.levels.routes import router as levels_router
 from vanilla_saas.logs import configure_logs
 from vanilla_saas.operations import backups_pages, schedules_pages, webhooks_pages
 from vanilla_saas.operations import pages as operations_pages
@@ -90,13 +92,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestIds)
     install_problems(app)
     rooms = (
-        operations_router, person_router, tenancy_router, tokens_router, wallet_router, proof_router, webhooks_router,
-        schedules_router,
+        operations_router, person_router, tenancy_router, tokens_router, wallet_router, proof_router, levels_router,
+        webhooks_router, schedules_router,
     )  # fmt: skip
     for router in rooms:
         app.include_router(router)
     pages = (
-        tokens_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages, operations_pages, backups_pages
+        tokens_pages, levels_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages, operations_pages,
+        backups_pages,
     )  # fmt: skip
     console.install(app, *(page.ROOM for page in pages))
     return app

@@ -52,6 +52,9 @@ class Commands(LazyGroup):
             "vanilla_saas.operations.schedules_cli:schedules", "Jobs that time brings: resets, retention, clean-up."
         ),
         "wallets": LazyCommand("vanilla_saas.tokens.cli:app", "Wallets: balances, ledger, proof."),
+        "levels": LazyCommand(
+            "vanilla_saas.levels.cli:levels", "Levels of a tenant: features with limits, prices, benefits."
+        ),
         "pg-upgrade": LazyCommand(
             "vanilla_saas.database.cli:pg_upgrade", "Move the embedded server's data to VANILLA_SAAS_PG_VERSION."
         ),

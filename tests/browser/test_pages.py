@@ -14,9 +14,11 @@ from vanilla_saas.database.context import Identity
 from vanilla_saas.database.pool import Database
 
 Visit = Callable[..., Awaitable[Visitor]]
-EVERYBODY = ["/sign-in", "/register", "/password/set?token=vst_x", "/nowhere"]
+EVERYBODY = ["/sign-in", "/register", "/password/set?token=vst_x", "/nowhere", "/pricing?tenant=default"]
 ADMIN = [
     "/wallet",
+    "/plan",
+    "/levels",
     "/playground",
     "/keys",
     "/users",

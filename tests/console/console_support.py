@@ -52,6 +52,8 @@ class Page(HTMLParser):
         """Where the side bar leads."""
         known = {
             "/wallet",
+            "/plan",
+            "/levels",
             "/playground",
             "/keys",
             "/users",

@@ -18,9 +18,10 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-OPEN = ["/sign-in", "/register", "/password/set", "/password/set?token=vst_x", "/nowhere"]
-FOR_USERS = ["/wallet", "/playground", "/keys", "/password"]
-FOR_ADMINS = [*FOR_USERS, "/users", "/audit"]
+OPEN = ["/sign-in", "/register", "/password/set", "/password/set?token=vst_x", "/nowhere",
+        "/pricing"]  # fmt: skip
+FOR_USERS = ["/wallet", "/plan", "/playground", "/keys", "/password"]
+FOR_ADMINS = [*FOR_USERS, "/users", "/audit", "/levels"]
 FOR_SUPER_ADMINS = [*FOR_ADMINS, "/tenants", "/providers", "/health", "/schedules"]
 VENDORED = [
     Path("src/vanilla_saas/console/static/vendor/vendor.toml"),

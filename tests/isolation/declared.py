@@ -1,4 +1,4 @@
-"""What 001 to 003 declare, said again: keys, nulls, values, grants and functions, each compared with the catalog.
+"""What the migrations declare, said again: keys, nulls, values, grants and functions, each compared with the catalog.
 
 A migration that adds one is to add it here too: two places must agree before a boundary moves.
 """
@@ -35,6 +35,10 @@ NULLABLE = {
     "webhook_attempts": "duration_ms error status_code",
     "schedules": "held_since last_duration_ms last_error last_result last_run_at longest_gap requested_at started_at",
     "log_exports": "dropped_at",
+    "level_features": "usage_limit period",
+    "level_restrictions": "amount patterns",
+    "levels": "restrictions",
+    "level_feature_usage": "usage_limit",
 }
 
 PRIMARY = {
@@ -48,6 +52,9 @@ PRIMARY = {
     "webhook_attempts": "tenant_id delivery_id attempt",
     "schedules": "tenant_id name",
     "log_exports": "tenant_id log_table month",
+    "level_feature_usage": "tenant_id user_id feature period period_start",
+    "level_feature_keys": "tenant_id user_id idempotency_key",
+    "user_rate_windows": "tenant_id user_id",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -64,6 +71,9 @@ UNIQUE = {
     "api_keys": {"key_hash"},
     "sessions": {"token_hash", "refresh_hash"},
     "one_time_tokens": {"token_hash"},
+    "level_features": {"tenant_id level_id feature"},
+    "level_benefits": {"tenant_id level_id position"},
+    "level_restrictions": {"tenant_id level_id type"},
 }
 
 REFERENCES = {
@@ -88,6 +98,13 @@ REFERENCES = {
     "webhook_attempts": {"tenant_id delivery_id -> webhook_deliveries tenant_id id"},
     "schedules": {"tenant_id tenant_id -> tenants tenant_id id"},
     "log_exports": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "level_features": {"tenant_id level_id -> levels tenant_id id"},
+    "level_feature_usage": {"tenant_id user_id -> users tenant_id id"},
+    "level_feature_keys": {"tenant_id user_id -> users tenant_id id"},
+    "level_restrictions": {"tenant_id level_id -> levels tenant_id id"},
+    "user_rate_windows": {"tenant_id user_id -> users tenant_id id"},
+    "level_pricing": {"tenant_id level_id -> levels tenant_id id"},
+    "level_benefits": {"tenant_id level_id -> levels tenant_id id"},
 }
 APPEND_ONLY = {"user_token_ledger", "audit_logs", "events"}
 """Tables that the roles behind our functions insert into and never change."""
@@ -118,13 +135,19 @@ EXECUTABLE = {
                 "adjust_user_tokens",
                 "adjust_user_tokens_batch",
                 "auto_allocate_tokens_for_level",
+                "check_feature",
                 "close_tenant",
+                "consume_feature",
                 "create_api_key",
                 "create_tenant",
                 "create_user",
                 "create_webhook_endpoint",
+                "delete_level",
+                "delete_level_feature",
+                "delete_level_restriction",
                 "delete_webhook_endpoint",
                 "erase_user",
+                "end_level_price",
                 "extend_token_hold",
                 "get_user_token_policy",
                 "grant_user_tokens",
@@ -143,6 +166,11 @@ EXECUTABLE = {
                 "rotate_webhook_secret",
                 "send_test_webhook",
                 "set_display_name",
+                "set_level",
+                "set_level_benefits",
+                "set_level_feature",
+                "set_level_price",
+                "set_level_restriction",
                 "set_level_token_policy",
                 "set_provider_secret",
                 "set_schedule",
@@ -187,6 +215,7 @@ EXECUTABLE = {
             "list_models",
             "one_time_token_user",
             "prune_webhook_deliveries",
+            "public_pricing",
             "quote_call",
             "reap_holds",
             "redeem_one_time_token",
@@ -346,6 +375,32 @@ FORBIDDEN = {
     "webhook_deliveries_delivered_check": ["delivered_at = case when delivered_at is null then now() end"],
     "webhook_deliveries_state_check": ["state = 'odd', delivered_at = null"],
     "webhook_attempts_attempt_check": ["attempt = 0"],
+    "level_features_feature_check": ["feature = 'A b'"],
+    "level_features_name_check": ["name = repeat('x', 201)"],
+    "level_features_category_check": ["category = 'A b'"],
+    "level_features_limit_check": ["usage_limit = -1, period = 'daily'",
+                                   "usage_limit = 1000000000000001, period = 'daily'"],
+    "level_features_period_check": ["usage_limit = 1, period = null", "usage_limit = null, period = 'daily'",
+                                    "usage_limit = 1, period = 'hourly'"],
+    "level_feature_usage_period_check": ["period = 'hourly'"],
+    "level_feature_usage_used_check": ["used = 0", "used = 2, usage_limit = 1"],
+    "level_restrictions_type_check": ["type = 'odd', amount = 1, patterns = null"],
+    "level_restrictions_value_check": [
+        "type = 'api_keys', amount = -1, patterns = null", "type = 'api_keys', amount = null, patterns = null",
+        "type = 'api_keys', amount = 1, patterns = '{x}'", "type = 'api_keys', amount = 1000000000001, patterns = null",
+        "type = 'denied_models', amount = 1, patterns = null", "type = 'denied_models', amount = 1, patterns = '{x}'",
+        "type = 'denied_models', amount = null, patterns = '{}'",
+        "type = 'denied_models', amount = null, patterns = '{x,null}'",
+        "type = 'denied_models', amount = null, patterns = '{\"\"}'",
+    ],
+    "level_pricing_cycle_check": ["cycle = 'odd'"],
+    "level_pricing_currency_check": ["currency = 'XXX'", "currency = 'eur'"],
+    "level_pricing_amounts_check": ["amount = -1", "trial_credits = -1", "amount = 1000000000000001",
+                                    "trial_credits = 1000000000000001"],
+    "level_pricing_trial_check": ["trial_days = -1", "trial_days = 3661"],
+    "level_pricing_times_check": ["valid_until = valid_from"],
+    "level_benefits_position_check": ["position = 0"],
+    "level_benefits_text_check": ["text = ''", "text = repeat('x', 501)"],
 }  # fmt: skip
 """Of each check constraint, values that no row may have and that no other constraint refuses."""
 

@@ -141,8 +141,20 @@ async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
         for settled in (True, False):
             await _call_model(connection, member, word, settled)
         await connection.fetchval("select issue_one_time_token($1, sha256($2))", member.id, uuid.uuid4().bytes)
+        await connection.fetchval("select consume_feature($1, 'document-analysis', 1, $2)", member.id, word)
     await _make_webhook(connection, tenant, members[0], word)
+    await _restrict(connection, tenant, members, word)
     return Tenant(tenant, word, *members)
+
+
+async def _restrict(connection: asyncpg.Connection, tenant: str, members: list[Member], word: str) -> None:
+    """Rules that let every call of the suite through, a call counted under them, and one of patterns for nobody."""
+    restrict = "select set_level_restriction(id, $2, $3, $4, tenant_id) from levels where tenant_id = $1 and slug = $5"
+    for kind in ("requests_per_minute", "tokens_per_minute"):
+        await connection.fetchval(restrict, tenant, kind, 1_000_000_000, None, "free")
+    await connection.fetchval(restrict, tenant, "denied_models", None, [word], "enterprise")
+    for member in members[:2]:
+        await _call_model(connection, member, word, settled=True)
 
 
 async def _make_member(connection: asyncpg.Connection, tenant: str, word: str, name: str, role: Role) -> Member:

@@ -31,6 +31,9 @@ IDS = {
     "p_endpoint_id": "select id from webhook_endpoints where tenant_id = $1 limit 1",
     "public.create_webhook_endpoint.p_endpoint_id": "select gen_random_uuid()",
     "p_delivery_id": "select id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
+    "p_price_id": "select id from level_pricing where tenant_id = $1 limit 1",
+    "public.delete_level.p_level_id": "select id from levels where tenant_id = $1 and slug <> 'free' and not is_default"
+    " limit 1",
     "p_lease_id": "select lease_id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
 }
 """Where the ids of a tenant for an argument of this name come from: $1 the tenant, $2 its user."""
@@ -96,6 +99,18 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.reset_monthly_tokens": ("VS403", {}),
     "public.set_wallet_status": (OK, {"p_status": "'locked'", "p_reason": "'x'"}),
     "public.set_level_token_policy": (OK, {"p_base_allocation": "1", "p_monthly_allocation": "1"}),
+    "public.check_feature": (OK, {"p_feature": "'document-analysis'"}),
+    "public.consume_feature": (OK, {"p_feature": "'document-analysis'"}),
+    "public.set_level_feature": (OK, {"p_feature": "'x'"}),
+    "public.delete_level_feature": (OK, {"p_feature": "'document-analysis'"}),
+    "public.set_level_restriction": (OK, {"p_type": "'api_keys'", "p_amount": "9"}),
+    "public.delete_level_restriction": (OK, {"p_type": "'requests_per_minute'"}),
+    "public.set_level": (OK, {"p_slug": "'x'", "p_name": "'x'"}),
+    "public.delete_level": (OK, {}),
+    "public.set_level_price": (OK, {"p_cycle": "'yearly'", "p_currency": "'CHF'", "p_amount": "1"}),
+    "public.end_level_price": (OK, {}),
+    "public.set_level_benefits": (OK, {"p_benefits": "'[]'"}),
+    "vanilla.public_pricing": (OK, {"p_tenant": "'{word}'"}),
     "vanilla.grants_after_burn": (OK, {}),
     "public.verify_token_ledger": (OK, {}),
     "public.reconcile_token_wallets": (OK, {}),

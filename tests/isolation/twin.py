@@ -20,6 +20,14 @@ DIFFERENT = {
     "user_token_wallets": "enforcement_mode = 'monitor'",
     "level_token_policies": "base_allocation = 7, monthly_allocation = 7777777, rollover_percent = 100",
     "user_token_ledger": "hash = sha256(hash), available_after = available_after + 5",
+    "level_features": "name = '{word}', usage_limit = null, period = null, enabled = not enabled",
+    "level_feature_usage": "used = 5, usage_limit = null",
+    "level_feature_keys": "feature = '{word}'",
+    "levels": 'restrictions = \'{"requests_per_minute": 0, "api_keys": 0}\'',
+    "level_restrictions": "amount = case when amount is not null then 7 end",
+    "user_rate_windows": "minute_requests = 500000000, day_requests = 500000000",
+    "level_pricing": "amount = 7777777, trial_days = 77",
+    "level_benefits": "text = '{word}'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 

@@ -55,6 +55,15 @@ BOOKS_BROKEN = {
         "update schedules set last_run_at = now(), next_run_at = case name when 'retention'"
         " then now() - interval '49 hours' else now() end",
     ],
+    "restrictions_copied": [
+        "update levels set restrictions = jsonb_build_object('requests_per_minute', 1) where slug = 'free'",
+        "insert into level_restrictions (tenant_id, level_id, type, amount)"
+        " select tenant_id, id, 'api_keys', 1 from levels where slug = 'free'",
+    ],
+    "prices_overlap": [
+        "insert into level_pricing (tenant_id, level_id, cycle, currency, amount, valid_from)"
+        " select tenant_id, level_id, cycle, currency, 1, now() from level_pricing limit 1"
+    ],
     "schedules_failing": ["update schedules set failures = 2, last_error = 'x' where name = 'holds'"],
 }
 """Breaks that need judgement, or a command with a secret: their mend is told, not run."""

@@ -13,6 +13,12 @@ from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import _prepare
 
+READ = (
+    "select relname, (seq_tup_read + coalesce(idx_tup_fetch, 0))::int as read"
+    " from pg_stat_xact_user_tables where seq_tup_read + idx_tup_fetch > 0"
+)
+USABLE = "select set_level_feature(id, 'used', 100000, 'daily', p_tenant_id => tenant_id) from levels where is_default"
+CONSUME = "select consume_feature($1, 'used', 1, $2)"
 HOLD = "select * from user_token_holds where tenant_id = $1 and id = $2"
 
 
@@ -54,18 +60,27 @@ async def test_a_batch_reads_no_more_of_young_tables_as_they_grow(cluster: Clust
                 await connection.execute("select pg_stat_force_next_flush()")
                 async with connection.transaction():
                     outcomes = await connection.fetchval(RUN_CALLS, [encoded(call) for call in calls])
-                    rows = await connection.fetch(
-                        "select relname, (seq_tup_read + coalesce(idx_tup_fetch, 0))::int as read"
-                        " from pg_stat_xact_user_tables where seq_tup_read + idx_tup_fetch > 0"
-                    )
+                    rows = await connection.fetch(READ)
                 return {row["relname"]: row["read"] for row in rows}, [outcome["ok"] for outcome in outcomes]
+
+            await connection.fetchval(USABLE)
+
+            async def uses() -> dict[str, int]:
+                """Rows of each table that ten uses of a feature look at."""
+                await connection.execute("select pg_stat_force_next_flush()")
+                async with connection.transaction():
+                    for n in range(10):
+                        key = None if n % 2 else uuid.uuid4().hex
+                        await connection.fetchval(CONSUME, person.identity.user_id, key)
+                    rows = await connection.fetch(READ)
+                return {row["relname"]: row["read"] for row in rows}
 
             async def batches() -> list[dict[str, int]]:
                 debits = [adjustment(admin, person, 1, "debit", key=uuid.uuid4().hex) for _ in range(10)]
                 of_debits, _ = await read(debits)
                 of_admissions, admitted = await read([admission(person) for _ in range(10)])
                 of_settlements, _ = await read([settlement(found) for found in admitted])
-                return [of_debits, of_admissions, of_settlements]
+                return [of_debits, of_admissions, of_settlements, await uses()]
 
             for _ in range(10):
                 young = await batches()

@@ -3,7 +3,7 @@ two database calls. Errors have OpenAI's shape, so that its SDKs raise the class
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -60,7 +60,8 @@ class Gateway:
         except VanillaError as error:
             if scope["path"] == "/v1/chat/completions":
                 metrics.CALLS_REFUSED.labels(error.name).inc()
-            await _respond(send, error.status, _error_body(error), _retry_after(error.detail.get("retry_after_s")))
+            limits = _retry_after(error.detail.get("retry_after_s")) + _refused_rate(error.detail)
+            await _respond(send, error.status, _error_body(error), limits)
         except Exception as error:
             failure = _failure(request_id, error)
             await _respond(send, failure.status, _error_body(failure))
@@ -221,7 +222,25 @@ def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:
     return [
         (b"x-vanilla-execution", str(call.execution_id).encode()),
         (b"x-vanilla-reserved-tokens", str(call.reserved_tokens).encode()),
+        *_rate_headers(call.rate),
     ]
+
+
+def _rate_headers(rates: Iterable[Mapping[str, Any]]) -> list[tuple[bytes, bytes]]:
+    """RateLimit and RateLimit-Policy as draft-ietf-httpapi-ratelimit-headers writes them; none without a rate."""
+    policies = ", ".join(f'"{rate["name"]}";q={rate["limit"]};w={rate["window_s"]}' for rate in rates)
+    left = ", ".join(f'"{rate["name"]}";r={rate["remaining"]};t={rate["reset_s"]}' for rate in rates)
+    return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", left.encode())] if policies else []
+
+
+def _refused_rate(detail: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    if "window_s" not in detail:
+        return []
+    left = max(detail["limit"] - detail["used"], 0)
+    name, reset = detail["restriction"], detail["retry_after_s"]
+    return _rate_headers(
+        [{"name": name, "limit": detail["limit"], "remaining": left, "reset_s": reset, "window_s": detail["window_s"]}]
+    )
 
 
 def _settled_headers(settled: Settlement) -> list[tuple[bytes, bytes]]:

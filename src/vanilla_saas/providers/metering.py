@@ -80,6 +80,8 @@ class Call:
     body: Mapping[str, Any]
     started: float
     """Moment of admission on the loop's clock."""
+    rate: tuple[Mapping[str, Any], ...] = ()
+    """What is left of each rate of the payer's level: `name`, `limit`, `remaining`, `reset_s`, `window_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,7 @@ class MeteredCalls:
             Upstream(found["kind"], found["base_url"] or self._sandbox_url, None, found["upstream_model"]),
             body,
             started,
+            tuple(found["rate"] or ()),
         )
         try:
             return self._ready(call, found)

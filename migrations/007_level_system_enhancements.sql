@@ -1,0 +1,910 @@
+-- 007: what a level is worth: features, restrictions, prices, benefits.
+--
+-- Tables:  level_features, level_feature_usage, level_feature_keys, level_restrictions, user_rate_windows, level_pricing,
+--          level_benefits
+-- Public:  check_feature, consume_feature, set_level_feature, delete_level_feature, set_level_restriction, delete_level_restriction,
+--          set_level_price, end_level_price, set_level_benefits, set_level, delete_level
+-- Private: feature_period_start, feature_period_end   the day a period begins, the moment it is over
+--          explain_feature    what check_feature answers and consume_feature refuses with
+--          restrict_call, count_call, return_rate_tokens   admit_call and settle_call of 001 call them where a level restricts
+--          copy_level_terms   create_tenant of 001 calls it: a new tenant's levels have the platform's terms
+--          public_pricing     the price list, for anybody
+--          job_feature_usage  what the job of that name forgets
+--
+-- Invariants: what a period's row counts is never above the limit that held when it was counted; a key counts once;
+-- prices of one level, cycle and currency do not overlap in time; levels.restrictions is what level_restrictions says.
+-- Lock order: a level, then its features, restrictions, prices and benefits; of consume_feature: the key, then the counter;
+-- of a call: the wallet, then its rate window.
+begin;
+set local client_min_messages = warning;
+select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
+select vanilla.refuse_after_upgrade();
+set local role vanilla_owner;
+grant create on schema vanilla to vanilla_definer;
+reset role;
+grant create on schema public to vanilla_definer;
+set local role vanilla_owner;
+
+-- tables -----------------------------------------------------------------------------------------------------------
+create table if not exists public.level_features (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    level_id uuid not null,
+    feature text not null,
+    name text not null default '',
+    category text not null default 'general',
+    enabled boolean not null default true,
+    usage_limit bigint,
+    period text,
+    constraint level_features_pkey primary key (tenant_id, id),
+    constraint level_features_feature_key unique (tenant_id, level_id, feature),
+    constraint level_features_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint level_features_feature_check check (feature ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'),
+    constraint level_features_name_check check (octet_length(name) <= 200),
+    constraint level_features_category_check check (category ~ '^[a-z0-9][a-z0-9_-]{0,62}$'),
+    constraint level_features_limit_check check (usage_limit >= 0 and usage_limit <= 1000000000000000),
+    -- a limit without a period, or the other way round, would mean nothing
+    constraint level_features_period_check check ((usage_limit is null and period is null)
+        or (usage_limit is not null and period is not null
+            and period in ('daily', 'weekly', 'monthly', 'yearly', 'lifetime')))
+);
+comment on table public.level_features is
+    'What a level allows: on or off, and at most so many uses a period; without a limit as many as one likes. Periods begin in the tenant''s time zone.';
+
+-- No index but the primary key: a count changes nothing that is indexed, so updates stay HOT.
+create table if not exists public.level_feature_usage (
+    tenant_id uuid not null,
+    user_id uuid not null,
+    feature text not null,
+    period text not null,
+    period_start date not null,
+    used bigint not null,
+    usage_limit bigint,
+    updated_at timestamptz not null default clock_timestamp(),
+    constraint level_feature_usage_pkey primary key (tenant_id, user_id, feature, period, period_start),
+    constraint level_feature_usage_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    -- short, because each statement reads the stored text of a check anew
+    constraint level_feature_usage_period_check check (period ~ '^(daily|weekly|monthly|yearly|lifetime)$'),
+    constraint level_feature_usage_used_check check (used > 0 and used <= usage_limit)
+) with (fillfactor = 70);
+comment on table public.level_feature_usage is
+    'Uses of a feature by a user, a row for each period. What is used without a limit is counted by the month.';
+comment on column public.level_feature_usage.period_start is 'The period''s first day in the tenant''s time zone; -infinity of lifetime.';
+
+create table if not exists public.level_feature_keys (
+    tenant_id uuid not null,
+    user_id uuid not null,
+    idempotency_key text not null,
+    feature text not null,
+    amount bigint not null,
+    answer jsonb not null default '{}',
+    created_at timestamptz not null default clock_timestamp(),
+    constraint level_feature_keys_pkey primary key (tenant_id, user_id, idempotency_key),
+    constraint level_feature_keys_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id)
+);
+comment on table public.level_feature_keys is
+    'Idempotency keys of consume_feature with the answer each was given, kept for retention.feature_keys_days.';
+
+create table if not exists public.level_restrictions (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    level_id uuid not null,
+    type text not null,
+    amount bigint,
+    patterns text[],
+    constraint level_restrictions_pkey primary key (tenant_id, id),
+    constraint level_restrictions_level_type_key unique (tenant_id, level_id, type),
+    constraint level_restrictions_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint level_restrictions_type_check check (type in ('allowed_models', 'denied_models', 'requests_per_minute',
+        'tokens_per_minute', 'requests_per_day', 'concurrent_executions', 'max_output_tokens', 'max_prompt_tokens', 'api_keys')),
+    constraint level_restrictions_value_check check (case when type in ('allowed_models', 'denied_models')
+        then amount is null and patterns is not null and cardinality(patterns) > 0 and cardinality(patterns) <= 100
+            and array_position(patterns, null) is null and array_position(patterns, '') is null
+        else patterns is null and amount is not null and amount >= 0 and amount <= 1000000000000 end)
+);
+comment on table public.level_restrictions is
+    'Typed rules of a level that the metered call and create_api_key enforce: a number, or patterns of models in which * stands for anything.';
+
+-- One row for each user, changed in place: no index but the primary key, so updates stay HOT and nothing piles up.
+create table if not exists public.user_rate_windows (
+    tenant_id uuid not null,
+    user_id uuid not null,
+    minute_at timestamptz not null,
+    minute_requests bigint not null,
+    minute_tokens bigint not null,
+    day date not null,
+    day_requests bigint not null,
+    constraint user_rate_windows_pkey primary key (tenant_id, user_id),
+    constraint user_rate_windows_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id)
+) with (fillfactor = 50);
+comment on table public.user_rate_windows is
+    'Calls of a user on a restricted level in the minute and the day of the last one: the minute by UTC, the day in the tenant''s time zone.';
+
+create table if not exists public.level_pricing (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    level_id uuid not null,
+    cycle text not null,
+    currency text not null,
+    amount bigint not null,
+    trial_days integer not null default 0,
+    trial_credits bigint not null default 0,
+    valid_from timestamptz not null,
+    valid_until timestamptz not null default 'infinity',
+    constraint level_pricing_pkey primary key (tenant_id, id),
+    constraint level_pricing_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint level_pricing_cycle_check check (cycle in ('one_time', 'monthly', 'quarterly', 'yearly', 'lifetime')),
+    -- the national currencies of ISO 4217; metals, funds and test codes are no price
+    constraint level_pricing_currency_check check (currency in (
+        'AED', 'AFN', 'ALL', 'AMD', 'AOA', 'ARS', 'AUD', 'AWG', 'AZN', 'BAM', 'BBD', 'BDT', 'BGN', 'BHD', 'BIF', 'BMD', 'BND', 'BOB',
+        'BRL', 'BSD', 'BTN', 'BWP', 'BYN', 'BZD', 'CAD', 'CDF', 'CHF', 'CLF', 'CLP', 'CNY', 'COP', 'CRC', 'CUP', 'CVE', 'CZK', 'DJF',
+        'DKK', 'DOP', 'DZD', 'EGP', 'ERN', 'ETB', 'EUR', 'FJD', 'FKP', 'GBP', 'GEL', 'GHS', 'GIP', 'GMD', 'GNF', 'GTQ', 'GYD', 'HKD',
+        'HNL', 'HTG', 'HUF', 'IDR', 'ILS', 'INR', 'IQD', 'IRR', 'ISK', 'JMD', 'JOD', 'JPY', 'KES', 'KGS', 'KHR', 'KMF', 'KPW', 'KRW',
+        'KWD', 'KYD', 'KZT', 'LAK', 'LBP', 'LKR', 'LRD', 'LSL', 'LYD', 'MAD', 'MDL', 'MGA', 'MKD', 'MMK', 'MNT', 'MOP', 'MRU', 'MUR',
+        'MVR', 'MWK', 'MXN', 'MYR', 'MZN', 'NAD', 'NGN', 'NIO', 'NOK', 'NPR', 'NZD', 'OMR', 'PAB', 'PEN', 'PGK', 'PHP', 'PKR', 'PLN',
+        'PYG', 'QAR', 'RON', 'RSD', 'RUB', 'RWF', 'SAR', 'SBD', 'SCR', 'SDG', 'SEK', 'SGD', 'SHP', 'SLE', 'SOS', 'SRD', 'SSP', 'STN',
+        'SVC', 'SYP', 'SZL', 'THB', 'TJS', 'TMT', 'TND', 'TOP', 'TRY', 'TTD', 'TWD', 'TZS', 'UAH', 'UGX', 'USD', 'UYU', 'UZS', 'VED',
+        'VES', 'VND', 'VUV', 'WST', 'XAF', 'XCD', 'XOF', 'XPF', 'YER', 'ZAR', 'ZMW', 'ZWG')),
+    constraint level_pricing_amounts_check check (amount >= 0 and amount <= 1000000000000000
+        and trial_credits >= 0 and trial_credits <= 1000000000000000),
+    constraint level_pricing_trial_check check (trial_days >= 0 and trial_days <= 3660),
+    constraint level_pricing_times_check check (valid_until > valid_from)
+);
+create index if not exists level_pricing_level_idx on public.level_pricing (tenant_id, level_id);
+comment on table public.level_pricing is
+    'What a level costs: a cycle in a currency, from a moment until another. Amounts are minor units (cents). one_time is paid once on joining, beside the others; lifetime once and never again.';
+comment on column public.level_pricing.trial_credits is 'Tokens granted for a trial.';
+
+create table if not exists public.level_benefits (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    level_id uuid not null,
+    position integer not null,
+    text text not null,
+    highlighted boolean not null default false,
+    constraint level_benefits_pkey primary key (tenant_id, id),
+    constraint level_benefits_level_position_key unique (tenant_id, level_id, position),
+    constraint level_benefits_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint level_benefits_position_check check (position > 0),
+    constraint level_benefits_text_check check (text <> '' and octet_length(text) <= 500)
+);
+comment on table public.level_benefits is 'Lines of a price page under a level, in order; the highlighted ones stand out.';
+
+-- the same that 010 writes: functions and the rows below work before it has run, and no login has anything
+grant select, insert, update, delete on public.level_features, public.level_feature_usage, public.level_feature_keys,
+    public.level_restrictions, public.user_rate_windows, public.level_pricing, public.level_benefits to vanilla_definer, vanilla_system;
+
+-- features ---------------------------------------------------------------------------------------------------------
+set local role vanilla_definer;
+alter default privileges revoke execute on functions from public;
+
+-- Plain SQL without SET: inlined. Days, not moments: a tenant that changes its time zone keeps what was counted.
+create or replace function vanilla.feature_period_start(p_period text, p_time_zone text, p_at timestamptz) returns date language sql stable
+    return case p_period when 'lifetime' then '-infinity'::date
+        else date_trunc(case p_period when 'daily' then 'day' when 'weekly' then 'week' when 'monthly' then 'month' else 'year' end,
+            p_at at time zone p_time_zone)::date end;
+comment on function vanilla.feature_period_start(text, text, timestamptz) is
+    'The first day of the period of a feature''s limit that holds a moment, in the tenant''s time zone; weeks begin on Monday.';
+
+create or replace function vanilla.feature_period_end(p_period text, p_time_zone text, p_start date) returns timestamptz language sql stable
+    return case p_period when 'lifetime' then null
+        else (p_start + case p_period when 'daily' then interval '1 day' when 'weekly' then interval '1 week'
+            when 'monthly' then interval '1 month' else interval '1 year' end) at time zone p_time_zone end;
+comment on function vanilla.feature_period_end(text, text, date) is 'When the period that begins on a day is over; null of lifetime.';
+
+create or replace function vanilla.explain_feature(p_tenant_id uuid, p_user_id uuid, p_feature text, p_amount bigint) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_level uuid;
+    v_zone text;
+    v record;
+    v_other jsonb;
+begin
+    select w.level_id, t.time_zone into v_level, v_zone from public.user_token_wallets w
+        join public.tenants t on t.tenant_id = w.tenant_id and t.id = w.tenant_id
+        where w.tenant_id = p_tenant_id and w.user_id = p_user_id;
+    select l.slug, l.name, f.enabled, f.usage_limit, f.period, coalesce(f.name, '') as title, f.category, coalesce(u.used, 0) as used,
+            case when f.period is not null then vanilla.feature_period_end(f.period, v_zone, vanilla.feature_period_start(f.period, v_zone, v_now)) end as resets_at,
+            case when f.feature is null then 'not_in_level' when not f.enabled then 'off'
+                 when coalesce(u.used, 0) + p_amount > f.usage_limit then 'limit' end as reason
+        into v from public.levels l
+        left join public.level_features f on f.tenant_id = l.tenant_id and f.level_id = l.id and f.feature = p_feature
+        left join public.level_feature_usage u on u.tenant_id = f.tenant_id and u.user_id = p_user_id and u.feature = f.feature
+            and u.period = coalesce(f.period, 'monthly') and u.period_start = vanilla.feature_period_start(u.period, v_zone, v_now)
+        where l.tenant_id = p_tenant_id and l.id = v_level;
+    if not found or v.reason is not null then
+        -- what the user has used counts there too, in that level's period
+        select jsonb_build_object('id', l.id, 'slug', l.slug, 'name', l.name) into v_other from public.levels l
+            join public.level_features f on f.tenant_id = l.tenant_id and f.level_id = l.id and f.feature = p_feature
+            left join public.level_feature_usage u on u.tenant_id = f.tenant_id and u.user_id = p_user_id and u.feature = f.feature
+                and u.period = coalesce(f.period, 'monthly') and u.period_start = vanilla.feature_period_start(u.period, v_zone, v_now)
+            where l.tenant_id = p_tenant_id and l.status = 'active' and f.enabled
+              and (f.usage_limit is null or coalesce(u.used, 0) + p_amount <= f.usage_limit)
+            order by l.tier, l.slug limit 1;
+    end if;
+    return jsonb_build_object('feature', p_feature, 'user_id', p_user_id, 'name', coalesce(v.title, ''), 'category', v.category, 'level', v.slug,
+        'allowed', v.slug is not null and v.reason is null, 'reason', case when v.slug is null then 'no_level' else v.reason end,
+        'used', coalesce(v.used, 0), 'limit', v.usage_limit, 'remaining', case when v.usage_limit is not null then greatest(v.usage_limit - v.used, 0) end, 'period', v.period,
+        'resets_at', v.resets_at, 'allowed_by', v_other);
+end
+$f$;
+comment on function vanilla.explain_feature(uuid, uuid, text, bigint) is
+    'Whether a user''s level allows so many uses of a feature now, and if not, why, until when, and which level would.';
+
+create or replace function public.check_feature(p_user_id uuid, p_feature text) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+begin
+    return vanilla.explain_feature(v_user.tenant_id, v_user.id, p_feature, 1);
+end
+$f$;
+comment on function public.check_feature(uuid, text) is
+    'Whether a user may use a feature once more: allowed, reason (no_level, not_in_level, off, limit), used, limit, remaining, period, resets_at, and allowed_by, the lowest level that would allow it. Own, or any of the tenant''s by an admin. Counts nothing.';
+
+-- enable_seqscan: connections keep the plans of their first calls, made while the tables are nearly empty
+create or replace function public.consume_feature(p_user_id uuid, p_feature text, p_amount bigint default 1, p_idempotency_key text default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_now timestamptz := vanilla.clock();
+    v_key public.level_feature_keys;
+    v_answer jsonb;
+begin
+    if p_feature is null or length(p_feature) > 63 then
+        perform vanilla.refuse('VS400', 'a feature has a name of 1 to 63 characters', '{"param": "feature"}');
+    end if;
+    if p_amount is null or p_amount < 1 or p_amount > 1000000000000 then
+        perform vanilla.refuse('VS400', 'an amount is 1 to 1,000,000,000,000 uses', '{"param": "amount"}');
+    end if;
+    if p_idempotency_key is not null then
+        perform vanilla.check_key(p_idempotency_key);
+        -- whoever sends the same key at this moment waits here, and finds the answer
+        insert into public.level_feature_keys (tenant_id, user_id, idempotency_key, feature, amount, created_at)
+            values (v_user.tenant_id, v_user.id, p_idempotency_key, p_feature, p_amount, v_now)
+            on conflict (tenant_id, user_id, idempotency_key) do nothing;
+        if not found then
+            select * into v_key from public.level_feature_keys k
+                where k.tenant_id = v_user.tenant_id and k.user_id = v_user.id and k.idempotency_key = p_idempotency_key;
+            if v_key.feature is distinct from p_feature or v_key.amount <> p_amount then
+                perform vanilla.refuse('VS410', 'the idempotency key was used with another body', '{"param": "idempotency_key"}', 'Use a new key.');
+            end if;
+            return v_key.answer || '{"replayed": true}';
+        end if;
+    end if;
+    -- one statement: the level's word, the counter and the comparison; of two at the same moment one waits for the other's count
+    with counted as (
+        insert into public.level_feature_usage as u (tenant_id, user_id, feature, period, period_start, used, usage_limit, updated_at)
+        select w.tenant_id, w.user_id, f.feature, coalesce(f.period, 'monthly'),
+               vanilla.feature_period_start(coalesce(f.period, 'monthly'), t.time_zone, v_now), p_amount, f.usage_limit, v_now
+            from public.user_token_wallets w
+            join public.tenants t on t.tenant_id = w.tenant_id and t.id = w.tenant_id
+            join public.level_features f on f.tenant_id = w.tenant_id and f.level_id = w.level_id and f.feature = p_feature
+            where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id and f.enabled and (f.usage_limit is null or p_amount <= f.usage_limit)
+        on conflict (tenant_id, user_id, feature, period, period_start) do update
+            set used = u.used + excluded.used, usage_limit = excluded.usage_limit, updated_at = excluded.updated_at
+            where excluded.usage_limit is null or u.used + excluded.used <= excluded.usage_limit
+        returning u.*)
+    select jsonb_build_object('feature', c.feature, 'user_id', c.user_id, 'consumed', p_amount, 'used', c.used, 'limit', c.usage_limit,
+            'remaining', c.usage_limit - c.used, 'period', case when c.usage_limit is not null then c.period end,
+            'resets_at', case when c.usage_limit is not null then vanilla.feature_period_end(c.period, t.time_zone, c.period_start) end, 'replayed', false)
+        into v_answer from counted c
+        join public.tenants t on t.tenant_id = c.tenant_id and t.id = c.tenant_id;
+    if v_answer is null then
+        v_answer := vanilla.explain_feature(v_user.tenant_id, v_user.id, p_feature, p_amount);
+        if v_answer ->> 'reason' in ('no_level', 'not_in_level', 'off') then
+            perform vanilla.refuse('VS403', format('the level does not include %s', p_feature), v_answer,
+                case when v_answer -> 'allowed_by' is null or v_answer -> 'allowed_by' = 'null' then 'No level of this tenant includes it.'
+                     else format('The level %s includes it.', v_answer #>> '{allowed_by,name}') end);
+        end if;
+        perform vanilla.refuse('VS429', format('the limit of %s is reached', p_feature), v_answer || jsonb_build_object('needed', p_amount),
+            case when v_answer -> 'allowed_by' is null or v_answer -> 'allowed_by' = 'null' then 'An admin of the tenant can raise the level''s limit.'
+                 else format('The level %s allows it.', v_answer #>> '{allowed_by,name}') end);
+    end if;
+    if p_idempotency_key is not null then
+        update public.level_feature_keys k set answer = v_answer
+            where k.tenant_id = v_user.tenant_id and k.user_id = v_user.id and k.idempotency_key = p_idempotency_key;
+    end if;
+    return v_answer;
+end
+$f$;
+comment on function public.consume_feature(uuid, text, bigint, text) is
+    'Counts uses of a feature, all or none: VS429 above the limit of the period, VS403 when the level has it not. With a key it counts once and answers the same again. Own, or any of the tenant''s by an admin.';
+
+-- what an admin sets -----------------------------------------------------------------------------------------------
+create or replace function vanilla.own_level(p_tenant_id uuid, p_level_id uuid) returns public.levels
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_level public.levels;
+begin
+    -- whoever changes a level's terms waits for others who do; users who join it do not
+    select * into v_level from public.levels l where l.tenant_id = v_tenant and l.id = p_level_id for no key update;
+    if not found then
+        perform vanilla.refuse('VS404', 'no such level', jsonb_build_object('level_id', p_level_id));
+    end if;
+    return v_level;
+end
+$f$;
+comment on function vanilla.own_level(uuid, uuid) is 'A level of the acting tenant, locked against others who change its terms.';
+
+create or replace function public.set_level_feature(p_level_id uuid, p_feature text, p_usage_limit bigint default null, p_period text default null,
+    p_enabled boolean default true, p_category text default 'general', p_name text default '', p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
+    v_id uuid;
+begin
+    if (p_usage_limit is null) <> (p_period is null) then
+        perform vanilla.refuse('VS400', 'a limit needs a period and a period a limit', '{"param": "period"}',
+            'Periods: daily, weekly, monthly, yearly, lifetime. Without both there is no limit.');
+    end if;
+    begin
+        insert into public.level_features as f (tenant_id, level_id, feature, name, category, enabled, usage_limit, period)
+            values (v_level.tenant_id, v_level.id, p_feature, p_name, p_category, p_enabled, p_usage_limit, p_period)
+            on conflict (tenant_id, level_id, feature) do update set name = excluded.name, category = excluded.category,
+                enabled = excluded.enabled, usage_limit = excluded.usage_limit, period = excluded.period
+            returning f.id into v_id;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'the feature is not valid: ' || sqlerrm, '{"param": "feature"}',
+            'A name is 1 to 63 of a-z, 0-9, _, . and -; a limit is not negative; a period is daily, weekly, monthly, yearly or lifetime.');
+    end;
+    perform vanilla.audit(v_level.tenant_id, 'level.feature', 'level', v_level.id, jsonb_build_object('feature', p_feature, 'enabled', p_enabled,
+        'usage_limit', p_usage_limit, 'period', p_period));
+    return v_id;
+end
+$f$;
+comment on function public.set_level_feature(uuid, text, bigint, text, boolean, text, text, uuid) is
+    'What a level says of a feature: at most p_usage_limit uses a period, any number without one, or off. In force at once; what was used stays counted. Admin or operator.';
+
+create or replace function public.delete_level_feature(p_level_id uuid, p_feature text, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
+begin
+    delete from public.level_features f where f.tenant_id = v_level.tenant_id and f.level_id = v_level.id and f.feature = p_feature;
+    if not found then
+        perform vanilla.refuse('VS404', format('the level has no feature %s', p_feature));
+    end if;
+    perform vanilla.audit(v_level.tenant_id, 'level.feature_removed', 'level', v_level.id, jsonb_build_object('feature', p_feature));
+end
+$f$;
+comment on function public.delete_level_feature(uuid, text, uuid) is 'Takes a feature out of a level. Admin or operator.';
+
+create or replace function public.set_level(p_slug text, p_name text, p_description text default '', p_tier integer default 0,
+    p_is_default boolean default false, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_default uuid;
+    v_id uuid;
+begin
+    if not exists (select from public.tenants where tenant_id = v_tenant and id = v_tenant and status <> 'closed') then
+        perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    -- one default: the one before steps down, and two who say so at once do it one after the other
+    perform from public.levels l where l.tenant_id = v_tenant order by l.id for no key update;
+    select id into v_default from public.levels l where l.tenant_id = v_tenant and l.is_default;
+    begin
+        if p_is_default then
+            update public.levels l set is_default = false where l.tenant_id = v_tenant and l.is_default and l.slug <> p_slug;
+        end if;
+        insert into public.levels as l (tenant_id, slug, name, description, tier, is_default)
+            values (v_tenant, p_slug, p_name, p_description, p_tier, p_is_default or v_default is null)
+            on conflict (tenant_id, slug) do update set name = excluded.name, description = excluded.description, tier = excluded.tier,
+                -- a tenant without a default could register nobody
+                is_default = excluded.is_default or l.is_default, status = 'active'
+            returning l.id into v_id;
+        insert into public.level_token_policies (tenant_id, level_id) values (v_tenant, v_id) on conflict (tenant_id, level_id) do nothing;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'the level is not valid: ' || sqlerrm, '{"param": "slug"}', 'A slug is 1 to 63 of a-z, 0-9 and hyphens.');
+    end;
+    perform vanilla.audit(v_tenant, 'level.set', 'level', v_id, jsonb_build_object('slug', p_slug, 'tier', p_tier, 'is_default', p_is_default));
+    return v_id;
+end
+$f$;
+comment on function public.set_level(text, text, text, integer, boolean, uuid) is
+    'Makes a level, or changes the one of this slug; a new one grants no tokens until set_level_token_policy. The tenant keeps one default. Admin or operator. Returns its id.';
+
+create or replace function public.delete_level(p_level_id uuid, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
+    v_users bigint;
+begin
+    if v_level.is_default then
+        perform vanilla.refuse('VS409', format('%s is the tenant''s default level', v_level.slug), jsonb_build_object('level', v_level.slug),
+            'Make another level the default first.');
+    end if;
+    select count(*) into v_users from public.user_token_wallets w where w.tenant_id = v_level.tenant_id and w.level_id = v_level.id;
+    if v_users > 0 then
+        perform vanilla.refuse('VS409', format('%s users are on the level %s', v_users, v_level.slug),
+            jsonb_build_object('level', v_level.slug, 'users', v_users), 'Move them to another level first.');
+    end if;
+    delete from public.level_features f where f.tenant_id = v_level.tenant_id and f.level_id = v_level.id;
+    delete from public.level_restrictions r where r.tenant_id = v_level.tenant_id and r.level_id = v_level.id;
+    delete from public.level_pricing p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;
+    delete from public.level_benefits b where b.tenant_id = v_level.tenant_id and b.level_id = v_level.id;
+    delete from public.level_token_policies p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;
+    begin
+        delete from public.levels l where l.tenant_id = v_level.tenant_id and l.id = v_level.id;
+    exception when foreign_key_violation then      -- somebody joined it since the count
+        perform vanilla.refuse('VS409', format('a user joined the level %s', v_level.slug), jsonb_build_object('level', v_level.slug));
+    end;
+    perform vanilla.audit(v_level.tenant_id, 'level.deleted', 'level', v_level.id, jsonb_build_object('slug', v_level.slug));
+end
+$f$;
+comment on function public.delete_level(uuid, uuid) is
+    'Deletes a level with its terms; one that users hold, or the default, is refused. Admin or operator.';
+
+-- restrictions -----------------------------------------------------------------------------------------------------
+create or replace function vanilla.copy_restrictions(p_level public.levels) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    update public.levels l set restrictions = (select jsonb_object_agg(r.type, case when r.patterns is null then to_jsonb(r.amount) else to_jsonb(r.patterns) end)
+            from public.level_restrictions r where r.tenant_id = l.tenant_id and r.level_id = l.id)
+        where l.tenant_id = p_level.tenant_id and l.id = p_level.id
+$f$;
+comment on function vanilla.copy_restrictions(public.levels) is 'Copies what level_restrictions says of a level to where a call reads it.';
+
+create or replace function public.set_level_restriction(p_level_id uuid, p_type text, p_amount bigint default null, p_patterns text[] default null,
+    p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
+    v_id uuid;
+begin
+    begin
+        insert into public.level_restrictions as r (tenant_id, level_id, type, amount, patterns)
+            values (v_level.tenant_id, v_level.id, p_type, p_amount, p_patterns)
+            on conflict (tenant_id, level_id, type) do update set amount = excluded.amount, patterns = excluded.patterns
+            returning r.id into v_id;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'the restriction is not valid: ' || sqlerrm, '{"param": "type"}',
+            'allowed_models and denied_models take 1 to 100 patterns; requests_per_minute, tokens_per_minute, requests_per_day, concurrent_executions, '
+            'max_output_tokens, max_prompt_tokens and api_keys a number from 0.');
+    end;
+    perform vanilla.copy_restrictions(v_level);
+    perform vanilla.audit(v_level.tenant_id, 'level.restriction', 'level', v_level.id, jsonb_build_object('type', p_type, 'amount', p_amount, 'patterns', p_patterns));
+    return v_id;
+end
+$f$;
+comment on function public.set_level_restriction(uuid, text, bigint, text[], uuid) is
+    'Restricts a level, for all on it and from the next call on: a number, or patterns of models. Admin or operator.';
+
+create or replace function public.delete_level_restriction(p_level_id uuid, p_type text, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
+begin
+    delete from public.level_restrictions r where r.tenant_id = v_level.tenant_id and r.level_id = v_level.id and r.type = p_type;
+    if not found then
+        perform vanilla.refuse('VS404', format('the level has no restriction %s', p_type));
+    end if;
+    perform vanilla.copy_restrictions(v_level);
+    perform vanilla.audit(v_level.tenant_id, 'level.restriction_removed', 'level', v_level.id, jsonb_build_object('type', p_type));
+end
+$f$;
+comment on function public.delete_level_restriction(uuid, text, uuid) is 'Lifts a restriction of a level. Admin or operator.';
+
+create or replace function vanilla.matches_model(p_model text, p_patterns jsonb) returns boolean language sql immutable
+    return exists (select from jsonb_array_elements_text(p_patterns) as p (pattern)
+        where p_model like replace(replace(replace(replace(p.pattern, '!', '!!'), '%', '!%'), '_', '!_'), '*', '%') escape '!');
+comment on function vanilla.matches_model(text, jsonb) is 'Whether a model is named by one of the patterns, in which * stands for anything.';
+
+create or replace function vanilla.refuse_rate(p_restriction text, p_limit bigint, p_used bigint, p_needed bigint, p_now timestamptz, p_resets_at timestamptz,
+    p_window_s integer) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    perform vanilla.refuse('VS429', format('the level allows %s %s', p_limit, replace(p_restriction, '_', ' ')),
+        jsonb_build_object('restriction', p_restriction, 'limit', p_limit, 'used', p_used, 'needed', p_needed, 'resets_at', p_resets_at,
+            'window_s', p_window_s, 'retry_after_s', greatest(ceil(extract(epoch from p_resets_at - p_now)), 1)),
+        'Try again after the time in Retry-After; an admin can move the user to another level.');
+end
+$f$;
+comment on function vanilla.refuse_rate(text, bigint, bigint, bigint, timestamptz, timestamptz, integer) is
+    'Raises limit_reached for a rate: which, how much of it was used, and when its window ends.';
+
+create or replace function vanilla.refuse_window(p_limits jsonb, p_window public.user_rate_windows, p_tokens bigint, p_now timestamptz, p_day_end timestamptz) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_window.minute_requests > (p_limits ->> 'requests_per_minute')::bigint then
+        perform vanilla.refuse_rate('requests_per_minute', (p_limits ->> 'requests_per_minute')::bigint, p_window.minute_requests - 1, 1, p_now,
+            p_window.minute_at + interval '1 minute', 60);
+    end if;
+    if p_window.minute_tokens > (p_limits ->> 'tokens_per_minute')::bigint then
+        perform vanilla.refuse_rate('tokens_per_minute', (p_limits ->> 'tokens_per_minute')::bigint, p_window.minute_tokens - p_tokens, p_tokens, p_now,
+            p_window.minute_at + interval '1 minute', 60);
+    end if;
+    if p_window.day_requests > (p_limits ->> 'requests_per_day')::bigint then
+        perform vanilla.refuse_rate('requests_per_day', (p_limits ->> 'requests_per_day')::bigint, p_window.day_requests - 1, 1, p_now, p_day_end, 86400);
+    end if;
+end
+$f$;
+comment on function vanilla.refuse_window(jsonb, public.user_rate_windows, bigint, timestamptz, timestamptz) is
+    'Raises limit_reached when a window, this call counted, is above what the level allows.';
+
+create or replace function vanilla.rate_window(p_tenant_id uuid, p_user_id uuid, p_now timestamptz,
+    out minute_at timestamptz, out day date, out day_end timestamptz, out counted public.user_rate_windows)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_zone text;
+begin
+    select t.time_zone into v_zone from public.tenants t where t.tenant_id = p_tenant_id and t.id = p_tenant_id;
+    minute_at := date_trunc('minute', p_now);
+    day := (p_now at time zone v_zone)::date;
+    day_end := vanilla.feature_period_end('daily', v_zone, day);
+    select * into counted from public.user_rate_windows r where r.tenant_id = p_tenant_id and r.user_id = p_user_id;
+end
+$f$;
+comment on function vanilla.rate_window(uuid, uuid, timestamptz) is 'The minute and the day of a moment, when the day ends, and what was counted last.';
+
+create or replace function vanilla.restrict_call(p_tenant_id uuid, p_user_id uuid, p_limits jsonb, p_model text, p_prompt bigint, p_output bigint,
+    p_output_named boolean, p_choices integer) returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_most bigint;
+    v record;
+    v_window public.user_rate_windows;
+begin
+    if vanilla.matches_model(p_model, p_limits -> 'denied_models')
+       or p_limits ? 'allowed_models' and not vanilla.matches_model(p_model, p_limits -> 'allowed_models') then
+        perform vanilla.refuse('VS403', format('the level does not include the model %s', p_model), jsonb_build_object('restriction',
+            case when p_limits ? 'denied_models' and vanilla.matches_model(p_model, p_limits -> 'denied_models') then 'denied_models' else 'allowed_models' end, 'model', p_model),
+            'An admin can move the user to another level.');
+    end if;
+    v_most := (p_limits ->> 'max_prompt_tokens')::bigint;
+    if p_prompt > v_most then
+        perform vanilla.refuse('VS400', format('the level allows prompts of %s tokens', v_most), jsonb_build_object('restriction', 'max_prompt_tokens',
+            'param', 'messages', 'limit', v_most, 'needed', p_prompt), 'Shorten the prompt; what is compared is the upper bound that is reserved.');
+    end if;
+    v_most := (p_limits ->> 'max_output_tokens')::bigint * p_choices;
+    if p_output > v_most and p_output_named then
+        perform vanilla.refuse('VS400', format('max_tokens is at most %s on this level', v_most / p_choices), jsonb_build_object('restriction', 'max_output_tokens',
+            'param', 'max_tokens', 'limit', v_most / p_choices));
+    end if;
+    -- a window that is full already refuses here, before anything is written that would have to be undone
+    if p_limits ?| array['requests_per_minute', 'requests_per_day'] then
+        select * into v from vanilla.rate_window(p_tenant_id, p_user_id, v_now);
+        v_window := v.counted;
+        if v_window.minute_at = v.minute_at then
+            v_window.minute_requests := v_window.minute_requests + 1;
+        else
+            v_window.minute_requests := null;
+        end if;
+        v_window.minute_tokens := null;
+        v_window.day_requests := case when v_window.day = v.day then v_window.day_requests + 1 end;
+        perform vanilla.refuse_window(p_limits, v_window, 0, v_now, v.day_end);
+    end if;
+    return least(p_output, v_most);
+end
+$f$;
+comment on function vanilla.restrict_call(uuid, uuid, jsonb, text, bigint, bigint, boolean, integer) is
+    'What a level says of a call before anything is reserved: model, sizes, windows that are full. Returns the output limit, clamped when the caller named none.';
+
+create or replace function vanilla.count_call(p_tenant_id uuid, p_user_id uuid, p_limits jsonb, p_tokens bigint) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v record;
+    v_window public.user_rate_windows;
+    v_most bigint := (p_limits ->> 'concurrent_executions')::bigint;
+    v_running bigint;
+begin
+    if v_most is not null then
+        select count(*) into v_running from public.user_token_holds h
+            where h.tenant_id = p_tenant_id and h.user_id = p_user_id and h.state = 'open' and h.expires_at > v_now and h.call is not null;
+        if v_running > v_most then
+            perform vanilla.refuse('VS429', format('the level allows %s calls at a time', v_most), jsonb_build_object('restriction', 'concurrent_executions',
+                'limit', v_most, 'used', v_running - 1, 'needed', 1, 'resets_at', null, 'retry_after_s', 1), 'Wait until one of them has ended.');
+        end if;
+    end if;
+    if not p_limits ?| array['requests_per_minute', 'tokens_per_minute', 'requests_per_day'] then
+        return null;
+    end if;
+    select * into v from vanilla.rate_window(p_tenant_id, p_user_id, v_now);
+    insert into public.user_rate_windows as r (tenant_id, user_id, minute_at, minute_requests, minute_tokens, day, day_requests)
+        values (p_tenant_id, p_user_id, v.minute_at, 1, p_tokens, v.day, 1)
+        on conflict (tenant_id, user_id) do update set
+            -- who read the clock before a neighbour that began the next minute counts there; a clock that leapt ahead and came back does not
+            minute_requests = case when r.minute_at >= excluded.minute_at and r.minute_at <= excluded.minute_at + interval '1 minute' then r.minute_requests + 1 else 1 end,
+            minute_tokens = case when r.minute_at >= excluded.minute_at and r.minute_at <= excluded.minute_at + interval '1 minute' then r.minute_tokens else 0 end + p_tokens,
+            minute_at = case when r.minute_at <= excluded.minute_at + interval '1 minute' then greatest(r.minute_at, excluded.minute_at) else excluded.minute_at end,
+            day_requests = case when r.day >= excluded.day and r.day <= excluded.day + 1 then r.day_requests + 1 else 1 end,
+            day = case when r.day <= excluded.day + 1 then greatest(r.day, excluded.day) else excluded.day end
+        returning r.* into v_window;
+    perform vanilla.refuse_window(p_limits, v_window, p_tokens, v_now, v.day_end);
+    return (select jsonb_agg(jsonb_build_object('name', x.name, 'limit', (p_limits ->> x.name)::bigint, 'remaining', (p_limits ->> x.name)::bigint - x.used,
+            'reset_s', greatest(ceil(extract(epoch from x.ends_at - v_now)), 0), 'window_s', x.window_s) order by x.window_s, x.name)
+        from (values ('requests_per_minute', v_window.minute_requests, v_window.minute_at + interval '1 minute', 60),
+                     ('tokens_per_minute', v_window.minute_tokens, v_window.minute_at + interval '1 minute', 60),
+                     ('requests_per_day', v_window.day_requests, v.day_end, 86400)) x (name, used, ends_at, window_s)
+        where p_limits ? x.name);
+end
+$f$;
+comment on function vanilla.count_call(uuid, uuid, jsonb, bigint) is
+    'Counts a call that has reserved its tokens, under the lock on its wallet; above a rate of the level, or with too many calls under way, it is refused and undone. Answers what is left of each rate.';
+
+create or replace function vanilla.return_rate_tokens(p_tenant_id uuid, p_user_id uuid, p_admitted_at timestamptz, p_tokens bigint) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    update public.user_rate_windows r set minute_tokens = greatest(r.minute_tokens - p_tokens, 0)
+        where r.tenant_id = p_tenant_id and r.user_id = p_user_id and r.minute_at = date_trunc('minute', p_admitted_at)
+$f$;
+comment on function vanilla.return_rate_tokens(uuid, uuid, timestamptz, bigint) is
+    'Takes what a call reserved and did not use off the minute in which it was admitted, when that is still the last one.';
+
+-- prices -----------------------------------------------------------------------------------------------------------
+create or replace function public.set_level_price(p_level_id uuid, p_cycle text, p_currency text, p_amount bigint, p_trial_days integer default 0,
+    p_trial_credits bigint default 0, p_valid_from timestamptz default null, p_valid_until timestamptz default 'infinity',
+    p_replace boolean default false, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
+    v_from timestamptz := coalesce(p_valid_from, vanilla.clock());
+    v_currency text := upper(p_currency);
+    v_price public.level_pricing;
+    v_id uuid;
+begin
+    if p_valid_until <= v_from then
+        perform vanilla.refuse('VS400', 'a price ends after it begins', '{"param": "valid_until"}');
+    end if;
+    -- the level is locked: whoever else sets a price of it looks after this one is written
+    for v_price in select * from public.level_pricing p
+        where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id and p.cycle = p_cycle and p.currency = v_currency
+          and p.valid_from < p_valid_until and p.valid_until > v_from
+        order by p.valid_from
+    loop
+        if p_replace and v_price.valid_from < v_from then
+            update public.level_pricing p set valid_until = v_from where p.tenant_id = v_price.tenant_id and p.id = v_price.id;
+        elsif p_replace and v_price.valid_from = v_from then
+            delete from public.level_pricing p where p.tenant_id = v_price.tenant_id and p.id = v_price.id;
+        else
+            perform vanilla.refuse('VS409', format('another %s price in %s is in force then', p_cycle, v_currency),
+                jsonb_build_object('price_id', v_price.id, 'amount', v_price.amount, 'valid_from', v_price.valid_from,
+                    'valid_until', nullif(v_price.valid_until, 'infinity')),
+                'End that one first, or replace it from a moment after its beginning.');
+        end if;
+    end loop;
+    begin
+        insert into public.level_pricing as p (tenant_id, level_id, cycle, currency, amount, trial_days, trial_credits, valid_from, valid_until)
+            values (v_level.tenant_id, v_level.id, p_cycle, v_currency, p_amount, p_trial_days, p_trial_credits, v_from, p_valid_until)
+            returning p.id into v_id;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'the price is not valid: ' || sqlerrm, '{"param": "price"}',
+            'A cycle is one_time, monthly, quarterly, yearly or lifetime; a currency a code of ISO 4217 in use; an amount minor units, not negative; a trial at most 3660 days.');
+    end;
+    perform vanilla.audit(v_level.tenant_id, 'level.price', 'level', v_level.id, jsonb_build_object('cycle', p_cycle, 'currency', v_currency,
+        'amount', p_amount, 'valid_from', v_from));
+    return v_id;
+end
+$f$;
+comment on function public.set_level_price(uuid, text, text, bigint, integer, bigint, timestamptz, timestamptz, boolean, uuid) is
+    'A price of a level from now or a given moment on, in minor units. One that overlaps another of the same cycle and currency is refused, unless it replaces it: then the former ends when this begins. Admin or operator. Returns its id.';
+
+create or replace function public.end_level_price(p_price_id uuid, p_at timestamptz default null, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_at timestamptz := coalesce(p_at, vanilla.clock());
+    v_price public.level_pricing;
+begin
+    select * into v_price from public.level_pricing p where p.tenant_id = v_tenant and p.id = p_price_id for update;
+    if not found then
+        perform vanilla.refuse('VS404', 'no such price', jsonb_build_object('price_id', p_price_id));
+    end if;
+    if v_at >= v_price.valid_until then
+        perform vanilla.refuse('VS409', 'the price ends before that', jsonb_build_object('valid_until', v_price.valid_until));
+    elsif v_at > v_price.valid_from then
+        update public.level_pricing p set valid_until = v_at where p.tenant_id = v_tenant and p.id = p_price_id;
+    else
+        delete from public.level_pricing p where p.tenant_id = v_tenant and p.id = p_price_id;
+    end if;
+    perform vanilla.audit(v_tenant, 'level.price_ended', 'level', v_price.level_id, jsonb_build_object('cycle', v_price.cycle, 'currency', v_price.currency, 'at', v_at));
+end
+$f$;
+comment on function public.end_level_price(uuid, timestamptz, uuid) is
+    'Ends a price now or at a moment; one that has not begun by then is gone. Admin or operator.';
+
+create or replace function public.set_level_benefits(p_level_id uuid, p_benefits jsonb, p_tenant_id uuid default null) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
+    v_count integer;
+begin
+    if jsonb_typeof(p_benefits) is distinct from 'array' or exists (
+            select from jsonb_array_elements(p_benefits) b where jsonb_typeof(b.value) <> 'object' or jsonb_typeof(b.value -> 'text') is distinct from 'string'
+                or jsonb_typeof(coalesce(b.value -> 'highlighted', 'false')) <> 'boolean') then
+        perform vanilla.refuse('VS400', 'benefits are an array of objects', '{"param": "benefits"}', 'Each has a text, and may be highlighted: true.');
+    end if;
+    delete from public.level_benefits b where b.tenant_id = v_level.tenant_id and b.level_id = v_level.id;
+    begin
+        insert into public.level_benefits (tenant_id, level_id, position, text, highlighted)
+            select v_level.tenant_id, v_level.id, b.n, b.value ->> 'text', coalesce((b.value ->> 'highlighted')::boolean, false)
+            from jsonb_array_elements(p_benefits) with ordinality b (value, n);
+        get diagnostics v_count = row_count;
+    exception when check_violation then
+        perform vanilla.refuse('VS400', 'a benefit has 1 to 500 bytes', '{"param": "benefits"}');
+    end;
+    perform vanilla.audit(v_level.tenant_id, 'level.benefits', 'level', v_level.id, jsonb_build_object('count', v_count));
+    return v_count;
+end
+$f$;
+comment on function public.set_level_benefits(uuid, jsonb, uuid) is
+    'The benefits of a level, all of them in order: [{"text": ..., "highlighted": true}]. Admin or operator. Returns how many.';
+
+create or replace function vanilla.public_pricing(p_tenant text) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_tenant public.tenants;
+begin
+    select * into v_tenant from public.tenants t where t.slug = lower(p_tenant) and t.status = 'active';
+    -- in the same words whether there is no such tenant or it keeps its prices to itself
+    if not found or vanilla.setting(v_tenant.tenant_id, 'pricing.public') = 'false' then
+        perform vanilla.refuse('VS404', 'no such price list');
+    end if;
+    return jsonb_build_object('tenant', v_tenant.slug, 'name', v_tenant.name, 'levels', coalesce((
+        select jsonb_agg(jsonb_build_object('slug', l.slug, 'name', l.name, 'description', l.description, 'tier', l.tier, 'is_default', l.is_default,
+            'tokens', jsonb_build_object('base', coalesce(p.base_allocation, 0), 'amount', coalesce(p.monthly_allocation, 0), 'period', coalesce(p.period, 'month')),
+            'prices', coalesce((select jsonb_agg(jsonb_build_object('cycle', r.cycle, 'currency', r.currency, 'amount', r.amount,
+                    'trial_days', r.trial_days, 'trial_credits', r.trial_credits, 'valid_until', nullif(r.valid_until, 'infinity'))
+                    order by r.currency, array_position(array['one_time', 'monthly', 'quarterly', 'yearly', 'lifetime'], r.cycle))
+                from public.level_pricing r where r.tenant_id = l.tenant_id and r.level_id = l.id and r.valid_from <= v_now and r.valid_until > v_now), '[]'),
+            'benefits', coalesce((select jsonb_agg(jsonb_build_object('text', b.text, 'highlighted', b.highlighted) order by b.position)
+                from public.level_benefits b where b.tenant_id = l.tenant_id and b.level_id = l.id), '[]'),
+            'features', coalesce((select jsonb_agg(jsonb_build_object('feature', f.feature, 'name', f.name, 'category', f.category, 'enabled', f.enabled,
+                    'limit', f.usage_limit, 'period', f.period) order by f.category, f.feature)
+                from public.level_features f where f.tenant_id = l.tenant_id and f.level_id = l.id), '[]'))
+            order by l.tier, l.slug)
+        from public.levels l
+        left join public.level_token_policies p on p.tenant_id = l.tenant_id and p.level_id = l.id
+        where l.tenant_id = v_tenant.tenant_id and l.status = 'active'), '[]'));
+end
+$f$;
+comment on function vanilla.public_pricing(text) is
+    'The price list of an active tenant, for anybody: levels with tokens, the prices in force, benefits and features. The setting pricing.public = false closes it.';
+
+create or replace function vanilla.copy_level_terms(p_tenant_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    insert into public.level_features (tenant_id, level_id, feature, name, category, enabled, usage_limit, period)
+        select n.tenant_id, n.id, f.feature, f.name, f.category, f.enabled, f.usage_limit, f.period
+        from public.level_features f
+        join public.levels l on l.tenant_id = f.tenant_id and l.id = f.level_id
+        join public.levels n on n.tenant_id = p_tenant_id and n.slug = l.slug
+        where f.tenant_id = vanilla.platform();
+    insert into public.level_restrictions (tenant_id, level_id, type, amount, patterns)
+        select n.tenant_id, n.id, r.type, r.amount, r.patterns
+        from public.level_restrictions r
+        join public.levels l on l.tenant_id = r.tenant_id and l.id = r.level_id
+        join public.levels n on n.tenant_id = p_tenant_id and n.slug = l.slug
+        where r.tenant_id = vanilla.platform();
+    perform vanilla.copy_restrictions(l) from public.levels l where l.tenant_id = p_tenant_id;
+    insert into public.level_pricing (tenant_id, level_id, cycle, currency, amount, trial_days, trial_credits, valid_from, valid_until)
+        select n.tenant_id, n.id, p.cycle, p.currency, p.amount, p.trial_days, p.trial_credits, p.valid_from, p.valid_until
+        from public.level_pricing p
+        join public.levels l on l.tenant_id = p.tenant_id and l.id = p.level_id
+        join public.levels n on n.tenant_id = p_tenant_id and n.slug = l.slug
+        where p.tenant_id = vanilla.platform() and p.valid_until > vanilla.clock();
+    insert into public.level_benefits (tenant_id, level_id, position, text, highlighted)
+        select n.tenant_id, n.id, b.position, b.text, b.highlighted
+        from public.level_benefits b
+        join public.levels l on l.tenant_id = b.tenant_id and l.id = b.level_id
+        join public.levels n on n.tenant_id = p_tenant_id and n.slug = l.slug
+        where b.tenant_id = vanilla.platform();
+end
+$f$;
+comment on function vanilla.copy_level_terms(uuid) is 'Gives the levels of a new tenant the features, restrictions, prices and benefits of the platform''s levels of the same slug.';
+
+create or replace function vanilla.job_feature_usage(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_keys integer;
+    v_periods integer;
+begin
+    delete from public.level_feature_keys where ctid = any (array(
+        select k.ctid from public.level_feature_keys k
+        where k.created_at < v_now - make_interval(days => vanilla.retention_days('feature_keys')) limit p_limit));
+    get diagnostics v_keys = row_count;
+    delete from public.level_feature_usage where ctid = any (array(
+        select u.ctid from public.level_feature_usage u where u.period <> 'lifetime'
+          and u.period_start < (v_now - make_interval(days => vanilla.retention_days('feature_usage')))::date limit p_limit));
+    get diagnostics v_periods = row_count;
+    return jsonb_build_object('keys', v_keys, 'periods', v_periods, 'more', greatest(v_keys, v_periods) >= p_limit);
+end
+$f$;
+comment on function vanilla.job_feature_usage(integer) is
+    'Job: forgets up to p_limit idempotency keys and counters of periods longer ago than retention.feature_keys_days and retention.feature_usage_days.';
+
+grant execute on function public.check_feature(uuid, text), public.consume_feature(uuid, text, bigint, text),
+    public.set_level_feature(uuid, text, bigint, text, boolean, text, text, uuid), public.delete_level_feature(uuid, text, uuid),
+    public.set_level(text, text, text, integer, boolean, uuid), public.delete_level(uuid, uuid),
+    public.set_level_restriction(uuid, text, bigint, text[], uuid), public.delete_level_restriction(uuid, text, uuid),
+    public.set_level_price(uuid, text, text, bigint, integer, bigint, timestamptz, timestamptz, boolean, uuid),
+    public.end_level_price(uuid, timestamptz, uuid), public.set_level_benefits(uuid, jsonb, uuid)
+    to vanilla_app, vanilla_operator;
+grant execute on function vanilla.public_pricing(text) to vanilla_runtime;
+
+-- what is there from the first day ---------------------------------------------------------------------------------
+-- Fixed ids and "on conflict do nothing", as in 004: the platform's rows are copied into new tenants, the default tenant has its own.
+set local role vanilla_system;
+insert into public.level_features (tenant_id, id, level_id, feature, name, category, enabled, usage_limit, period)
+select v.tenant_id, ('00000000-0000-7000-8' || substr(v.id::text, 21, 3) || '-00000071' || right(v.id::text, 2) || f.n)::uuid, v.id,
+       f.feature, f.name, f.category, f.enabled, f.usage_limit, f.period
+from public.levels v
+join (values
+    ('free', '01', 'document-analysis', 'Document analysis', 'ai', true, 5, 'daily'),
+    ('free', '02', 'report-export', 'Report export', 'reports', false, null, null),
+    ('free', '03', 'priority-support', 'Priority support', 'support', false, null, null),
+    ('basic', '01', 'document-analysis', 'Document analysis', 'ai', true, 50, 'daily'),
+    ('basic', '02', 'report-export', 'Report export', 'reports', true, 10, 'monthly'),
+    ('basic', '03', 'priority-support', 'Priority support', 'support', false, null, null),
+    ('premium', '01', 'document-analysis', 'Document analysis', 'ai', true, 500, 'daily'),
+    ('premium', '02', 'report-export', 'Report export', 'reports', true, 200, 'monthly'),
+    ('premium', '03', 'priority-support', 'Priority support', 'support', true, null, null),
+    ('enterprise', '01', 'document-analysis', 'Document analysis', 'ai', true, null, null),
+    ('enterprise', '02', 'report-export', 'Report export', 'reports', true, null, null),
+    ('enterprise', '03', 'priority-support', 'Priority support', 'support', true, null, null)
+    ) f (slug, n, feature, name, category, enabled, usage_limit, period) on f.slug = v.slug
+where v.tenant_id in ('00000000-0000-0000-0000-000000000000', '00000000-0000-7000-8000-000000000001') and v.id::text like '00000000-0000-7000-800_-0000000001%'
+on conflict do nothing;
+
+-- minor units: cents
+insert into public.level_pricing (tenant_id, id, level_id, cycle, currency, amount, trial_days, trial_credits, valid_from)
+select v.tenant_id, ('00000000-0000-7000-8' || substr(v.id::text, 21, 3) || '-00000072' || right(v.id::text, 2) || p.n)::uuid, v.id,
+       p.cycle, p.currency, p.amount, p.trial_days, p.trial_credits, '2026-01-01+00'
+from public.levels v
+join (values
+    ('free', '01', 'monthly', 'USD', 0, 0, 0),
+    ('free', '02', 'monthly', 'EUR', 0, 0, 0),
+    ('basic', '01', 'monthly', 'USD', 900, 14, 20000),
+    ('basic', '02', 'yearly', 'USD', 9000, 14, 20000),
+    ('basic', '03', 'monthly', 'EUR', 900, 14, 20000),
+    ('basic', '04', 'yearly', 'EUR', 9000, 14, 20000),
+    ('premium', '01', 'monthly', 'USD', 2900, 14, 100000),
+    ('premium', '02', 'yearly', 'USD', 29000, 14, 100000),
+    ('premium', '03', 'monthly', 'EUR', 2900, 14, 100000),
+    ('premium', '04', 'yearly', 'EUR', 29000, 14, 100000)
+    ) p (slug, n, cycle, currency, amount, trial_days, trial_credits) on p.slug = v.slug
+where v.tenant_id in ('00000000-0000-0000-0000-000000000000', '00000000-0000-7000-8000-000000000001') and v.id::text like '00000000-0000-7000-800_-0000000001%'
+on conflict do nothing;
+
+insert into public.level_benefits (tenant_id, id, level_id, position, text, highlighted)
+select v.tenant_id, ('00000000-0000-7000-8' || substr(v.id::text, 21, 3) || '-00000073' || right(v.id::text, 2) || lpad(b.position::text, 2, '0'))::uuid, v.id,
+       b.position, b.text, b.highlighted
+from public.levels v
+join (values
+    ('free', 1, '10,000 tokens a month', false),
+    ('free', 2, '5 document analyses a day', false),
+    ('basic', 1, '200,000 tokens a month', true),
+    ('basic', 2, 'A quarter of what is left rolls over', false),
+    ('basic', 3, '50 document analyses a day', false),
+    ('premium', 1, '2,000,000 tokens a month', true),
+    ('premium', 2, 'Half of what is left rolls over', false),
+    ('premium', 3, '500 document analyses a day', false),
+    ('premium', 4, 'Priority support', true),
+    ('enterprise', 1, '20,000,000 tokens a month, all of the rest rolls over', true),
+    ('enterprise', 2, 'Document analyses and reports without a limit', false),
+    ('enterprise', 3, 'Priority support', true)
+    ) b (slug, position, text, highlighted) on b.slug = v.slug
+where v.tenant_id in ('00000000-0000-0000-0000-000000000000', '00000000-0000-7000-8000-000000000001') and v.id::text like '00000000-0000-7000-800_-0000000001%'
+on conflict do nothing;
+
+insert into public.system_configurations (tenant_id, key, value, description, updated_at) values
+    ('00000000-0000-0000-0000-000000000000', 'pricing.public', 'true',
+     'Whether anybody may read the price list of a tenant (GET /api/v1/pricing, /pricing); a tenant''s own row says it for that tenant.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.feature_keys_days', '30', 'Days that idempotency keys of consume_feature are kept.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.feature_usage_days', '400', 'Days that counters of feature periods are kept after the day they began.', '2026-01-01+00')
+on conflict do nothing;
+insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at)
+values ('00000000-0000-0000-0000-000000000000', 'feature_usage', 'Forgets idempotency keys and counters of features past retention.', 'sql',
+    '1 day', '2026-01-01 02:40+00', '2026-01-01 02:40+00')
+on conflict do nothing;
+
+set local role vanilla_owner;
+revoke create on schema vanilla from vanilla_definer;
+reset role;
+revoke create on schema public from vanilla_definer;
+commit;

@@ -1,0 +1,1 @@
+"""What a level is worth: features with limits, prices, benefits."""

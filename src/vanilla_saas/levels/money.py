@@ -1,0 +1,20 @@
+"""Amounts in minor units as people read them."""
+
+_DECIMALS = {
+    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF",
+    3: "BHD IQD JOD KWD LYD OMR TND",
+    4: "CLF",
+}
+"""Currencies of ISO 4217 that have another number of decimals than two."""
+
+
+def decimals(currency: str) -> int:
+    """How many decimals a currency has: minor units are 1 / 10 ** decimals of it."""
+    return next((digits for digits, names in _DECIMALS.items() if currency in names.split()), 2)
+
+
+def money(amount: int, currency: str) -> str:
+    """2900 USD as 29 USD, 2950 as 29.50 USD, 1500 JPY as 1,500 JPY."""
+    digits = decimals(currency)
+    whole, minor = divmod(amount, 10**digits)
+    return f"{whole:,}.{minor:0{digits}d} {currency}" if minor else f"{whole:,} {currency}"

@@ -1,0 +1,3 @@
+from tests.tokens.conftest import books, clocked_name
+
+__all__ = ["books", "clocked_name"]
