@@ -1894,6 +1894,11 @@ begin
     if p_user.role = 'superadmin' then      -- elsewhere nobody has any
         update public.tenant_openings set expires_at = v_now where user_id = p_user.id and expires_at > v_now;
     end if;
+    if to_regclass('public.level_feature_usage') is not null then      -- 007
+        delete from public.level_feature_usage where tenant_id = p_user.tenant_id and user_id = p_user.id;
+        delete from public.level_feature_keys where tenant_id = p_user.tenant_id and user_id = p_user.id;
+        delete from public.user_rate_windows where tenant_id = p_user.tenant_id and user_id = p_user.id;
+    end if;
     -- hashes of an address can be guessed
     delete from public.sign_in_throttles h using public.tenants t
         where t.tenant_id = p_user.tenant_id and t.id = p_user.tenant_id and h.tenant_id = vanilla.platform() and h.subject_hash in (

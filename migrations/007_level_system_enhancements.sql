@@ -905,6 +905,7 @@ on conflict do nothing;
 
 set local role vanilla_owner;
 revoke create on schema vanilla from vanilla_definer;
+select vanilla.map_supabase_roles();      -- without 010 too
 reset role;
 revoke create on schema public from vanilla_definer;
 commit;

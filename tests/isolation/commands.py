@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tests.isolation.catalog import HIDDEN, PLATFORM, Caller, Closed, Table
+from tests.isolation.catalog import HIDDEN, PLATFORM, Caller, Closed, Table, enumeration
 from tests.isolation.rows import World
 
 REFUSED = ("42501", "VS401")
@@ -355,6 +355,8 @@ def fresh(table: Table, row: dict[str, object]) -> dict[str, object]:
         column = table.column(name)
         if column.type == "uuid":
             made[name] = NEW_ID
+        elif options := enumeration(table, name):
+            made[name] = options[(options.index(str(made[name])) + 1) % len(options)]
         elif column.type == "text" and made[name] is not None:
             made[name] = f"{made[name]}.fresh" if name == "key" else f"fresh{str(made[name])[5:]}"
         elif column.type == "bytea":

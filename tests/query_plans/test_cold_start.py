@@ -17,7 +17,9 @@ READ = (
     "select relname, (seq_tup_read + coalesce(idx_tup_fetch, 0))::int as read"
     " from pg_stat_xact_user_tables where seq_tup_read + idx_tup_fetch > 0"
 )
-USABLE = "select set_level_feature(id, 'used', 100000, 'daily', p_tenant_id => tenant_id) from levels where is_default"
+USABLE = """
+select count(set_level_feature(id, 'used', 100000, 'daily', p_tenant_id => tenant_id)) from levels where is_default
+"""
 CONSUME = "select consume_feature($1, 'used', 1, $2)"
 HOLD = "select * from user_token_holds where tenant_id = $1 and id = $2"
 

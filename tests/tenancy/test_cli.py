@@ -283,7 +283,9 @@ async def test_an_export_that_cannot_be_written_leaves_no_file(told: Any, cli: C
     email = somebody()
     await told("users", "create", email)
     full = await cli("users", "export", email, "--to", "/dev/full/person.json")
-    assert isinstance(full.exception, OSError)
+    assert isinstance(full.exception, VanillaError)
+    assert full.exception.message == "/dev/full/person.json cannot be written: Not a directory."
     missing = await cli("users", "export", email, "--to", str(tmp_path / "nowhere" / "person.json"))
-    assert isinstance(missing.exception, OSError)
+    assert isinstance(missing.exception, VanillaError)
+    assert missing.exception.name == "invalid_state"
     assert not (tmp_path / "nowhere").exists()

@@ -38,6 +38,7 @@ FIXED = {
     ("user_token_holds", "state"),
     ("ai_executions", "status"),
     ("one_time_tokens", "purpose"),
+    ("level_feature_usage", "period"),
 }
 """Texts of persons' tables that can only be one of a few words."""
 WRITTEN_BY_FUNCTIONS = ("user_token_ledger", "audit_logs", "events")
@@ -110,6 +111,17 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         tenant_id,
         user_id,
     )
+    await operator.fetchval(
+        "select count(set_level_feature(level_id, 'drawings', 9, 'daily', p_tenant_id => tenant_id))"
+        " from user_token_wallets where user_id = $1",
+        user_id,
+    )
+    await operator.fetchval("select consume_feature($1, 'drawings', 1, $2)", user_id, canary)
+    await operator.execute(
+        "insert into user_rate_windows values ($1, $2, now(), 1, 1, now(), 1)",
+        tenant_id,
+        user_id,
+    )
     await operator.execute("select set_config('vanilla.request_id', '', false)")
     columns = await operator.fetch(
         "select t.relation, a.attname as name, t.owners[1] as owner, a.atttypid::regtype::text as type"
@@ -166,7 +178,7 @@ async def test_no_text_of_an_erased_person_is_left_but_where_the_design_says(
     await operator.fetchrow("select * from vanilla.begin_sign_in($1, $2, 'here')", slug, f"{canary}@example.test")
     before = await where_it_is(operator, canary)
     tables = {row[0] for row in await operator.fetch("select relation from vanilla.person_tables()")}
-    assert set(before) == tables - {"user_token_wallets", "user_token_policies", "one_time_tokens"}
+    assert set(before) == tables - {"user_token_wallets", "user_token_policies", "one_time_tokens", "user_rate_windows"}
     hashed = (
         "select count(*) from sign_in_throttles where subject_hash = sha256(convert_to($1, 'UTF8'))",
         f"email:{slug}:{canary}@example.test",
@@ -183,7 +195,8 @@ async def test_no_text_of_an_erased_person_is_left_but_where_the_design_says(
         "select (select count(*) from sessions where user_id = $1 and revoked_at is null)"
         " + (select count(*) from one_time_tokens where user_id = $1 and used_at is null)"
         " + (select count(*) from api_keys where user_id = $1 and revoked_at is null)"
-        " + (select count(*) from user_token_policies where user_id = $1)",
+        " + (select count(*) from user_token_policies where user_id = $1)"
+        " + (select count(*) from user_rate_windows where user_id = $1)",
         person.identity.user_id,
     )
     assert live == 0

@@ -2,6 +2,8 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -51,23 +53,40 @@ def export_user(
 
 
 async def _write(to: Path, begun: dict[str, Any], connection: asyncpg.Connection) -> int:
-    """Under another name first: a file of the name asked for is whole. Returns its bytes. Raises OSError."""
+    """Under another name first: a file of the name asked for is whole. Returns its bytes.
+
+    Raises VanillaError `invalid_state` when the file cannot be written.
+    """
 
     async def connect() -> asyncpg.Connection:
         return connection
 
     beside = to.with_name(f".{to.name}.{secrets.token_hex(8)}")
+    with _naming(to):
+        file = os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
     try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            async for part in person_export.document(begun, connect):
+        async for part in person_export.document(begun, connect):
+            with _naming(to):
                 file.write(part)
+        with _naming(to):
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()
-        os.link(beside, to)  # and never over a file that came meanwhile
+            os.link(beside, to)  # and never over a file that came meanwhile
     finally:
+        with suppress(OSError):  # of bytes that could not be written
+            file.close()
         beside.unlink(missing_ok=True)
     return size
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error of the file, not of the connection, which is the database's."""
+    try:
+        yield
+    except OSError as error:
+        raise VanillaError("invalid_state", f"{path} cannot be written: {error.strerror}.") from error
 
 
 def erase_user(
