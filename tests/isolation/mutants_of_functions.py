@@ -9,10 +9,10 @@ from tests.isolation.catalog import LOGINS
 from tests.isolation.mutant import Mutant
 
 COLUMN = r"(?:\b\w+\.)?"
-VALUE = r"(?:\(\w+\)\.)?'?[\w.]+'?(?:\(\d?\))?(?:::\w+)?"
+VALUE = r"(?:\(\w+\)\.)?'?[\w.]++'?(?:\(\d?\))?+(?!\()(?:::\w+)?"
 CHECKS = {
     # both names of a tenant's own row: tenants_self_check makes one of them enough
-    "tenant's row": rf"{COLUMN}tenant_id = {VALUE} and (?:\bt\.id|(?<![\w.])id) = (?:[sukov]\.tenant_id|v_tenant"
+    "tenant's row": rf"{COLUMN}tenant_id = {VALUE} and (?:\bt\.id|(?<![\w.])id) = (?:[sukov]\.tenant_id|v_tenant(?:\.id)?"
     r"|p_tenant_id"
     r"|p_wallet\.tenant_id|u\.tenant_id)(?!\w)",
     "tenant comparison": rf"(?:{COLUMN}\w*tenant_id|\bv_tenant|vanilla\.claim\(3\)::uuid|\bt\.id) (?:=|<>) {VALUE}",
@@ -22,7 +22,7 @@ CHECKS = {
     "role check": rf"vanilla\.claim\(5\) (?:not in \([^()]*\)|is distinct from '\w+'|= '\w+')"
     rf"|{COLUMN}role (?:= '\w+'|= v_role|in \([^()]*\))|v_role = '\w+'"
     r"|not vanilla\.caller_is_operator\(\)|r\.rolsuper|pg_has_role\([^()]*\)",
-    "status check": rf"{COLUMN}(?:status|state) (?:=|<>) '\w+'"
+    "status check": rf"(?<!, ){COLUMN}(?:status|state) (?:=|<>) '\w+'"
     rf"|{COLUMN}(?:revoked_at|rotated_at|used_at) is (?:not )?null",
     "expiry": rf"{COLUMN}(?:refresh_)?(?:expires_at|accept_until) (?:>|<=)"
     r" (?:v_now|vanilla\.clock\(\)|clock_timestamp\(\))"

@@ -47,8 +47,9 @@ def _older(folder: Path) -> Path:
         r"(comment on function|grant execute on function) vanilla\.schema_files\(\)", r"\1 vanilla.gone()", text
     )
     first.write_text(text)
-    seeds = copy / FILES[3]
-    seeds.write_text(_without_descriptions(seeds.read_text()))
+    for name in FILES[3:]:
+        seeds = copy / name
+        seeds.write_text(_without_descriptions(seeds.read_text()))
     third = copy / FILES[2]
     third.write_text(
         third.read_text().replace(

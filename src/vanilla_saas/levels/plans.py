@@ -34,6 +34,7 @@ from vanilla_saas.levels.models import (
 from vanilla_saas.tokens.wallet_models import LevelPolicyBody
 
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
 
 
 class _Strict(BaseModel):
@@ -127,8 +128,7 @@ class PlanFile:
         if len(raw) > MAX_BYTES:
             raise VanillaError("invalid_request", f"{path} has more than {MAX_BYTES:,} bytes.")
         try:
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(raw.decode(), Loader=yaml.SafeLoader)):
-                raise VanillaError("invalid_request", f"{path} has an alias (*name); write the plan out.")
+            _refuse_odd(path, raw.decode())
             self._root = yaml.compose(raw.decode(), Loader=yaml.SafeLoader)
             self._lines = dict(_places(self._root, (), path)) if self._root else {}
             content = yaml.safe_load(raw.decode())
@@ -158,6 +158,17 @@ class PlanFile:
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
         text = f"{self.path}, line {line}{f', {where}' if where else ''}: {message}"
         return VanillaError(name, text, dict(detail or {}) | {"line": line, "place": where}, hint)
+
+
+def _refuse_odd(path: Path, text: str) -> None:
+    """Aliases, and depths that no plan has: the parser's time grows with the square of the depth."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise VanillaError("invalid_request", f"{path} has an alias (*name); write the plan out.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise VanillaError("invalid_request", f"{path} is nested more than {MAX_DEPTH} deep.")
 
 
 def _places(node: yaml.Node, at: tuple[int | str, ...], path: Path) -> Iterator[tuple[tuple[int | str, ...], int]]:
