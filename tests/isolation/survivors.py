@@ -36,4 +36,6 @@ SURVIVORS: dict[str, str] = {
         "no case here names a hold by its id alone: the operator does in tests/tokens",
     "tenant comparison: vanilla.hold_replay: h.tenant_id = p_tenant_id":
         "asked with the id of a hold found in the tenant before: tests/tokens/test_holds.py",
+    "tenant comparison: public.set_level: l.tenant_id = v_tenant (1)":
+        "whether the tenant has a default level: every tenant here has one",
 }  # fmt: skip

@@ -338,7 +338,8 @@ async def test_a_reset_that_is_killed_goes_on_where_it_was(cluster: Cluster, tim
     assert running.process.returncode == -signal.SIGKILL
     done = await asyncio.to_thread(installation.run, "reset-tokens", "--json")
     assert done.code == 0, done
-    assert await time.connection.fetchval(left) == 0
+    # the part that the killed process had asked for ends by itself, and until then its wallets are passed by
+    await eventually(lambda: _less(time, left, 1), 60)
     assert await time.connection.fetch("select * from reconcile_token_wallets()") == []
     assert await time.connection.fetch("select * from verify_token_ledger()") == []
 
