@@ -795,7 +795,7 @@ comment on function vanilla.requested_entry(uuid, uuid, uuid, bigint, text, text
 create or replace function vanilla.adjust_tokens(p_tenant_id uuid, p_actor_id uuid, p_actor_role text, p_user_id uuid, p_amount bigint, p_direction text,
     p_reason text, p_source text, p_reference_type text, p_reference_id uuid, p_execution_id uuid, p_metadata jsonb, p_idempotency_key text,
     p_expires_at timestamptz) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_amount bigint := vanilla.check_amount(p_amount);
     v_wallet public.user_token_wallets;
@@ -887,6 +887,8 @@ $f$;
 comment on function vanilla.adjust_tokens(uuid, uuid, text, uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz) is
     'The long way of adjust_user_tokens, for a caller who may; without a tenant the user''s own.';
 
+-- Here and in the functions of holds enable_seqscan is off: a session that planned while users or holds were few would read all
+-- of them for each operation (tests/query_plans).
 create or replace function public.adjust_user_tokens(
     p_user_id uuid,
     p_amount bigint,
@@ -899,7 +901,7 @@ create or replace function public.adjust_user_tokens(
     p_metadata jsonb default '{}',
     p_idempotency_key text default null,
     p_expires_at timestamptz default 'infinity') returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_acting uuid[] := vanilla.acting();
     v_entry public.user_token_ledger;
@@ -1079,7 +1081,6 @@ $f$;
 comment on function vanilla.hold_replay(uuid, uuid, text, bytea) is
     'Locks a hold and its wallet; the entry that the wallet has under an idempotency key, null when the key is new. Refuses a key of another body.';
 
--- Without enable_seqscan = off a session that planned on an empty table of holds reads all of them for each settlement.
 create or replace function public.settle_user_tokens(p_hold_id uuid, p_actual bigint, p_reason text default 'settle', p_tenant_id uuid default null,
     p_final boolean default true, p_idempotency_key text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$

@@ -16,13 +16,12 @@ import aiohttp
 import asyncpg
 import pytest
 
-from tests.conftest import People, Person
+from tests.conftest import LONG, People, Person
 from tests.crash.test_gateway_crash import move_clock, request
 from tests.processes import Installation, assert_books_are_clean, eventually, new_home
 from vanilla_saas.database import postmaster
 from vanilla_saas.database.pool import _prepare
 
-LONG = bool(os.environ.get("VANILLA_SAAS_LONG"))
 ROUNDS, CALLERS = (20, 40) if LONG else (3, 20)
 ALLOWED = {"503 database_unavailable", "429 saturated"}
 

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from tests.concurrency.test_operations import END_PERIOD
-from tests.conftest import TEST_KEY
+from tests.conftest import LONG, TEST_KEY
 from tests.processes import eventually, new_home
 from tests.tokens.support import Books, User
 from vanilla_saas.checks import BOOKS, run_checks
@@ -28,7 +28,6 @@ from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import _prepare
 from vanilla_saas.settings import Settings
 
-LONG = bool(os.environ.get("VANILLA_SAAS_LONG"))
 FAST = {"fsync": "off", "full_page_writes": "off"}
 """A killed process loses nothing that the kernel has."""
 STOP = 4711

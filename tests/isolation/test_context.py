@@ -13,7 +13,7 @@ from contextlib import suppress
 import asyncpg
 import pytest
 
-from tests.conftest import SUPER_ADMIN, Cluster
+from tests.conftest import LONG, SUPER_ADMIN, Cluster
 from tests.isolation.conftest import TENANTS_SEEN, accepted, identity
 from tests.isolation.contexts import OTHER_KEY
 from tests.isolation.rows import World
@@ -21,7 +21,7 @@ from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, Rol
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 
-EDITS = 20_000 if os.environ.get("VANILLA_SAAS_LONG") == "1" else 2_000
+EDITS = 20_000 if LONG else 2_000
 
 
 async def test_prepared_statements_follow_the_context_from_tenant_to_tenant(pool: Database, world: World) -> None:

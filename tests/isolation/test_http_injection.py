@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from yarl import URL
 
-from tests.conftest import Cluster, create_database
+from tests.conftest import LONG, Cluster, create_database
 from tests.console.console_support import FORM
 from tests.isolation.payloads import SQL, UNSENDABLE
 from tests.isolation.rows import CANARY, Member, World, populate
@@ -40,7 +40,6 @@ from vanilla_saas.tenancy.page_session import SESSION_COOKIE, TENANT_COOKIE
 from vanilla_saas.tenancy.sign_in_pages import TENANT_NAME_COOKIE
 from vanilla_saas.tokens import pages as tokens_pages
 
-LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
 EXAMPLES = 500 if LONG else 4
 CODES = {code.name for code in ERROR_CODES}
 HEADERS = (

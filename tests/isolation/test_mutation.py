@@ -1,7 +1,6 @@
 """The suite sees what it is for: broken policies, grants, keys and functions, made one at a time and rolled back."""
 
 import hashlib
-import os
 import re
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 import asyncpg
 import pytest
 
+from tests.conftest import LONG
 from tests.isolation.declared import DECLARED
 from tests.isolation.matrix import rolled_back, run_matrix
 from tests.isolation.mutant import Mutant
@@ -28,7 +28,6 @@ from tests.isolation.rows import World
 from tests.isolation.static import CHECKS
 from tests.isolation.survivors import SURVIVORS
 
-LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
 SAMPLES = {"schema": 360, "functions": 120}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
 IN_ONE = 25

@@ -1,7 +1,6 @@
 """A storm of mixed tenants over five connections: whatever goes wrong in one transaction, no other sees of it."""
 
 import asyncio
-import os
 import random
 import uuid
 from collections import Counter
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster, migrated_database
+from tests.conftest import LONG, Cluster, migrated_database
 from tests.isolation.conftest import open_pools
 from tests.pgbouncer import pgbouncer
 from tests.processes import eventually
@@ -21,7 +20,7 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
 
-TRANSACTIONS = 100_000 if os.environ.get("VANILLA_SAAS_LONG") == "1" else 2_000
+TRANSACTIONS = 100_000 if LONG else 2_000
 CONNECTIONS, CLIENTS = 5, 40
 SEEN = (
     "select array[vanilla.current_tenant_id()::text, vanilla.current_user_id()::text]"

@@ -1,10 +1,9 @@
 """The other servers that the product promises to run on, each in the way that is asked of it."""
 
-import os
 from dataclasses import dataclass
 from itertools import product
 
-from tests.conftest import Cluster
+from tests.conftest import LONG, Cluster
 from tests.pgbouncer import through
 from vanilla_saas.database.context import ContextSigner
 
@@ -33,7 +32,7 @@ EVERY = [Lane(*way) for way in product((15, 16, 17, 18), (False, True), (False, 
 """The full matrix."""
 SHORT = [Lane(16), Lane(15, owner=True), Lane(18, pooled=True)]
 """What continuous integration has time for; the whole suite runs on 18 directly."""
-LANES = EVERY if os.environ.get("VANILLA_SAAS_LONG") == "1" else SHORT
+LANES = EVERY if LONG else SHORT
 
 
 @dataclass

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TEST_KEY, Cluster, create_database
+from tests.conftest import LONG, TEST_KEY, Cluster, create_database
 from tests.processes import Finished, Installation, eventually, keeper_has_left, new_home, over
 from vanilla_saas.database.embedded import attach
 from vanilla_saas.settings import Settings
 
-LONG = bool(os.environ.get("VANILLA_SAAS_LONG"))
 UNREACHABLE = "postgresql://owner:s3cret@127.0.0.1:1/vanilla"
 
 

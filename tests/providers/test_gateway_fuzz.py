@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import json
-import os
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Cluster, People, Person, serve, settings_for
+from tests.conftest import LONG, Cluster, People, Person, serve, settings_for
 from tests.processes import assert_books_are_clean
 from vanilla_saas.app import create_app
 from vanilla_saas.database.pool import _prepare
 
-EXAMPLES = 5000 if os.environ.get("VANILLA_SAAS_LONG") else 150
+EXAMPLES = 5000 if LONG else 150
 fuzz = settings(
     max_examples=EXAMPLES,
     deadline=None,

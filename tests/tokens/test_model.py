@@ -1,7 +1,6 @@
 """Random lives of two wallets, played in PostgreSQL and in the model: same decisions, same amounts, same grants."""
 
 import asyncio
-import os
 import random
 import uuid
 from collections.abc import Iterator
@@ -12,14 +11,13 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.internal.conjecture.engine import ConjectureRunner
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.conftest import TEST_KEY, Cluster, create_database
+from tests.conftest import LONG, TEST_KEY, Cluster, create_database
 from tests.tokens.life import OBSERVE, Life, Place
 from tests.tokens.support import TEST_CLOCK
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import _prepare
 
-LONG = bool(os.environ.get("VANILLA_SAAS_LONG"))
 STEPS, PARTS = 50, 50 if LONG else 4
 LIVES = 1_000_000 // PARTS // STEPS if LONG else 20_000 // PARTS // STEPS
 # found lives are shown as they are: shrinking one takes minutes

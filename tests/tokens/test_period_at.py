@@ -1,6 +1,5 @@
 """vanilla.period_at: which period holds a moment, by the calendar or from the day the user began."""
 
-import os
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import LONG
 from tests.tokens.support import Books
 
 
@@ -94,7 +94,7 @@ async def test_periods_hold_their_moments_and_follow_each_other_without_a_gap(bo
     moments = st.datetimes(datetime(2009, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))
     cases: list[tuple[str, str, str, datetime, datetime]] = []
 
-    @settings(max_examples=1500 if os.environ.get("VANILLA_SAAS_LONG") else 300, deadline=None, database=None)
+    @settings(max_examples=1500 if LONG else 300, deadline=None, database=None)
     @given(
         st.sampled_from(("day", "week", "month", "year")),
         st.sampled_from(("calendar", "anniversary")),

@@ -103,19 +103,11 @@ class Database:
         self, identity: Identity | None, request_id: str, client_ip: str, read_only: bool
     ) -> AsyncIterator[asyncpg.Connection]:
         token = self._signer.sign(identity) if identity else ""
-        async with translated_errors(), _acquired(self._app, "app") as connection:
-            end = connection.end  # of the session itself: the pool takes its handle away when the session is lost
-            try:
-                await connection.begin(token, request_id, client_ip, read_only=read_only, shared=self.shared)
-                yield connection
-                if token and expired(token):
-                    # policies see nobody in a token that has ended: what was read last may be short, so nothing counts
-                    raise VanillaError("context_invalid", "The transaction outlived its context; nothing was changed.")
-            except BaseException:
-                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                    await end("rollback", shared=self.shared)
-                raise
-            await end("commit", shared=self.shared)
+        async with self._begun(token, request_id, client_ip, read_only=read_only) as connection:
+            yield connection
+            if token and expired(token):
+                # policies see nobody in a token that has ended: what was read last may be short, so nothing counts
+                raise VanillaError("context_invalid", "The transaction outlived its context; nothing was changed.")
 
     @asynccontextmanager
     async def snapshot(self, identity: Identity) -> AsyncIterator["Snapshot"]:
@@ -126,13 +118,24 @@ class Database:
         """
         if self._snapshots.locked():
             raise VanillaError("saturated", "Other exports are under way.", {"retry_after_s": 10})
-        async with self._snapshots, translated_errors(), _acquired(self._app, "app") as connection:
-            end = connection.end
-            taken = Snapshot(connection, lambda: self._signer.sign(identity))
+        token = self._signer.sign(identity)
+        async with self._snapshots, self._begun(token, "", "", read_only=True, snapshot=True) as connection:
+            taken = Snapshot(connection, token, lambda: self._signer.sign(identity))
+            yield taken
+            taken.require_context()
+
+    @asynccontextmanager
+    async def _begun(
+        self, token: str, request_id: str, client_ip: str, *, read_only: bool, snapshot: bool = False
+    ) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction as the token says, committed at the end of the block and undone when that raises."""
+        async with translated_errors(), _acquired(self._app, "app") as connection:
+            end = connection.end  # of the session itself: the pool takes its handle away when the session is lost
             try:
-                await connection.begin(taken.token, "", "", read_only=True, shared=self.shared, snapshot=True)
-                yield taken
-                taken.require_context()
+                await connection.begin(
+                    token, request_id, client_ip, read_only=read_only, shared=self.shared, snapshot=snapshot
+                )
+                yield connection
             except BaseException:
                 with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                     await end("rollback", shared=self.shared)
@@ -167,10 +170,10 @@ class Database:
 class Snapshot:
     """The connection of `Database.snapshot`; `renewed` is asked before every statement."""
 
-    def __init__(self, connection: asyncpg.Connection, sign: Callable[[], str]):
+    def __init__(self, connection: asyncpg.Connection, token: str, sign: Callable[[], str]):
         self._connection = connection
+        self.token = token
         self._sign = sign
-        self.token = sign()
 
     def require_context(self) -> None:
         """Policies see nobody in a token that has ended: what was read last may be short.

@@ -88,7 +88,16 @@ def apply_plans(
     file = PlanFile(path)
 
     async def look(connection: asyncpg.Connection) -> list[dict[str, str]]:
-        return [change.row for change in await changes(connection, await tenant_id(connection, tenant), file)]
+        owner = await tenant_id(connection, tenant)
+        found = await changes(connection, owner, file)
+        # done and undone: what would be refused is refused before anybody is asked
+        attempt = connection.transaction()
+        await attempt.start()
+        try:
+            await apply(connection, owner, file, found)
+        finally:
+            await attempt.rollback()
+        return [change.row for change in found]
 
     rows = as_operator(look)
     if not rows:

@@ -1,4 +1,6 @@
-"""Amounts in minor units as people read them."""
+"""Amounts in minor units as people read and write them."""
+
+from vanilla_saas.database.errors import VanillaError
 
 _DECIMALS = {
     0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF",
@@ -8,13 +10,22 @@ _DECIMALS = {
 """Currencies of ISO 4217 that have another number of decimals than two."""
 
 
-def decimals(currency: str) -> int:
+def _decimals(currency: str) -> int:
     """How many decimals a currency has: minor units are 1 / 10 ** decimals of it."""
     return next((digits for digits, names in _DECIMALS.items() if currency in names.split()), 2)
 
 
 def money(amount: int, currency: str) -> str:
     """2900 USD as 29 USD, 2950 as 29.50 USD, 1500 JPY as 1,500 JPY."""
-    digits = decimals(currency)
+    digits = _decimals(currency)
     whole, minor = divmod(amount, 10**digits)
     return f"{whole:,}.{minor:0{digits}d} {currency}" if minor else f"{whole:,} {currency}"
+
+
+def minor_units(amount: str, currency: str) -> int:
+    """12.50 as 1250. Raises VanillaError `invalid_request` for more decimals than the currency has."""
+    whole, _, fraction = amount.partition(".")
+    digits = _decimals(currency)
+    if len(fraction) > digits:
+        raise VanillaError("invalid_request", f"{currency} has {digits} decimals.", {"param": "amount"})
+    return int(whole + fraction.ljust(digits, "0"))

@@ -11,7 +11,7 @@ from vanilla_saas.console.security import read_cookie
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.levels import store
 from vanilla_saas.levels.models import Cycle, FeatureBody, Period, PriceBody, RestrictionBody, RestrictionType
-from vanilla_saas.levels.money import decimals, money
+from vanilla_saas.levels.money import minor_units, money
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageAdmin, PageCaller
 from vanilla_saas.tenancy.sign_in_pages import TENANT_NAME_COOKIE
@@ -122,7 +122,7 @@ async def set_price(
     body = PriceBody.model_construct(
         cycle=cycle,
         currency=code,
-        amount=_minor_units(amount, code),
+        amount=minor_units(amount, code),
         trial_days=trial_days,
         trial_credits=trial_credits,
         valid_from=None,
@@ -132,15 +132,6 @@ async def set_price(
     async with acting(request, caller) as connection:
         await store.set_price(connection, caller.identity.tenant_id, level_id, body)
     return redirect(request, "/levels?notice=price")
-
-
-def _minor_units(amount: str, currency: str) -> int:
-    """12.50 as 1250. Raises VanillaError `invalid_request` for more decimals than the currency has."""
-    whole, _, fraction = amount.partition(".")
-    digits = decimals(currency)
-    if len(fraction) > digits:
-        raise VanillaError("invalid_request", f"{currency} has {digits} decimals.", {"param": "amount"})
-    return int(whole + fraction.ljust(digits, "0"))
 
 
 @router.post("/prices/{price_id}/end")

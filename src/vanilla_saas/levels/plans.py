@@ -49,12 +49,6 @@ class _Feature(FeatureBody):
     def _short(cls, value: Any) -> Any:
         return {"enabled": value} if isinstance(value, bool) else value
 
-    @model_validator(mode="after")
-    def _both(self) -> "_Feature":
-        if (self.limit is None) != (self.period is None):
-            raise ValueError("a limit needs a period and a period a limit")
-        return self
-
 
 class _Restriction(RestrictionBody):
     model_config = ConfigDict(extra="forbid")

@@ -3,7 +3,7 @@ two database calls. Errors have OpenAI's shape, so that its SDKs raise the class
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -226,7 +226,7 @@ def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _rate_headers(rates: Iterable[Mapping[str, Any]]) -> list[tuple[bytes, bytes]]:
+def _rate_headers(rates: Sequence[Mapping[str, Any]]) -> list[tuple[bytes, bytes]]:
     """RateLimit and RateLimit-Policy as draft-ietf-httpapi-ratelimit-headers writes them; none without a rate."""
     policies = ", ".join(f'"{rate["name"]}";q={rate["limit"]};w={rate["window_s"]}' for rate in rates)
     left = ", ".join(f'"{rate["name"]}";r={rate["remaining"]};t={rate["reset_s"]}' for rate in rates)

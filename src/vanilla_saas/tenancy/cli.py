@@ -18,7 +18,7 @@ from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.cursor import first_page
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
 from vanilla_saas.settings import Settings
-from vanilla_saas.tenancy import passwords, person_cli, sign_in, store
+from vanilla_saas.tenancy import models, passwords, person_cli, sign_in, store
 from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, new_token, token_hash
 from vanilla_saas.tenancy.person_cli import Who, user_id_of
 
@@ -82,7 +82,8 @@ def close_tenant(
     slug: str,
     reason: Annotated[str, typer.Option(help="Why; written to both audit logs.")],
     grace_days: Annotated[
-        int | None, typer.Option(min=0, max=36_500, help="Days until it is erased; tenants.grace_days without it.")
+        int | None,
+        typer.Option(min=0, max=models.MOST_GRACE_DAYS, help="Days until it is erased; tenants.grace_days without it."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

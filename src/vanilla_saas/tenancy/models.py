@@ -13,6 +13,10 @@ def _without_nul(text: str) -> str:
     return text
 
 
+MOST_GRACE_DAYS = 36_500
+"""As close_tenant says: a hundred years."""
+
+
 def _encodable(secret: SecretStr) -> SecretStr:
     """A plain text is checked by pydantic, a secret is not."""
     try:
@@ -190,7 +194,7 @@ class CloseBody(Body):
     """`grace_days`: how long it can be opened again; the platform's setting tenants.grace_days without it."""
 
     reason: Why
-    grace_days: Annotated[int, Field(ge=0, le=36_500)] | None = None
+    grace_days: Annotated[int, Field(ge=0, le=MOST_GRACE_DAYS)] | None = None
 
 
 class OpenBody(Body):

@@ -146,13 +146,13 @@ async def tenants(connection: asyncpg.Connection, search: str, before: UUID | No
     return rows
 
 
-async def grace_days(connection: asyncpg.Connection) -> int:
-    """Days after its closing in which a tenant can be opened again."""
+async def grace_days(connection: asyncpg.Connection) -> int | None:
+    """The platform's setting: days after its closing in which a tenant can be opened again."""
     days: int | None = await connection.fetchval(
         "select (value #>> '{}')::integer from system_configurations"
         " where tenant_id = vanilla.platform() and key = 'tenants.grace_days'"
     )
-    return 30 if days is None else days
+    return days
 
 
 def cursor_of(rows: Rows, name: str = "id") -> tuple[Rows, Any]:

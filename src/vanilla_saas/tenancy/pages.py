@@ -10,14 +10,13 @@ from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, r
 from vanilla_saas.console.security import forget_cookie, set_cookie
 from vanilla_saas.database.cursor import page_bounds, page_rows
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.tenancy import page_store, person_pages, sign_in, sign_in_pages, store
+from vanilla_saas.tenancy import models, page_store, person_pages, sign_in, sign_in_pages, store
 from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, acting, new_token, token_hash
 from vanilla_saas.tenancy.page_session import TENANT_COOKIE, PageAdmin, PageCaller, PlatformCaller, opened_tenant
 
 PREFIX_LENGTH = 12
 """How much of a key is kept in the clear, to recognise it by."""
 OPENED_S = 8 * 3600
-MOST_GRACE_DAYS = 36_500
 
 router = page_router()
 router.include_router(sign_in_pages.router)
@@ -216,7 +215,7 @@ async def close_tenant(
     request: Request, caller: PlatformCaller, tenant_id: UUID, reason: Text, grace_days: Text = ""
 ) -> Response:
     grace = _optional_number(grace_days, "grace_days")
-    if grace is not None and grace > MOST_GRACE_DAYS:
+    if grace is not None and grace > models.MOST_GRACE_DAYS:
         raise VanillaError("invalid_request", "A grace is 0 to 36,500 days.", {"param": "grace_days"})
     async with acting(request, caller) as connection:
         await store.close_tenant(connection, tenant_id, reason, grace)

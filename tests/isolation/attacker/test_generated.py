@@ -9,12 +9,12 @@ from contextlib import suppress
 import asyncpg
 import pytest
 
+from tests.conftest import LONG
 from tests.isolation.attacker.conftest import Prey
 from tests.isolation.attacker.generator import Generator, read_catalog
 from tests.isolation.attacker.watch import Attacker, visit
 from tests.isolation.catalog import LOGINS
 
-LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
 SECONDS = float(os.environ.get("VANILLA_SAAS_ATTACK_SECONDS", "200" if LONG else "3.4"))
 """Of each login; in ordinary runs ten seconds for the three."""
 SEED = int(os.environ.get("VANILLA_SAAS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)

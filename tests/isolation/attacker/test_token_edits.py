@@ -8,10 +8,10 @@ from itertools import islice
 import asyncpg
 import pytest
 
+from tests.conftest import LONG
 from tests.isolation.attacker.token_edits import EDITS, edits, other_algorithms
 from tests.isolation.rows import World
 
-LONG = os.environ.get("VANILLA_SAAS_LONG") == "1"
 COUNT = 1_000_000 if LONG else 20_000
 BATCH = 20_000
 SEED = int(os.environ.get("VANILLA_SAAS_SEED", "0")) or 7
