@@ -130,3 +130,9 @@ async def test_a_file_that_is_none_is_refused(vs: Cli, tmp_path: Path, junk: byt
     path = tmp_path / "plans.yaml"
     path.write_bytes(junk)
     assert (await vs.refused("levels", "apply", str(path), "--yes")).name == "invalid_request"
+
+
+async def test_a_depth_that_no_plan_has_is_refused_before_the_file_is_read_to_its_end(vs: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "plans.yaml"
+    path.write_text("[" * 30 + "]" * 30)
+    assert "nested more than 20 deep" in (await vs.refused("levels", "apply", str(path), "--yes")).message
