@@ -63,7 +63,7 @@ class Visitor:
     async def violations(self) -> list[str]:
         """What axe-core finds on the page, one line for each rule and place."""
         # a form that waits for its answer is dimmed
-        await self.page.wait_for_function("!document.querySelector('.htmx-request')")
+        await self.page.wait_for_selector(".htmx-request", state="detached")
         # evaluated, not added as a script: the page's policy stays in force
         await self.page.evaluate(AXE)
         found: dict[str, Any] = await self.page.evaluate("axe.run()")

@@ -1,6 +1,7 @@
 """The door: registration, sign-in, refresh, sign-out, and how often one may knock."""
 
 import asyncio
+import sys
 import uuid
 from typing import Any
 
@@ -123,7 +124,8 @@ async def test_a_known_and_an_unknown_address_cost_the_same_steps(
         return matches(stored, password)
 
     async def noted(self: Database, statement: str, *arguments: object) -> Any:
-        if "maintenance" not in statement:
+        # the server's own schedules and webhooks ask meanwhile
+        if sys._getframe(1).f_globals["__name__"].startswith("vanilla_saas.tenancy."):
             steps.append(statement)
         return await database_call(self, statement, *arguments)
 
