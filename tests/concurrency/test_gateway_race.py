@@ -44,7 +44,7 @@ def many() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 3])
 async def test_two_hundred_calls_at_once_on_a_wallet_that_affords_ten(
     processes: int, cluster: Cluster, database_name: str, tmp_path: Path, people: People
 ) -> None:

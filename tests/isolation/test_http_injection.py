@@ -251,14 +251,12 @@ def _api_attacks(target: Target, role: str, payloads: list[str]) -> Iterator[Att
 
 
 def _spread(make: Callable[[list[str]], Iterator[Attack]]) -> list[Attack]:
-    """Every payload in every place; without VANILLA_SAAS_LONG a quote and two others, and all somewhere."""
+    """Every payload in every place; without VANILLA_SAAS_LONG a quote and another, and all somewhere."""
     by_payload = [list(make([payload])) for payload in SQL + UNSENDABLE]
     if LONG:
         return [attack for attacks in by_payload for attack in attacks]
     quotes, others = by_payload[0], by_payload[1:]
-    return quotes + [
-        others[(place * 2 + turn) % len(others)][place] for place in range(len(quotes)) for turn in range(2)
-    ]
+    return quotes + [others[place % len(others)][place] for place in range(len(quotes))]
 
 
 def _cursors(payload: str) -> list[str]:

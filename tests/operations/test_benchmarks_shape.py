@@ -77,6 +77,7 @@ def test_the_isolation_benchmark_judges_every_operation_in_both_forms() -> None:
     assert report["figures"]["shared_rows_at_the_end"] == rows + 8 * inserts
 
 
+@pytest.mark.long
 def test_a_floor_that_policies_bind_voids_the_isolation_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(isolation.VARIANTS, "floor", "bench_plain")
     with pytest.raises(BenchmarkError, match="floor sees"):

@@ -173,6 +173,7 @@ async def test_a_key_file_is_rotated_under_a_running_server_without_a_failed_req
     ]
 
 
+@pytest.mark.long
 async def test_a_key_in_the_environment_is_rotated_by_restarting_servers_one_by_one(
     place: Installation, people: People, superuser: asyncpg.Connection, port: int
 ) -> None:

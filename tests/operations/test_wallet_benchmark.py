@@ -50,6 +50,7 @@ async def load(cluster: Cluster) -> AsyncIterator[Load]:
         await connection.close()
 
 
+@pytest.mark.long
 def test_a_quick_run_measures_every_point_it_was_asked_for() -> None:
     done = run("--quick", "--json", "--only", "debit_c1,reserve_settle_c8,bytes,month_close")
     assert done.returncode == 0, done.stderr
