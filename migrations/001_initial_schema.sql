@@ -235,17 +235,24 @@ create table if not exists public.tenants (
     created_at timestamptz not null default clock_timestamp(),
     erase_at timestamptz,
     erased_at timestamptz,
+    subscription_tier text,
+    calls_stopped_until timestamptz,
     constraint tenants_pkey primary key (tenant_id, id),
     constraint tenants_self_check check (tenant_id = id),
     constraint tenants_slug_key unique (slug),
     constraint tenants_slug_check check (slug ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'),
     constraint tenants_name_check check (name <> '' and octet_length(name) <= 200),
     constraint tenants_status_check check (status in ('active', 'suspended', 'closed')),
+    constraint tenants_subscription_tier_check check (subscription_tier ~ '^[a-z0-9][a-z0-9-]{0,62}$'),
     constraint tenants_erase_check check (status = 'closed' or erase_at is null and erased_at is null)
 );
 create index if not exists tenants_erase_idx on public.tenants (tenant_id, erase_at) where erase_at is not null and erased_at is null;
 comment on table public.tenants is 'A customer organisation of the platform; its status opens and closes all access.';
 comment on column public.tenants.erase_at is 'When the grace of a closed tenant ends: until then it can be opened again, from then on the job closings erases it.';
+comment on column public.tenants.subscription_tier is
+    'The tenant''s own plan: the slug of a level of the platform, whose restrictions of tenants (007) bind it; null: none does.';
+comment on column public.tenants.calls_stopped_until is
+    'Until when calls are refused because the tenant has used the tokens of its plan; written by the job tenant_tokens (007).';
 comment on column public.tenants.erased_at is 'When its last person, its secrets and its settings were gone; ledger, executions and logs stay until their retention.';
 
 create table if not exists public.users (
@@ -286,6 +293,7 @@ create table if not exists public.levels (
     description text not null default '',
     tier integer not null default 0,
     is_default boolean not null default false,
+    is_template boolean not null default true,
     status text not null default 'active',
     restrictions jsonb,
     created_at timestamptz not null default clock_timestamp(),
@@ -297,6 +305,8 @@ create table if not exists public.levels (
 );
 create unique index if not exists levels_tenant_default_idx on public.levels (tenant_id) where is_default;
 comment on table public.levels is 'What a user is on inside a tenant; tier ranks it. The platform''s rows are copied into new tenants.';
+comment on column public.levels.is_template is
+    'Of the platform''s levels: copied into new tenants, as the default one always is. Others are plans of tenants only.';
 comment on column public.levels.restrictions is
     'Copy of the level''s rows of level_restrictions (007), which admit_call reads with the caller; null: none.';
 
@@ -1517,8 +1527,9 @@ begin
         perform vanilla.refuse('VS400', format('unknown time zone %s', p_time_zone), '{"param": "time_zone"}', 'Use a name such as Europe/Berlin.');
     end if;
     begin
-        insert into public.tenants (tenant_id, id, slug, name, time_zone, created_at)
-        values (v_id, v_id, lower(p_slug), p_name, p_time_zone, vanilla.clock());
+        insert into public.tenants (tenant_id, id, slug, name, time_zone, created_at, subscription_tier)
+        values (v_id, v_id, lower(p_slug), p_name, p_time_zone, vanilla.clock(),
+            (select l.slug from public.levels l where l.tenant_id = vanilla.platform() and l.is_default));
     exception
         when unique_violation then
             perform vanilla.refuse('VS409', format('the slug %s is taken', p_slug), '{"param": "slug"}');
@@ -1528,7 +1539,7 @@ begin
     -- the platform's levels are the template
     insert into public.levels (tenant_id, slug, name, description, tier, is_default)
         select v_id, slug, name, description, tier, is_default from public.levels
-        where tenant_id = vanilla.platform() and status = 'active';
+        where tenant_id = vanilla.platform() and status = 'active' and (is_template or is_default);
     insert into public.level_token_policies (tenant_id, level_id, base_allocation, monthly_allocation, period, period_anchor,
             rollover_percent, rollover_cap, monthly_cap, enforcement_mode, warning_percent)
         select v_id, n.id, p.base_allocation, p.monthly_allocation, p.period, p.period_anchor,
@@ -1690,6 +1701,10 @@ begin
         where tenant_id = p_tenant_id and status = 'active' and (id = p_level_id or (p_level_id is null and is_default));
     if v_level is null and (p_level_id is not null or p_tenant_id <> vanilla.platform()) then
         perform vanilla.refuse('VS404', 'no such level', '{"param": "level_id"}', 'Without a level the tenant needs a default one.');
+    end if;
+    -- 007 knows how many users the tenant's plan allows
+    if to_regprocedure('vanilla.take_user_place(uuid)') is not null then
+        perform vanilla.take_user_place(p_tenant_id);
     end if;
     begin
         insert into public.users (tenant_id, id, email, external_id, display_name, role, password_hash, must_change_password, created_at)
@@ -1898,6 +1913,7 @@ begin
         delete from public.level_feature_usage where tenant_id = p_user.tenant_id and user_id = p_user.id;
         delete from public.level_feature_keys where tenant_id = p_user.tenant_id and user_id = p_user.id;
         delete from public.user_rate_windows where tenant_id = p_user.tenant_id and user_id = p_user.id;
+        perform vanilla.record_level_change(p_user.tenant_id, p_user.id, v_wallet.level_id, null);
     end if;
     -- hashes of an address can be guessed
     delete from public.sign_in_throttles h using public.tenants t
@@ -2527,7 +2543,8 @@ declare
 begin
     -- who calls
     if p_key_hash is not null then
-        select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens, l.restrictions into v_caller from public.api_keys k
+        select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens, l.restrictions, t.calls_stopped_until into v_caller
+            from public.api_keys k
             join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
             join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
             left join public.user_token_wallets w on w.tenant_id = k.tenant_id and w.user_id = k.user_id
@@ -2535,7 +2552,8 @@ begin
             where k.key_hash = p_key_hash and k.revoked_at is null and k.expires_at > v_now
               and u.status = 'active' and t.status = 'active';
     else
-        select s.tenant_id, s.user_id, null::uuid as key_id, array['chat'] as scopes, null::bigint as budget_tokens, l.restrictions into v_caller
+        select s.tenant_id, s.user_id, null::uuid as key_id, array['chat'] as scopes, null::bigint as budget_tokens, l.restrictions,
+                t.calls_stopped_until into v_caller
             from public.sessions s
             join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
             join public.tenants t on t.tenant_id = s.tenant_id and t.id = s.tenant_id
@@ -2549,6 +2567,9 @@ begin
     end if;
     if not 'chat' = any (v_caller.scopes) then
         perform vanilla.refuse('VS403', 'the key lacks the scope chat', '{"need": "chat"}', 'Make a key with the scope chat.');
+    end if;
+    if v_caller.calls_stopped_until > v_now then
+        perform vanilla.refuse_tenant_tokens(v_caller.tenant_id);
     end if;
     -- who pays
     v_payer := v_caller.user_id;

@@ -1200,6 +1200,9 @@ begin
             perform vanilla.drop_grant(v_wallet, v_grant, 'voided', 'void', 'left the level');
             v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
         end loop;
+        if to_regprocedure('vanilla.record_level_change(uuid,uuid,uuid,uuid)') is not null then      -- 007
+            perform vanilla.record_level_change(p_tenant_id, p_user_id, v_wallet.level_id, p_level_id);
+        end if;
     end if;
     update public.user_token_wallets w set level_id = p_level_id, enforcement_mode = v_policy.enforcement_mode,
             warn_below = v_policy.monthly_allocation * v_policy.warning_percent / 100
@@ -2210,8 +2213,8 @@ language sql volatile set search_path = pg_catalog, pg_temp as $f$
 $f$;
 comment on function vanilla.job_partitions(integer) is 'Job: this month and three ahead of every log table.';
 
--- Retention: what a platform row "retention.<log table>_days" names is kept so long. Days of history that a level or a tenant
--- keeps would come in here: a month goes when the longest of them has passed, the rest by DELETE with a cutoff of its own.
+-- Retention: what a platform row "retention.<log table>_days" names is kept so long. Fewer days, of a level or a tenant, are the
+-- job history's (007): a month is dropped for everybody, a person's rows are deleted before.
 create or replace function vanilla.retention_days(p_what text) returns integer
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare

@@ -1,15 +1,18 @@
 -- 007: what a level is worth: features, restrictions, prices, benefits.
 --
 -- Tables:  level_features, level_feature_usage, level_feature_keys, level_restrictions, user_rate_windows, level_pricing,
---          level_benefits
+--          level_benefits, user_level_changes, level_analytics, tenant_token_months
 -- Public:  check_feature, consume_feature, set_level_feature, delete_level_feature, set_level_restriction, delete_level_restriction,
---          set_level_price, end_level_price, set_level_benefits, set_level, delete_level
+--          set_level_price, end_level_price, set_level_benefits, set_level, delete_level, roll_up_level_analytics, tenant_plan,
+--          set_subscription_tier
 -- Private: feature_period_start, feature_period_end   the day a period begins, the moment it is over
 --          explain_feature    what check_feature answers and consume_feature refuses with
 --          restrict_call, count_call, return_rate_tokens   admit_call and settle_call of 001 call them where a level restricts
 --          copy_level_terms   create_tenant of 001 calls it: a new tenant's levels have the platform's terms
 --          public_pricing     the price list, for anybody
---          job_feature_usage  what the job of that name forgets
+--          take_user_place    make_user of 001 calls it: so many users as the tenant's own plan allows
+--          record_level_change  assign_level of 002 and erase_person of 001 call it
+--          job_feature_usage, job_history, job_level_analytics, job_tenant_tokens
 --
 -- Invariants: what a period's row counts is never above the limit that held when it was counted; a key counts once;
 -- prices of one level, cycle and currency do not overlap in time; levels.restrictions is what level_restrictions says.
@@ -61,6 +64,7 @@ create table if not exists public.level_feature_usage (
     used bigint not null,
     usage_limit bigint,
     updated_at timestamptz not null default clock_timestamp(),
+    limit_reached_at timestamptz,
     constraint level_feature_usage_pkey primary key (tenant_id, user_id, feature, period, period_start),
     constraint level_feature_usage_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
     -- short, because each statement reads the stored text of a check anew
@@ -69,6 +73,7 @@ create table if not exists public.level_feature_usage (
 ) with (fillfactor = 70);
 comment on table public.level_feature_usage is
     'Uses of a feature by a user, a row for each period. What is used without a limit is counted by the month.';
+comment on column public.level_feature_usage.limit_reached_at is 'When the last use that the limit allowed was first counted.';
 comment on column public.level_feature_usage.period_start is 'The period''s first day in the tenant''s time zone; -infinity of lifetime.';
 
 create table if not exists public.level_feature_keys (
@@ -96,14 +101,16 @@ create table if not exists public.level_restrictions (
     constraint level_restrictions_level_type_key unique (tenant_id, level_id, type),
     constraint level_restrictions_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
     constraint level_restrictions_type_check check (type in ('allowed_models', 'denied_models', 'requests_per_minute',
-        'tokens_per_minute', 'requests_per_day', 'concurrent_executions', 'max_output_tokens', 'max_prompt_tokens', 'api_keys')),
+        'tokens_per_minute', 'requests_per_day', 'concurrent_executions', 'max_output_tokens', 'max_prompt_tokens', 'api_keys', 'history_days',
+        'users_per_tenant', 'history_days_per_tenant', 'tokens_per_tenant')),
     constraint level_restrictions_value_check check (case when type in ('allowed_models', 'denied_models')
         then amount is null and patterns is not null and cardinality(patterns) > 0 and cardinality(patterns) <= 100
             and array_position(patterns, null) is null and array_position(patterns, '') is null
-        else patterns is null and amount is not null and amount >= 0 and amount <= 1000000000000 end)
+        -- a history of no days would take a call away before its answer is read
+        else patterns is null and amount is not null and amount >= case when type ~ '^history_days' then 1 else 0 end and amount <= 1000000000000 end)
 );
 comment on table public.level_restrictions is
-    'Typed rules of a level that the metered call and create_api_key enforce: a number, or patterns of models in which * stands for anything.';
+    'Typed rules of a level: a number, or patterns of models in which * stands for anything. Those that end in _per_tenant are of the platform''s levels and bind the tenants that have one as their plan.';
 
 -- One row for each user, changed in place: no index but the primary key, so updates stay HOT and nothing piles up.
 create table if not exists public.user_rate_windows (
@@ -170,9 +177,76 @@ create table if not exists public.level_benefits (
 );
 comment on table public.level_benefits is 'Lines of a price page under a level, in order; the highlighted ones stand out.';
 
+-- level changes, analytics and the tenant's own plan: their functions stand in sections of these names
+create table if not exists public.user_level_changes (
+    tenant_id uuid not null,
+    user_id uuid not null,
+    seq bigint not null,
+    created_at timestamptz not null,
+    kind text not null,
+    from_level_id uuid,
+    from_level text,
+    to_level_id uuid,
+    to_level text,
+    constraint user_level_changes_pkey primary key (tenant_id, user_id, seq),
+    constraint user_level_changes_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint user_level_changes_seq_check check (seq > 0),
+    constraint user_level_changes_kind_check check (kind in ('joined', 'upgraded', 'downgraded', 'moved', 'churned', 'left'))
+);
+-- a level may be deleted, what was is not: no foreign key to levels, and the slug beside the id
+create index if not exists user_level_changes_created_idx on public.user_level_changes (tenant_id, created_at);
+comment on table public.user_level_changes is
+    'Every change of a user''s level, in order, append-only. What it was (kind) is said by the tiers and prices of that moment.';
+
+create table if not exists public.level_analytics (
+    tenant_id uuid not null,
+    day date not null,
+    level_id uuid not null,
+    level text not null,
+    users bigint not null,
+    active_users bigint not null,
+    new_users bigint not null,
+    upgraded bigint not null,
+    downgraded bigint not null,
+    churned bigint not null,
+    trials_ended bigint,
+    trials_converted bigint,
+    tokens_granted bigint not null,
+    tokens_spent bigint not null,
+    tokens_lapsed bigint not null,
+    run_rate jsonb not null,
+    limit_hits jsonb not null,
+    is_final boolean not null,
+    computed_at timestamptz not null,
+    constraint level_analytics_pkey primary key (tenant_id, day, level_id),
+    constraint level_analytics_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id)
+);
+comment on table public.level_analytics is
+    'A day of a level in the tenant''s time zone, computed by roll_up_level_analytics: users at its end, what happened in it.';
+comment on column public.level_analytics.active_users is 'Users who spent or reserved tokens in the day, by their level at its end.';
+comment on column public.level_analytics.churned is 'Users who were erased, or fell from a paid level to one without a price, by the level they left.';
+comment on column public.level_analytics.trials_ended is 'Trials that ended in the day; null: nothing says which.';
+comment on column public.level_analytics.tokens_lapsed is 'Tokens that left unspent: lapsed, voided, corrected downwards. granted - spent - lapsed is the change of what users have.';
+comment on column public.level_analytics.run_rate is
+    'Minor units a month by currency, at the end of the day and at list prices: each currency as if all users of the level paid in it.';
+comment on column public.level_analytics.limit_hits is 'How many users used the limit of a feature up in the day, by feature.';
+comment on column public.level_analytics.is_final is 'Computed after the day was over.';
+
+create table if not exists public.tenant_token_months (
+    tenant_id uuid not null,
+    month date not null,
+    spent_before bigint not null,
+    constraint tenant_token_months_pkey primary key (tenant_id, month),
+    constraint tenant_token_months_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id)
+);
+comment on table public.tenant_token_months is
+    'What all wallets of a tenant had spent before a month began, in the tenant''s time zone, where its plan limits the tokens of a month.';
+
 -- the same that 010 writes: functions and the rows below work before it has run, and no login has anything
 grant select, insert, update, delete on public.level_features, public.level_feature_usage, public.level_feature_keys,
-    public.level_restrictions, public.user_rate_windows, public.level_pricing, public.level_benefits to vanilla_definer, vanilla_system;
+    public.level_restrictions, public.user_rate_windows, public.level_pricing, public.level_benefits, public.level_analytics,
+    public.tenant_token_months to vanilla_definer, vanilla_system;
+grant select, insert on public.user_level_changes to vanilla_definer, vanilla_system;
 
 -- features ---------------------------------------------------------------------------------------------------------
 set local role vanilla_definer;
@@ -275,15 +349,18 @@ begin
     end if;
     -- one statement: the level's word, the counter and the comparison; of two at the same moment one waits for the other's count
     with counted as (
-        insert into public.level_feature_usage as u (tenant_id, user_id, feature, period, period_start, used, usage_limit, updated_at)
+        insert into public.level_feature_usage as u (tenant_id, user_id, feature, period, period_start, used, usage_limit, updated_at, limit_reached_at)
         select w.tenant_id, w.user_id, f.feature, coalesce(f.period, 'monthly'),
-               vanilla.feature_period_start(coalesce(f.period, 'monthly'), t.time_zone, v_now), p_amount, f.usage_limit, v_now
+               vanilla.feature_period_start(coalesce(f.period, 'monthly'), t.time_zone, v_now), p_amount, f.usage_limit, v_now,
+               case when p_amount = f.usage_limit then v_now end
             from public.user_token_wallets w
             join public.tenants t on t.tenant_id = w.tenant_id and t.id = w.tenant_id
             join public.level_features f on f.tenant_id = w.tenant_id and f.level_id = w.level_id and f.feature = p_feature
             where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id and f.enabled and (f.usage_limit is null or p_amount <= f.usage_limit)
         on conflict (tenant_id, user_id, feature, period, period_start) do update
-            set used = u.used + excluded.used, usage_limit = excluded.usage_limit, updated_at = excluded.updated_at
+            set used = u.used + excluded.used, usage_limit = excluded.usage_limit, updated_at = excluded.updated_at,
+                limit_reached_at = case when u.used + excluded.used = excluded.usage_limit then coalesce(u.limit_reached_at, excluded.updated_at)
+                    else u.limit_reached_at end
             where excluded.usage_limit is null or u.used + excluded.used <= excluded.usage_limit
         returning u.*)
     select jsonb_build_object('feature', c.feature, 'user_id', c.user_id, 'consumed', p_amount, 'used', c.used, 'limit', c.usage_limit,
@@ -373,7 +450,7 @@ $f$;
 comment on function public.delete_level_feature(uuid, text, uuid) is 'Takes a feature out of a level. Admin or operator.';
 
 create or replace function public.set_level(p_slug text, p_name text, p_description text default '', p_tier integer default 0,
-    p_is_default boolean default false, p_tenant_id uuid default null) returns uuid
+    p_is_default boolean default false, p_tenant_id uuid default null, p_is_template boolean default null) returns uuid
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
@@ -390,11 +467,12 @@ begin
         if p_is_default then
             update public.levels l set is_default = false where l.tenant_id = v_tenant and l.is_default and l.slug <> p_slug;
         end if;
-        insert into public.levels as l (tenant_id, slug, name, description, tier, is_default)
-            values (v_tenant, p_slug, p_name, p_description, p_tier, p_is_default or v_default is null)
+        insert into public.levels as l (tenant_id, slug, name, description, tier, is_default, is_template)
+            values (v_tenant, p_slug, p_name, p_description, p_tier, p_is_default or v_default is null, coalesce(p_is_template, true))
             on conflict (tenant_id, slug) do update set name = excluded.name, description = excluded.description, tier = excluded.tier,
                 -- a tenant without a default could register nobody
-                is_default = excluded.is_default or l.is_default, status = 'active'
+                is_default = excluded.is_default or l.is_default, status = 'active',
+                is_template = coalesce(p_is_template, l.is_template)
             returning l.id into v_id;
         insert into public.level_token_policies (tenant_id, level_id) values (v_tenant, v_id) on conflict (tenant_id, level_id) do nothing;
     exception when check_violation or not_null_violation then
@@ -404,8 +482,8 @@ begin
     return v_id;
 end
 $f$;
-comment on function public.set_level(text, text, text, integer, boolean, uuid) is
-    'Makes a level, or changes the one of this slug; a new one grants no tokens until set_level_token_policy. The tenant keeps one default. Admin or operator. Returns its id.';
+comment on function public.set_level(text, text, text, integer, boolean, uuid, boolean) is
+    'Makes a level, or changes the one of this slug; a new one grants no tokens until set_level_token_policy. One of the platform that is no template is not copied into new tenants: a plan of tenants only. The tenant keeps one default. Admin or operator. Returns its id.';
 
 create or replace function public.delete_level(p_level_id uuid, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -416,6 +494,10 @@ begin
     if v_level.is_default then
         perform vanilla.refuse('VS409', format('%s is the tenant''s default level', v_level.slug), jsonb_build_object('level', v_level.slug),
             'Make another level the default first.');
+    end if;
+    if v_level.tenant_id = vanilla.platform() and exists (select from public.tenants t where t.subscription_tier = v_level.slug) then
+        perform vanilla.refuse('VS409', format('tenants have the plan %s', v_level.slug), jsonb_build_object('level', v_level.slug),
+            'set_subscription_tier moves them to another.');
     end if;
     select count(*) into v_users from public.user_token_wallets w where w.tenant_id = v_level.tenant_id and w.level_id = v_level.id;
     if v_users > 0 then
@@ -442,10 +524,11 @@ comment on function public.delete_level(uuid, uuid) is
 create or replace function vanilla.copy_restrictions(p_level public.levels) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
     update public.levels l set restrictions = (select jsonb_object_agg(r.type, case when r.patterns is null then to_jsonb(r.amount) else to_jsonb(r.patterns) end)
-            from public.level_restrictions r where r.tenant_id = l.tenant_id and r.level_id = l.id)
+            from public.level_restrictions r where r.tenant_id = l.tenant_id and r.level_id = l.id and r.type !~ '^history_days|_per_tenant$')
         where l.tenant_id = p_level.tenant_id and l.id = p_level.id
 $f$;
-comment on function vanilla.copy_restrictions(public.levels) is 'Copies what level_restrictions says of a level to where a call reads it.';
+comment on function vanilla.copy_restrictions(public.levels) is
+    'Copies what level_restrictions says of calls and keys on a level to where a call reads it: days of history and rules of tenants cost it nothing.';
 
 create or replace function public.set_level_restriction(p_level_id uuid, p_type text, p_amount bigint default null, p_patterns text[] default null,
     p_tenant_id uuid default null) returns uuid
@@ -454,6 +537,10 @@ declare
     v_level public.levels := vanilla.own_level(p_tenant_id, p_level_id);
     v_id uuid;
 begin
+    if p_type ~ '_per_tenant$' and v_level.tenant_id <> vanilla.platform() then
+        perform vanilla.refuse('VS400', format('%s binds tenants: it is for levels of the platform', p_type), '{"param": "type"}',
+            'A tenant has one of them as its plan: set_subscription_tier.');
+    end if;
     begin
         insert into public.level_restrictions as r (tenant_id, level_id, type, amount, patterns)
             values (v_level.tenant_id, v_level.id, p_type, p_amount, p_patterns)
@@ -462,7 +549,8 @@ begin
     exception when check_violation or not_null_violation then
         perform vanilla.refuse('VS400', 'the restriction is not valid: ' || sqlerrm, '{"param": "type"}',
             'allowed_models and denied_models take 1 to 100 patterns; requests_per_minute, tokens_per_minute, requests_per_day, concurrent_executions, '
-            'max_output_tokens, max_prompt_tokens and api_keys a number from 0.');
+            'max_output_tokens, max_prompt_tokens and api_keys a number from 0; history_days one from 1; levels of the platform also users_per_tenant, '
+            'tokens_per_tenant and history_days_per_tenant.');
     end;
     perform vanilla.copy_restrictions(v_level);
     perform vanilla.audit(v_level.tenant_id, 'level.restriction', 'level', v_level.id, jsonb_build_object('type', p_type, 'amount', p_amount, 'patterns', p_patterns));
@@ -779,7 +867,7 @@ begin
         from public.level_restrictions r
         join public.levels l on l.tenant_id = r.tenant_id and l.id = r.level_id
         join public.levels n on n.tenant_id = p_tenant_id and n.slug = l.slug
-        where r.tenant_id = vanilla.platform();
+        where r.tenant_id = vanilla.platform() and r.type !~ '_per_tenant$';
     perform vanilla.copy_restrictions(l) from public.levels l where l.tenant_id = p_tenant_id;
     insert into public.level_pricing (tenant_id, level_id, cycle, currency, amount, trial_days, trial_credits, valid_from, valid_until)
         select n.tenant_id, n.id, p.cycle, p.currency, p.amount, p.trial_days, p.trial_credits, p.valid_from, p.valid_until
@@ -818,12 +906,412 @@ $f$;
 comment on function vanilla.job_feature_usage(integer) is
     'Job: forgets up to p_limit idempotency keys and counters of periods longer ago than retention.feature_keys_days and retention.feature_usage_days.';
 
+-- the tenant's own plan --------------------------------------------------------------------------------------------
+-- tenants.subscription_tier names a level of the platform; its restrictions that end in _per_tenant bind the tenant.
+create or replace function vanilla.tenant_limit(p_tenant_id uuid, p_type text) returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select r.amount from public.tenants t
+    join public.levels l on l.tenant_id = vanilla.platform() and l.slug = t.subscription_tier
+    join public.level_restrictions r on r.tenant_id = l.tenant_id and r.level_id = l.id and r.type = p_type
+    where t.tenant_id = p_tenant_id and t.id = p_tenant_id
+$f$;
+comment on function vanilla.tenant_limit(uuid, text) is 'What the plan of a tenant says of a restriction of tenants; null: nothing.';
+
+create or replace function vanilla.take_user_place(p_tenant_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_most bigint := vanilla.tenant_limit(p_tenant_id, 'users_per_tenant');
+    v_users bigint;
+begin
+    if v_most is null then return; end if;
+    -- two who take the last place meet here; the plan is read again, because it may have been changed while this one waited
+    perform from public.tenants t where t.tenant_id = p_tenant_id and t.id = p_tenant_id for no key update;
+    v_most := vanilla.tenant_limit(p_tenant_id, 'users_per_tenant');
+    select count(*) into v_users from (select from public.users u where u.tenant_id = p_tenant_id and u.status <> 'deleted' limit v_most) u;
+    if v_users >= v_most then
+        perform vanilla.refuse('VS429', format('the plan of the tenant allows %s users', v_most), jsonb_build_object('restriction', 'users_per_tenant',
+            'limit', v_most, 'used', v_users, 'resets_at', null), 'A super admin can move the tenant to another plan.');
+    end if;
+end
+$f$;
+comment on function vanilla.take_user_place(uuid) is
+    'Refuses a user more than the plan of the tenant allows. Until the transaction ends nobody else makes a user of a tenant with such a limit.';
+
+create or replace function vanilla.tenant_month(p_tenant_id uuid, out month date, out from_at timestamptz, out until_at timestamptz)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select m.month, m.month::timestamp at time zone t.time_zone, (m.month + interval '1 month') at time zone t.time_zone
+    from public.tenants t
+    cross join lateral (select date_trunc('month', vanilla.clock() at time zone t.time_zone)::date as month) m
+    where t.tenant_id = p_tenant_id and t.id = p_tenant_id
+$f$;
+comment on function vanilla.tenant_month(uuid) is 'The calendar month of a tenant that holds the present moment.';
+
+-- one statement, one snapshot: what is spent between two sums would be missing
+create or replace function vanilla.tenant_tokens(p_tenant_id uuid, out spent bigint, out spent_before bigint)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select w.spent - coalesce(b.spent_before, w.spent - s.spent), coalesce(b.spent_before, w.spent - s.spent)
+    from vanilla.tenant_month(p_tenant_id) m
+    cross join lateral (select coalesce(sum(w.spent_tokens), 0)::bigint as spent from public.user_token_wallets w where w.tenant_id = p_tenant_id) w
+    left join public.tenant_token_months b on b.tenant_id = p_tenant_id and b.month = m.month
+    left join lateral (
+        select coalesce(-sum(e.amount + e.reserved_amount), 0)::bigint as spent from public.user_token_ledger e
+        where b.month is null and e.tenant_id = p_tenant_id and e.created_at >= m.from_at
+          and e.direction in ('debit', 'reserve', 'release', 'settle', 'debt')) s on true
+$f$;
+comment on function vanilla.tenant_tokens(uuid) is
+    'Tokens that all users of a tenant spent in its month, and before it: from the ledger once a month, then from the wallets.';
+
+create or replace function vanilla.judge_tenant_tokens(p_tenant_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_most bigint := vanilla.tenant_limit(p_tenant_id, 'tokens_per_tenant');
+    v_month date;
+    v_before bigint;
+    v_until timestamptz;
+begin
+    if v_most is not null then
+        select m.month, t.spent_before, case when t.spent >= v_most then m.until_at end into v_month, v_before, v_until
+            from vanilla.tenant_month(p_tenant_id) m, vanilla.tenant_tokens(p_tenant_id) t;
+        insert into public.tenant_token_months (tenant_id, month, spent_before) values (p_tenant_id, v_month, v_before)
+            on conflict (tenant_id, month) do nothing;
+        delete from public.tenant_token_months m where m.tenant_id = p_tenant_id and m.month < v_month;
+    end if;
+    update public.tenants t set calls_stopped_until = v_until
+        where t.tenant_id = p_tenant_id and t.id = p_tenant_id and t.calls_stopped_until is distinct from v_until;
+end
+$f$;
+comment on function vanilla.judge_tenant_tokens(uuid) is
+    'Stops the calls of a tenant until its next month when its users have spent the tokens of its plan, and lets them in again when they have not.';
+
+create or replace function vanilla.refuse_tenant_tokens(p_tenant_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_until timestamptz := (vanilla.tenant_month(p_tenant_id)).until_at;
+begin
+    perform vanilla.refuse('VS429', 'the tenant has used the tokens of its plan', jsonb_build_object('restriction', 'tokens_per_tenant',
+        'limit', vanilla.tenant_limit(p_tenant_id, 'tokens_per_tenant'), 'used', (vanilla.tenant_tokens(p_tenant_id)).spent, 'resets_at', v_until,
+        'retry_after_s', greatest(ceil(extract(epoch from v_until - vanilla.clock())), 1)),
+        'A super admin can move the tenant to another plan.');
+end
+$f$;
+comment on function vanilla.refuse_tenant_tokens(uuid) is 'Raises limit_reached for the tokens of a tenant''s plan: how many, how many were used, when the next month begins.';
+
+create or replace function public.tenant_plan(p_tenant_id uuid default null) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_month record;
+begin
+    select * into v_month from vanilla.tenant_month(v_tenant);
+    if v_month.month is null then
+        perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    return (select jsonb_build_object('tenant_id', t.id, 'tenant', t.slug, 'tier', t.subscription_tier, 'name', l.name,
+            'users', jsonb_build_object('used', (select count(*) from public.users u where u.tenant_id = v_tenant and u.status <> 'deleted'),
+                'limit', vanilla.tenant_limit(v_tenant, 'users_per_tenant')),
+            'tokens', jsonb_build_object('used', (vanilla.tenant_tokens(v_tenant)).spent, 'limit', vanilla.tenant_limit(v_tenant, 'tokens_per_tenant'),
+                'resets_at', v_month.until_at, 'stopped', coalesce(t.calls_stopped_until > vanilla.clock(), false)),
+            'history_days', vanilla.tenant_limit(v_tenant, 'history_days_per_tenant'))
+        from public.tenants t
+        left join public.levels l on l.tenant_id = vanilla.platform() and l.slug = t.subscription_tier
+        where t.tenant_id = v_tenant and t.id = v_tenant);
+end
+$f$;
+comment on function public.tenant_plan(uuid) is
+    'The tenant''s own plan with the platform: users and tokens of this month, used and allowed (null: any number), days of history. Admin or operator.';
+
+create or replace function public.set_subscription_tier(p_tenant_id uuid, p_tier text) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_former text;
+begin
+    if vanilla.claim(3)::uuid <> vanilla.platform() then
+        perform vanilla.refuse('VS403', 'only a super admin sets the plan of a tenant', '{"need": "superadmin"}');
+    end if;
+    perform vanilla.acting_tenant(vanilla.platform());
+    if p_tenant_id = vanilla.platform() then
+        perform vanilla.refuse('VS409', 'the platform has no plan');
+    end if;
+    -- who deletes the level holds it while they look for tenants that have it
+    perform from public.levels l where l.tenant_id = vanilla.platform() and l.slug = p_tier and l.status = 'active' for share;
+    if not found and p_tier is not null then
+        perform vanilla.refuse('VS404', format('the platform has no level %s', p_tier), '{"param": "tier"}', 'Plans of tenants are the levels of the tenant platform.');
+    end if;
+    select t.subscription_tier into v_former from public.tenants t where t.tenant_id = p_tenant_id and t.id = p_tenant_id for no key update;
+    if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
+    update public.tenants t set subscription_tier = p_tier where t.tenant_id = p_tenant_id and t.id = p_tenant_id;
+    perform vanilla.judge_tenant_tokens(p_tenant_id);
+    perform vanilla.audit(x, 'tenant.subscription_tier', 'tenant', p_tenant_id, jsonb_build_object('from', v_former, 'to', p_tier))
+        from unnest(array[vanilla.platform(), p_tenant_id]) x;
+    return (select jsonb_build_object('tenant_id', p_tenant_id, 'from', v_former, 'tier', p_tier));
+end
+$f$;
+comment on function public.set_subscription_tier(uuid, text) is
+    'Puts a tenant on a plan of the platform, or on none (null: no limits). In force at once; who is there already stays. Super admin or operator.';
+
+create or replace function vanilla.job_tenant_tokens(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_after uuid := (select (s.progress ->> '_after')::uuid from public.schedules s where s.tenant_id = vanilla.platform() and s.name = 'tenant_tokens');
+    v_tenant uuid;
+    v_tenants integer := 0;
+begin
+    for v_tenant in
+        select t.id from public.tenants t
+        where (v_after is null or t.id > v_after) and t.status <> 'closed' and (t.calls_stopped_until is not null or exists (
+            select from public.levels l join public.level_restrictions r on r.tenant_id = l.tenant_id and r.level_id = l.id and r.type = 'tokens_per_tenant'
+            where l.tenant_id = vanilla.platform() and l.slug = t.subscription_tier))
+        order by t.id limit p_limit
+    loop
+        perform vanilla.judge_tenant_tokens(v_tenant);
+        v_tenants := v_tenants + 1;
+    end loop;
+    return jsonb_build_object('tenants', v_tenants, '_after', v_tenant, 'more', v_tenants >= p_limit);
+end
+$f$;
+comment on function vanilla.job_tenant_tokens(integer) is 'Job: looks at up to p_limit tenants whose plan limits the tokens of a month.';
+
+-- days of history --------------------------------------------------------------------------------------------------
+create or replace function vanilla.history_days(p_tenant_id uuid, p_level_id uuid) returns integer
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select least(vanilla.tenant_limit(p_tenant_id, 'history_days_per_tenant'), (
+        select r.amount from public.level_restrictions r where r.tenant_id = p_tenant_id and r.level_id = p_level_id and r.type = 'history_days'), 36500)::integer
+$f$;
+comment on function vanilla.history_days(uuid, uuid) is
+    'Days for which executions of users on a level are kept: the least that level and tenant''s plan say, 36,500 without a word of either.';
+
+-- Wallets in the order of their key: each is looked at once a run, and one without old rows costs a look into an index.
+create or replace function vanilla.job_history(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_progress jsonb := (select jsonb_strip_nulls(jsonb_build_object('_tenant', s.progress -> '_tenant', '_user', s.progress -> '_user'))
+        from public.schedules s where s.tenant_id = vanilla.platform() and s.name = 'history');
+    v_now timestamptz := vanilla.clock();
+    v record;
+    v_looked integer := 0;
+    v_rows integer := 0;
+    v_deleted integer;
+begin
+    if not exists (select from public.level_restrictions r where r.type in ('history_days', 'history_days_per_tenant')) then
+        return '{"rows_deleted": 0, "more": false}';
+    end if;
+    for v in
+        select w.tenant_id, w.user_id, vanilla.history_days(w.tenant_id, w.level_id) as days from public.user_token_wallets w
+        where (w.tenant_id, w.user_id) > (coalesce((v_progress ->> '_tenant')::uuid, vanilla.platform()),
+            coalesce((v_progress ->> '_user')::uuid, vanilla.platform()))
+        order by w.tenant_id, w.user_id limit p_limit
+    loop
+        v_looked := v_looked + 1;
+        if v.days < 36500 then
+            delete from public.ai_executions e using (
+                    select x.created_at, x.id from public.ai_executions x
+                    where x.tenant_id = v.tenant_id and x.user_id = v.user_id and x.created_at < v_now - make_interval(days => v.days)
+                    limit greatest(p_limit - v_rows, 1)) old
+                where e.tenant_id = v.tenant_id and e.created_at = old.created_at and e.id = old.id;
+            get diagnostics v_deleted = row_count;
+            v_rows := v_rows + v_deleted;
+            -- there may be more of this one: it is the first of the next part
+            if v_rows >= p_limit then
+                return jsonb_build_object('rows_deleted', v_rows, 'more', true) || coalesce(v_progress, '{}');
+            end if;
+        end if;
+        v_progress := jsonb_build_object('_tenant', v.tenant_id, '_user', v.user_id);
+    end loop;
+    return jsonb_build_object('rows_deleted', v_rows, 'more', v_looked >= p_limit) || coalesce(v_progress, '{}');
+end
+$f$;
+comment on function vanilla.job_history(integer) is
+    'Job: deletes up to p_limit executions older than the days of history of their user''s level and tenant.';
+
+-- level changes ----------------------------------------------------------------------------------------------------
+create or replace function vanilla.level_is_paid(p_tenant_id uuid, p_level_id uuid) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select exists (select from public.level_pricing p where p.tenant_id = p_tenant_id and p.level_id = p_level_id and p.amount > 0
+        and p.valid_from <= vanilla.clock() and p.valid_until > vanilla.clock())
+$f$;
+comment on function vanilla.level_is_paid(uuid, uuid) is 'Whether a level has a price above nothing now.';
+
+-- assign_level of 002 and erase_person of 001 call this under the lock on the wallet, so a user's changes are in order.
+create or replace function vanilla.record_level_change(p_tenant_id uuid, p_user_id uuid, p_from uuid, p_to uuid) returns void
+language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+    insert into public.user_level_changes (tenant_id, user_id, seq, created_at, kind, from_level_id, from_level, to_level_id, to_level)
+    select p_tenant_id, p_user_id, coalesce(l.seq, 0) + 1, greatest(vanilla.clock(), l.created_at),
+        case when p_from is null then 'joined' when p_to is null then 'left' when n.tier > f.tier then 'upgraded' when n.tier = f.tier then 'moved'
+            when vanilla.level_is_paid(p_tenant_id, p_from) and not vanilla.level_is_paid(p_tenant_id, p_to) then 'churned' else 'downgraded' end,
+        p_from, f.slug, p_to, n.slug
+    from (select) one
+    left join public.levels f on f.tenant_id = p_tenant_id and f.id = p_from
+    left join public.levels n on n.tenant_id = p_tenant_id and n.id = p_to
+    left join lateral (select c.seq, c.created_at from public.user_level_changes c
+        where c.tenant_id = p_tenant_id and c.user_id = p_user_id order by c.seq desc limit 1) l on true
+    where p_from is distinct from p_to
+$f$;
+comment on function vanilla.record_level_change(uuid, uuid, uuid, uuid) is
+    'Writes that a user''s level changed: null before the first, null after the last. The caller holds the wallet.';
+
+-- analytics --------------------------------------------------------------------------------------------------------
+create or replace function vanilla.level_run_rate(p_tenant_id uuid, p_level_id uuid, p_users bigint, p_at timestamptz) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select coalesce(jsonb_object_agg(c.currency, (p_users * c.a_month)::bigint), '{}')
+    from (
+        -- the shortest cycle that the level has in a currency
+        select distinct on (p.currency) p.currency, p.amount::numeric / case p.cycle when 'monthly' then 1 when 'quarterly' then 3 else 12 end as a_month
+        from public.level_pricing p
+        where p.tenant_id = p_tenant_id and p.level_id = p_level_id and p.cycle in ('monthly', 'quarterly', 'yearly')
+          and p.valid_from < p_at and p.valid_until >= p_at
+        order by p.currency, array_position(array['monthly', 'quarterly', 'yearly'], p.cycle)) c
+    where p_users > 0 and c.a_month > 0
+$f$;
+comment on function vanilla.level_run_rate(uuid, uuid, bigint, timestamptz) is
+    'What so many users of a level are worth a month at list prices, by currency, in minor units; quarters and years are spread.';
+
+create or replace function vanilla.count_level_day(p_tenant_id uuid, p_day date)
+returns table (level_id uuid, level text, users bigint, active_users bigint, new_users bigint, upgraded bigint, downgraded bigint, churned bigint,
+    tokens_granted bigint, tokens_spent bigint, tokens_lapsed bigint, run_rate jsonb, limit_hits jsonb, is_final boolean)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with day as (
+        select p_day::timestamp at time zone t.time_zone as from_at, (p_day + 1)::timestamp at time zone t.time_zone as until_at, vanilla.clock() as now
+        from public.tenants t where t.tenant_id = p_tenant_id and t.id = p_tenant_id),
+    last as (      -- of who left in the day, the level that they left
+        select c.user_id, coalesce(c.to_level_id, c.from_level_id) as level_id, coalesce(c.to_level, c.from_level) as level, c.to_level_id is not null as is_there
+        from (
+            select distinct on (x.user_id) x.* from public.user_level_changes x, day d
+            where x.tenant_id = p_tenant_id and x.created_at < d.until_at order by x.user_id, x.seq desc) c, day d
+        where c.to_level_id is not null or c.created_at >= d.from_at),
+    spent as (
+        select e.user_id, coalesce(sum(e.amount) filter (where e.direction = 'credit' or e.direction = 'adjustment' and e.amount > 0), 0) as granted,
+            coalesce(-sum(e.amount + e.reserved_amount) filter (where e.direction in ('debit', 'reserve', 'release', 'settle', 'debt')), 0) as spent,
+            coalesce(-sum(e.amount) filter (where e.direction in ('expire', 'void') or e.direction = 'adjustment' and e.amount < 0), 0) as lapsed,
+            coalesce(bool_or(e.direction in ('debit', 'reserve', 'settle')), false) as active
+        from public.user_token_ledger e, day d
+        where e.tenant_id = p_tenant_id and e.created_at >= d.from_at and e.created_at < d.until_at group by e.user_id),
+    changes as (
+        select case when c.kind in ('churned', 'left') then c.from_level_id else c.to_level_id end as level_id,
+            max(case when c.kind in ('churned', 'left') then c.from_level else c.to_level end) as level,
+            count(*) filter (where c.kind = 'joined') as new_users, count(*) filter (where c.kind = 'upgraded') as upgraded,
+            count(*) filter (where c.kind = 'downgraded') as downgraded, count(*) filter (where c.kind in ('churned', 'left')) as churned
+        from public.user_level_changes c, day d
+        where c.tenant_id = p_tenant_id and c.created_at >= d.from_at and c.created_at < d.until_at group by 1),
+    hits as (
+        select h.level_id, jsonb_object_agg(h.feature, h.n) as hits
+        from (
+            select l.level_id, u.feature, count(*) as n
+            from last l
+            join public.level_feature_usage u on u.tenant_id = p_tenant_id and u.user_id = l.user_id, day d
+            where u.limit_reached_at >= d.from_at and u.limit_reached_at < d.until_at group by l.level_id, u.feature) h
+        group by h.level_id),
+    of_users as (
+        select l.level_id, max(l.level) as level, count(*) filter (where l.is_there) as users, count(*) filter (where s.active) as active_users,
+            coalesce(sum(s.granted), 0)::bigint as granted, coalesce(sum(s.spent), 0)::bigint as spent, coalesce(sum(s.lapsed), 0)::bigint as lapsed
+        from last l left join spent s on s.user_id = l.user_id group by l.level_id)
+    select k.level_id, coalesce(v.slug, o.level, c.level), coalesce(o.users, 0), coalesce(o.active_users, 0), coalesce(c.new_users, 0), coalesce(c.upgraded, 0),
+        coalesce(c.downgraded, 0), coalesce(c.churned, 0), coalesce(o.granted, 0), coalesce(o.spent, 0), coalesce(o.lapsed, 0),
+        vanilla.level_run_rate(p_tenant_id, k.level_id, o.users, least(d.until_at, d.now)), coalesce(h.hits, '{}'),
+        d.now >= d.until_at + interval '10 minutes'
+    from (
+        select x.id as level_id from public.levels x where x.tenant_id = p_tenant_id
+        union select o.level_id from of_users o union select c.level_id from changes c) k
+    cross join day d
+    left join public.levels v on v.tenant_id = p_tenant_id and v.id = k.level_id
+    left join of_users o on o.level_id = k.level_id
+    left join changes c on c.level_id = k.level_id
+    left join hits h on h.level_id = k.level_id
+$f$;
+comment on function vanilla.count_level_day(uuid, date) is
+    'What happened on each level of a tenant in a day of its time zone, from level changes, ledger, counters of features and prices. Final when the day has been over for ten minutes, so that what began in it has ended.';
+
+create or replace function vanilla.roll_up_level_day(p_tenant_id uuid, p_day date) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_rows integer;
+begin
+    -- two who roll up the same days write one after the other
+    perform pg_advisory_xact_lock(hashtextextended('vanilla_saas.level_analytics ' || p_tenant_id, 0));
+    insert into public.level_analytics as a (tenant_id, day, level_id, level, users, active_users, new_users, upgraded, downgraded, churned,
+            tokens_granted, tokens_spent, tokens_lapsed, run_rate, limit_hits, is_final, computed_at)
+        select p_tenant_id, p_day, d.level_id, d.level, d.users, d.active_users, d.new_users, d.upgraded, d.downgraded, d.churned,
+            d.tokens_granted, d.tokens_spent, d.tokens_lapsed, d.run_rate, d.limit_hits, d.is_final, vanilla.clock()
+        from vanilla.count_level_day(p_tenant_id, p_day) d
+        order by d.level_id
+        on conflict (tenant_id, day, level_id) do update set level = excluded.level, users = excluded.users, active_users = excluded.active_users,
+            new_users = excluded.new_users, upgraded = excluded.upgraded, downgraded = excluded.downgraded, churned = excluded.churned,
+            tokens_granted = excluded.tokens_granted, tokens_spent = excluded.tokens_spent, tokens_lapsed = excluded.tokens_lapsed,
+            run_rate = excluded.run_rate, is_final = excluded.is_final, computed_at = excluded.computed_at,
+            -- counters go with their retention and with erased persons; what was counted of a day never grows less
+            limit_hits = (select coalesce(jsonb_object_agg(k.key, greatest((a.limit_hits ->> k.key)::bigint, (excluded.limit_hits ->> k.key)::bigint)), '{}')
+                from jsonb_object_keys(a.limit_hits || excluded.limit_hits) k (key))
+            -- the prices of a level that was deleted are gone: what was final stays
+            where not a.is_final or exists (select from public.levels l where l.tenant_id = a.tenant_id and l.id = a.level_id);
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$f$;
+comment on function vanilla.roll_up_level_day(uuid, date) is 'Writes a day of a tenant into level_analytics, over what stands there. Returns how many rows.';
+
+create or replace function public.roll_up_level_analytics(p_from date, p_to date, p_tenant_id uuid default null) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_now timestamptz := vanilla.clock();
+    v record;
+    v_rows integer := 0;
+begin
+    if p_from is null or p_to is null or p_to < p_from or not isfinite(p_from) or not isfinite(p_to) then
+        perform vanilla.refuse('VS400', 'the last day is not before the first', '{"param": "to"}');
+    end if;
+    if p_to - p_from > 400 then
+        perform vanilla.refuse('VS400', 'at most 401 days at a time', '{"param": "to", "limit": 401}');
+    end if;
+    if v_tenant is not null and not exists (select from public.tenants t where t.tenant_id = v_tenant and t.id = v_tenant) then
+        perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    for v in
+        select t.id, d.day::date as day from public.tenants t
+        cross join lateral (select (min(c.created_at) at time zone t.time_zone)::date as day from public.user_level_changes c where c.tenant_id = t.id) b
+        cross join lateral generate_series(greatest(p_from, b.day)::timestamp, least(p_to, (v_now at time zone t.time_zone)::date)::timestamp, interval '1 day') d (day)
+        where (v_tenant is null and t.status <> 'closed' or t.tenant_id = v_tenant and t.id = v_tenant)
+        order by t.id, d.day
+    loop
+        v_rows := v_rows + vanilla.roll_up_level_day(v.id, v.day);
+    end loop;
+    return v_rows;
+end
+$f$;
+comment on function public.roll_up_level_analytics(date, date, uuid) is
+    'Computes level_analytics for the days from p_from to p_to, both included, of the tenant (operator: or all): again gives the same. The day under way is counted so far; days before the first user and days to come have no rows. Admin or operator. Returns how many rows it wrote.';
+
+create or replace function vanilla.job_level_analytics(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v record;
+    v_days integer := 0;
+begin
+    for v in
+        select t.id, d.day::date as day from public.tenants t
+        cross join lateral (select (min(c.created_at) at time zone t.time_zone)::date as day from public.user_level_changes c where c.tenant_id = t.id) b
+        cross join lateral (select max(a.day) + 1 as day from public.level_analytics a where a.tenant_id = t.id and a.is_final) l
+        cross join lateral (select (vanilla.clock() - interval '10 minutes') at time zone t.time_zone as at) n
+        -- from where it stopped, however long ago; and what is missing of the last weeks, where somebody rolled up later days by hand
+        cross join lateral generate_series(greatest(b.day, least(coalesce(l.day, b.day), n.at::date - 35))::timestamp, n.at::date - interval '1 day', interval '1 day') d (day)
+        where t.status <> 'closed'
+          and not exists (select from public.level_analytics a where a.tenant_id = t.id and a.day = d.day::date and a.is_final)
+        order by t.id, d.day limit p_limit
+    loop
+        perform vanilla.roll_up_level_day(v.id, v.day);
+        v_days := v_days + 1;
+    end loop;
+    return jsonb_build_object('days', v_days, 'more', v_days >= p_limit);
+end
+$f$;
+comment on function vanilla.job_level_analytics(integer) is 'Job: rolls up to p_limit days of tenants that are over and were not rolled up since, the oldest first.';
+
 grant execute on function public.check_feature(uuid, text), public.consume_feature(uuid, text, bigint, text),
     public.set_level_feature(uuid, text, bigint, text, boolean, text, text, uuid), public.delete_level_feature(uuid, text, uuid),
-    public.set_level(text, text, text, integer, boolean, uuid), public.delete_level(uuid, uuid),
+    public.set_level(text, text, text, integer, boolean, uuid, boolean), public.delete_level(uuid, uuid),
     public.set_level_restriction(uuid, text, bigint, text[], uuid), public.delete_level_restriction(uuid, text, uuid),
     public.set_level_price(uuid, text, text, bigint, integer, bigint, timestamptz, timestamptz, boolean, uuid),
-    public.end_level_price(uuid, timestamptz, uuid), public.set_level_benefits(uuid, jsonb, uuid)
+    public.end_level_price(uuid, timestamptz, uuid), public.set_level_benefits(uuid, jsonb, uuid),
+    public.roll_up_level_analytics(date, date, uuid), public.set_subscription_tier(uuid, text), public.tenant_plan(uuid)
     to vanilla_app, vanilla_operator;
 grant execute on function vanilla.public_pricing(text) to vanilla_runtime;
 
@@ -902,6 +1390,22 @@ insert into public.schedules (tenant_id, name, description, kind, period, slots_
 values ('00000000-0000-0000-0000-000000000000', 'feature_usage', 'Forgets idempotency keys and counters of features past retention.', 'sql',
     '1 day', '2026-01-01 02:40+00', '2026-01-01 02:40+00')
 on conflict do nothing;
+-- history deletes, so it waits like retention when the clock has leapt
+insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at, longest_gap)
+select '00000000-0000-0000-0000-000000000000', s.name, s.description, 'sql', s.period::interval, s.slots_from::timestamptz, s.slots_from::timestamptz, s.longest_gap::interval
+from (values
+    ('history', 'Deletes executions older than the days of history of a level or a tenant''s plan.', '1 day', '2026-01-01 03:45+00', '1 day'),
+    ('level_analytics', 'Rolls up the days of each tenant that are over, in its time zone.', '1 hour', '2026-01-01 00:15+00', null),
+    ('tenant_tokens', 'Stops the calls of tenants that have used the tokens of their plan, until their next month.', '1 minute', '2026-01-01 00:00+00', null)
+    ) s (name, description, period, slots_from, longest_gap)
+on conflict do nothing;
+-- users of a database that another version of these files made
+insert into public.user_level_changes (tenant_id, user_id, seq, created_at, kind, to_level_id, to_level)
+select w.tenant_id, w.user_id, 1, u.created_at, 'joined', w.level_id, l.slug
+from public.user_token_wallets w
+join public.users u on u.tenant_id = w.tenant_id and u.id = w.user_id and u.status <> 'deleted'
+join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
+where not exists (select from public.user_level_changes c where c.tenant_id = w.tenant_id and c.user_id = w.user_id);
 
 set local role vanilla_owner;
 revoke create on schema vanilla from vanilla_definer;

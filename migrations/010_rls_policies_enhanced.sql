@@ -10,18 +10,21 @@ declare
     v record;
 begin
     for v in
-        select to_regclass('public.' || t.name) as oid, t.class
+        select to_regclass('public.' || t.name) as oid, t.class, t.append_only
         from (values
-            ('level_features', 'tenant_shared'),
-            ('level_feature_usage', 'user_read'),
-            ('level_feature_keys', 'user_read'),
-            ('level_restrictions', 'tenant_shared'),
-            ('user_rate_windows', 'user_read'),
-            ('level_pricing', 'tenant_shared'),
-            ('level_benefits', 'tenant_shared')) t (name, class)
+            ('user_level_changes', 'user_read', true),
+            ('level_features', 'tenant_shared', false),
+            ('level_feature_usage', 'user_read', false),
+            ('level_feature_keys', 'user_read', false),
+            ('level_restrictions', 'tenant_shared', false),
+            ('user_rate_windows', 'user_read', false),
+            ('level_pricing', 'tenant_shared', false),
+            ('level_benefits', 'tenant_shared', false),
+            ('level_analytics', 'admin_only', false),
+            ('tenant_token_months', 'admin_only', false)) t (name, class, append_only)
     loop
         continue when v.oid is null;
-        perform vanilla.protect_table(v.oid, v.class);
+        perform vanilla.protect_table(v.oid, v.class, p_append_only => v.append_only);
     end loop;
 end
 $do$;

@@ -12,7 +12,7 @@ from tests.isolation.matrix import rolled_back
 from tests.isolation.rows import World
 
 NULLABLE = {
-    "tenants": "erase_at erased_at",
+    "tenants": "erase_at erased_at subscription_tier calls_stopped_until",
     "users": "email external_id password_hash last_sign_in_at",
     "level_token_policies": "rollover_cap monthly_cap",
     "user_token_policies": "monthly_allocation rollover_percent rollover_cap monthly_cap enforcement_mode"
@@ -38,7 +38,9 @@ NULLABLE = {
     "level_features": "usage_limit period",
     "level_restrictions": "amount patterns",
     "levels": "restrictions",
-    "level_feature_usage": "usage_limit",
+    "level_feature_usage": "usage_limit limit_reached_at",
+    "user_level_changes": "from_level_id from_level to_level_id to_level",
+    "level_analytics": "trials_ended trials_converted",
 }
 
 PRIMARY = {
@@ -55,6 +57,9 @@ PRIMARY = {
     "level_feature_usage": "tenant_id user_id feature period period_start",
     "level_feature_keys": "tenant_id user_id idempotency_key",
     "user_rate_windows": "tenant_id user_id",
+    "user_level_changes": "tenant_id user_id seq",
+    "level_analytics": "tenant_id day level_id",
+    "tenant_token_months": "tenant_id month",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -105,8 +110,11 @@ REFERENCES = {
     "user_rate_windows": {"tenant_id user_id -> users tenant_id id"},
     "level_pricing": {"tenant_id level_id -> levels tenant_id id"},
     "level_benefits": {"tenant_id level_id -> levels tenant_id id"},
+    "user_level_changes": {"tenant_id user_id -> users tenant_id id"},
+    "level_analytics": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "tenant_token_months": {"tenant_id tenant_id -> tenants tenant_id id"},
 }
-APPEND_ONLY = {"user_token_ledger", "audit_logs", "events"}
+APPEND_ONLY = {"user_token_ledger", "audit_logs", "events", "user_level_changes"}
 """Tables that the roles behind our functions insert into and never change."""
 
 WRITABLE_COLUMNS = {
@@ -163,6 +171,7 @@ EXECUTABLE = {
                 "request_schedule",
                 "reset_monthly_tokens",
                 "revoke_api_key",
+                "roll_up_level_analytics",
                 "rotate_webhook_secret",
                 "send_test_webhook",
                 "set_display_name",
@@ -174,6 +183,7 @@ EXECUTABLE = {
                 "set_level_token_policy",
                 "set_provider_secret",
                 "set_schedule",
+                "set_subscription_tier",
                 "set_tenant_status",
                 "set_user_password",
                 "set_user_role",
@@ -182,6 +192,7 @@ EXECUTABLE = {
                 "set_wallet_status",
                 "settle_user_tokens",
                 "start_person_export",
+                "tenant_plan",
                 "token_balance_at",
                 "token_ledger_anchor",
                 "token_statement",
@@ -298,6 +309,7 @@ FORBIDDEN = {
     "tenants_self_check": ["id = gen_random_uuid()"],
     "tenants_slug_check": ["slug = 'A b'", "slug = '-a'"],
     "tenants_status_check": ["status = 'odd'"],
+    "tenants_subscription_tier_check": ["subscription_tier = 'A b'"],
     "users_display_name_check": ["display_name = repeat('x', 201)"],
     "users_email_check": ["email = 'UPPER@x.test'", "email = 'none'", "email = repeat('x', 250) || '@x.test'"],
     "users_external_id_check": ["external_id = ''", "external_id = repeat('x', 129)"],
@@ -388,6 +400,8 @@ FORBIDDEN = {
     "level_restrictions_value_check": [
         "type = 'api_keys', amount = -1, patterns = null", "type = 'api_keys', amount = null, patterns = null",
         "type = 'api_keys', amount = 1, patterns = '{x}'", "type = 'api_keys', amount = 1000000000001, patterns = null",
+        "type = 'history_days', amount = 0, patterns = null",
+        "type = 'history_days_per_tenant', amount = 0, patterns = null",
         "type = 'denied_models', amount = 1, patterns = null", "type = 'denied_models', amount = 1, patterns = '{x}'",
         "type = 'denied_models', amount = null, patterns = '{}'",
         "type = 'denied_models', amount = null, patterns = '{x,null}'",
@@ -401,6 +415,8 @@ FORBIDDEN = {
     "level_pricing_times_check": ["valid_until = valid_from"],
     "level_benefits_position_check": ["position = 0"],
     "level_benefits_text_check": ["text = ''", "text = repeat('x', 501)"],
+    "user_level_changes_seq_check": ["seq = 0"],
+    "user_level_changes_kind_check": ["kind = 'odd'"],
 }  # fmt: skip
 """Of each check constraint, values that no row may have and that no other constraint refuses."""
 

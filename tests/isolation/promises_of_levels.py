@@ -263,4 +263,102 @@ OTHERS = [
               " and exists (select from level_feature_usage where tenant_id = '{a}' and user_id = '{other}')"),
 ]  # fmt: skip
 
-CASES = [*FEATURES, *TERMS, *RULES, *OTHERS]
+
+def bound(kind: str, amount: int, tier: str = "free") -> str:
+    """A has a plan of the platform that says so; the twin has another, which says nothing of it."""
+    return (
+        f"insert into level_restrictions (tenant_id, level_id, type, amount) select tenant_id, id, '{kind}', {amount}"
+        f" from levels where tenant_id = '{{platform}}' and slug = '{tier}';"
+        f" update tenants set subscription_tier = '{tier}' where id = '{{a}}'"
+    )
+
+
+def stopped(until: str) -> str:
+    return f"update tenants set calls_stopped_until = {until} where id = '{{a}}'"
+
+
+NEW_USER = "select create_user('one@more.test')"
+GONE_USER = (
+    "update users set status = 'deleted', email = null, external_id = null where tenant_id = '{a}' and id = '{other}'"
+)
+NOT_BOUND = "update tenants set subscription_tier = null where id = '{a}'"
+PUT = "select set_subscription_tier('{a}', 'basic')"
+ON_BASIC = "(select subscription_tier from tenants where id = '{a}') = 'basic'"
+OF_BASIC = "update tenants set subscription_tier = 'basic' where id = '{a}'"
+SPENT = "(select sum(spent_tokens) from user_token_wallets where tenant_id = '{a}')"
+PLANS = [
+    Case("admin", NEW_USER, "VS429", bound("users_per_tenant", 3)),
+    Case("admin", NEW_USER, given=bound("users_per_tenant", 4)),
+    Case("admin", NEW_USER, given=f"{bound('users_per_tenant', 3)}; {GONE_USER}"),
+    Case("admin", NEW_USER, given=f"{bound('users_per_tenant', 3)}; {NOT_BOUND}"),
+    # the plan of the twin binds the twin, and a level of A's of that name binds nobody's tenant
+    Case("admin", NEW_USER, given=bound("users_per_tenant", 3, "premium").replace("{a}", "{twin}")),
+    Case("admin", NEW_USER, given="insert into level_restrictions (tenant_id, level_id, type, amount) values"
+         " ('{a}', '{level}', 'users_per_tenant', 3)"),
+    *[Case("runtime", admit, "VS429", stopped("vanilla.clock() + interval '1 s'")) for admit in (ADMIT, BY_SESSION)],
+    *[Case("runtime", admit, given=stopped("vanilla.clock()")) for admit in (ADMIT, BY_SESSION)],
+    *[Case("runtime", admit, given=stopped("'2190-01-01'").replace("{a}", "{twin}")) for admit in (ADMIT, BY_SESSION)],
+    Case("super", PUT, audit="tenant.subscription_tier", then=ON_BASIC),
+    Case("operator", PUT, then=ON_BASIC),
+    Case("super", "select set_subscription_tier('{a}', null)", given=OF_BASIC, then="not coalesce(" + ON_BASIC + ", false)"),
+    *[Case(who, PUT, "VS403") for who in ("admin", "user", "service", "opened")],
+    *[Case(who, PUT, "VS403") for who in ("platform user",)],
+    Case("nobody", PUT, "VS401"),
+    Case("super", PUT, "VS404", "update levels set status = 'retired' where tenant_id = '{platform}' and slug = 'basic'"),
+    Case("super", "select set_subscription_tier('{a}', 'new-level')", "VS404",
+         "insert into levels (tenant_id, slug, name) values ('{twin}', 'new-level', 'x'), ('{a}', 'new-level', 'x')"),
+    Case("super", "select set_subscription_tier('{provider}', 'basic')", "VS404"),
+    Case("super", "select set_subscription_tier('{platform}', 'basic')", "VS409"),
+    Case("super", PUT, given=bound("tokens_per_tenant", 1, "basic"), then="(select calls_stopped_until > vanilla.clock() from tenants where id = '{a}')"),
+    Case("super", PUT, given=stopped("'2190-01-01'"), then="(select calls_stopped_until is null from tenants where id = '{a}')"),
+    Case("admin", "select tenant_plan() ->> 'tier'", "= (basic)", OF_BASIC),
+    Case("admin", "select tenant_plan() -> 'users' ->> 'used'", "= (3)"),
+    Case("admin", "select tenant_plan() -> 'users' ->> 'used'", "= (2)", GONE_USER),
+    Case("admin", "select tenant_plan() -> 'users' ->> 'limit'", "= (8)", bound("users_per_tenant", 8)),
+    Case("admin", "select (tenant_plan() #>> '{{tokens,used}}')::bigint = (select sum(spent_tokens) from user_token_wallets)".replace("{{", "{").replace("}}", "}"), "= (t)"),
+    Case("admin", "select tenant_plan() -> 'tokens' ->> 'used'", "= (5)",
+         f"insert into tenant_token_months select '{{a}}', date_trunc('month', vanilla.clock() at time zone 'UTC'), {SPENT} - 5"),
+    Case("admin", "select tenant_plan() -> 'tokens' ->> 'stopped'", "= (false)", stopped("vanilla.clock()")),
+    Case("user", "select tenant_plan()", "VS403"),
+    Case("nobody", "select tenant_plan()", "VS401"),
+    Case("admin", "select tenant_plan('{b}')", "VS404"),
+    Case("operator", "select tenant_plan('{provider}')", "VS404"),
+    Case("super", "select delete_level((select id from levels where slug = 'basic'))", "VS409", OF_BASIC),
+    Case("super", "select delete_level((select id from levels where slug = 'basic'))"),
+    Case("admin", "select set_level_restriction('{level}', 'users_per_tenant', 5)", "VS400"),
+    Case("keeper", "select vanilla.job_tenant_tokens(5)", given=bound("tokens_per_tenant", 1),
+         then="(select calls_stopped_until > vanilla.clock() from tenants where id = '{a}')"),
+    Case("keeper", "select vanilla.job_tenant_tokens(5)", given=f"{bound('tokens_per_tenant', 1_000_000_000)}; {stopped(chr(39) + '2190-01-01' + chr(39))}",
+         then="(select calls_stopped_until is null from tenants where id = '{a}')"),
+]  # fmt: skip
+
+AGED = "update ai_executions set created_at = vanilla.clock() - interval '9 days' where tenant_id in ('{a}', '{twin}') and user_id in ('{user}', '{other}')"
+KEEPS = (
+    "insert into level_restrictions (tenant_id, level_id, type, amount) values ('{a}', '{level}', 'history_days', %s)"
+)
+KEPT = "(select count(*) from ai_executions where tenant_id = '%s' and created_at < vanilla.clock() - interval '8 days') %s 0"
+CHANGED = "(select array_agg(kind || ' ' || coalesce(to_level, '') order by seq) from user_level_changes where tenant_id = '{a}' and user_id = '{user}')"
+ROLL = "select roll_up_level_analytics((vanilla.clock() at time zone 'UTC')::date, (vanilla.clock() at time zone 'UTC')::date"
+DAY = "(select %s from level_analytics where tenant_id = '{a}' and level = 'free' and day = (vanilla.clock() at time zone 'UTC')::date)"
+DAYS = [
+    Case("keeper", "select vanilla.job_history(1000)", given=f"{AGED}; {KEEPS % 8}",
+         then=f"{KEPT % ('{a}', '=')} and {KEPT % ('{twin}', '>')}"),
+    Case("keeper", "select vanilla.job_history(1000)", given=f"{AGED}; {KEEPS % 9}", then=KEPT % ("{a}", ">")),
+    Case("keeper", "select vanilla.job_history(1000)", given=f"{AGED}; {bound('history_days_per_tenant', 8)}",
+         then=f"{KEPT % ('{a}', '=')} and {KEPT % ('{twin}', '>')}"),
+    Case("admin", "select auto_allocate_tokens_for_level('{user}', '{paid}')", then="(select to_level_id from user_level_changes"
+         " where tenant_id = '{a}' and user_id = '{user}' and seq = 2) = '{paid}' and not exists (select from user_level_changes"
+         " where tenant_id = '{twin}' and seq > 1)"),
+    Case("admin", "select erase_user('{user}', 'x')", then=CHANGED + " = array['joined free', 'left ']"),
+    Case("admin", f"{ROLL})", "= (4)", then=DAY % "users = 3 and new_users = 3"),
+    Case("admin", f"{ROLL})", then=DAY % "tokens_spent > 0 and active_users = 2"),
+    Case("operator", f"{ROLL}, '{{a}}')", "= (4)"),
+    Case("admin", f"{ROLL}, '{{b}}')", "VS404"),
+    Case("user", f"{ROLL})", "VS403"),
+    Case("nobody", f"{ROLL})", "VS401"),
+    Case("operator", f"{ROLL}, '{{provider}}')", "VS404"),
+    Case("admin", "select roll_up_level_analytics('2026-01-02', '2026-01-01')", "VS400"),
+    Case("admin", "select roll_up_level_analytics('2026-01-01', '2027-03-01')", "VS400"),
+]  # fmt: skip
+
+CASES = [*FEATURES, *TERMS, *RULES, *OTHERS, *PLANS, *DAYS]

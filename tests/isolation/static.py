@@ -46,7 +46,7 @@ def expected_policies(table: str, ownership: str) -> set[tuple[str, str, str, st
         ("system", "*", "vanilla_system", "true", "true"),
         ("operator_select", "r", "vanilla_operator", "true", None),
     }
-    if table in ("audit_logs", "events"):
+    if table in ("audit_logs", "events", "user_level_changes"):
         everything.add(
             ("operator_delete", "d", "vanilla_operator", "(created_at < (now() - '1 year'::interval))", None)
         )

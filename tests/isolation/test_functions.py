@@ -110,6 +110,9 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.set_level_price": (OK, {"p_cycle": "'yearly'", "p_currency": "'CHF'", "p_amount": "1"}),
     "public.end_level_price": (OK, {}),
     "public.set_level_benefits": (OK, {"p_benefits": "'[]'"}),
+    "public.roll_up_level_analytics": (OK, {"p_from": "'2026-01-01'", "p_to": "'2026-01-02'"}),
+    "public.tenant_plan": (OK, {}),
+    "public.set_subscription_tier": ("VS403", {"p_tier": "'basic'"}),
     "vanilla.public_pricing": (OK, {"p_tenant": "'{word}'"}),
     "vanilla.grants_after_burn": (OK, {}),
     "public.verify_token_ledger": (OK, {}),
@@ -224,6 +227,7 @@ CAPABILITIES = {
 
 POWERS = {
     "public.set_tenant_status",
+    "public.set_subscription_tier",
     "public.close_tenant",
     "public.open_tenant",
     "public.reset_monthly_tokens",

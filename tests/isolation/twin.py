@@ -16,7 +16,7 @@ WORD = "twin7c0ffee"
 DIFFERENT = {
     # a role, a state or a name of the twin's must never be taken for A's
     "users": "role = case role when 'admin' then 'user' else 'admin' end, display_name = '{word}'",
-    "tenants": "name = '{word}', time_zone = 'Pacific/Kiritimati'",
+    "tenants": "name = '{word}', time_zone = 'Pacific/Kiritimati', subscription_tier = 'premium'",
     "user_token_wallets": "enforcement_mode = 'monitor'",
     "level_token_policies": "base_allocation = 7, monthly_allocation = 7777777, rollover_percent = 100",
     "user_token_ledger": "hash = sha256(hash), available_after = available_after + 5",
@@ -28,6 +28,9 @@ DIFFERENT = {
     "user_rate_windows": "minute_requests = 500000000, day_requests = 500000000",
     "level_pricing": "amount = 7777777, trial_days = 77",
     "level_benefits": "text = '{word}'",
+    "user_level_changes": "kind = 'left'",
+    "level_analytics": "level = '{word}', users = 7777777",
+    "tenant_token_months": "spent_before = spent_before - 7777777",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 

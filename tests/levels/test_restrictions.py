@@ -213,8 +213,10 @@ async def test_the_level_of_who_pays_restricts_not_that_of_the_key(books: Books)
         ("allowed_models", [""]),
         ("allowed_models", [None]),
         ("allowed_models", ["x"] * 101),
+        # of the platform's levels alone
         ("users_per_tenant", 5),
-        ("history_days", 5),
+        ("history_days_per_tenant", 5),
+        ("tokens_per_tenant", 5),
     ],
 )
 async def test_an_unknown_type_and_a_value_of_the_wrong_one_are_refused(

@@ -25,6 +25,8 @@ STAYS = {
     "tenant_openings": {"reason"},
     # the first characters of a random key
     "api_keys": {"prefix"},
+    # slugs of levels, which are no person's
+    "user_level_changes": {"from_level", "to_level"},
 }
 """Columns that an erasure leaves as they are: docs/design/tenancy.md, "Erasing a person"."""
 FIXED = {
@@ -39,6 +41,7 @@ FIXED = {
     ("ai_executions", "status"),
     ("one_time_tokens", "purpose"),
     ("level_feature_usage", "period"),
+    ("user_level_changes", "kind"),
 }
 """Texts of persons' tables that can only be one of a few words."""
 WRITTEN_BY_FUNCTIONS = ("user_token_ledger", "audit_logs", "events")
