@@ -1,7 +1,8 @@
-"""Uses of a feature, counted up to a limit, against the least that counts: one prepared upsert.
+"""Uses of a feature, counted up to a limit, against the least that counts: one prepared upsert. And what a level with
+every restriction costs the metered call (admitted and settled in SQL, without the model), against a level with none.
 
 Floor and product stand on one server and count for users of their own; slices alternate and a ratio is taken within its
-round. Afterwards the counters must say what was answered.
+round. Afterwards the counters and the executions must say what was answered.
 """
 
 import asyncio
@@ -38,6 +39,15 @@ KEYED = f"{_PICK}select consume_feature({_USER}, 'bench', 1, gen_random_uuid()::
 CONTEXT = f"{_PICK}begin;\nselect vanilla.set_context(:token);\nselect consume_feature({_USER}, 'bench');\ncommit;\n"
 POINTS = {"consume": CONSUME, "consume_keyed": KEYED, "consume_in_context": CONTEXT}
 """As the operator; with an idempotency key; as a request does it, four statements."""
+CALL = f"""{_PICK}select vanilla.admit_call(sha256(convert_to({_USER}::text, 'UTF8')), null, null, 'sandbox-small', 100, 100, 50, 1, gen_random_uuid(), false, '11 minutes') ->> 'hold_id' as hold \\gset
+select vanilla.settle_call('{DEFAULT_TENANT}', :hold::uuid, 'succeeded', 80, 20, 0, 0);
+"""  # noqa: E501
+RESTRICTIONS = {
+    "requests_per_minute": 10**9, "tokens_per_minute": 10**12, "requests_per_day": 10**9,
+    "concurrent_executions": 10**6, "max_output_tokens": 10**6, "max_prompt_tokens": 10**6, "api_keys": 5,
+    "history_days": 30, "allowed_models": ["sandbox-*", "gpt-*"], "denied_models": ["*-opus-*"],
+}  # fmt: skip
+"""All of them, none of which refuses."""
 MAKE = f"""
 create table public.bench_usage (like public.level_feature_usage including defaults);
 alter table public.bench_usage set (fillfactor = 70),
@@ -45,9 +55,18 @@ alter table public.bench_usage set (fillfactor = 70),
 select set_level_feature(id, 'bench', 1000000000, 'monthly', p_tenant_id => tenant_id) from levels
     where tenant_id = '{DEFAULT_TENANT}' and is_default;
 select vanilla.make_user('{DEFAULT_TENANT}', null, 'bench-' || n, '', case n when 0 then 'admin' else 'user' end, null,
-    false, null, ('{PREFIX}' || lpad(n::text, 12, '0'))::uuid) from generate_series(0, {USERS}) n;
-analyze;
+    false, null, ('{PREFIX}' || lpad(n::text, 12, '0'))::uuid) from generate_series(0, {2 * USERS}) n;
+select create_api_key('bench', 'bench', sha256(convert_to(id::text, 'UTF8')), '{{chat}}', p_user_id => id,
+    p_tenant_id => tenant_id) from users where external_id like 'bench-%';
+select auto_allocate_tokens_for_level(u.id, l.id) from users u
+    join levels l on l.tenant_id = u.tenant_id and l.slug = 'premium'
+    where u.external_id like 'bench-%' and u.id > '{PREFIX}{USERS:012d}';
+select adjust_user_tokens(id, 1000000000, 'credit', 'bench') from users where external_id like 'bench-%';
 """
+RESTRICT = """
+select set_level_restriction(id, $1, $2, $3, tenant_id) from levels where tenant_id = $4 and slug = 'premium'
+"""
+CALLS = "select count(*) from ai_executions"
 COUNTED = "select coalesce(sum(used), 0)::bigint from level_feature_usage where feature = 'bench'"
 
 
@@ -61,8 +80,9 @@ def run(options: Options) -> Result:
             assert where.server is not None
             asyncio.run(_make(where.admin, signer))
             found = _measure(where.server, signer, Path(folder), rounds, seconds)
-            done = sum(m.count for (target, _), every in found.items() if target != "upsert" for m in every)
-            asyncio.run(_check(where.admin, done))
+            uses = sum(m.count for (target, _), every in found.items() if target in POINTS for m in every)
+            calls = sum(m.count for (target, _), every in found.items() if target.endswith("call") for m in every)
+            asyncio.run(_check(where.admin, uses, calls))
     return _report(found, rounds)
 
 
@@ -71,19 +91,25 @@ async def _make(url: str, signer: ContextSigner) -> None:
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(MAKE)
+        for kind, value in RESTRICTIONS.items():
+            amount, patterns = (None, value) if isinstance(value, list) else (value, None)
+            await connection.execute(RESTRICT, kind, amount, patterns, DEFAULT_TENANT)
+        await connection.execute("analyze")
         await check_durable(connection)
     finally:
         await connection.close()
 
 
-async def _check(url: str, done: int) -> None:
+async def _check(url: str, uses: int, calls: int) -> None:
     connection = await asyncpg.connect(url)
     try:
-        counted = await connection.fetchval(COUNTED)
+        counted, executed = await connection.fetchval(COUNTED), await connection.fetchval(CALLS)
     finally:
         await connection.close()
-    if counted != done:
-        raise BenchmarkError(f"{done} uses were answered and {counted} were counted")
+    if (counted, executed) != (uses, calls):
+        raise BenchmarkError(
+            f"{uses} uses and {calls} calls were answered; {counted} were counted and {executed} executions written"
+        )
 
 
 def _measure(
@@ -98,6 +124,9 @@ def _measure(
                 login = "vanilla_app" if target == "consume_in_context" else "postgres"
                 wanted = Slice([script], CLIENTS, 1, last, DATABASE, login, variables=token)
                 found.setdefault((target, place), []).append(pgbench.run(wanted, seconds=seconds))
+            for target, first in (("free_call", 1), ("restricted_call", USERS + 1)):
+                wanted = Slice([CALL], CLIENTS, first, first + last - 1, DATABASE, "vanilla_runtime")
+                found.setdefault((target, place), []).append(pgbench.run(wanted, seconds=seconds))
     return found
 
 
@@ -105,8 +134,8 @@ def _report(found: dict[tuple[str, str], list[Measured]], rounds: int) -> Result
     ratios, figures = {}, dict[str, Figure](rounds=rounds, users=USERS, connections=CLIENTS)
     for (target, place), every in found.items():
         figures[f"{place}{target}_per_s"] = middle([m.tps for m in every])
-        if target != "upsert":
-            floor = found["upsert", place]
-            pairs = zip(every, floor, strict=True)
-            ratios[f"{place}{target}_to_upsert"] = middle([ours.tps / bare.tps for ours, bare in pairs])
+        base = "free_call" if target == "restricted_call" else "upsert"
+        if target not in ("upsert", "free_call"):
+            pairs = zip(every, found[base, place], strict=True)
+            ratios[f"{place}{target}_to_{base}"] = middle([ours.tps / bare.tps for ours, bare in pairs])
     return Result("levels", FLOOR, judge("levels", ratios), figures, {})

@@ -19,6 +19,7 @@ ADMIN = [
     "/wallet",
     "/plan",
     "/levels",
+    "/levels/analytics",
     "/playground",
     "/keys",
     "/users",
@@ -56,6 +57,8 @@ async def history(cluster: object, database_name: str, database: Database) -> Pe
     try:
         email = f"ada.{uuid.uuid4().hex[:6]}@example.test"
         user_id = await month_of_calls(connection, database, email)
+        days = "(vanilla.clock() - interval '29 days')::date, vanilla.clock()::date"
+        await connection.fetchval(f"select roll_up_level_analytics({days}, $1)", DEFAULT_TENANT)
     finally:
         await connection.close()
     return Person(Identity(DEFAULT_TENANT, user_id, "admin"), "", user_id, email)

@@ -9,7 +9,7 @@ import typer
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
-from vanilla_saas.levels import store
+from vanilla_saas.levels import analytics_cli, store
 from vanilla_saas.levels.models import (
     Cycle,
     FeatureBody,
@@ -26,6 +26,7 @@ from vanilla_saas.levels.plans_apply import apply, changes
 from vanilla_saas.tokens.store import find_user
 
 levels = typer.Typer(no_args_is_help=True, help="Levels of a tenant: features with limits, prices, benefits.")
+analytics_cli.add_to(levels)
 Level = Annotated[str, typer.Argument(metavar="LEVEL", help="Slug or UUID.")]
 FeatureSlug = Annotated[str, typer.Argument(metavar="FEATURE", help="Name of the feature.")]
 User = Annotated[str, typer.Argument(help="Email, external id or UUID.")]
@@ -127,11 +128,14 @@ def set_level(
     description: Annotated[str, typer.Option(help="One line.")] = "",
     tier: Annotated[int, typer.Option(min=0, help="Ranks levels, the lowest first.")] = 0,
     default: Annotated[bool, typer.Option("--default", help="The level of new users.")] = False,
+    template: Annotated[
+        bool | None, typer.Option("--template/--no-template", help="Of the platform: copied into new tenants.")
+    ] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
     """Make a level, or change the one of this slug; a new one grants no tokens."""
-    body = LevelBody(slug=slug, name=name, description=description, tier=tier, is_default=default)
+    body = LevelBody(slug=slug, name=name, description=description, tier=tier, is_default=default, is_template=template)
 
     async def run(connection: asyncpg.Connection) -> UUID:
         return await store.set_level(connection, await tenant_id(connection, tenant), body)

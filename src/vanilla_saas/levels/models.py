@@ -19,6 +19,10 @@ RestrictionType = Literal[
     "max_output_tokens",
     "max_prompt_tokens",
     "api_keys",
+    "history_days",
+    "users_per_tenant",
+    "history_days_per_tenant",
+    "tokens_per_tenant",
 ]
 FeatureName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 MAX_AMOUNT = 10**15
@@ -89,7 +93,7 @@ class Feature(FeatureBody):
 class RestrictionBody(BaseModel):
     """A number, or for allowed_models and denied_models patterns of names in which * stands for anything."""
 
-    amount: int | None = Field(None, ge=0, le=10**12, description="requests, tokens, calls or keys")
+    amount: int | None = Field(None, ge=0, le=10**12, description="requests, tokens, calls, keys, days or users")
     patterns: list[Annotated[str, StringConstraints(min_length=1, max_length=200)]] | None = Field(
         None, min_length=1, max_length=100
     )
@@ -142,6 +146,9 @@ class LevelBody(BaseModel):
     description: Annotated[str, StringConstraints(max_length=1000)] = ""
     tier: int = Field(0, ge=0, le=1_000_000, description="ranks levels, the lowest first")
     is_default: bool = Field(False, description="the level of new users; the one before steps down")
+    is_template: bool | None = Field(
+        None, description="of the platform: copied into new tenants; false: a plan of tenants only; null: as it is"
+    )
 
 
 class MadeId(BaseModel):

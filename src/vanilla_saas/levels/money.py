@@ -22,6 +22,11 @@ def money(amount: int, currency: str) -> str:
     return f"{whole:,}.{minor:0{digits}d} {currency}" if minor else f"{whole:,} {currency}"
 
 
+def whole_units(amount: int, currency: str) -> int:
+    """2950 USD as 30: what a chart draws."""
+    return round(amount / float(10 ** _decimals(currency)))
+
+
 def minor_units(amount: str, currency: str) -> int:
     """12.50 as 1250. Raises VanillaError `invalid_request` for more decimals than the currency has."""
     whole, _, fraction = amount.partition(".")

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.console.security import read_cookie
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.levels import store
+from vanilla_saas.levels import analytics_pages, store
 from vanilla_saas.levels.models import Cycle, FeatureBody, Period, PriceBody, RestrictionBody, RestrictionType
 from vanilla_saas.levels.money import minor_units, money
 from vanilla_saas.tenancy.identity import acting
@@ -17,6 +17,7 @@ from vanilla_saas.tenancy.page_session import PageAdmin, PageCaller
 from vanilla_saas.tenancy.sign_in_pages import TENANT_NAME_COOKIE
 
 router = page_router()
+router.include_router(analytics_pages.router)
 CYCLES = {
     "one_time": "once on joining",
     "monthly": "a month",

@@ -7,7 +7,7 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from vanilla_saas.levels import store
+from vanilla_saas.levels import analytics_routes, store
 from vanilla_saas.levels.models import (
     Benefits,
     ConsumeBody,
@@ -27,6 +27,7 @@ from vanilla_saas.levels.models import (
 from vanilla_saas.tenancy.identity import CurrentCaller, acting
 
 router = APIRouter(prefix="/api/v1", tags=["levels"])
+router.include_router(analytics_routes.router)
 OfUser = Annotated[UUID | None, Query(description="another user of the tenant; admins only")]
 CACHE_S = 60
 """How long anybody may keep a price list."""

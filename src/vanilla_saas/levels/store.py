@@ -180,13 +180,14 @@ async def set_benefits(
 async def set_level(connection: asyncpg.Connection, tenant_id: UUID, body: LevelBody) -> UUID:
     """`set_level`: its id."""
     made: UUID = await connection.fetchval(
-        "select public.set_level($1, $2, $3, $4, $5, $6)",
+        "select public.set_level($1, $2, $3, $4, $5, $6, $7)",
         body.slug,
         body.name,
         body.description,
         body.tier,
         body.is_default,
         tenant_id,
+        body.is_template,
     )
     return made
 

@@ -87,7 +87,7 @@ def cleanup(
         done = {}
         if await store.months_to_export(connection):
             done["log_export"] = await run_now(connection, where, "log_export")
-        for name in ("retention", "webhook_deliveries", "sign_ins"):
+        for name in ("retention", "history", "webhook_deliveries", "sign_ins"):
             done[name] = await run_now(connection, where, name)
         return done
 

@@ -44,7 +44,7 @@
     }
   });
 
-  // <div data-chart data-days="[epoch seconds]" data-values="[tokens]">
+  // <div data-chart data-days="[epoch seconds]" data-values="[tokens]" data-unit="tokens">
   const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
   const whole = new Intl.NumberFormat("en");
   const dayName = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
@@ -62,6 +62,7 @@
   function draw(box) {
     const days = JSON.parse(box.dataset.days);
     const values = JSON.parse(box.dataset.values);
+    const unit = box.dataset.unit ?? "tokens";
     const readout = document.getElementById(box.dataset.readout);
     const rest = readout?.textContent;
     const line = colour("c-line");
@@ -96,7 +97,7 @@
       hooks: {
         setCursor: [(u) => {
           const i = u.cursor.idx;
-          if (readout) readout.textContent = i == null ? rest : `${dayName.format(days[i] * 1000)}: ${whole.format(values[i])} tokens`;
+          if (readout) readout.textContent = i == null ? rest : `${dayName.format(days[i] * 1000)}: ${whole.format(values[i])} ${unit}`;
         }],
       },
     };
