@@ -13,7 +13,7 @@ from tests.conftest import Cluster, People
 from tests.processes import assert_books_are_clean
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.operations import demo_isolation, demo_person, demo_wallet
+from vanilla_saas.operations import demo_isolation, demo_levels, demo_person, demo_wallet
 from vanilla_saas.operations.demo_isolation import ATTEMPTS, Attempt
 
 
@@ -153,3 +153,14 @@ async def test_who_leaves_is_exported_erased_and_the_books_stay(
     assert f"erased: {person.email} is None, 1 key and 300 tokens ended" in said(console)
     assert "the chain of 4 entries verifies without them" in said(console)
     assert await operator.fetchval("select status from users where id = $1", person.identity.user_id) == "deleted"
+
+
+async def test_a_day_of_levels_is_told_as_the_wallets_are(
+    operator: asyncpg.Connection, people: People, console: Console
+) -> None:
+    tenant = await people.tenant()
+    person, other = [await people.user(tenant_id=tenant, balance=90) for _ in range(2)]
+    await operator.fetchval("select adjust_user_tokens($1, 25, 'debit')", other.identity.user_id)
+    await demo_levels.show(operator, console, person.identity.user_id)
+    assert "computed twice and equal" in said(console)
+    assert re.search(r"free +2 +1 +2 +0 +[\d,]+ +25 +0", said(console))
