@@ -105,11 +105,14 @@ async def test_tokens_add_up_to_what_users_have(books: Books) -> None:
     await books.adjust(user, -25, "adjustment")
     await books.adjust(user, 5, "adjustment")
     await books.adjust(user, 900, "debit")  # more than there is: a debt
+    over = await books.adjust(user, 10, "reserve")
+    await books.settle(over["hold_id"], 60)  # above the hold: an entry of debt
     gone = await books.adjust(user, 50, "reserve")
     await books.connection.fetchval("select release_token_hold($1)", gone["hold_id"])
     await books.allocate(user, "basic")
     await books.at(START + timedelta(days=40))
     await books.reset()
+    await books.allocate(user, "free")  # what is left of the month is void
     await roll(books, user, TODAY, TODAY + timedelta(days=40))
     sums = await books.connection.fetchrow(
         "select sum(tokens_granted)::bigint as granted, sum(tokens_spent)::bigint as spent,"
@@ -118,10 +121,10 @@ async def test_tokens_add_up_to_what_users_have(books: Books) -> None:
     )
     wallet = await books.wallet(user)
     available, reserved, borrowed = await books.figures(user)
-    assert sums["spent"] == wallet["spent_tokens"] == 70 + 180 + 900
+    assert sums["spent"] == wallet["spent_tokens"] == 70 + 180 + 900 + 60
     assert sums["granted"] - sums["spent"] - sums["lapsed"] == available + reserved - borrowed
     day = await row(books, user, "basic")
-    assert (day["tokens_spent"], day["active_users"]) == (1150, 1)
+    assert (day["tokens_spent"], day["active_users"]) == (1210, 1)
     assert day["tokens_lapsed"] >= 30 + 25
 
 
