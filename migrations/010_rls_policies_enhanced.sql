@@ -1,4 +1,4 @@
--- 010: row-level security of the tables of 005 to 009, as far as they exist. Table, ownership class, as in 003.
+-- 010: row-level security of the tables of 005 to 009, as far as they exist. Table, ownership class, secret columns, as in 003.
 begin;
 set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
@@ -10,18 +10,26 @@ declare
     v record;
 begin
     for v in
-        select to_regclass('public.' || t.name) as oid, t.class
+        select to_regclass('public.' || t.name) as oid, t.class, t.hidden
         from (values
-            ('level_features', 'tenant_shared'),
-            ('level_feature_usage', 'user_read'),
-            ('level_feature_keys', 'user_read'),
-            ('level_restrictions', 'tenant_shared'),
-            ('user_rate_windows', 'user_read'),
-            ('level_pricing', 'tenant_shared'),
-            ('level_benefits', 'tenant_shared')) t (name, class)
+            ('level_features', 'tenant_shared', '{}'),
+            ('level_feature_usage', 'user_read', '{}'),
+            ('level_feature_keys', 'user_read', '{}'),
+            ('level_restrictions', 'tenant_shared', '{}'),
+            ('user_rate_windows', 'user_read', '{}'),
+            ('level_pricing', 'tenant_shared', '{}'),
+            ('level_benefits', 'tenant_shared', '{}'),
+            ('payment_accounts', 'admin_only', '{secret,webhook_secret}'),
+            ('payment_customers', 'user_read', '{}'),
+            ('payment_prices', 'tenant_shared', '{}'),
+            ('payment_subscriptions', 'user_read', '{}'),
+            ('payments', 'user_read', '{}'),
+            ('payment_reversals', 'admin_only', '{}'),
+            ('payment_top_ups', 'user_read', '{}'),
+            ('payment_events', 'admin_only', '{}')) t (name, class, hidden)
     loop
         continue when v.oid is null;
-        perform vanilla.protect_table(v.oid, v.class);
+        perform vanilla.protect_table(v.oid, v.class, p_hidden => v.hidden::name[]);
     end loop;
 end
 $do$;

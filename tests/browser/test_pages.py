@@ -19,6 +19,8 @@ ADMIN = [
     "/wallet",
     "/plan",
     "/levels",
+    "/billing",
+    "/payments",
     "/playground",
     "/keys",
     "/users",

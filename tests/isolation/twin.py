@@ -28,6 +28,10 @@ DIFFERENT = {
     "user_rate_windows": "minute_requests = 500000000, day_requests = 500000000",
     "level_pricing": "amount = 7777777, trial_days = 77",
     "level_benefits": "text = '{word}'",
+    "payment_accounts": "secret = '\\x77', webhook_secret = '\\x77', stripe_account = '{word}', grace_days = 77",
+    "payment_customers": "payment_method = '{word}'",
+    "payment_prices": "name = '{word}', amount = 7777777, tokens = case when tokens is not null then 7 end",
+    "payment_reversals": "amount = 7, currency = 'TWN'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 
@@ -47,7 +51,9 @@ async def _copy(connection: asyncpg.Connection, table: Table, world: World) -> N
     for column in table.columns:
         if column.name in table.unique_columns and column.type == "bytea":
             changes.append(f"'{column.name}', sha256(x.{column.name})")
-        elif column.name == "provider_tenant_id" or (table.name == "tenants" and column.name == "id"):
+        elif column.name in ("provider_tenant_id", "account_tenant_id") or (
+            table.name == "tenants" and column.name == "id"
+        ):
             changes.append(f"'{column.name}', '{TWIN}'::uuid")
     if table.name == "tenants":
         changes.append(f"'slug', '{WORD}'")
