@@ -9,7 +9,7 @@ from tests.isolation.promises_of_tenancy import SUSPENDED
 
 def apply(kind: str, thing: dict[str, Any], ahead: int = 100, **more: Any) -> str:
     told = json.dumps({"id": "evt_case", "type": kind, "livemode": False, "data": {"object": thing}} | more)
-    created = f"jsonb_build_object('created', extract(epoch from vanilla.clock())::bigint + {ahead})"
+    created = f"jsonb_build_object('created', extract(epoch from now())::bigint + {ahead})"
     return f"select vanilla.apply_payment_event({{endpoint}}, '{told}'::jsonb || {created}) ->> 'outcome'"
 
 
@@ -58,7 +58,7 @@ EVENTS = [
     Case("runtime", subscription("active"), "= (applied)", then=on("sold")),
     Case("runtime", subscription("active"), "VS404", NO_ACCOUNT),
     Case("runtime", subscription("active"), "= (stale)", SUBSCRIBED.replace("state = 'active'", "state = 'canceled'")),
-    Case("runtime", subscription("active", -100), "= (stale)", then=on("level")),
+    Case("runtime", subscription("active", -86400), "= (stale)", then=on("level")),
     Case("runtime", subscription("active", customer="cus_nobody"), "= (unknown_customer)", then=on("level")),
     Case("runtime", subscription("active", customer="{other_customer}"), "= (other_customer)", then=on("level")),
     Case("runtime", subscription("active"), "= (unknown_price)", "delete from payment_prices where tenant_id = '{a}'"

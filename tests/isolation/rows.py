@@ -172,7 +172,7 @@ async def _pay(connection: asyncpg.Connection, tenant: Tenant) -> None:
     )  # fmt: skip
     price = "select set_payment_price($1, $2, $3, 'USD', 900, $4, $5, p_tenant_id => $6)"
     pack = await one(price, f"price_pack_{tenant.word}", "pack", tenant.word, 1000, None, of)
-    level = await one("select id from levels where tenant_id = $1 and slug = 'basic'", of)
+    level = await one("select id from levels where tenant_id = $1 and slug = 'premium'", of)
     await one(price, f"price_level_{tenant.word}", "level", tenant.word, None, level, of)
     for member in (tenant.user, tenant.other):
         number = member.id[-6:]
