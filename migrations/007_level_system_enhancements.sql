@@ -906,7 +906,7 @@ create table if not exists public.payment_prices (
     constraint payment_prices_price_key unique (tenant_id, price_id),
     constraint payment_prices_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
     constraint payment_prices_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
-    constraint payment_prices_kind_check check (kind in ('pack', 'level')),
+    constraint payment_prices_kind_check check (kind in ('level', 'pack')),
     constraint payment_prices_status_check check (status in ('active', 'hidden')),
     constraint payment_prices_price_check check (price_id ~ '^[A-Za-z0-9_]{1,255}$'),
     constraint payment_prices_name_check check (name <> '' and octet_length(name) <= 200),

@@ -55,7 +55,7 @@ SUBSCRIBED = change("payment_subscriptions", "state = 'active', level_id = '{sol
 PAST_DUE = change("payment_subscriptions", "state = 'past_due', level_id = '{sold}', grace_until = vanilla.clock()")
 NO_ACCOUNT = change("payment_accounts", "status = 'disabled'", "true")
 EVENTS = [
-    Case("runtime", subscription("active"), "= (applied)", then=on("sold")),
+    Case("runtime", subscription("active"), "= (applied)", then=on("sold"), audit="wallet.level"),
     Case("runtime", subscription("active"), "VS404", NO_ACCOUNT),
     Case("runtime", subscription("active"), "= (stale)", SUBSCRIBED.replace("state = 'active'", "state = 'canceled'")),
     Case("runtime", subscription("active", -86400), "= (stale)", then=on("level")),
@@ -145,6 +145,7 @@ ADMINS = [
     Case("admin", f"{PRICE.replace('pack', 'level')}, p_level_id => '{{paid}}')", "VS404",
          "update levels set id = gen_random_uuid() where tenant_id = '{a}' and id = '{paid}'"
          " and set_config('session_replication_role', 'replica', true) is not null"),
+    Case("operator", f"{PRICE}, 7, p_tenant_id => gen_random_uuid())", "VS404 no such tenant"),
     Case("user", f"{PRICE}, 7)", "VS403"),
     Case("admin", f"{PRICE}, 7, p_tenant_id => '{{b}}')", "VS404"),
     Case("admin", "select delete_level('{sold}')", "VS409"),
@@ -220,7 +221,7 @@ RUNTIME = [
         change("payment_customers", "payment_method = null"), change("payment_customers", "customer_id = null"),
         change("payment_accounts", "secret = null", "true"), change("payment_top_ups", "threshold = 1"))],
     Case("runtime", CLAIM, "= (0)", f"{DUE}; {change('payment_top_ups', 'monthly_ceiling = 899')}",
-         exists("events", "type = 'payment.top_up_ceiling'")),
+         exists("events", "type = 'payment.top_up_ceiling'") + " and not " + exists("payment_top_ups", "user_id = '{other}' and told_month is not null")),
     # what another user, or nobody, paid by hand counts for nothing
     Case("runtime", CLAIM, "= (1)", f"{DUE}; {change('payment_top_ups', 'monthly_ceiling = 900')}"),
     Case("runtime", CLAIM, "= (0)", f"{DUE}; {change('payment_top_ups', 'monthly_ceiling = 1799')}; "

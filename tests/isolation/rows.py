@@ -338,8 +338,8 @@ async def generate(
         if found:
             row |= {column: str(value) for column, value in zip(key.columns, found.values(), strict=True)}
     for column in table.columns:
-        if column.name == "tenant_id":
-            row["tenant_id"] = tenant.id
+        if column.name in ("tenant_id", "account_tenant_id"):
+            row[column.name] = tenant.id
         elif column.name in ("user_id", "actor_id"):
             row[column.name] = tenant.user.id
         elif column.name not in row and (not column.has_default or column.type in TEXT_TYPES):

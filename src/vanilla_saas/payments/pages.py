@@ -86,10 +86,10 @@ async def settings(request: Request, caller: PageAdmin, notice: str = "") -> Res
         prices = await store.prices(connection, tenant_id, hidden=True)
         levels = await store.levels(connection, tenant_id)
         events = await store.events(connection, tenant_id, EVENTS)
-    account = PaymentAccount.of(row) if row else None
+    seller = PaymentAccount.of(row) if row else None
     base = (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
     return render(
-        request, "payments/settings.html", account=account, base=base, prices=prices, levels=levels, events=events,
+        request, "payments/settings.html", seller=seller, base=base, prices=prices, levels=levels, events=events,
         money=money, notice=notice,
     )  # fmt: skip
 
