@@ -108,6 +108,8 @@ EVENTS = [
          "metadata": {"vanilla_payment": "{same_id}"}}), "= (unchanged)", OPEN),
     Case("runtime", apply("checkout.session.expired", {"customer": "{customer}", "metadata": {"vanilla_payment": "{same_id}"}}),
          "= (applied)", OPEN, exists("payments", "id = '{same_id}' and state = 'expired'")),
+    Case("runtime", apply("checkout.session.expired", {"customer": "{customer}", "metadata": {"vanilla_payment": "{payment}"}}),
+         "= (unchanged)"),
     # 100 of 1000 were taken back for 90 of 900
     Case("runtime", refund(900), "= (applied)", then=available(-900)
          + " and " + exists("payments", "id = '{payment}' and reversed_tokens = 1000"), audit="payment.reversed"),
