@@ -164,7 +164,8 @@ async def _of_payments(connection: asyncpg.Connection, world: World) -> dict[str
     row = await connection.fetchrow(
         """
         select s.id as account, p.id as pack, l.id as sold_id, l.price_id as sold_price, l.level_id as sold,
-            c.id as customer_key, c.customer_id as customer, o.customer_id as other_customer, u.subscription_id as subscription,
+            c.id as customer_key, c.customer_id as customer, o.customer_id as other_customer,
+            u.subscription_id as subscription,
             m.id as payment, m.intent_id as intent, r.reversal_id as refund, q.id as pending, q.lease_id as pay_lease,
             b.id as b_pack
         from payment_accounts s

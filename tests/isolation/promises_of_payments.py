@@ -205,7 +205,7 @@ DUE = (
 )
 LATE = change("payments", "lease_until = vanilla.clock()", "id = '{pending}'")
 FINISH = "select vanilla.finish_top_up('{a}', '{pending}', '{pay_lease}', "
-ANSWER = "'{\"id\": \"pi_case\", \"status\": \"%s\", \"currency\": \"usd\", \"amount_received\": 900}')"
+ANSWER = '\'{"id": "pi_case", "status": "%s", "currency": "usd", "amount_received": 900}\')'
 RUNTIME = [
     Case("runtime", "select vanilla.payment_account({endpoint}) ->> 'tenant_id'", "= ({a})"),
     Case("runtime", "select vanilla.payment_account({endpoint})", "= ()", NO_ACCOUNT),

@@ -95,7 +95,8 @@ class Shop:
         buyer = user or self.user
         return await self.books.connection.fetchval(
             "insert into payments (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency,"
-            " amount, created_at) values ($1, $2, $1, $3, $4, 'price_pack', $5, 'USD', $6, vanilla.clock()) returning id",
+            " amount, created_at) values ($1, $2, $1, $3, $4, 'price_pack', $5, 'USD', $6, vanilla.clock())"
+            " returning id",
             buyer.tenant_id, buyer.id, cause, state, PACK_TOKENS, PACK_AMOUNT,
         )  # fmt: skip
 

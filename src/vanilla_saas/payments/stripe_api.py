@@ -130,7 +130,7 @@ async def connected(settings: Settings, key: str) -> AsyncIterator[Stripe]:
     import stripe
     from stripe import AIOHTTPClient
 
-    http = AIOHTTPClient(timeout=TIMEOUT_S)  # type: ignore[no-untyped-call]
+    http = AIOHTTPClient(timeout=TIMEOUT_S)
     bases: dict[str, Any] = {"base_addresses": {"api": settings.stripe_api_base}} if settings.stripe_api_base else {}
     client = stripe.StripeClient(key, http_client=http, stripe_version=API_VERSION, max_network_retries=2, **bases)
     try:
