@@ -74,6 +74,17 @@ async def test_a_refund_leaves_what_is_held_to_come_back_once(shop: Shop) -> Non
     assert await shop.books.figures(shop.user) == (0, 0, 0)
 
 
+async def test_what_is_held_finds_its_place_though_what_was_taken_instead_has_lapsed(shop: Shop) -> None:
+    await shop.buy()
+    hold = await shop.books.adjust(shop.user, 400, "reserve")
+    await shop.books.adjust(shop.user, 500, "credit", source="promo", expires_at=START + timedelta(days=1))
+    await shop.send("refund.created", refund(PACK_AMOUNT))
+    assert await shop.books.figures(shop.user) == (100, 400, 0)
+    await shop.books.at(START + timedelta(days=2))
+    await shop.books.settle(hold["hold_id"], 0)
+    assert await shop.books.figures(shop.user) == (400, 0, 0)
+
+
 async def test_partial_refunds_take_tokens_in_proportion_and_all_of_them_take_all(shop: Shop) -> None:
     made = await shop.buy()
     taken = []
