@@ -1882,6 +1882,10 @@ begin
     select u.* into v_user from public.users u where u.tenant_id = p_user.tenant_id and u.id = p_user.id and u.status <> 'deleted' for no key update;
     if not found then perform vanilla.find_user(p_user.tenant_id, p_user.id); end if;      -- another was first: no such user
     p_user := v_user;
+    if to_regclass('public.payment_customers') is not null then      -- 007; the customer before the wallet, as Stripe's events lock them
+        update public.payment_customers set payment_method = null where tenant_id = p_user.tenant_id and user_id = p_user.id;
+        delete from public.payment_top_ups where tenant_id = p_user.tenant_id and user_id = p_user.id;
+    end if;
     -- The wallet before the row is written: losing its address, a row is locked against foreign keys too, and whoever gives a
     -- user a policy holds the wallet when theirs looks at the user. And before keys, as calls do.
     select * into v_wallet from public.user_token_wallets w where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id for update;
@@ -2827,6 +2831,11 @@ set search_path = pg_catalog, pg_temp as $f$
         ('token.warning', 'What is left (available and held) fell below the warning mark, once per crossing; or debt began under warn.'),
         ('token.exhausted', 'Nothing is left, available or held.'),
         ('user.erased', 'A person was erased: what a program copied of them is to go too. Only user_id is left.'),
+        ('payment.succeeded', 'A pack of tokens was paid and given.'),
+        ('payment.reversed', 'A payment was refunded or disputed, or a dispute was won: what was taken back of its tokens changed.'),
+        ('payment.subscription', 'A subscription began, changed its state or its level, or ended; or its grace did (lapsed).'),
+        ('payment.top_up_paused', 'Tokens are not bought by themselves any more: a charge failed or is disputed. The user says when to go on.'),
+        ('payment.top_up_ceiling', 'Tokens would have been bought, but the month''s ceiling is reached; told once a month.'),
         ('webhook.disabled', 'An endpoint was disabled because it kept failing or answered 410.'),
         ('webhook.test', 'Sent by hand to see whether an endpoint works.')
 $f$;

@@ -1559,12 +1559,11 @@ $f$;
 comment on function public.set_level_token_policy(uuid, bigint, bigint, text, integer, bigint, bigint, text, text, integer, uuid) is
     'Sets a level''s token policy; enforcement takes effect at once, amounts with the next period.';
 
-create or replace function public.grant_user_tokens(p_user_id uuid, p_amount bigint, p_kind text default 'promo', p_effective_at timestamptz default null,
-    p_expires_at timestamptz default 'infinity', p_priority integer default null, p_reason text default null, p_metadata jsonb default '{}',
-    p_idempotency_key text default null) returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+create or replace function vanilla.give_tokens(p_tenant_id uuid, p_user_id uuid, p_amount bigint, p_kind text, p_effective_at timestamptz, p_expires_at timestamptz,
+    p_priority integer, p_reason text, p_metadata jsonb, p_idempotency_key text, p_actor_role text default null) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(vanilla.acting_tenant(), p_user_id);
+    v_user public.users := vanilla.find_user(p_tenant_id, p_user_id);
     v_amount bigint := vanilla.check_amount(p_amount);
     v_now timestamptz;
     v_wallet public.user_token_wallets;
@@ -1624,9 +1623,19 @@ begin
             request_hash = case when p_idempotency_key is not null then v_hash end
         where tenant_id = v_user.tenant_id and id = v_grant.id returning * into v_grant;
     perform vanilla.audit(v_user.tenant_id, 'wallet.granted', 'user', v_user.id,
-        jsonb_build_object('grant_id', v_grant.id, 'kind', p_kind, 'amount', v_amount, 'effective_at', v_grant.effective_at, 'expires_at', p_expires_at, 'reason', p_reason));
+        jsonb_build_object('grant_id', v_grant.id, 'kind', p_kind, 'amount', v_amount, 'effective_at', v_grant.effective_at, 'expires_at', p_expires_at, 'reason', p_reason),
+        null, p_actor_role);
     return vanilla.grant_json(v_grant);
 end
+$f$;
+comment on function vanilla.give_tokens(uuid, uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text, text) is
+    'What grant_user_tokens does, for a caller who may: by an admin, or because tokens were paid.';
+
+create or replace function public.grant_user_tokens(p_user_id uuid, p_amount bigint, p_kind text default 'promo', p_effective_at timestamptz default null,
+    p_expires_at timestamptz default 'infinity', p_priority integer default null, p_reason text default null, p_metadata jsonb default '{}',
+    p_idempotency_key text default null) returns jsonb
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+    select vanilla.give_tokens(vanilla.acting_tenant(), p_user_id, p_amount, p_kind, p_effective_at, p_expires_at, p_priority, p_reason, p_metadata, p_idempotency_key)
 $f$;
 comment on function public.grant_user_tokens(uuid, bigint, text, timestamptz, timestamptz, integer, text, jsonb, text) is
     'Gives tokens of a kind, from now or from p_effective_at on, until p_expires_at; p_priority orders burning (0 first). Admin, service or operator. Returns the grant.';
@@ -2407,6 +2416,10 @@ begin
         get diagnostics v_deliveries = row_count;
         if v_deliveries < p_limit then
             delete from public.webhook_endpoints e where e.tenant_id = v_tenant.id;
+            if to_regclass('public.payment_accounts') is not null then      -- 007
+                update public.payment_accounts a set status = 'disabled', secret = null, secret_hint = null, webhook_secret = null, stripe_account = null
+                    where a.tenant_id = v_tenant.id;
+            end if;
             update public.ai_providers p set secret = null, secret_hint = null where p.tenant_id = v_tenant.id and p.secret is not null;
             delete from public.system_configurations s where s.tenant_id = v_tenant.id;
             -- the slug stays, so that nobody takes it over

@@ -2,9 +2,11 @@
 --
 -- Tables:  level_features, level_feature_usage, level_feature_keys, level_restrictions, user_rate_windows, level_pricing,
 --          level_benefits, user_level_changes, level_analytics, tenant_token_months
+--          payment_accounts, payment_customers, payment_prices, payment_subscriptions, payments, payment_reversals,
+--          payment_top_ups, payment_events
 -- Public:  check_feature, consume_feature, set_level_feature, delete_level_feature, set_level_restriction, delete_level_restriction,
 --          set_level_price, end_level_price, set_level_benefits, set_level, delete_level, roll_up_level_analytics, tenant_plan,
---          set_subscription_tier
+--          set_subscription_tier, set_payment_account, set_payment_price, begin_payment_portal, begin_checkout, set_auto_top_up
 -- Private: feature_period_start, feature_period_end   the day a period begins, the moment it is over
 --          explain_feature    what check_feature answers and consume_feature refuses with
 --          restrict_call, count_call, return_rate_tokens   admit_call and settle_call of 001 call them where a level restricts
@@ -13,6 +15,7 @@
 --          take_user_place    make_user of 001 calls it: so many users as the tenant's own plan allows
 --          record_level_change  assign_level of 002 and erase_person of 001 call it
 --          job_feature_usage, job_history, job_level_analytics, job_tenant_tokens
+--          apply_payment_event  what a verified event of Stripe's means; claim_top_ups, finish_top_up, job_payments
 --
 -- Invariants: what a period's row counts is never above the limit that held when it was counted; a key counts once;
 -- prices of one level, cycle and currency do not overlap in time; levels.restrictions is what level_restrictions says.
@@ -504,6 +507,14 @@ begin
         perform vanilla.refuse('VS409', format('%s users are on the level %s', v_users, v_level.slug),
             jsonb_build_object('level', v_level.slug, 'users', v_users), 'Move them to another level first.');
     end if;
+    if exists (select from public.payment_prices p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id and p.status = 'active')
+       or exists (select from public.payment_subscriptions s where s.tenant_id = v_level.tenant_id and s.level_id = v_level.id
+            and s.state not in ('canceled', 'incomplete_expired')) then
+        perform vanilla.refuse('VS409', format('the level %s is sold or subscribed to', v_level.slug), jsonb_build_object('level', v_level.slug),
+            'Hide its prices (set_payment_price) and end its subscriptions first.');
+    end if;
+    update public.payment_subscriptions s set level_id = null where s.tenant_id = v_level.tenant_id and s.level_id = v_level.id;
+    delete from public.payment_prices p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;
     delete from public.level_features f where f.tenant_id = v_level.tenant_id and f.level_id = v_level.id;
     delete from public.level_restrictions r where r.tenant_id = v_level.tenant_id and r.level_id = v_level.id;
     delete from public.level_pricing p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;
@@ -1315,6 +1326,944 @@ grant execute on function public.check_feature(uuid, text), public.consume_featu
     to vanilla_app, vanilla_operator;
 grant execute on function vanilla.public_pricing(text) to vanilla_runtime;
 
+-- payments ---------------------------------------------------------------------------------------------------------
+-- What Stripe takes and what a level or a wallet gets for it. The HTTP is Python's (src/vanilla_saas/payments); what an event
+-- means is apply_payment_event, of an event whose signature Python has verified. Stripe sends an event more than once and in
+-- no order: an event's id counts once, and of an object's states the newest stands (docs/payments.md).
+-- Lock order: the customer, then the payment's advisory lock, then the payment, then the wallet.
+set local role vanilla_owner;
+create table if not exists public.payment_accounts (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    endpoint bytea not null,
+    status text not null default 'active',
+    secret bytea,
+    secret_hint text,
+    webhook_secret bytea,
+    stripe_account text,
+    livemode boolean not null default false,
+    grace_days integer not null default 7,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint payment_accounts_pkey primary key (tenant_id, id),
+    constraint payment_accounts_tenant_key unique (tenant_id),
+    constraint payment_accounts_endpoint_key unique (endpoint),
+    constraint payment_accounts_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint payment_accounts_status_check check (status in ('active', 'disabled')),
+    constraint payment_accounts_endpoint_check check (octet_length(endpoint) >= 16),
+    constraint payment_accounts_texts_check check (octet_length(secret_hint) <= 40 and octet_length(stripe_account) <= 255),
+    constraint payment_accounts_grace_check check (grace_days >= 0 and grace_days <= 90)
+);
+comment on table public.payment_accounts is
+    'A tenant''s Stripe account, or the platform''s for tenants without one; secrets are AES-256-GCM ciphertext that only the runtime decrypts.';
+comment on column public.payment_accounts.endpoint is 'Names the account in the address to which Stripe sends its events.';
+comment on column public.payment_accounts.stripe_account is 'acct_...: events that name another are refused.';
+comment on column public.payment_accounts.grace_days is 'Days that a subscription past due keeps its level.';
+
+create table if not exists public.payment_customers (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    account_tenant_id uuid not null,
+    customer_id text,
+    payment_method text,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint payment_customers_pkey primary key (tenant_id, id),
+    constraint payment_customers_user_key unique (tenant_id, user_id, account_tenant_id),
+    constraint payment_customers_customer_key unique (account_tenant_id, customer_id),
+    constraint payment_customers_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint payment_customers_account_check check (account_tenant_id = tenant_id or account_tenant_id = '00000000-0000-0000-0000-000000000000'),
+    constraint payment_customers_texts_check check (octet_length(customer_id) <= 255 and octet_length(payment_method) <= 255)
+);
+comment on table public.payment_customers is 'Who a user is at Stripe, in the tenant''s account or the platform''s. No card data: Stripe has that.';
+comment on column public.payment_customers.payment_method is 'Stripe''s id of what may be charged without the user: they agreed to it when they paid.';
+
+create table if not exists public.payment_prices (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    price_id text not null,
+    kind text not null,
+    name text not null,
+    level_id uuid,
+    tokens bigint,
+    currency text not null,
+    amount bigint not null,
+    status text not null default 'active',
+    created_at timestamptz not null default clock_timestamp(),
+    constraint payment_prices_pkey primary key (tenant_id, id),
+    constraint payment_prices_price_key unique (tenant_id, price_id),
+    constraint payment_prices_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
+    constraint payment_prices_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint payment_prices_kind_check check (kind in ('level', 'pack')),
+    constraint payment_prices_status_check check (status in ('active', 'hidden')),
+    constraint payment_prices_price_check check (price_id ~ '^[A-Za-z0-9_]{1,255}$'),
+    constraint payment_prices_name_check check (name <> '' and octet_length(name) <= 200),
+    constraint payment_prices_currency_check check (currency ~ '^[A-Z]{3}$'),
+    constraint payment_prices_amount_check check (amount > 0 and amount <= 99999999),
+    constraint payment_prices_worth_check check ((kind = 'pack') = (tokens is not null) and (kind = 'level') = (level_id is not null)
+        and coalesce(tokens, 1) >= 1 and coalesce(tokens, 1) <= 1000000000000000)
+);
+create index if not exists payment_prices_level_idx on public.payment_prices (tenant_id, level_id);
+comment on table public.payment_prices is
+    'What a price of Stripe''s is worth here: a pack of tokens, paid once, or a level, by subscription. Amounts are minor units (cents).';
+
+create table if not exists public.payment_subscriptions (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    account_tenant_id uuid not null,
+    subscription_id text not null,
+    state text not null,
+    price_id text,
+    level_id uuid,
+    current_period_end timestamptz,
+    ends_at_period_end boolean not null default false,
+    past_due_since timestamptz,
+    grace_until timestamptz,
+    lapsed_at timestamptz,
+    event_at timestamptz not null,
+    event_rank integer not null,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint payment_subscriptions_pkey primary key (tenant_id, id),
+    constraint payment_subscriptions_subscription_key unique (account_tenant_id, subscription_id),
+    constraint payment_subscriptions_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint payment_subscriptions_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint payment_subscriptions_account_check check (account_tenant_id = tenant_id or account_tenant_id = '00000000-0000-0000-0000-000000000000'),
+    constraint payment_subscriptions_state_check check (state in
+        ('incomplete', 'incomplete_expired', 'trialing', 'active', 'past_due', 'unpaid', 'paused', 'canceled'))
+);
+create index if not exists payment_subscriptions_user_idx on public.payment_subscriptions (tenant_id, user_id);
+create index if not exists payment_subscriptions_level_idx on public.payment_subscriptions (tenant_id, level_id);
+create index if not exists payment_subscriptions_grace_idx on public.payment_subscriptions (tenant_id, grace_until)
+    where grace_until is not null and lapsed_at is null;
+comment on table public.payment_subscriptions is 'Subscriptions as Stripe told of them last, and the level that each gives.';
+comment on column public.payment_subscriptions.lapsed_at is 'When the grace was over: since then it gives no level, until it is paid.';
+comment on column public.payment_subscriptions.event_at is 'When Stripe made the event that says this; an older one changes nothing.';
+
+create table if not exists public.payments (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    account_tenant_id uuid not null,
+    cause text not null,
+    state text not null,
+    price_id text not null,
+    tokens bigint not null,
+    currency text not null,
+    amount bigint not null,
+    intent_id text,
+    grant_id uuid,
+    returned_amount bigint not null default 0,
+    reversed_tokens bigint not null default 0,
+    error text,
+    lease_id uuid,
+    lease_until timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    paid_at timestamptz,
+    constraint payments_pkey primary key (tenant_id, id),
+    constraint payments_intent_key unique (account_tenant_id, intent_id),
+    constraint payments_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint payments_account_check check (account_tenant_id = tenant_id or account_tenant_id = '00000000-0000-0000-0000-000000000000'),
+    constraint payments_cause_check check (cause in ('checkout', 'auto_top_up')),
+    constraint payments_state_check check (state in ('open', 'pending', 'succeeded', 'failed', 'expired')),
+    constraint payments_paid_check check ((state = 'succeeded') = (paid_at is not null)),
+    constraint payments_amounts_check check (amount > 0 and tokens > 0 and returned_amount >= 0 and returned_amount <= amount
+        and reversed_tokens >= 0 and reversed_tokens <= tokens)
+);
+create index if not exists payments_user_idx on public.payments (tenant_id, user_id, created_at, id);
+-- one charge without the user at a time, whoever asks
+create unique index if not exists payments_in_flight_idx on public.payments (tenant_id, user_id) where cause = 'auto_top_up' and state = 'pending';
+comment on table public.payments is 'Packs of tokens that were to be paid, what Stripe took, and what was given and taken back for it. Amounts are minor units.';
+comment on column public.payments.intent_id is 'Stripe''s PaymentIntent, once it is known.';
+comment on column public.payments.returned_amount is 'Refunded, or held back in a dispute that is open or lost.';
+comment on column public.payments.lease_id is 'Of a charge without the user: set while a server is at it, until lease_until.';
+
+create table if not exists public.payment_reversals (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    reversal_id text not null,
+    kind text not null,
+    intent_id text not null,
+    state text not null,
+    amount bigint not null,
+    currency text not null,
+    event_at timestamptz not null,
+    event_rank integer not null,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint payment_reversals_pkey primary key (tenant_id, id),
+    constraint payment_reversals_reversal_key unique (tenant_id, reversal_id),
+    constraint payment_reversals_kind_check check (kind in ('refund', 'dispute', 'charge')),
+    constraint payment_reversals_state_check check (state in ('counts', 'void')),
+    constraint payment_reversals_amount_check check (amount >= 0)
+);
+create index if not exists payment_reversals_intent_idx on public.payment_reversals (tenant_id, intent_id);
+comment on table public.payment_reversals is
+    'Refunds and disputes of an account, by payment, and whether each counts: a refund that failed and a dispute that was won do not. Kept though the payment is not known yet.';
+
+create table if not exists public.payment_top_ups (
+    tenant_id uuid not null,
+    user_id uuid not null,
+    price_id uuid not null,
+    threshold bigint not null,
+    monthly_ceiling bigint not null,
+    enabled boolean not null default true,
+    paused_reason text,
+    told_month date,
+    updated_at timestamptz not null default clock_timestamp(),
+    constraint payment_top_ups_pkey primary key (tenant_id, user_id),
+    constraint payment_top_ups_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint payment_top_ups_price_fkey foreign key (tenant_id, price_id) references public.payment_prices (tenant_id, id),
+    constraint payment_top_ups_amounts_check check (threshold > 0 and threshold <= 1000000000000000
+        and monthly_ceiling > 0 and monthly_ceiling <= 9999999999)
+);
+create index if not exists payment_top_ups_price_idx on public.payment_top_ups (tenant_id, price_id);
+comment on table public.payment_top_ups is
+    'Which pack is bought by itself when less than threshold tokens are left, and the most that this may cost in a calendar month, in minor units.';
+comment on column public.payment_top_ups.paused_reason is 'Why nothing is bought until the user says so again.';
+comment on column public.payment_top_ups.told_month is 'The month in which it was told that the ceiling is reached.';
+
+create table if not exists public.payment_events (
+    tenant_id uuid not null,
+    event_id text not null,
+    type text not null,
+    outcome text not null,
+    created_at timestamptz not null,
+    received_at timestamptz not null default clock_timestamp(),
+    constraint payment_events_pkey primary key (tenant_id, event_id)
+);
+create index if not exists payment_events_received_idx on public.payment_events (tenant_id, received_at);
+comment on table public.payment_events is 'Events that Stripe sent to an account, with what came of each; an id counts once.';
+
+grant select, insert, update, delete on public.payment_accounts, public.payment_customers, public.payment_prices, public.payment_subscriptions,
+    public.payments, public.payment_reversals, public.payment_top_ups, public.payment_events to vanilla_definer, vanilla_system;
+
+set local role vanilla_definer;
+
+-- what an admin sets
+create or replace function public.set_payment_account(p_account_id uuid, p_endpoint bytea, p_secret bytea default null, p_secret_hint text default null,
+    p_webhook_secret bytea default null, p_stripe_account text default null, p_livemode boolean default null, p_grace_days integer default null,
+    p_status text default null, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_id uuid;
+begin
+    perform from public.tenants where tenant_id = v_tenant and id = v_tenant and status <> 'closed' for no key update;
+    if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
+    begin
+        insert into public.payment_accounts as a (tenant_id, id, endpoint, secret, secret_hint, webhook_secret, stripe_account, livemode, grace_days, status)
+            values (v_tenant, p_account_id, p_endpoint, p_secret, p_secret_hint, p_webhook_secret, p_stripe_account, coalesce(p_livemode, false),
+                coalesce(p_grace_days, 7), coalesce(p_status, 'active'))
+            -- a secret is sealed for the row's id, so it is kept with the id it was made for
+            on conflict (tenant_id) do update set secret = coalesce(excluded.secret, a.secret), secret_hint = coalesce(excluded.secret_hint, a.secret_hint),
+                webhook_secret = coalesce(excluded.webhook_secret, a.webhook_secret), stripe_account = coalesce(excluded.stripe_account, a.stripe_account),
+                livemode = coalesce(p_livemode, a.livemode), grace_days = coalesce(p_grace_days, a.grace_days), status = coalesce(p_status, a.status)
+                where a.id = excluded.id
+            returning a.id into v_id;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'the payment account is not valid: ' || sqlerrm, '{"param": "account"}', 'A grace is 0 to 90 days; a status active or disabled.');
+    end;
+    if v_id is null then
+        perform vanilla.refuse('VS409', 'the tenant has a payment account already', '{}', 'Change that one.');
+    end if;
+    perform vanilla.audit(v_tenant, 'payment.account', 'payment_account', v_id, jsonb_build_object('secret', p_secret is not null,
+        'webhook_secret', p_webhook_secret is not null, 'stripe_account', p_stripe_account, 'grace_days', p_grace_days, 'status', p_status));
+    return v_id;
+end
+$f$;
+comment on function public.set_payment_account(uuid, bytea, bytea, text, bytea, text, boolean, integer, text, uuid) is
+    'Makes the tenant''s payment account, or changes it: what is null stays. Secrets are ciphertext made by the runtime. Admin or operator. Returns its id.';
+
+create or replace function public.set_payment_price(p_price_id text, p_kind text, p_name text, p_currency text, p_amount bigint, p_tokens bigint default null,
+    p_level_id uuid default null, p_status text default 'active', p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_id uuid;
+begin
+    if p_level_id is not null and not exists (select from public.levels l where l.tenant_id = v_tenant and l.id = p_level_id) then
+        perform vanilla.refuse('VS404', 'no such level', jsonb_build_object('level_id', p_level_id));
+    end if;
+    begin
+        insert into public.payment_prices as p (tenant_id, price_id, kind, name, currency, amount, tokens, level_id, status)
+            values (v_tenant, p_price_id, p_kind, p_name, upper(p_currency), p_amount, p_tokens, p_level_id, p_status)
+            on conflict (tenant_id, price_id) do update set kind = excluded.kind, name = excluded.name, currency = excluded.currency, amount = excluded.amount,
+                tokens = excluded.tokens, level_id = excluded.level_id, status = excluded.status
+            returning p.id into v_id;
+    exception
+        when check_violation or not_null_violation then
+            perform vanilla.refuse('VS400', 'the price is not valid: ' || sqlerrm, '{"param": "price"}',
+                'A pack has tokens, a level a level_id; a currency is three letters; an amount 1 to 99,999,999 minor units; a price id as Stripe shows it (price_...).');
+        when foreign_key_violation then
+            perform vanilla.refuse('VS404', 'no such tenant');
+    end;
+    perform vanilla.audit(v_tenant, 'payment.price', 'payment_price', v_id, jsonb_build_object('price_id', p_price_id, 'kind', p_kind, 'amount', p_amount,
+        'currency', upper(p_currency), 'tokens', p_tokens, 'level_id', p_level_id, 'status', p_status));
+    return v_id;
+end
+$f$;
+comment on function public.set_payment_price(text, text, text, text, bigint, bigint, uuid, text, uuid) is
+    'Says what a price of Stripe''s is worth: a pack of tokens or a level; the same price id changes it, hidden takes it off the page. Admin or operator. Returns its id.';
+
+-- what a user asks for
+create or replace function vanilla.payment_account_of(p_tenant_id uuid) returns public.payment_accounts
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_account public.payment_accounts;
+begin
+    select a.* into v_account from public.payment_accounts a
+        where a.tenant_id in (p_tenant_id, vanilla.platform()) and a.status = 'active' and a.secret is not null
+        order by a.tenant_id = p_tenant_id desc limit 1;
+    if not found then
+        perform vanilla.refuse('VS409', 'payments are not set up', '{"need": "payment_account"}', 'An admin sets the Stripe account: vanilla-saas payments account.');
+    end if;
+    return v_account;
+end
+$f$;
+comment on function vanilla.payment_account_of(uuid) is 'The account that takes a tenant''s payments: its own, else the platform''s; VS409 when there is none.';
+
+create or replace function public.begin_payment_portal() returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(coalesce(vanilla.claim(3)::uuid, vanilla.acting_tenant()), vanilla.claim(4)::uuid);
+    v_account public.payment_accounts;
+    v_customer public.payment_customers;
+begin
+    perform vanilla.hold_open(v_user);
+    v_account := vanilla.payment_account_of(v_user.tenant_id);
+    insert into public.payment_customers (tenant_id, user_id, account_tenant_id, created_at)
+        values (v_user.tenant_id, v_user.id, v_account.tenant_id, vanilla.clock())
+        on conflict (tenant_id, user_id, account_tenant_id) do nothing;
+    select * into v_customer from public.payment_customers c
+        where c.tenant_id = v_user.tenant_id and c.user_id = v_user.id and c.account_tenant_id = v_account.tenant_id;
+    return jsonb_build_object('tenant_id', v_user.tenant_id, 'user_id', v_user.id, 'email', v_user.email, 'endpoint', encode(v_account.endpoint, 'hex'),
+        'customer_key', v_customer.id, 'customer_id', v_customer.customer_id);
+end
+$f$;
+comment on function public.begin_payment_portal() is
+    'Who the caller is at Stripe, and in which account; customer_id is null until Stripe has made one (bind_payment_customer).';
+
+create or replace function public.begin_checkout(p_price_id uuid) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_who jsonb := public.begin_payment_portal();
+    v_tenant uuid := (v_who ->> 'tenant_id')::uuid;
+    v_user uuid := (v_who ->> 'user_id')::uuid;
+    v_now timestamptz := vanilla.clock();
+    v_price public.payment_prices;
+    v_payment uuid;
+begin
+    select * into v_price from public.payment_prices p where p.tenant_id = v_tenant and p.id = p_price_id and p.status = 'active';
+    if not found then
+        perform vanilla.refuse('VS404', 'no such price', jsonb_build_object('price_id', p_price_id));
+    end if;
+    -- whoever asks twice at once waits here, so neither the count nor the subscription is missed
+    perform from public.payment_customers c where c.tenant_id = v_tenant and c.id = (v_who ->> 'customer_key')::uuid for no key update;
+    if v_price.kind = 'level' then
+        if exists (select from public.payment_subscriptions s where s.tenant_id = v_tenant and s.user_id = v_user
+                and s.state not in ('canceled', 'incomplete_expired', 'incomplete')) then
+            perform vanilla.refuse('VS409', 'there is a subscription already', '{"need": "portal"}', 'Change it in the customer portal: two would both be charged.');
+        end if;
+    else
+        if (select count(*) from public.payments p where p.tenant_id = v_tenant and p.user_id = v_user and p.state = 'open'
+                and p.created_at > v_now - interval '1 hour') >= 20 then
+            perform vanilla.refuse('VS429', 'at most 20 payments are open at a time', jsonb_build_object('limit', 20, 'used', 20, 'retry_after_s', 600), 'Pay one of them, or wait.');
+        end if;
+        insert into public.payments (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency, amount, created_at)
+            select v_tenant, v_user, c.account_tenant_id, 'checkout', 'open', v_price.price_id, v_price.tokens, v_price.currency, v_price.amount, v_now
+            from public.payment_customers c where c.tenant_id = v_tenant and c.id = (v_who ->> 'customer_key')::uuid
+            returning id into v_payment;
+    end if;
+    return v_who || jsonb_build_object('kind', v_price.kind, 'price_id', v_price.price_id, 'payment_id', v_payment);
+end
+$f$;
+comment on function public.begin_checkout(uuid) is
+    'Begins paying for a pack or a level by the caller: what Stripe''s checkout is to be made of. A second subscription is refused.';
+
+create or replace function public.set_auto_top_up(p_price_id uuid, p_threshold bigint, p_monthly_ceiling bigint, p_enabled boolean default true,
+    p_user_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end,
+        coalesce(p_user_id, vanilla.claim(4)::uuid));
+    v_price public.payment_prices;
+begin
+    perform vanilla.hold_open(v_user);
+    select * into v_price from public.payment_prices p where p.tenant_id = v_user.tenant_id and p.id = p_price_id and p.kind = 'pack' and (p.status = 'active' or not p_enabled);
+    if not found then
+        perform vanilla.refuse('VS404', 'no such pack', jsonb_build_object('price_id', p_price_id));
+    end if;
+    if p_enabled and p_monthly_ceiling < v_price.amount then
+        perform vanilla.refuse('VS400', 'the ceiling is below the price of one pack', jsonb_build_object('param', 'monthly_ceiling', 'amount', v_price.amount));
+    end if;
+    if p_enabled and not exists (select from public.payment_customers c where c.tenant_id = v_user.tenant_id and c.user_id = v_user.id
+            and c.account_tenant_id = (vanilla.payment_account_of(v_user.tenant_id)).tenant_id and c.payment_method is not null) then
+        perform vanilla.refuse('VS409', 'there is nothing to charge', '{"need": "payment_method"}', 'Buy a pack first and agree that its payment method is kept.');
+    end if;
+    begin
+        insert into public.payment_top_ups (tenant_id, user_id, price_id, threshold, monthly_ceiling, enabled, updated_at)
+            values (v_user.tenant_id, v_user.id, p_price_id, p_threshold, p_monthly_ceiling, p_enabled, vanilla.clock())
+            on conflict (tenant_id, user_id) do update set price_id = excluded.price_id, threshold = excluded.threshold, monthly_ceiling = excluded.monthly_ceiling,
+                enabled = excluded.enabled, paused_reason = null, told_month = null, updated_at = excluded.updated_at;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'the auto top-up is not valid: ' || sqlerrm, '{"param": "threshold"}', 'A threshold is at least one token, a ceiling one minor unit.');
+    end;
+    perform vanilla.audit(v_user.tenant_id, 'payment.auto_top_up', 'user', v_user.id, jsonb_build_object('price_id', p_price_id, 'threshold', p_threshold,
+        'monthly_ceiling', p_monthly_ceiling, 'enabled', p_enabled));
+end
+$f$;
+comment on function public.set_auto_top_up(uuid, bigint, bigint, boolean, uuid) is
+    'Buys a pack by itself when less than p_threshold tokens are left, for at most p_monthly_ceiling minor units a calendar month; or stops that. Ends a pause. Own, or any of the tenant''s by an admin.';
+
+-- for the runtime, which proves itself by an account's endpoint or a lease
+create or replace function vanilla.payment_account(p_endpoint bytea) returns jsonb
+language sql stable security definer set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('tenant_id', a.tenant_id, 'id', a.id, 'secret', encode(a.secret, 'base64'), 'webhook_secret', encode(a.webhook_secret, 'base64'))
+    from public.payment_accounts a where a.endpoint = p_endpoint and a.status = 'active'
+$f$;
+comment on function vanilla.payment_account(bytea) is 'The sealed secrets of an active account, for the runtime; null when there is none.';
+
+create or replace function vanilla.bind_payment_customer(p_endpoint bytea, p_customer_key uuid, p_customer_id text) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_account uuid := (select a.tenant_id from public.payment_accounts a where a.endpoint = p_endpoint);
+    v_customer text;
+begin
+    -- of two that had one made at once the first stands; an account of the platform's serves other tenants' users
+    update public.payment_customers c set customer_id = coalesce(c.customer_id, p_customer_id)
+        where c.account_tenant_id = v_account and c.id = p_customer_key returning c.customer_id into v_customer;
+    return v_customer;
+end
+$f$;
+comment on function vanilla.bind_payment_customer(bytea, uuid, text) is 'Keeps the customer that Stripe made for a user, unless there is one. Returns the one that stands.';
+
+create or replace function vanilla.put_on_paid_level(p_tenant_id uuid, p_user_id uuid, p_level_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_result jsonb;
+begin
+    -- the one place where a payment moves a user: Stripe has billed, so only tokens are decided here
+    v_result := vanilla.assign_level(p_tenant_id, p_user_id, p_level_id) - 'user_id';
+    perform vanilla.audit(p_tenant_id, 'wallet.level', 'user', p_user_id, v_result || '{"by": "subscription"}', null, 'system');
+    perform vanilla.emit_event(p_tenant_id, 'token.level_changed', p_user_id, v_result);
+end
+$f$;
+comment on function vanilla.put_on_paid_level(uuid, uuid, uuid) is 'Puts a user on the level that a subscription gives, or the default one when it gives none any more.';
+
+-- Inlined.
+create or replace function vanilla.paid_level(p_subscription public.payment_subscriptions) returns uuid language sql immutable
+    return case when (p_subscription).state in ('active', 'trialing') or ((p_subscription).state = 'past_due' and (p_subscription).lapsed_at is null)
+        then (p_subscription).level_id end;
+comment on function vanilla.paid_level(public.payment_subscriptions) is 'The level that a subscription gives now, or null.';
+
+create or replace function vanilla.follow_subscription(p_before public.payment_subscriptions, p_after public.payment_subscriptions) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_left uuid := vanilla.paid_level(p_before);
+    v_held uuid;
+    v_level uuid;
+begin
+    -- a renewal changes nothing: a level that an admin gave meanwhile stays
+    if v_left is not distinct from vanilla.paid_level(p_after) then return false; end if;
+    select w.level_id into v_held from public.user_token_wallets w
+        where w.tenant_id = p_after.tenant_id and w.user_id = p_after.user_id and w.status <> 'closed';
+    if not found then return false; end if;
+    select l.id into v_level from public.payment_subscriptions s join public.levels l on l.tenant_id = s.tenant_id and l.id = vanilla.paid_level(s)
+        where s.tenant_id = p_after.tenant_id and s.user_id = p_after.user_id order by l.tier desc, l.id limit 1;
+    if not found then
+        -- what a subscription gave is taken back, what an admin gave is not
+        if v_held is distinct from v_left then return false; end if;
+        select l.id into v_level from public.levels l where l.tenant_id = p_after.tenant_id and l.is_default;
+    end if;
+    if v_level is null or v_level = v_held then return false; end if;
+    perform vanilla.put_on_paid_level(p_after.tenant_id, p_after.user_id, v_level);
+    return true;
+end
+$f$;
+comment on function vanilla.follow_subscription(public.payment_subscriptions, public.payment_subscriptions) is
+    'After a subscription changed what it gives: the highest level that the user''s subscriptions give, else the default. The customer is locked.';
+
+create or replace function vanilla.apply_subscription(p_account public.payment_accounts, p_type text, p_at timestamptz, p_object jsonb, p_asked boolean) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_rank integer := case split_part(p_type, '.', 3) when 'created' then 0 when 'deleted' then 2 else 1 end;
+    v_state text := p_object ->> 'status';
+    v_item jsonb := p_object #> '{items,data,0}';
+    v_customer public.payment_customers;
+    v_before public.payment_subscriptions;
+    v_after public.payment_subscriptions;
+    v_level uuid;
+begin
+    select * into v_customer from public.payment_customers c
+        where c.account_tenant_id = p_account.tenant_id and c.customer_id = p_object ->> 'customer' for no key update;
+    if not found then return 'unknown_customer'; end if;
+    if coalesce(v_state, '') not in ('incomplete', 'incomplete_expired', 'trialing', 'active', 'past_due', 'unpaid', 'paused', 'canceled')
+       or coalesce(p_object ->> 'id', '') !~ '^[A-Za-z0-9_]{1,255}$' then
+        return 'not_understood';
+    end if;
+    select * into v_before from public.payment_subscriptions s
+        where s.account_tenant_id = p_account.tenant_id and s.subscription_id = p_object ->> 'id' for no key update;
+    if found then
+        if v_before.tenant_id <> v_customer.tenant_id or v_before.user_id <> v_customer.user_id then return 'other_customer'; end if;
+        -- what has ended does not come back; of two states the later one stands
+        if v_before.state in ('canceled', 'incomplete_expired') or (p_at, v_rank) < (v_before.event_at, v_before.event_rank) then return 'stale'; end if;
+        -- Stripe's times are whole seconds: which of two within one came last, only Stripe can say
+        if not p_asked and (p_at, v_rank) = (v_before.event_at, v_before.event_rank) and (v_state, v_item #>> '{price,id}') is distinct from (v_before.state, v_before.price_id) then
+            return 'unknown_order';
+        end if;
+    end if;
+    select p.level_id into v_level from public.payment_prices p
+        where p.tenant_id = v_customer.tenant_id and p.price_id = v_item #>> '{price,id}' and p.kind = 'level';
+    v_after := v_before;
+    v_after.tenant_id := v_customer.tenant_id;
+    v_after.id := coalesce(v_before.id, vanilla.uuid7());
+    v_after.user_id := v_customer.user_id;
+    v_after.account_tenant_id := p_account.tenant_id;
+    v_after.subscription_id := p_object ->> 'id';
+    v_after.state := v_state;
+    v_after.price_id := left(v_item #>> '{price,id}', 255);
+    v_after.level_id := v_level;
+    v_after.current_period_end := to_timestamp(coalesce(v_item ->> 'current_period_end', p_object ->> 'current_period_end')::double precision);
+    v_after.ends_at_period_end := coalesce((p_object ->> 'cancel_at_period_end')::boolean, false) or p_object ->> 'cancel_at' is not null;
+    if v_state = 'past_due' then
+        v_after.past_due_since := coalesce(v_before.past_due_since, p_at);
+        v_after.grace_until := coalesce(v_before.grace_until, p_at + make_interval(days => p_account.grace_days));
+    else
+        v_after.past_due_since := null;
+        v_after.grace_until := null;
+        v_after.lapsed_at := null;
+    end if;
+    v_after.event_at := p_at;
+    v_after.event_rank := v_rank;
+    v_after.created_at := coalesce(v_before.created_at, vanilla.clock());
+    delete from public.payment_subscriptions s where s.tenant_id = v_before.tenant_id and s.id = v_before.id;
+    insert into public.payment_subscriptions select v_after.*;
+    perform vanilla.follow_subscription(v_before, v_after);
+    if v_before.state is distinct from v_after.state or v_before.level_id is distinct from v_after.level_id then
+        perform vanilla.emit_event(v_after.tenant_id, 'payment.subscription', v_after.user_id, jsonb_build_object('subscription_id', v_after.subscription_id,
+            'state', v_after.state, 'former_state', v_before.state, 'level_id', v_after.level_id, 'current_period_end', v_after.current_period_end,
+            'grace_until', v_after.grace_until));
+    end if;
+    return case when v_level is null then 'unknown_price' else 'applied' end;
+end
+$f$;
+comment on function vanilla.apply_subscription(public.payment_accounts, text, timestamptz, jsonb, boolean) is
+    'What a subscription is now, unless a later event has said it already, and the level that follows. Returns the outcome.';
+
+create or replace function vanilla.lock_payment(p_account_tenant_id uuid, p_intent_id text) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    select pg_advisory_xact_lock(hashtextextended('vanilla_saas.payment ' || p_account_tenant_id || p_intent_id, 0))
+$f$;
+comment on function vanilla.lock_payment(uuid, text) is
+    'One at a time for a payment of Stripe''s: a refund may arrive before the payment that it refunds, and neither is to miss the other.';
+
+create or replace function vanilla.pause_top_up(p_tenant_id uuid, p_user_id uuid, p_reason text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    update public.payment_top_ups t set paused_reason = left(p_reason, 200), updated_at = vanilla.clock()
+        where t.tenant_id = p_tenant_id and t.user_id = p_user_id and t.enabled and t.paused_reason is null;
+    if found then
+        perform vanilla.emit_event(p_tenant_id, 'payment.top_up_paused', p_user_id, jsonb_build_object('reason', left(p_reason, 200)));
+    end if;
+end
+$f$;
+comment on function vanilla.pause_top_up(uuid, uuid, text) is 'Stops buying by itself until the user says so again, and tells why.';
+
+create or replace function vanilla.take_tokens_back(p_wallet public.user_token_wallets, p_grant_id uuid, p_amount bigint, p_reason text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wallet public.user_token_wallets := vanilla.settle_burn(p_wallet);
+    v_entry public.user_token_ledger;
+    v_left bigint;
+    v_rest bigint;
+    v_paid bigint;
+begin
+    select least(g.remaining, p_amount) into v_left from public.user_token_grants g
+        where g.tenant_id = v_wallet.tenant_id and g.id = p_grant_id and g.state = 'active';
+    v_left := coalesce(v_left, 0);
+    v_rest := p_amount - v_left;
+    v_entry.reason := p_reason;
+    v_entry.source := 'payment';
+    if v_left > 0 then
+        -- the grant stays active: what is held of it still finds its place when it comes back
+        update public.user_token_grants g set remaining = g.remaining - v_left where g.tenant_id = v_wallet.tenant_id and g.id = p_grant_id;
+        v_wallet.available_tokens := v_wallet.available_tokens - v_left;
+        v_entry.direction := 'void';
+        v_entry.amount := -v_left;
+        v_entry.grant_id := p_grant_id;
+        perform vanilla.post_entry(v_wallet, v_entry);
+        v_wallet := vanilla.read_wallet(v_wallet.tenant_id, v_wallet.user_id);
+    end if;
+    if v_rest > 0 then
+        -- spent already: from what else there is, beyond that as debt, whatever the mode
+        v_paid := least(v_rest, v_wallet.available_tokens);
+        v_wallet.available_tokens := v_wallet.available_tokens - v_paid;
+        v_wallet.burn := v_wallet.burn + v_paid;
+        v_wallet.borrowed_tokens := v_wallet.borrowed_tokens + v_rest - v_paid;
+        v_entry.direction := 'adjustment';
+        v_entry.amount := -v_rest;
+        v_entry.grant_id := null;
+        perform vanilla.post_entry(v_wallet, v_entry);
+    end if;
+end
+$f$;
+comment on function vanilla.take_tokens_back(public.user_token_wallets, uuid, bigint, text) is
+    'Takes tokens that were paid back: what is left of their grant, the rest from whatever there is, beyond that as debt. The wallet is locked.';
+
+create or replace function vanilla.balance_payment(p_payment public.payments) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wallet public.user_token_wallets;
+    v_returned bigint;
+    v_by_hand bigint;
+    v_target bigint;
+    v_disputed boolean;
+begin
+    if p_payment.state <> 'succeeded' or p_payment.intent_id is null then return 'waiting'; end if;
+    if exists (select from public.payment_reversals r where r.tenant_id = p_payment.account_tenant_id and r.intent_id = p_payment.intent_id
+            and upper(r.currency) <> p_payment.currency) then
+        return 'currency_mismatch';
+    end if;
+    -- a charge tells the sum of its refunds, failed ones perhaps among them; refunds tell of themselves
+    select least(p_payment.amount, greatest(coalesce(sum(r.amount) filter (where r.kind = 'refund' and r.state = 'counts'), 0),
+                coalesce(max(r.amount) filter (where r.kind = 'charge'), 0) - coalesce(sum(r.amount) filter (where r.kind = 'refund' and r.state = 'void'), 0))
+            + coalesce(sum(r.amount) filter (where r.kind = 'dispute' and r.state = 'counts'), 0)),
+            coalesce(bool_or(r.kind = 'dispute' and r.state = 'counts'), false)
+        into v_returned, v_disputed from public.payment_reversals r
+        where r.tenant_id = p_payment.account_tenant_id and r.intent_id = p_payment.intent_id;
+    v_wallet := vanilla.lock_wallet(p_payment.tenant_id, p_payment.user_id);
+    -- what an admin took of the grant is not taken again
+    select coalesce(-sum(l.amount), 0) into v_by_hand from public.user_token_ledger l
+        where l.tenant_id = p_payment.tenant_id and l.user_id = p_payment.user_id and l.grant_id = p_payment.grant_id and l.direction = 'void' and l.source <> 'payment';
+    -- in proportion, rounded in the user's favour; all of it when all came back
+    v_target := greatest(floor(p_payment.tokens::numeric * v_returned / p_payment.amount) - v_by_hand, 0);
+    if v_wallet.status = 'closed' or p_payment.grant_id is null then
+        v_target := p_payment.reversed_tokens;
+    elsif v_target > p_payment.reversed_tokens then
+        perform vanilla.take_tokens_back(v_wallet, p_payment.grant_id, v_target - p_payment.reversed_tokens,
+            case when v_disputed then 'payment disputed' else 'payment refunded' end);
+    elsif v_target < p_payment.reversed_tokens then
+        perform vanilla.give_tokens(p_payment.tenant_id, p_payment.user_id, p_payment.reversed_tokens - v_target, 'purchase', null, 'infinity', null,
+            'payment stands again', jsonb_build_object('payment_id', p_payment.id), null, 'system');
+    end if;
+    if v_returned = p_payment.returned_amount and v_target = p_payment.reversed_tokens then return 'unchanged'; end if;
+    update public.payments p set returned_amount = v_returned, reversed_tokens = v_target where p.tenant_id = p_payment.tenant_id and p.id = p_payment.id;
+    perform vanilla.audit(p_payment.tenant_id, 'payment.reversed', 'payment', p_payment.id, jsonb_build_object('returned_amount', v_returned, 'reversed_tokens', v_target), null, 'system');
+    perform vanilla.emit_event(p_payment.tenant_id, 'payment.reversed', p_payment.user_id, jsonb_build_object('payment_id', p_payment.id,
+        'amount', p_payment.amount, 'currency', p_payment.currency, 'returned_amount', v_returned, 'tokens', p_payment.tokens, 'reversed_tokens', v_target));
+    if v_disputed then perform vanilla.pause_top_up(p_payment.tenant_id, p_payment.user_id, 'a payment is disputed'); end if;
+    return 'applied';
+end
+$f$;
+comment on function vanilla.balance_payment(public.payments) is
+    'Makes what was taken back of a payment''s tokens what refunds and disputes say: in proportion to the amount. The payment is locked. Returns the outcome.';
+
+create or replace function vanilla.settle_payment(p_payment public.payments, p_intent jsonb) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_grant jsonb;
+begin
+    if p_payment.state = 'succeeded' then
+        return case when p_payment.intent_id = p_intent ->> 'id' then 'unchanged' else 'paid_twice' end;
+    end if;
+    if upper(p_intent ->> 'currency') is distinct from p_payment.currency then return 'currency_mismatch'; end if;
+    if (p_intent ->> 'amount_received')::numeric is distinct from p_payment.amount then return 'amount_mismatch'; end if;
+    if not exists (select from public.user_token_wallets w where w.tenant_id = p_payment.tenant_id and w.user_id = p_payment.user_id and w.status = 'closed') then
+        v_grant := vanilla.give_tokens(p_payment.tenant_id, p_payment.user_id, p_payment.tokens, 'purchase', null, 'infinity', null, 'tokens bought',
+            jsonb_build_object('payment_id', p_payment.id), 'payment:' || p_payment.id, 'system');
+    end if;
+    update public.payments p set state = 'succeeded', paid_at = vanilla.clock(), intent_id = p_intent ->> 'id', grant_id = (v_grant ->> 'id')::uuid,
+            error = null, lease_id = null, lease_until = null
+        where p.tenant_id = p_payment.tenant_id and p.id = p_payment.id returning * into p_payment;
+    perform vanilla.emit_event(p_payment.tenant_id, 'payment.succeeded', p_payment.user_id, jsonb_build_object('payment_id', p_payment.id, 'cause', p_payment.cause,
+        'amount', p_payment.amount, 'currency', p_payment.currency, 'tokens', p_payment.tokens));
+    perform vanilla.balance_payment(p_payment);
+    return case when v_grant is null then 'wallet_closed' else 'applied' end;
+end
+$f$;
+comment on function vanilla.settle_payment(public.payments, jsonb) is
+    'Gives what was paid for, once: Stripe took the amount and the currency of the pack. The payment is locked. Returns the outcome.';
+
+create or replace function vanilla.apply_payment(p_account public.payment_accounts, p_type text, p_object jsonb) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_customer public.payment_customers;
+    v_payment public.payments;
+begin
+    if p_object #>> '{metadata,vanilla_payment}' is null then return 'ignored'; end if;       -- of an invoice, or of something else that the account sells
+    select * into v_customer from public.payment_customers c
+        where c.account_tenant_id = p_account.tenant_id and c.customer_id = p_object ->> 'customer' for no key update;
+    if not found then return 'unknown_customer'; end if;
+    if p_type like 'payment_intent.%' then perform vanilla.lock_payment(p_account.tenant_id, p_object ->> 'id'); end if;
+    select * into v_payment from public.payments p
+        where p.tenant_id = v_customer.tenant_id and p.user_id = v_customer.user_id and p.account_tenant_id = p_account.tenant_id
+          and p.id::text = p_object #>> '{metadata,vanilla_payment}' for no key update;
+    if not found then return 'unknown_payment'; end if;
+    if p_type = 'checkout.session.expired' then
+        update public.payments p set state = 'expired' where p.tenant_id = v_payment.tenant_id and p.id = v_payment.id and p.state = 'open';
+        return case when found then 'applied' else 'unchanged' end;
+    elsif p_type = 'payment_intent.payment_failed' then
+        -- at the checkout the user may try another card
+        if v_payment.cause <> 'auto_top_up' or v_payment.state <> 'pending' then return 'unchanged'; end if;
+        perform vanilla.fail_top_up(v_payment, coalesce(p_object #>> '{last_payment_error,code}', 'payment_failed'));
+        return 'applied';
+    elsif p_object ->> 'status' is distinct from 'succeeded' then
+        return 'not_understood';
+    end if;
+    if p_object ->> 'setup_future_usage' = 'off_session' and v_payment.state <> 'succeeded' then
+        update public.payment_customers c set payment_method = left(p_object ->> 'payment_method', 255)
+            where c.tenant_id = v_customer.tenant_id and c.id = v_customer.id and p_object ->> 'payment_method' is not null;
+    end if;
+    return vanilla.settle_payment(v_payment, p_object);
+end
+$f$;
+comment on function vanilla.apply_payment(public.payment_accounts, text, jsonb) is 'What became of a payment for a pack. Returns the outcome.';
+
+create or replace function vanilla.apply_reversal(p_account public.payment_accounts, p_type text, p_at timestamptz, p_object jsonb) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_kind text := case when p_type like 'charge.dispute.%' then 'dispute' when p_type = 'charge.refunded' then 'charge' else 'refund' end;
+    v_intent text := p_object ->> 'payment_intent';
+    v_status text := coalesce(p_object ->> 'status', '');
+    v_state text;
+    v_rank integer;
+    v_payment public.payments;
+begin
+    if v_intent is null then return 'ignored'; end if;       -- a charge that no payment of ours made
+    v_state := case when v_kind = 'charge' then 'counts'
+        when v_kind = 'dispute' then case when v_status in ('won', 'warning_needs_response', 'warning_under_review', 'warning_closed', 'prevented') then 'void' else 'counts' end
+        when v_status in ('failed', 'canceled') then 'void' else 'counts' end;
+    v_rank := case when v_status in ('failed', 'canceled', 'won', 'lost', 'warning_closed', 'prevented') then 2 when v_status = 'succeeded' then 1 else 0 end;
+    perform vanilla.lock_payment(p_account.tenant_id, v_intent);
+    insert into public.payment_reversals as r (tenant_id, reversal_id, kind, intent_id, state, amount, currency, event_at, event_rank)
+        values (p_account.tenant_id, p_object ->> 'id', v_kind, v_intent, v_state,
+            (p_object ->> case v_kind when 'charge' then 'amount_refunded' else 'amount' end)::bigint, p_object ->> 'currency', p_at, v_rank)
+        on conflict (tenant_id, reversal_id) do update set state = excluded.state, amount = excluded.amount, event_at = excluded.event_at, event_rank = excluded.event_rank
+            where (excluded.event_at, excluded.event_rank) > (r.event_at, r.event_rank) and r.intent_id = excluded.intent_id and r.kind = excluded.kind;
+    if not found then return 'stale'; end if;
+    select * into v_payment from public.payments p where p.account_tenant_id = p_account.tenant_id and p.intent_id = v_intent for no key update;
+    return case when v_payment.id is null then 'waiting' else vanilla.balance_payment(v_payment) end;
+end
+$f$;
+comment on function vanilla.apply_reversal(public.payment_accounts, text, timestamptz, jsonb) is
+    'What a refund or dispute is now, unless a later event has said it already; before its payment it waits. Returns the outcome.';
+
+create or replace function vanilla.apply_payment_event(p_endpoint bytea, p_event jsonb, p_asked boolean default false) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_account public.payment_accounts;
+    v_id text := p_event ->> 'id';
+    v_type text := p_event ->> 'type';
+    v_at timestamptz;
+    v_object jsonb := p_event #> '{data,object}';
+    v_outcome text;
+begin
+    select * into v_account from public.payment_accounts a where a.endpoint = p_endpoint and a.status = 'active';
+    if not found then perform vanilla.refuse('VS404', 'no such payment account'); end if;
+    if coalesce(v_id, '') !~ '^[A-Za-z0-9_]{1,255}$' or coalesce(v_type, '') !~ '^[a-z0-9_.]{1,200}$' or jsonb_typeof(v_object) is distinct from 'object'
+       or coalesce(p_event ->> 'created', '') !~ '^[0-9]{1,11}$' then
+        perform vanilla.refuse('VS400', 'not an event of Stripe''s', '{"param": "body"}');
+    end if;
+    v_at := to_timestamp((p_event ->> 'created')::bigint);
+    -- ids are forgotten after retention.payment_events_days: nothing as old as that counts again
+    if v_at < vanilla.clock() - make_interval(days => vanilla.retention_days('payment_events')) then
+        perform vanilla.refuse('VS400', 'the event is too old', jsonb_build_object('param', 'created', 'created', v_at));
+    end if;
+    -- who sends the same event at this moment waits here
+    insert into public.payment_events (tenant_id, event_id, type, outcome, created_at, received_at)
+        values (v_account.tenant_id, v_id, v_type, 'begun', v_at, vanilla.clock()) on conflict (tenant_id, event_id) do nothing;
+    if not found then
+        select e.outcome into v_outcome from public.payment_events e where e.tenant_id = v_account.tenant_id and e.event_id = v_id for no key update;
+        -- what was not known here may be when Stripe sends it again
+        if v_outcome not like 'unknown%' then
+            return jsonb_build_object('event_id', v_id, 'outcome', v_outcome, 'replayed', true);
+        end if;
+    end if;
+    begin
+        v_outcome := case
+            when p_event ->> 'account' is distinct from v_account.stripe_account and p_event ->> 'account' is not null then 'other_account'
+            when coalesce(p_event -> 'livemode' = 'true', false) <> v_account.livemode then 'other_mode'
+            when v_type like 'customer.subscription.%' then vanilla.apply_subscription(v_account, v_type, v_at, v_object, p_asked)
+            when v_type in ('payment_intent.succeeded', 'payment_intent.payment_failed', 'checkout.session.expired') then vanilla.apply_payment(v_account, v_type, v_object)
+            when v_type like 'refund.%' or v_type in ('charge.refunded', 'charge.refund.updated') or v_type like 'charge.dispute.%'
+                then vanilla.apply_reversal(v_account, v_type, v_at, v_object)
+            else 'ignored' end;
+    exception when data_exception or check_violation or not_null_violation then
+        v_outcome := 'not_understood';       -- and nothing of it is written
+    end;
+    update public.payment_events e set outcome = v_outcome where e.tenant_id = v_account.tenant_id and e.event_id = v_id;
+    return jsonb_build_object('event_id', v_id, 'outcome', v_outcome, 'replayed', false);
+end
+$f$;
+comment on function vanilla.apply_payment_event(bytea, jsonb, boolean) is
+    'What an event of Stripe''s means, whose signature the runtime has verified: once by its id, in any order. Returns the outcome; what is not understood changes nothing. p_asked: its object is what Stripe answered when asked, after unknown_order.';
+
+-- auto top-up
+create or replace function vanilla.fail_top_up(p_payment public.payments, p_reason text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    update public.payments p set state = 'failed', error = left(p_reason, 200), lease_id = null, lease_until = null
+        where p.tenant_id = p_payment.tenant_id and p.id = p_payment.id;
+    perform vanilla.pause_top_up(p_payment.tenant_id, p_payment.user_id, p_reason);
+end
+$f$;
+comment on function vanilla.fail_top_up(public.payments, text) is 'A charge without the user failed: nothing more is charged until they say so.';
+
+create or replace function vanilla.claim_top_ups(p_limit integer default 20, p_lease interval default '2 min') returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_claimed jsonb := '[]';
+    v record;
+    v_payment public.payments;
+    v_spent bigint;
+    v_month timestamptz;
+begin
+    -- whose server died, or got no answer: the same id is the same charge to Stripe, for as long as it keeps keys
+    for v_payment in select p.* from public.payments p
+        where p.cause = 'auto_top_up' and p.state = 'pending' and p.intent_id is null and p.lease_until <= v_now limit p_limit for no key update skip locked
+    loop
+        if v_payment.created_at < v_now - interval '20 h' then
+            perform vanilla.fail_top_up(v_payment, 'no answer from Stripe');
+            continue;
+        end if;
+        update public.payments p set lease_id = gen_random_uuid(), lease_until = v_now + p_lease
+            where p.tenant_id = v_payment.tenant_id and p.id = v_payment.id returning * into v_payment;
+        v_claimed := v_claimed || vanilla.top_up_json(v_payment);
+    end loop;
+    for v in select t.*, p.price_id as stripe_price, p.tokens, p.currency, p.amount, n.time_zone
+        from public.payment_top_ups t
+        join public.payment_prices p on p.tenant_id = t.tenant_id and p.id = t.price_id and p.status = 'active' and p.kind = 'pack'
+        join public.user_token_wallets w on w.tenant_id = t.tenant_id and w.user_id = t.user_id and w.status = 'active'
+        join public.tenants n on n.tenant_id = t.tenant_id and n.id = t.tenant_id and n.status = 'active'
+        where t.enabled and t.paused_reason is null and w.available_tokens + w.reserved_tokens < t.threshold
+          and not exists (select from public.payments q where q.tenant_id = t.tenant_id and q.user_id = t.user_id and q.cause = 'auto_top_up' and q.state = 'pending')
+        for update of t skip locked
+    loop
+        exit when jsonb_array_length(v_claimed) >= p_limit;
+        -- as it is now: another's claim may have ended, and paid, since the list was made
+        continue when (select w.available_tokens + w.reserved_tokens >= v.threshold from public.user_token_wallets w where w.tenant_id = v.tenant_id and w.user_id = v.user_id);
+        v_month := date_trunc('month', v_now at time zone v.time_zone) at time zone v.time_zone;
+        -- the setting is locked: whoever else claims for this user comes later and counts this one
+        select coalesce(sum(q.amount), 0) into v_spent from public.payments q
+            where q.tenant_id = v.tenant_id and q.user_id = v.user_id and q.cause = 'auto_top_up' and q.state in ('pending', 'succeeded') and q.created_at >= v_month;
+        if v_spent + v.amount > v.monthly_ceiling then
+            update public.payment_top_ups t set told_month = v_month::date where t.tenant_id = v.tenant_id and t.user_id = v.user_id and t.told_month is distinct from v_month::date;
+            if found then
+                perform vanilla.emit_event(v.tenant_id, 'payment.top_up_ceiling', v.user_id, jsonb_build_object('spent', v_spent, 'amount', v.amount,
+                    'monthly_ceiling', v.monthly_ceiling, 'currency', v.currency));
+            end if;
+            continue;
+        end if;
+        insert into public.payments (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency, amount, lease_id, lease_until, created_at)
+            select v.tenant_id, v.user_id, c.account_tenant_id, 'auto_top_up', 'pending', v.stripe_price, v.tokens, v.currency, v.amount, gen_random_uuid(), v_now + p_lease, v_now
+            from public.payment_customers c
+            join public.payment_accounts a on a.tenant_id = c.account_tenant_id and a.status = 'active' and a.secret is not null
+            where c.tenant_id = v.tenant_id and c.user_id = v.user_id and c.customer_id is not null and c.payment_method is not null
+            order by c.account_tenant_id = c.tenant_id desc limit 1
+            on conflict do nothing returning * into v_payment;
+        if found then v_claimed := v_claimed || vanilla.top_up_json(v_payment); end if;
+    end loop;
+    return v_claimed;
+end
+$f$;
+comment on function vanilla.claim_top_ups(integer, interval) is
+    'Leases charges that are due without the user: less than the threshold is left, none is in flight, the month''s ceiling is not passed. What Stripe is to be asked for each.';
+
+create or replace function vanilla.top_up_json(p_payment public.payments) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('tenant_id', p_payment.tenant_id, 'payment_id', p_payment.id, 'lease_id', p_payment.lease_id, 'amount', p_payment.amount,
+        'currency', p_payment.currency, 'customer_id', c.customer_id, 'payment_method', c.payment_method, 'endpoint', encode(a.endpoint, 'hex'))
+    from public.payment_customers c
+    join public.payment_accounts a on a.tenant_id = c.account_tenant_id
+    where c.tenant_id = p_payment.tenant_id and c.user_id = p_payment.user_id and c.account_tenant_id = p_payment.account_tenant_id
+$f$;
+comment on function vanilla.top_up_json(public.payments) is 'A charge as the runtime asks Stripe for it.';
+
+create or replace function vanilla.finish_top_up(p_tenant_id uuid, p_payment_id uuid, p_lease_id uuid, p_intent jsonb, p_error text default null) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_payment public.payments;
+    v_outcome text;
+begin
+    select * into v_payment from public.payments p where p.tenant_id = p_tenant_id and p.id = p_payment_id and p.lease_id = p_lease_id and p.state = 'pending';
+    if not found then return null; end if;       -- a webhook was first, or the lease ran out
+    if p_intent ->> 'id' is not null then perform vanilla.lock_payment(v_payment.account_tenant_id, p_intent ->> 'id'); end if;
+    select * into v_payment from public.payments p where p.tenant_id = p_tenant_id and p.id = p_payment_id and p.lease_id = p_lease_id and p.state = 'pending' for no key update;
+    if not found then return null; end if;
+    if p_error is not null then
+        perform vanilla.fail_top_up(v_payment, p_error);
+        return 'failed';
+    elsif p_intent is null then
+        -- no answer: it may have been charged, so it is asked for again under the same id, and nothing else meanwhile
+        update public.payments p set lease_id = null, lease_until = vanilla.clock() + interval '5 min' where p.tenant_id = p_tenant_id and p.id = p_payment_id;
+        return 'pending';
+    elsif p_intent ->> 'status' = 'succeeded' then
+        v_outcome := vanilla.settle_payment(v_payment, p_intent);
+        if v_outcome like '%mismatch' then
+            perform vanilla.fail_top_up(v_payment, v_outcome);
+            return 'failed';
+        end if;
+        return 'succeeded';
+    elsif p_intent ->> 'status' = 'processing' then
+        update public.payments p set intent_id = p_intent ->> 'id', lease_id = null, lease_until = null where p.tenant_id = p_tenant_id and p.id = p_payment_id;
+        return 'pending';
+    end if;
+    perform vanilla.fail_top_up(v_payment, coalesce(p_intent ->> 'status', 'unknown'));
+    return 'failed';
+end
+$f$;
+comment on function vanilla.finish_top_up(uuid, uuid, uuid, jsonb, text) is
+    'What Stripe answered to a charge: its PaymentIntent, an error that is final, or neither when no answer came. Returns the state, or null when the lease is not held any more.';
+
+create or replace function vanilla.job_payments(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_customer public.payment_customers;
+    v_before public.payment_subscriptions;
+    v_after public.payment_subscriptions;
+    v_lapsed integer := 0;
+    v_expired integer;
+    v_events integer;
+begin
+    -- the customer first, as events do: one that says it is paid after all comes before or after, never between
+    for v_customer in select c.* from public.payment_customers c
+        where exists (select from public.payment_subscriptions s where s.tenant_id = c.tenant_id and s.user_id = c.user_id and s.account_tenant_id = c.account_tenant_id
+            and s.grace_until <= v_now and s.grace_until is not null and s.lapsed_at is null)
+        limit p_limit for no key update of c skip locked
+    loop
+        for v_before in select s.* from public.payment_subscriptions s where s.tenant_id = v_customer.tenant_id and s.user_id = v_customer.user_id
+            and s.account_tenant_id = v_customer.account_tenant_id and s.grace_until <= v_now and s.lapsed_at is null order by s.id for no key update
+        loop
+            update public.payment_subscriptions s set lapsed_at = v_now where s.tenant_id = v_before.tenant_id and s.id = v_before.id returning * into v_after;
+            perform vanilla.follow_subscription(v_before, v_after);
+            perform vanilla.emit_event(v_after.tenant_id, 'payment.subscription', v_after.user_id, jsonb_build_object('subscription_id', v_after.subscription_id,
+                'state', 'lapsed', 'former_state', v_before.state, 'level_id', v_after.level_id, 'grace_until', v_after.grace_until));
+            v_lapsed := v_lapsed + 1;
+        end loop;
+    end loop;
+    -- checkouts that nobody finished; one that is paid after all counts all the same
+    update public.payments p set state = 'expired' where p.ctid = any (array(
+        select q.ctid from public.payments q where q.state = 'open' and q.created_at < v_now - interval '25 h' limit p_limit)) and p.state = 'open';
+    get diagnostics v_expired = row_count;
+    delete from public.payment_events e where e.ctid = any (array(
+        select x.ctid from public.payment_events x where x.received_at < v_now - make_interval(days => vanilla.retention_days('payment_events') + 1) limit p_limit));
+    get diagnostics v_events = row_count;
+    return jsonb_build_object('lapsed', v_lapsed, 'expired', v_expired, 'events', v_events, 'more', greatest(v_lapsed, v_expired, v_events) >= p_limit);
+end
+$f$;
+comment on function vanilla.job_payments(integer) is
+    'Job: ends the level of subscriptions whose grace is over, closes checkouts that nobody finished, forgets events past retention.payment_events_days.';
+
+grant execute on function public.set_payment_account(uuid, bytea, bytea, text, bytea, text, boolean, integer, text, uuid),
+    public.set_payment_price(text, text, text, text, bigint, bigint, uuid, text, uuid) to vanilla_app, vanilla_operator;
+grant execute on function public.begin_payment_portal(), public.begin_checkout(uuid), public.set_auto_top_up(uuid, bigint, bigint, boolean, uuid) to vanilla_app;
+grant execute on function vanilla.payment_account(bytea), vanilla.bind_payment_customer(bytea, uuid, text), vanilla.apply_payment_event(bytea, jsonb, boolean),
+    vanilla.claim_top_ups(integer, interval), vanilla.finish_top_up(uuid, uuid, uuid, jsonb, text) to vanilla_runtime;
+-- the job of that name runs as the operator
+grant execute on function vanilla.payment_account(bytea), vanilla.claim_top_ups(integer, interval),
+    vanilla.finish_top_up(uuid, uuid, uuid, jsonb, text) to vanilla_operator;
+
 -- what is there from the first day ---------------------------------------------------------------------------------
 -- Fixed ids and "on conflict do nothing", as in 004: the platform's rows are copied into new tenants, the default tenant has its own.
 set local role vanilla_system;
@@ -1384,7 +2333,8 @@ insert into public.system_configurations (tenant_id, key, value, description, up
     ('00000000-0000-0000-0000-000000000000', 'pricing.public', 'true',
      'Whether anybody may read the price list of a tenant (GET /api/v1/pricing, /pricing); a tenant''s own row says it for that tenant.', '2026-01-01+00'),
     ('00000000-0000-0000-0000-000000000000', 'retention.feature_keys_days', '30', 'Days that idempotency keys of consume_feature are kept.', '2026-01-01+00'),
-    ('00000000-0000-0000-0000-000000000000', 'retention.feature_usage_days', '400', 'Days that counters of feature periods are kept after the day they began.', '2026-01-01+00')
+    ('00000000-0000-0000-0000-000000000000', 'retention.feature_usage_days', '400', 'Days that counters of feature periods are kept after the day they began.', '2026-01-01+00'),
+    ('00000000-0000-0000-0000-000000000000', 'retention.payment_events_days', '90', 'Days that ids of payment events are kept; older events are refused.', '2026-01-01+00')
 on conflict do nothing;
 insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at)
 values ('00000000-0000-0000-0000-000000000000', 'feature_usage', 'Forgets idempotency keys and counters of features past retention.', 'sql',
@@ -1406,6 +2356,12 @@ from public.user_token_wallets w
 join public.users u on u.tenant_id = w.tenant_id and u.id = w.user_id and u.status <> 'deleted'
 join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
 where not exists (select from public.user_level_changes c where c.tenant_id = w.tenant_id and c.user_id = w.user_id);
+insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at)
+values ('00000000-0000-0000-0000-000000000000', 'payments', 'Ends the level of subscriptions whose grace is over; closes checkouts that nobody finished.', 'sql',
+        '10 min', '2026-01-01 00:05+00', '2026-01-01 00:05+00'),
+    ('00000000-0000-0000-0000-000000000000', 'auto_top_up', 'Buys packs of tokens for users who asked for it, where less than their threshold is left.', 'python',
+        '1 min', '2026-01-01 00:00+00', '2026-01-01 00:00+00')
+on conflict do nothing;
 
 set local role vanilla_owner;
 revoke create on schema vanilla from vanilla_definer;

@@ -23,6 +23,8 @@ from vanilla_saas.operations.schedules_jobs import JOBS
 from vanilla_saas.operations.schedules_routes import router as schedules_router
 from vanilla_saas.operations.webhooks import WebhookSender
 from vanilla_saas.operations.webhooks_routes import router as webhooks_router
+from vanilla_saas.payments import pages as payments_pages
+from vanilla_saas.payments.routes import router as payments_router
 from vanilla_saas.providers import pages as providers_pages
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.gateway import Gateway
@@ -93,13 +95,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_problems(app)
     rooms = (
         operations_router, person_router, tenancy_router, tokens_router, wallet_router, proof_router, levels_router,
-        webhooks_router, schedules_router,
+        payments_router, webhooks_router, schedules_router,
     )  # fmt: skip
     for router in rooms:
         app.include_router(router)
     pages = (
-        tokens_pages, levels_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages, operations_pages,
-        backups_pages,
+        tokens_pages, levels_pages, payments_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages,
+        operations_pages, backups_pages,
     )  # fmt: skip
     console.install(app, *(page.ROOM for page in pages))
     return app

@@ -55,6 +55,9 @@ class Commands(LazyGroup):
         "levels": LazyCommand(
             "vanilla_saas.levels.cli:levels", "Levels of a tenant: features with limits, prices, benefits."
         ),
+        "payments": LazyCommand(
+            "vanilla_saas.payments.cli:payments", "Payments through Stripe: account, prices, events (extra stripe)."
+        ),
         "pg-upgrade": LazyCommand(
             "vanilla_saas.database.cli:pg_upgrade", "Move the embedded server's data to VANILLA_SAAS_PG_VERSION."
         ),

@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     """Seconds that a webhook's receiver has to answer."""
     webhooks_to_private: bool = False
     """Send webhooks also over plain http and to loopback and private addresses: for development only."""
+    stripe_api_base: str | None = None
+    """Address of Stripe's API (extra `stripe`); another one than Stripe's is for tests."""
     metrics_token: SecretStr | None = None
     """Whoever asks for `/metrics` sends `Authorization: Bearer` with it; without it only this machine may ask."""
     otel: bool = False

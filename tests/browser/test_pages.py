@@ -20,6 +20,8 @@ ADMIN = [
     "/plan",
     "/levels",
     "/levels/analytics",
+    "/billing",
+    "/payments",
     "/playground",
     "/keys",
     "/users",

@@ -54,6 +54,8 @@ class Page(HTMLParser):
             "/wallet",
             "/plan",
             "/levels",
+            "/billing",
+            "/payments",
             "/playground",
             "/keys",
             "/users",

@@ -20,8 +20,8 @@ POLICY = (
 )
 OPEN = ["/sign-in", "/register", "/password/set", "/password/set?token=vst_x", "/nowhere",
         "/pricing"]  # fmt: skip
-FOR_USERS = ["/wallet", "/plan", "/playground", "/keys", "/password"]
-FOR_ADMINS = [*FOR_USERS, "/users", "/audit", "/levels"]
+FOR_USERS = ["/wallet", "/plan", "/billing", "/playground", "/keys", "/password"]
+FOR_ADMINS = [*FOR_USERS, "/users", "/audit", "/levels", "/payments"]
 FOR_SUPER_ADMINS = [*FOR_ADMINS, "/tenants", "/providers", "/health", "/schedules"]
 VENDORED = [
     Path("src/vanilla_saas/console/static/vendor/vendor.toml"),

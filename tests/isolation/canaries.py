@@ -15,6 +15,7 @@ NOT_CANARY = {
         "level_restrictions",
         "patterns",
     ): "null where the restriction is a number; the ids of such rows are watched",
+    ("payment_prices", "currency"): "three letters",
 }
 TEXT_TYPES = ("text", "text[]", "jsonb", "bytea")
 

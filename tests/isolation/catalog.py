@@ -15,6 +15,7 @@ HIDDEN = {
     "api_keys": {"key_hash"},
     "ai_providers": {"secret"},
     "webhook_endpoints": {"secret", "previous_secret"},
+    "payment_accounts": {"secret", "webhook_secret"},
 }
 """Secret columns of tables that a login may read: no column grant."""
 

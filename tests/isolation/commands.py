@@ -351,7 +351,7 @@ def fresh(table: Table, row: dict[str, object]) -> dict[str, object]:
     """The row under keys that nobody has."""
     referencing = {column for k in table.foreign_keys for column in k.columns}
     made = dict(row)
-    for name in table.unique_columns - referencing - {"tenant_id", "user_id"}:
+    for name in table.unique_columns - referencing - {"tenant_id", "user_id", "account_tenant_id"}:
         column = table.column(name)
         if column.type == "uuid":
             made[name] = NEW_ID

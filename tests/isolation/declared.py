@@ -41,6 +41,12 @@ NULLABLE = {
     "level_feature_usage": "usage_limit limit_reached_at",
     "user_level_changes": "from_level_id from_level to_level_id to_level",
     "level_analytics": "trials_ended trials_converted",
+    "payment_accounts": "secret secret_hint webhook_secret stripe_account",
+    "payment_customers": "customer_id payment_method",
+    "payment_prices": "level_id tokens",
+    "payment_subscriptions": "price_id level_id current_period_end past_due_since grace_until lapsed_at",
+    "payments": "intent_id grant_id error lease_id lease_until paid_at",
+    "payment_top_ups": "paused_reason told_month",
 }
 
 PRIMARY = {
@@ -60,6 +66,8 @@ PRIMARY = {
     "user_level_changes": "tenant_id user_id seq",
     "level_analytics": "tenant_id day level_id",
     "tenant_token_months": "tenant_id month",
+    "payment_top_ups": "tenant_id user_id",
+    "payment_events": "tenant_id event_id",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -79,6 +87,15 @@ UNIQUE = {
     "level_features": {"tenant_id level_id feature"},
     "level_benefits": {"tenant_id level_id position"},
     "level_restrictions": {"tenant_id level_id type"},
+    "payment_accounts": {"tenant_id", "endpoint"},
+    "payment_customers": {"tenant_id user_id account_tenant_id", "account_tenant_id customer_id"},
+    "payment_prices": {"tenant_id price_id"},
+    "payment_subscriptions": {"account_tenant_id subscription_id"},
+    "payments": {
+        "account_tenant_id intent_id",
+        "tenant_id user_id where ((cause = 'auto_top_up'::text) AND (state = 'pending'::text))",
+    },
+    "payment_reversals": {"tenant_id reversal_id"},
 }
 
 REFERENCES = {
@@ -113,6 +130,15 @@ REFERENCES = {
     "user_level_changes": {"tenant_id user_id -> users tenant_id id"},
     "level_analytics": {"tenant_id tenant_id -> tenants tenant_id id"},
     "tenant_token_months": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "payment_accounts": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "payment_customers": {"tenant_id user_id -> users tenant_id id"},
+    "payment_prices": {"tenant_id tenant_id -> tenants tenant_id id", "tenant_id level_id -> levels tenant_id id"},
+    "payment_subscriptions": {"tenant_id user_id -> users tenant_id id", "tenant_id level_id -> levels tenant_id id"},
+    "payments": {"tenant_id user_id -> users tenant_id id"},
+    "payment_top_ups": {
+        "tenant_id user_id -> users tenant_id id",
+        "tenant_id price_id -> payment_prices tenant_id id",
+    },
 }
 APPEND_ONLY = {"user_token_ledger", "audit_logs", "events", "user_level_changes"}
 """Tables that the roles behind our functions insert into and never change."""
@@ -143,6 +169,8 @@ EXECUTABLE = {
                 "adjust_user_tokens",
                 "adjust_user_tokens_batch",
                 "auto_allocate_tokens_for_level",
+                "begin_checkout",
+                "begin_payment_portal",
                 "check_feature",
                 "close_tenant",
                 "consume_feature",
@@ -174,6 +202,7 @@ EXECUTABLE = {
                 "roll_up_level_analytics",
                 "rotate_webhook_secret",
                 "send_test_webhook",
+                "set_auto_top_up",
                 "set_display_name",
                 "set_level",
                 "set_level_benefits",
@@ -181,6 +210,8 @@ EXECUTABLE = {
                 "set_level_price",
                 "set_level_restriction",
                 "set_level_token_policy",
+                "set_payment_account",
+                "set_payment_price",
                 "set_provider_secret",
                 "set_schedule",
                 "set_subscription_tier",
@@ -209,11 +240,14 @@ EXECUTABLE = {
         for name in [
             "adjust_by_key",
             "admit_call",
+            "apply_payment_event",
             "begin_password_change",
             "begin_registration",
             "begin_schedule",
             "begin_sign_in",
+            "bind_payment_customer",
             "change_password",
+            "claim_top_ups",
             "claim_webhook_deliveries",
             "close_session",
             "due_schedules",
@@ -221,10 +255,12 @@ EXECUTABLE = {
             "fail_sign_in",
             "finish_schedule",
             "finish_sign_in",
+            "finish_top_up",
             "finish_webhook_delivery",
             "key_identity",
             "list_models",
             "one_time_token_user",
+            "payment_account",
             "prune_webhook_deliveries",
             "public_pricing",
             "quote_call",
@@ -417,6 +453,39 @@ FORBIDDEN = {
     "level_benefits_text_check": ["text = ''", "text = repeat('x', 501)"],
     "user_level_changes_seq_check": ["seq = 0"],
     "user_level_changes_kind_check": ["kind = 'odd'"],
+    "payment_accounts_status_check": ["status = 'odd'"],
+    "payment_accounts_endpoint_check": ["endpoint = '\\x77'"],
+    "payment_accounts_texts_check": ["secret_hint = repeat('x', 41)", "stripe_account = repeat('x', 256)"],
+    "payment_accounts_grace_check": ["grace_days = -1", "grace_days = 91"],
+    "payment_customers_account_check": ["account_tenant_id = '{b}'"],
+    "payment_customers_texts_check": ["customer_id = repeat('x', 256)", "payment_method = repeat('x', 256)"],
+    "payment_prices_kind_check": ["kind = 'odd', tokens = null, level_id = null"],
+    "payment_prices_status_check": ["status = 'odd'"],
+    "payment_prices_price_check": ["price_id = 'a b'", "price_id = ''", "price_id = repeat('x', 256)"],
+    "payment_prices_name_check": ["name = ''", "name = repeat('x', 201)"],
+    "payment_prices_currency_check": ["currency = 'usd'", "currency = 'DOLLAR'"],
+    "payment_prices_amount_check": ["amount = 0", "amount = 100000000"],
+    "payment_prices_worth_check": [
+        "kind = 'pack', tokens = null, level_id = null", "kind = 'level', tokens = null, level_id = null",
+        "kind = 'pack', tokens = 1, level_id = tenant_id", "kind = 'level', tokens = 1, level_id = tenant_id",
+        "kind = 'pack', tokens = 0, level_id = null", "kind = 'pack', tokens = 1000000000000001, level_id = null",
+    ],
+    "payment_subscriptions_account_check": ["account_tenant_id = '{b}'"],
+    "payment_subscriptions_state_check": ["state = 'odd'"],
+    "payments_account_check": ["account_tenant_id = '{b}'"],
+    "payments_cause_check": ["cause = 'odd'"],
+    "payments_state_check": ["state = 'odd', paid_at = null"],
+    "payments_paid_check": ["state = 'succeeded', paid_at = null", "state = 'open', paid_at = now()"],
+    "payments_amounts_check": [
+        "amount = 0, returned_amount = 0", "tokens = 0, reversed_tokens = 0", "returned_amount = -1",
+        "returned_amount = amount + 1", "reversed_tokens = -1", "reversed_tokens = tokens + 1",
+    ],
+    "payment_reversals_kind_check": ["kind = 'odd'"],
+    "payment_reversals_state_check": ["state = 'odd'"],
+    "payment_reversals_amount_check": ["amount = -1"],
+    "payment_top_ups_amounts_check": [
+        "threshold = 0", "threshold = 1000000000000001", "monthly_ceiling = 0", "monthly_ceiling = 10000000000",
+    ],
 }  # fmt: skip
 """Of each check constraint, values that no row may have and that no other constraint refuses."""
 

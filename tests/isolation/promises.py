@@ -111,6 +111,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         "key_id": await one("select id::text from api_keys where key_hash = $1", a.user.key_hash),
         "admin_key_id": await one("select id::text from api_keys where key_hash = $1", a.admin.key_hash),
         **await _of_webhooks(connection, a.id, b.id),
+        **await _of_payments(connection, world),
         "grant": await one(LARGEST_GRANT, a.id, a.user.id),
         "b_grant": await one(LARGEST_GRANT, b.id, b.user.id),
         "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
@@ -155,6 +156,32 @@ async def _of_webhooks(connection: asyncpg.Connection, a: str, b: str) -> dict[s
         "b_webhook": str(of_b["endpoint_id"]),
         "b_failed": str(of_b["id"]),
     }
+
+
+async def _of_payments(connection: asyncpg.Connection, world: World) -> dict[str, str]:
+    """A's account, prices and the rows of its user; the customer of the other one, and B's pack."""
+    a, user = world.a.id, world.a.user.id
+    row = await connection.fetchrow(
+        """
+        select s.id as account, p.id as pack, l.id as sold_id, l.price_id as sold_price, l.level_id as sold,
+            c.id as customer_key, c.customer_id as customer, o.customer_id as other_customer,
+            u.subscription_id as subscription,
+            m.id as payment, m.intent_id as intent, r.reversal_id as refund, q.id as pending, q.lease_id as pay_lease,
+            b.id as b_pack
+        from payment_accounts s
+        join payment_prices p on p.tenant_id = s.tenant_id and p.kind = 'pack'
+        join payment_prices l on l.tenant_id = s.tenant_id and l.kind = 'level'
+        join payment_customers c on c.tenant_id = s.tenant_id and c.user_id = $2
+        join payment_customers o on o.tenant_id = s.tenant_id and o.user_id = $3
+        join payment_subscriptions u on u.tenant_id = s.tenant_id and u.user_id = $2
+        join payments m on m.tenant_id = s.tenant_id and m.user_id = $2 and m.state = 'succeeded'
+        join payment_reversals r on r.tenant_id = s.tenant_id and r.intent_id = m.intent_id
+        join payments q on q.tenant_id = s.tenant_id and q.user_id = $2 and q.state = 'pending'
+        join payment_prices b on b.tenant_id = $4 and b.kind = 'pack'
+        where s.tenant_id = $1""",
+        *(uuid.UUID(x) for x in (a, user, world.a.other.id, world.b.id)),
+    )
+    return {name: str(value) for name, value in row.items()} | {"endpoint": f"'\\x{world.a.endpoint.hex()}'::bytea"}
 
 
 FROZEN = """do $$ begin execute format('create or replace function vanilla.clock() returns timestamptz language sql'

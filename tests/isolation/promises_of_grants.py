@@ -25,6 +25,9 @@ GRANTS = [
     Case("admin", f"{GRANT.replace('50', '-50')})", "VS400"),
     Case("admin", f"{GRANT.replace('50', '0')})", "VS400"),
     Case("admin", f"{GRANT})", "VS400", FULL),
+    # what is to begin for somebody else fills nobody's wallet
+    Case("admin", f"{GRANT})", given="insert into user_token_grants (tenant_id, user_id, kind, amount, remaining, effective_at, state)"
+         " values ('{a}', '{other}', 'promo', 100000000000000000, 100000000000000000, vanilla.clock() + interval '1 day', 'scheduled')", then=BOOKS),
     Case("admin", f"{GRANT})", "VS415", CLOSED),
     Case("admin", f"{GRANT})", given=LOCKED, then=BOOKS),
     Case("admin", f"{ONCE} ->> 'replayed'", "= (false)", then=BOOKS),

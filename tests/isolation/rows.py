@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import uuid
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -31,6 +32,8 @@ class Tenant:
     user: Member
     other: Member
     admin: Member
+    endpoint: bytes = b""
+    """Names its payment account."""
 
     def token(self, signer: ContextSigner, member: Member, lifetime_s: int = 600) -> str:
         return signer.sign(Identity(uuid.UUID(self.id), uuid.UUID(member.id), member.role), lifetime_s)
@@ -142,9 +145,11 @@ async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
             await _call_model(connection, member, word, settled)
         await connection.fetchval("select issue_one_time_token($1, sha256($2))", member.id, uuid.uuid4().bytes)
         await connection.fetchval("select consume_feature($1, 'document-analysis', 1, $2)", member.id, word)
+    made = Tenant(tenant, word, *members, endpoint=uuid.uuid4().bytes)
+    await _pay(connection, made)
     await _make_webhook(connection, tenant, members[0], word)
     await _restrict(connection, tenant, members, word)
-    return Tenant(tenant, word, *members)
+    return made
 
 
 async def _restrict(connection: asyncpg.Connection, tenant: str, members: list[Member], word: str) -> None:
@@ -155,6 +160,53 @@ async def _restrict(connection: asyncpg.Connection, tenant: str, members: list[M
     await connection.fetchval(restrict, tenant, "denied_models", None, [word], "enterprise")
     for member in members[:2]:
         await _call_model(connection, member, word, settled=True)
+
+
+async def _pay(connection: asyncpg.Connection, tenant: Tenant) -> None:
+    """An account, prices, and of two members: a subscription, a pack that was paid and partly refunded, and a charge
+    without the user that is in flight for good, so that no server takes it."""
+    one, of = connection.fetchval, uuid.UUID(tenant.id)
+    await one(
+        "select set_payment_account($1, $2, sha256('x'), 'sk_test', sha256('x'), $3, p_tenant_id => $4)",
+        uuid.uuid4(), tenant.endpoint, f"acct_{tenant.word}", of,
+    )  # fmt: skip
+    price = "select set_payment_price($1, $2, $3, 'USD', 900, $4, $5, p_tenant_id => $6)"
+    pack = await one(price, f"price_pack_{tenant.word}", "pack", tenant.word, 1000, None, of)
+    level = await one("select id from levels where tenant_id = $1 and slug = 'premium'", of)
+    await one(price, f"price_level_{tenant.word}", "level", tenant.word, None, level, of)
+    for member in (tenant.user, tenant.other):
+        number = member.id[-6:]
+        await connection.execute(
+            "insert into payment_customers (tenant_id, user_id, account_tenant_id, customer_id, payment_method)"
+            " values ($1, $2, $1, $3, 'pm_1')",
+            of, uuid.UUID(member.id), f"cus_{tenant.word}{number}",
+        )  # fmt: skip
+        bought = await one(
+            "insert into payments (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency,"
+            " amount) values ($1, $2, $1, 'checkout', 'open', $3, 1000, 'USD', 900) returning id",
+            of, uuid.UUID(member.id), f"price_pack_{tenant.word}",
+        )  # fmt: skip
+        customer, intent = f"cus_{tenant.word}{number}", f"pi_{tenant.word}{number}"
+        told: list[tuple[str, dict[str, object]]] = [
+            ("customer.subscription.created", {
+                "id": f"sub_{tenant.word}{number}", "customer": customer, "status": "incomplete",
+                "items": {"data": [{"price": {"id": f"price_level_{tenant.word}"}}]}}),
+            ("payment_intent.succeeded", {
+                "id": intent, "customer": customer, "status": "succeeded", "currency": "usd", "amount_received": 900,
+                "metadata": {"vanilla_payment": str(bought)}}),
+            ("refund.created", {
+                "id": f"re_{tenant.word}{number}", "payment_intent": intent, "amount": 90, "currency": "usd",
+                "status": "succeeded"}),
+        ]  # fmt: skip
+        for kind, thing in told:
+            event = {"id": f"evt_{uuid.uuid4().hex}", "type": kind, "created": int(time.time()), "livemode": False,
+                     "data": {"object": thing}}  # fmt: skip
+            applied = await one("select vanilla.apply_payment_event($1, $2::jsonb)", tenant.endpoint, json.dumps(event))
+            assert '"applied"' in applied, applied
+        top_up = "select set_auto_top_up($1, $2, 100000, true, $3)"
+        await connection.execute(top_up, pack, 10**12, uuid.UUID(member.id))
+        await one("select vanilla.claim_top_ups(20, '100 years')")
+        await connection.execute(top_up, pack, 1, uuid.UUID(member.id))
 
 
 async def _make_member(connection: asyncpg.Connection, tenant: str, word: str, name: str, role: Role) -> Member:
@@ -286,8 +338,8 @@ async def generate(
         if found:
             row |= {column: str(value) for column, value in zip(key.columns, found.values(), strict=True)}
     for column in table.columns:
-        if column.name == "tenant_id":
-            row["tenant_id"] = tenant.id
+        if column.name in ("tenant_id", "account_tenant_id"):
+            row[column.name] = tenant.id
         elif column.name in ("user_id", "actor_id"):
             row[column.name] = tenant.user.id
         elif column.name not in row and (not column.has_default or column.type in TEXT_TYPES):

@@ -16,6 +16,10 @@ GLOBAL_KEYS = {
     "sessions_token_hash_key": "256 random bits",
     "sessions_refresh_hash_key": "256 random bits",
     "one_time_tokens_token_hash_key": "256 random bits",
+    "payment_accounts_endpoint_key": "128 random bits in the address that Stripe calls; its signature is what opens",
+    "payment_customers_customer_key": "Stripe's id, unique in the account that takes the payment",
+    "payment_subscriptions_subscription_key": "the same",
+    "payments_intent_key": "the same",
 }
 """Unique keys that are not led by tenant_id, and why each may be."""
 
@@ -27,8 +31,9 @@ CHAIN_HASHES = {
     ("user_token_ledger", "hash"),
     ("user_token_ledger", "request_hash"),
     ("user_token_grants", "request_hash"),
+    ("payment_accounts", "endpoint"),
 }
-"""Columns called hash that hide nothing."""
+"""Columns of bytes that hide nothing."""
 
 _MINE = "(tenant_id = (SELECT vanilla.current_tenant_id() AS current_tenant_id))"
 _ADMIN = "((SELECT vanilla.current_user_role() AS current_user_role) = ANY (ARRAY['admin'::text, 'superadmin'::text]))"

@@ -33,8 +33,15 @@ IDS = {
     "p_delivery_id": "select id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
     "p_price_id": "select id from level_pricing where tenant_id = $1 limit 1",
     "public.delete_level.p_level_id": "select id from levels where tenant_id = $1 and slug <> 'free' and not is_default"
-    " limit 1",
+    " and id not in (select level_id from payment_prices where tenant_id = $1 and level_id is not null) limit 1",
     "p_lease_id": "select lease_id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
+    "vanilla.finish_top_up.p_lease_id": "select lease_id from payments where tenant_id = $1 and user_id = $2"
+    " and lease_id is not null",
+    "p_payment_id": "select id from payments where tenant_id = $1 and user_id = $2 and lease_id is not null",
+    "p_account_id": "select id from payment_accounts where tenant_id = $1",
+    "p_customer_key": "select id from payment_customers where tenant_id = $1 limit 1",
+    "public.begin_checkout.p_price_id": "select id from payment_prices where tenant_id = $1 and kind = 'pack'",
+    "public.set_auto_top_up.p_price_id": "select id from payment_prices where tenant_id = $1 and kind = 'pack'",
 }
 """Where the ids of a tenant for an argument of this name come from: $1 the tenant, $2 its user."""
 
@@ -213,6 +220,28 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "vanilla.begin_schedule": (OK, {"p_name": "'log_export'"}),
     "vanilla.finish_schedule": ("VS409", {"p_name": "'log_export'", "p_duration_ms": "1", "p_result": "null"}),
     "vanilla.tick": (OK, {}),
+    "public.set_payment_account": (OK, {"p_endpoint": "{endpoint}"}),
+    "public.set_payment_price": (
+        OK,
+        {"p_price_id": "'price_x'", "p_kind": "'level'", "p_name": "'X'", "p_currency": "'USD'", "p_amount": "1"},
+    ),
+    # the admin has never paid: a customer is made
+    "public.begin_payment_portal": (OK, {}),
+    "public.begin_checkout": (OK, {}),
+    "public.set_auto_top_up": (OK, {"p_threshold": "1", "p_monthly_ceiling": "900"}),
+    "vanilla.payment_account": (OK, {"p_endpoint": "{endpoint}"}),
+    "vanilla.bind_payment_customer": (OK, {"p_endpoint": "{endpoint}", "p_customer_id": "'cus_x'"}),
+    "vanilla.apply_payment_event": (
+        OK,
+        {
+            "p_endpoint": "{endpoint}",
+            "p_event": "jsonb_build_object('id', 'evt_x', 'type', 'x', 'created', extract(epoch from now())::bigint,"
+            " 'data', '{{\"object\": {{}}}}'::jsonb)",
+        },
+    ),
+    # over all tenants: nothing of B's is due, so it is handed nothing of B's
+    "vanilla.claim_top_ups": (OK, {}),
+    "vanilla.finish_top_up": (OK, {"p_intent": "null"}),
     "public.list_schedules": ("VS403", {}),
     "public.set_schedule": ("VS403", {"p_name": "'holds'", "p_enabled": "false"}),
     "public.request_schedule": ("VS403", {"p_name": "'holds'"}),
@@ -221,6 +250,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
 CAPABILITIES = {
     "vanilla.settle_call": {"p_tenant_id", "p_hold_id"},
     "vanilla.finish_webhook_delivery": {"p_tenant_id", "p_delivery_id", "p_lease_id"},
+    "vanilla.finish_top_up": {"p_tenant_id", "p_payment_id", "p_lease_id"},
 }
 """Arguments that together are the right to act, of functions without a context: B's are tried one at a time."""
 
@@ -239,7 +269,13 @@ POWERS = {
 }
 """With which a super admin at the platform acts on tenants that they have not opened."""
 
-EMPTY = {"vanilla.grants_after_burn", "vanilla.session_identity", "vanilla.finish_webhook_delivery"}
+EMPTY = {
+    "vanilla.grants_after_burn",
+    "vanilla.session_identity",
+    "vanilla.finish_webhook_delivery",
+    "vanilla.finish_top_up",
+    "vanilla.bind_payment_customer",
+}
 """Functions that answer nothing, instead of refusing, for an id that is not here."""
 
 EXPRESSION = re.compile(r"(?:SQL|PL/pgSQL) (?:expression|assignment) .*?\\n(?=PL/pgSQL function)")
@@ -395,6 +431,7 @@ async def _call(
         "admin_key": f"'\\x{a.admin.key_hash.hex()}'",
         "session": f"'\\x{a.user.session_hash.hex()}'",
         "refresh": f"'\\x{a.user.refresh_hash.hex()}'",
+        "endpoint": f"'\\x{a.endpoint.hex()}'",
     }
     written = [f"{name} => {text.format(**values)}" for name, text in CALLS[function.name][1].items()]
     written += [f"{name} => '{value}'::uuid" for name, value in arguments.items()]

@@ -31,6 +31,10 @@ DIFFERENT = {
     "user_level_changes": "kind = 'left'",
     "level_analytics": "level = '{word}', users = 7777777",
     "tenant_token_months": "spent_before = spent_before - 7777777",
+    "payment_accounts": "secret = '\\x77', webhook_secret = '\\x77', stripe_account = '{word}', grace_days = 77",
+    "payment_customers": "payment_method = '{word}'",
+    "payment_prices": "name = '{word}', amount = 7777777, tokens = case when tokens is not null then 7 end",
+    "payment_reversals": "amount = 7, currency = 'TWN'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 
@@ -50,7 +54,9 @@ async def _copy(connection: asyncpg.Connection, table: Table, world: World) -> N
     for column in table.columns:
         if column.name in table.unique_columns and column.type == "bytea":
             changes.append(f"'{column.name}', sha256(x.{column.name})")
-        elif column.name == "provider_tenant_id" or (table.name == "tenants" and column.name == "id"):
+        elif column.name in ("provider_tenant_id", "account_tenant_id") or (
+            table.name == "tenants" and column.name == "id"
+        ):
             changes.append(f"'{column.name}', '{TWIN}'::uuid")
     if table.name == "tenants":
         changes.append(f"'slug', '{WORD}'")

@@ -27,6 +27,10 @@ STAYS = {
     "api_keys": {"prefix"},
     # slugs of levels, which are no person's
     "user_level_changes": {"from_level", "to_level"},
+    # what was paid, and who that was at Stripe, which a refund names: there the person is deleted by hand
+    "payment_customers": {"customer_id"},
+    "payment_subscriptions": {"subscription_id", "price_id"},
+    "payments": {"price_id", "currency", "intent_id", "error"},
 }
 """Columns that an erasure leaves as they are: docs/design/tenancy.md, "Erasing a person"."""
 FIXED = {
@@ -42,6 +46,9 @@ FIXED = {
     ("one_time_tokens", "purpose"),
     ("level_feature_usage", "period"),
     ("user_level_changes", "kind"),
+    ("payment_subscriptions", "state"),
+    ("payments", "cause"),
+    ("payments", "state"),
 }
 """Texts of persons' tables that can only be one of a few words."""
 WRITTEN_BY_FUNCTIONS = ("user_token_ledger", "audit_logs", "events")
@@ -122,6 +129,20 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
     await operator.fetchval("select consume_feature($1, 'drawings', 1, $2)", user_id, canary)
     await operator.execute(
         "insert into user_rate_windows values ($1, $2, now(), 1, 1, now(), 1)",
+        tenant_id,
+        user_id,
+    )
+    await operator.execute(
+        "with price as (insert into payment_prices (tenant_id, price_id, kind, name, tokens, currency, amount)"
+        " values ($1, 'price_1', 'pack', 'Pack', 1, 'USD', 1) returning id),"
+        " top_up as (insert into payment_top_ups (tenant_id, user_id, price_id, threshold, monthly_ceiling)"
+        "   select $1, $2, id, 1, 1 from price),"
+        " customer as (insert into payment_customers (tenant_id, user_id, account_tenant_id) values ($1, $2, $1)),"
+        " subscription as (insert into payment_subscriptions"
+        "   (tenant_id, user_id, account_tenant_id, subscription_id, state, event_at, event_rank)"
+        "   values ($1, $2, $1, gen_random_uuid(), 'canceled', now(), 0))"
+        " insert into payments (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency, amount)"
+        " values ($1, $2, $1, 'checkout', 'open', 'price_1', 1, 'USD', 1)",
         tenant_id,
         user_id,
     )

@@ -6,6 +6,7 @@ from typing import Any
 from vanilla_saas.operations.log_export import export_logs
 from vanilla_saas.operations.rehearsal import scheduled_backup, scheduled_rehearsal
 from vanilla_saas.operations.schedules import Job, JobContext
+from vanilla_saas.payments.top_ups import charge_due
 
 
 async def _backup(context: JobContext) -> dict[str, Any]:
@@ -21,4 +22,13 @@ async def _rehearsal(context: JobContext) -> dict[str, Any]:
     return {"rows": proof.rows, "chains": proof.chains, "seconds": round(proof.total_s, 1)}
 
 
-JOBS: Mapping[str, Job] = {"log_export": export_logs, "backup": _backup, "backup_rehearsal": _rehearsal}
+async def _auto_top_up(context: JobContext) -> dict[str, Any]:
+    return await charge_due(context.where, context.settings)
+
+
+JOBS: Mapping[str, Job] = {
+    "log_export": export_logs,
+    "backup": _backup,
+    "backup_rehearsal": _rehearsal,
+    "auto_top_up": _auto_top_up,
+}
