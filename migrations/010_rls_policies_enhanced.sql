@@ -18,7 +18,11 @@ begin
             ('level_restrictions', 'tenant_shared'),
             ('user_rate_windows', 'user_read'),
             ('level_pricing', 'tenant_shared'),
-            ('level_benefits', 'tenant_shared')) t (name, class)
+            ('level_benefits', 'tenant_shared'),
+            ('level_upgrade_paths', 'tenant_shared'),
+            ('user_subscriptions', 'user_read'),
+            ('level_changes', 'user_read'),
+            ('level_invoice_lines', 'user_read')) t (name, class)
     loop
         continue when v.oid is null;
         perform vanilla.protect_table(v.oid, v.class);
