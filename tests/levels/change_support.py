@@ -8,6 +8,8 @@ import pytest
 
 from tests.tokens.support import Books, User
 
+CARRIED_OUT = "select count(*) from events where user_id = $1 and type in ('token.level_changed', 'level.renewed')"
+
 
 class Changes:
     """Calls of a user's changes as the operator; `user` is on level free, which costs and grants nothing."""
@@ -25,12 +27,17 @@ class Changes:
         self.user.levels[slug] = made
         await self.books.policy(self.user.tenant_id, made, monthly_allocation=plan)
         for cycle, amount in prices.items():
-            trial = more if cycle not in ("one_time", "lifetime") else {}
-            await self.connection.fetchval(
-                "select set_level_price($1, $2, 'EUR', $3, $4, $5, p_tenant_id => $6)",
-                made, cycle, amount, trial.get("trial_days", 0), trial.get("trial_credits", 0), self.user.tenant_id,
-            )  # fmt: skip
+            await self.price(slug, cycle, amount, **(more if cycle not in ("one_time", "lifetime") else {}))
         return made
+
+    async def price(
+        self, slug: str, cycle: str, amount: int, trial_days: int = 0, trial_credits: int = 0, replace: bool = False
+    ) -> None:
+        """A price in EUR from now on."""
+        await self.connection.fetchval(
+            "select set_level_price($1, $2, 'EUR', $3, $4, $5, p_replace => $6, p_tenant_id => $7)",
+            self.user.levels[slug], cycle, amount, trial_days, trial_credits, replace, self.user.tenant_id,
+        )  # fmt: skip
 
     async def path(
         self, start: str, end: str, discount: int | None = 0, timing: str | None = "any", own: bool = False
@@ -56,7 +63,11 @@ class Changes:
         return await self.connection.fetchval("select undo_level_change($1)", self.user.id)
 
     async def job(self) -> int:
-        return (await self.connection.fetchval("select vanilla.job_level_changes(100)"))["users"]
+        """Runs the job to its end; how many changes and renewals of this user it carried out."""
+        before = await self.connection.fetchval(CARRIED_OUT, self.user.id)
+        while (await self.connection.fetchval("select vanilla.job_level_changes(5)"))["more"]:
+            pass
+        return (await self.connection.fetchval(CARRIED_OUT, self.user.id)) - before
 
     async def lines(self) -> list[tuple[str, str, int]]:
         """(kind, slug of the level, amount), oldest first."""
