@@ -217,6 +217,7 @@ create table if not exists public.user_subscriptions (
     constraint user_subscriptions_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
     constraint user_subscriptions_amount_check check (amount >= 0),
     constraint user_subscriptions_period_check check (period_end > period_start),
+    constraint user_subscriptions_cycle_check check (cycle in ('monthly', 'quarterly', 'yearly', 'lifetime')),
     constraint user_subscriptions_currency_check check ((cycle is null) = (currency is null))
 );
 create index if not exists user_subscriptions_level_idx on public.user_subscriptions (tenant_id, level_id);
@@ -277,6 +278,7 @@ create table if not exists public.level_invoice_lines (
     constraint level_invoice_lines_pkey primary key (tenant_id, id),
     constraint level_invoice_lines_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
     constraint level_invoice_lines_kind_check check (kind in ('charge', 'fee', 'credit', 'fee_credit', 'renewal', 'billed')),
+    constraint level_invoice_lines_cycle_check check (cycle in ('monthly', 'quarterly', 'yearly', 'lifetime')),
     constraint level_invoice_lines_amount_check check (case when kind in ('credit', 'fee_credit') then amount < 0 when kind = 'billed' then true else amount > 0 end),
     constraint level_invoice_lines_reference_check check (payment_reference <> '' and octet_length(payment_reference) <= 255)
 );

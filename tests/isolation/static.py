@@ -27,6 +27,7 @@ CHAIN_HASHES = {
     ("user_token_ledger", "hash"),
     ("user_token_ledger", "request_hash"),
     ("user_token_grants", "request_hash"),
+    ("level_changes", "request_hash"),
 }
 """Columns called hash that hide nothing."""
 

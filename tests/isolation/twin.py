@@ -28,6 +28,10 @@ DIFFERENT = {
     "user_rate_windows": "minute_requests = 500000000, day_requests = 500000000",
     "level_pricing": "amount = 7777777, trial_days = 77",
     "level_benefits": "text = '{word}'",
+    "level_upgrade_paths": "discount_percent = 77, timing = 'period_end', self_service = not self_service",
+    "user_subscriptions": "amount = 7777777, agreed = '{}', allowances = '{}'",
+    "level_changes": "terms = '{}'",
+    "level_invoice_lines": "payment_reference = '{word}'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 

@@ -65,6 +65,16 @@ async def test_tokens_of_the_rest_of_the_token_period_come_and_go_with_the_level
     assert (await changes.books.figures(changes.user))[0] == 3100
 
 
+async def test_a_level_come_down_to_grants_no_plan_again_by_hand(changes: Changes) -> None:
+    await changes.change("high", currency="EUR")
+    await changes.books.adjust(changes.user, 30000, "debit")
+    await changes.change("low")
+    before = await changes.books.figures(changes.user)
+    again = await changes.books.allocate(changes.user, "low")
+    assert (again["period_granted"], again["restored"]) == (0, 0)
+    assert await changes.books.figures(changes.user) == before
+
+
 async def test_tokens_spent_ahead_keep_a_user_on_the_level_and_are_owed_when_an_admin_insists(changes: Changes) -> None:
     await changes.change("high", currency="EUR")
     await changes.books.adjust(changes.user, 30000, "debit")

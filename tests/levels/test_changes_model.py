@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import LONG, Cluster
@@ -61,9 +61,17 @@ STEPS = st.lists(
         st.sampled_from(tuple(LEVELS)),
         st.integers(1, 2_000_000),
     ),
-    min_size=1,
+    min_size=4,
     max_size=12,
 )
+
+ROUND_A_PRICE = [(0, "now", "odd", 1), (900, "reprice", "odd", 5), (60, "now", "one", 1), (5000, "back", "odd", 1)]
+"""Back on a level within the period: it costs what it did, though its price is another by now."""
+FEE_TWICE = [
+    (0, "now", "fee", 1), (9000, "now", "odd", 1), (60, "back", "fee", 1), (60, "now", "odd", 1), (60_000, "now", "fee", 1),
+]  # fmt: skip
+"""Out and in again within the period of a fee, and once more in the next one, when the rest of it was paid for good."""
+SPENT_AHEAD = [(0, "now", "fee", 1), (60, "spend", "fee", 9000), (60, "now", "odd", 1), (60_000, "spend", "odd", 1)]
 
 
 class Life:
@@ -80,6 +88,7 @@ class Life:
         self.at += ahead
         await self.changes.books.at(START + self.at * MINUTE)
         self.model.pass_time(self.at)
+        await self.changes.job()
 
     async def step(self, what: str, level: str, amount: int) -> None:
         held = self.model.level
@@ -116,7 +125,6 @@ class Life:
 
     async def compare(self) -> None:
         """Level, periods and their sums, and the balance, as the model has them."""
-        await self.changes.job()
         await self.changes.connection.fetchval("select refresh_token_wallet($1)", self.changes.user.id)
         assert await self.changes.slug() == self.model.level
         totals = {minute(start): total for start, total in (await self.changes.totals()).items() if total}
@@ -175,20 +183,25 @@ def test_any_sequence_of_changes_comes_to_what_the_lines_and_the_ledger_say(
         books = Books(connection)
 
         @settings(
-            max_examples=2000 if LONG else 25,
+            max_examples=2000 if LONG else 30,
             deadline=None,
             database=None,
             derandomize=not LONG,
-            phases=(Phase.generate, Phase.shrink),
+            phases=(Phase.explicit, Phase.generate, Phase.shrink),
             suppress_health_check=list(HealthCheck),
         )
+        @example(ROUND_A_PRICE)
+        @example(FEE_TWICE)
+        @example(SPENT_AHEAD)
         @given(STEPS)
         def lives(steps: list[tuple[int, str, str, int]]) -> None:
             runner.run(live(connection, steps))
 
-        lives()
-        assert runner.run(books.problems()) == []
-        runner.run(connection.close())
+        try:
+            lives()
+            assert runner.run(books.problems()) == []
+        finally:
+            runner.run(connection.close())
 
 
 @given(st.integers(0, 10**15), st.integers(1, 10**14), st.lists(st.integers(0, 10**14), max_size=5))

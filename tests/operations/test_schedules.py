@@ -15,6 +15,7 @@ SEEDED = {
     "monthly_reset", "grants", "holds", "partitions", "log_export", "retention", "webhook_deliveries", "sign_ins",
     "closings",
     "feature_usage",
+    "level_changes",
 }  # fmt: skip
 COUNT = "return jsonb_build_object('rows', 1, 'more', nextval('public.parts') % 4 <> 0)"
 WRITE = "insert into public.ran values (now())"

@@ -130,3 +130,13 @@ async def find_user(connection: asyncpg.Connection, tenant_id: UUID, name: str) 
         raise VanillaError("not_found", f"No user is called {name}.", {"param": "user"})
     found: UUID = rows[0]["id"]
     return found
+
+
+async def level_id(connection: asyncpg.Connection, tenant_id: UUID, slug: str) -> UUID:
+    """The level of a slug. Raises VanillaError `not_found`."""
+    found: UUID | None = await connection.fetchval(
+        "select l.id from public.levels l where l.tenant_id = $1 and l.slug = $2", tenant_id, slug
+    )
+    if found is None:
+        raise VanillaError("not_found", f"no level {slug}", {"level": slug})
+    return found
