@@ -348,16 +348,20 @@ create table if not exists public.user_token_policies (
     monthly_cap bigint,
     enforcement_mode text,
     warning_percent integer,
+    trial_allocation bigint,
     constraint user_token_policies_pkey primary key (tenant_id, id),
     constraint user_token_policies_user_key unique (tenant_id, user_id),
     constraint user_token_policies_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
     constraint user_token_policies_amounts_check check (monthly_allocation between 0 and 1000000000000000
-        and rollover_cap between 0 and 1000000000000000 and monthly_cap between 0 and 1000000000000000),
+        and rollover_cap between 0 and 1000000000000000 and monthly_cap between 0 and 1000000000000000
+        and trial_allocation between 0 and 1000000000000000),
     constraint user_token_policies_rollover_percent_check check (rollover_percent between 0 and 100),
     constraint user_token_policies_warning_percent_check check (warning_percent between 0 and 100),
     constraint user_token_policies_enforcement_mode_check check (enforcement_mode in ('hard', 'warn', 'monitor'))
 );
 comment on table public.user_token_policies is 'A user''s exceptions to the policy of the level; null means as the level says.';
+comment on column public.user_token_policies.trial_allocation is
+    'Tokens a period while a trial runs, before every other allocation: a trial''s own tokens are a grant (007).';
 
 -- Everything that a debit must check is in this one row. No index covers a column that a debit changes: updates stay HOT.
 create table if not exists public.user_token_wallets (
@@ -1918,6 +1922,7 @@ begin
         delete from public.level_feature_keys where tenant_id = p_user.tenant_id and user_id = p_user.id;
         delete from public.user_rate_windows where tenant_id = p_user.tenant_id and user_id = p_user.id;
         perform vanilla.record_level_change(p_user.tenant_id, p_user.id, v_wallet.level_id, null);
+        perform vanilla.forget_subscription(p_user);
     end if;
     -- hashes of an address can be guessed
     delete from public.sign_in_throttles h using public.tenants t
@@ -2830,6 +2835,9 @@ set search_path = pg_catalog, pg_temp as $f$
         ('token.status_changed', 'A wallet was locked, suspended, opened or, for good, closed.'),
         ('token.warning', 'What is left (available and held) fell below the warning mark, once per crossing; or debt began under warn.'),
         ('token.exhausted', 'Nothing is left, available or held.'),
+        ('level.change_scheduled', 'A change of level was asked for and takes effect when the period ends.'),
+        ('level.change_undone', 'A scheduled change of level was called off.'),
+        ('level.renewed', 'A paid period of a level began: a renewal, or the end of a trial.'),
         ('user.erased', 'A person was erased: what a program copied of them is to go too. Only user_id is left.'),
         ('payment.succeeded', 'A pack of tokens was paid and given.'),
         ('payment.reversed', 'A payment was refunded or disputed, or a dispute was won: what was taken back of its tokens changed.'),

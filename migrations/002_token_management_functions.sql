@@ -238,7 +238,7 @@ create or replace function vanilla.effective_policy(p_tenant_id uuid, p_user_id 
     out base_allocation bigint, out monthly_allocation bigint, out period text, out period_anchor text, out rollover_percent integer,
     out rollover_cap bigint, out monthly_cap bigint, out enforcement_mode text, out warning_percent integer)
 language sql stable set search_path = pg_catalog, pg_temp as $f$
-    select p.base_allocation, coalesce(u.monthly_allocation, p.monthly_allocation), p.period, p.period_anchor,
+    select p.base_allocation, coalesce(u.trial_allocation, u.monthly_allocation, p.monthly_allocation), p.period, p.period_anchor,
         coalesce(u.rollover_percent, p.rollover_percent), coalesce(u.rollover_cap, p.rollover_cap), coalesce(u.monthly_cap, p.monthly_cap),
         coalesce(u.enforcement_mode, p.enforcement_mode), coalesce(u.warning_percent, p.warning_percent)
     from public.level_token_policies p
@@ -1164,7 +1164,7 @@ $f$;
 comment on function public.extend_token_hold(uuid, timestamptz, uuid) is
     'Moves the end of an open hold, at most 30 days ahead. Admin, service or operator. Returns the new end.';
 
-create or replace function vanilla.assign_level(p_tenant_id uuid, p_user_id uuid, p_level_id uuid) returns jsonb
+create or replace function vanilla.assign_level(p_tenant_id uuid, p_user_id uuid, p_level_id uuid, p_plan jsonb default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
@@ -1186,6 +1186,10 @@ begin
     v_wallet := vanilla.lock_wallet(p_tenant_id, p_user_id);
     if v_wallet.status = 'closed' then v_wallet := vanilla.require_tokens(v_wallet, 0); end if;
     v_seq := v_wallet.seq;
+    if p_plan is null and v_wallet.level_id <> p_level_id then      -- whoever is moved by hand is in no trial any more
+        update public.user_token_policies u set trial_allocation = null
+            where u.tenant_id = p_tenant_id and u.user_id = p_user_id and u.trial_allocation is not null;
+    end if;
     select * into v_policy from vanilla.effective_policy(p_tenant_id, p_user_id, p_level_id);
     if v_policy.period is null then
         perform vanilla.refuse('VS404', 'the level has no token policy', jsonb_build_object('level_id', p_level_id), 'set_level_token_policy gives it one.');
@@ -1193,7 +1197,7 @@ begin
     select time_zone into v_zone from public.tenants where tenant_id = p_tenant_id and id = p_tenant_id;
     select * into v_period from vanilla.period_at(v_policy.period, v_policy.period_anchor, v_wallet.anchor_at, v_zone, v_now);
     v_wallet := vanilla.settle_burn(v_wallet);
-    if v_wallet.level_id is distinct from p_level_id then
+    if v_wallet.level_id is distinct from p_level_id and p_plan is null then
         for v_grant in select * from public.user_token_grants g
             where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.state = 'active' and g.kind in ('plan', 'rollover') order by g.id
         loop
@@ -1220,7 +1224,9 @@ begin
     select g.effective_at, g.expires_at into v_granted_from, v_granted_until from public.user_token_grants g
         where g.tenant_id = p_tenant_id and g.user_id = p_user_id and g.kind in ('plan', 'rollover') and g.level_id = p_level_id and g.expires_at > v_now
         order by g.expires_at desc limit 1;
-    if not found then
+    if p_plan is not null then
+        perform vanilla.carry_plan(v_wallet, p_level_id, p_plan);      -- 007: of change_user_level, which computed it
+    elsif not found then
         perform vanilla.open_period(v_wallet, 0, v_period.starts_at, v_period.ends_at);
     else
         -- left and came back within a period: what was left then, and no more
@@ -1251,8 +1257,8 @@ begin
         'period_start', v_wallet.period_start, 'next_reset_at', v_wallet.next_reset_at);
 end
 $f$;
-comment on function vanilla.assign_level(uuid, uuid, uuid) is
-    'Puts a user on a level: plan grants of another level are voided, base once per level, plan once per period.';
+comment on function vanilla.assign_level(uuid, uuid, uuid, jsonb) is
+    'Puts a user on a level: plan grants of another level are voided, base once per level, plan once per period. With a plan (007) nothing is voided: what it says is granted or taken for the rest of the period.';
 
 create or replace function public.auto_allocate_tokens_for_level(p_user_id uuid, p_level_id uuid) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1352,7 +1358,7 @@ begin
         cross join lateral (select (v_ends ->> vanilla.border_key(p, d, t.time_zone))::timestamptz as ends_at) e
         cross join lateral (select coalesce(u.rollover_percent, p.rollover_percent) as rollover_percent, coalesce(u.rollover_cap, p.rollover_cap) as rollover_cap,
             coalesce(u.monthly_cap, p.monthly_cap) as monthly_cap,
-            least(coalesce(u.monthly_allocation, p.monthly_allocation), coalesce(u.monthly_cap, p.monthly_cap)) as plan) a
+            least(coalesce(u.trial_allocation, u.monthly_allocation, p.monthly_allocation), coalesce(u.monthly_cap, p.monthly_cap)) as plan) a
         cross join lateral (
             select array_agg(x.g) as grants, coalesce(sum(x.unused) filter (where x.lapses and (x.g).kind = 'plan'), 0) as unused_plan,
                 min((x.g).expires_at) filter (where not x.lapses) as next_lapse
@@ -1728,7 +1734,7 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp a
 declare
     v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
 begin
-    return (select to_jsonb(e) || jsonb_build_object('level_id', w.level_id, 'exceptions', coalesce((select jsonb_strip_nulls(to_jsonb(p) - 'tenant_id' - 'id' - 'user_id')
+    return (select to_jsonb(e) || jsonb_build_object('level_id', w.level_id, 'exceptions', coalesce((select jsonb_strip_nulls(to_jsonb(p) - 'tenant_id' - 'id' - 'user_id' - 'trial_allocation')
                 from public.user_token_policies p where p.tenant_id = v_user.tenant_id and p.user_id = v_user.id), '{}'))
             from public.user_token_wallets w, vanilla.effective_policy(w.tenant_id, w.user_id, w.level_id) e
             where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id);

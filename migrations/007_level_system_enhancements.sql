@@ -1,12 +1,14 @@
--- 007: what a level is worth: features, restrictions, prices, benefits.
+-- 007: what a level is worth (features, restrictions, prices, benefits), how one changes it and pays for it, what came of it.
 --
 -- Tables:  level_features, level_feature_usage, level_feature_keys, level_restrictions, user_rate_windows, level_pricing,
---          level_benefits, user_level_changes, level_analytics, tenant_token_months
+--          level_benefits, user_level_changes, level_analytics, tenant_token_months, level_upgrade_paths,
+--          user_subscriptions, level_changes, level_invoice_lines
 --          payment_accounts, payment_customers, payment_prices, payment_subscriptions, payments, payment_reversals,
 --          payment_top_ups, payment_events
 -- Public:  check_feature, consume_feature, set_level_feature, delete_level_feature, set_level_restriction, delete_level_restriction,
 --          set_level_price, end_level_price, set_level_benefits, set_level, delete_level, roll_up_level_analytics, tenant_plan,
---          set_subscription_tier, set_payment_account, set_payment_price, begin_payment_portal, begin_checkout, set_auto_top_up
+--          set_subscription_tier, set_payment_account, set_payment_price, begin_payment_portal, begin_checkout, set_auto_top_up,
+--          set_upgrade_path, delete_upgrade_path, preview_level_change, change_user_level, undo_level_change
 -- Private: feature_period_start, feature_period_end   the day a period begins, the moment it is over
 --          explain_feature    what check_feature answers and consume_feature refuses with
 --          restrict_call, count_call, return_rate_tokens   admit_call and settle_call of 001 call them where a level restricts
@@ -16,11 +18,14 @@
 --          record_level_change  assign_level of 002 and erase_person of 001 call it
 --          job_feature_usage, job_history, job_level_analytics, job_tenant_tokens
 --          apply_payment_event  what a verified event of Stripe's means; claim_top_ups, finish_top_up, job_payments
+--          plan_level_change, apply_level_change, play_subscription   what a change comes to, its writing, what time brings
+--          job_level_changes  scheduled changes, ends of trials, renewals
 --
 -- Invariants: what a period's row counts is never above the limit that held when it was counted; a key counts once;
--- prices of one level, cycle and currency do not overlap in time; levels.restrictions is what level_restrictions says.
+-- prices of one level, cycle and currency do not overlap in time; levels.restrictions is what level_restrictions says;
+-- the invoice lines of a user's period add up to the time on each of its levels, never below nothing; no circle of paths pays.
 -- Lock order: a level, then its features, restrictions, prices and benefits; of consume_feature: the key, then the counter;
--- of a call: the wallet, then its rate window.
+-- of a call: the wallet, then its rate window; of a change of level: token policies, the wallet, the subscription.
 begin;
 set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
@@ -245,10 +250,124 @@ create table if not exists public.tenant_token_months (
 comment on table public.tenant_token_months is
     'What all wallets of a tenant had spent before a month began, in the tenant''s time zone, where its plan limits the tokens of a month.';
 
+-- Who changes to which level, and how: section "changes of level" below.
+create table if not exists public.level_upgrade_paths (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    from_level_id uuid not null,
+    to_level_id uuid not null,
+    discount_percent integer not null default 0,
+    timing text not null default 'any',
+    self_service boolean not null default false,
+    constraint level_upgrade_paths_pkey primary key (tenant_id, id),
+    constraint level_upgrade_paths_levels_key unique (tenant_id, from_level_id, to_level_id),
+    constraint level_upgrade_paths_from_fkey foreign key (tenant_id, from_level_id) references public.levels (tenant_id, id),
+    constraint level_upgrade_paths_to_fkey foreign key (tenant_id, to_level_id) references public.levels (tenant_id, id),
+    constraint level_upgrade_paths_levels_check check (from_level_id <> to_level_id),
+    constraint level_upgrade_paths_discount_check check (discount_percent >= 0 and discount_percent <= 100),
+    constraint level_upgrade_paths_timing_check check (timing in ('now', 'period_end', 'any'))
+);
+create index if not exists level_upgrade_paths_to_idx on public.level_upgrade_paths (tenant_id, to_level_id);
+comment on table public.level_upgrade_paths is
+    'From which level to which one changes: at once, at the end of the period or either; with a discount on the first period; by users themselves or by admins alone.';
+comment on column public.level_upgrade_paths.discount_percent is 'Off the price of the first period on the level, once for a user and level.';
+
+-- The period that runs. What each level of it costs is agreed when the user first comes to it and holds until the period ends.
+create table if not exists public.user_subscriptions (
+    tenant_id uuid not null,
+    user_id uuid not null,
+    level_id uuid not null,
+    cycle text,
+    currency text,
+    amount bigint not null default 0,
+    trial boolean not null default false,
+    trial_grant_id uuid,
+    anchor_at timestamptz not null,
+    period_start timestamptz not null,
+    period_end timestamptz not null default 'infinity',
+    agreed jsonb not null default '{}',
+    allowances jsonb not null default '{}',
+    billed_by text,
+    constraint user_subscriptions_pkey primary key (tenant_id, user_id),
+    constraint user_subscriptions_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint user_subscriptions_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
+    constraint user_subscriptions_amount_check check (amount >= 0),
+    constraint user_subscriptions_period_check check (period_end > period_start),
+    constraint user_subscriptions_cycle_check check (cycle in ('monthly', 'quarterly', 'yearly', 'lifetime')),
+    constraint user_subscriptions_currency_check check ((cycle is null) = (currency is null))
+);
+create index if not exists user_subscriptions_level_idx on public.user_subscriptions (tenant_id, level_id);
+create index if not exists user_subscriptions_end_idx on public.user_subscriptions (tenant_id, period_end) where period_end < 'infinity';
+comment on table public.user_subscriptions is
+    'What a user pays for: level, cycle and currency, and the period that runs; one without an end costs nothing more. Written by change_user_level and the job level_changes.';
+comment on column public.user_subscriptions.amount is 'The price of a period without discount, in minor units; what a renewal costs when no price is in force then.';
+comment on column public.user_subscriptions.agreed is
+    'By level id, for the running period: rate (the whole period), fee (once on joining) and since (when it was charged); of a trial, what its end charges.';
+comment on column public.user_subscriptions.allowances is 'By level id: plan (tokens of a whole period), from and until, as they were when the user came to it.';
+comment on column public.user_subscriptions.billed_by is 'Reference of the last payment that a provider reported, when one bills.';
+
+create table if not exists public.level_changes (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    from_level_id uuid,
+    to_level_id uuid not null,
+    timing text not null,
+    state text not null,
+    requested_at timestamptz not null,
+    effective_at timestamptz not null,
+    closed_at timestamptz,
+    trial boolean not null default false,
+    discount_percent integer not null default 0,
+    terms jsonb not null,
+    reason text,
+    actor_id uuid,
+    idempotency_key text,
+    request_hash bytea,
+    constraint level_changes_pkey primary key (tenant_id, id),
+    constraint level_changes_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint level_changes_timing_check check (timing in ('now', 'period_end')),
+    constraint level_changes_state_check check (state in ('scheduled', 'applied', 'undone', 'lapsed')),
+    constraint level_changes_closed_check check ((state = 'scheduled') = (closed_at is null))
+);
+create unique index if not exists level_changes_scheduled_idx on public.level_changes (tenant_id, user_id) where state = 'scheduled';
+create unique index if not exists level_changes_idempotency_idx on public.level_changes (tenant_id, user_id, idempotency_key) where idempotency_key is not null;
+create index if not exists level_changes_user_idx on public.level_changes (tenant_id, user_id, requested_at);
+create index if not exists level_changes_due_idx on public.level_changes (tenant_id, effective_at) where state = 'scheduled';
+comment on table public.level_changes is
+    'Every change of a level by change_user_level, with the numbers it was told: scheduled, then applied, undone or lapsed. Levels in it may be gone.';
+
+create table if not exists public.level_invoice_lines (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    change_id uuid,
+    level_id uuid not null,
+    kind text not null,
+    cycle text not null,
+    currency text not null,
+    amount bigint not null,
+    period_start timestamptz not null,
+    period_end timestamptz not null,
+    payment_reference text,
+    created_at timestamptz not null,
+    constraint level_invoice_lines_pkey primary key (tenant_id, id),
+    constraint level_invoice_lines_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint level_invoice_lines_kind_check check (kind in ('charge', 'fee', 'credit', 'fee_credit', 'renewal', 'billed')),
+    constraint level_invoice_lines_cycle_check check (cycle in ('monthly', 'quarterly', 'yearly', 'lifetime')),
+    constraint level_invoice_lines_amount_check check (case when kind in ('credit', 'fee_credit') then amount < 0 when kind = 'billed' then true else amount > 0 end),
+    constraint level_invoice_lines_reference_check check (payment_reference <> '' and octet_length(payment_reference) <= 255)
+);
+create index if not exists level_invoice_lines_user_idx on public.level_invoice_lines (tenant_id, user_id, created_at);
+comment on table public.level_invoice_lines is
+    'What changes of level and renewals cost, in minor units: a credit is negative. The lines of a user''s period add up to what it costs, never below nothing.';
+comment on column public.level_invoice_lines.payment_reference is 'What the provider calls the payment, when one bills and this is its record.';
+
 -- the same that 010 writes: functions and the rows below work before it has run, and no login has anything
 grant select, insert, update, delete on public.level_features, public.level_feature_usage, public.level_feature_keys,
     public.level_restrictions, public.user_rate_windows, public.level_pricing, public.level_benefits, public.level_analytics,
-    public.tenant_token_months to vanilla_definer, vanilla_system;
+    public.tenant_token_months,
+    public.level_upgrade_paths, public.user_subscriptions, public.level_changes, public.level_invoice_lines to vanilla_definer, vanilla_system;
 grant select, insert on public.user_level_changes to vanilla_definer, vanilla_system;
 
 -- features ---------------------------------------------------------------------------------------------------------
@@ -515,10 +634,19 @@ begin
     end if;
     update public.payment_subscriptions s set level_id = null where s.tenant_id = v_level.tenant_id and s.level_id = v_level.id;
     delete from public.payment_prices p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;
+    select count(*) into v_users from (
+        select from public.user_subscriptions s where s.tenant_id = v_level.tenant_id and s.level_id = v_level.id
+        union all
+        select from public.level_changes c where c.tenant_id = v_level.tenant_id and c.to_level_id = v_level.id and c.state = 'scheduled') u;
+    if v_users > 0 then
+        perform vanilla.refuse('VS409', format('%s users pay for the level %s or change to it', v_users, v_level.slug),
+            jsonb_build_object('level', v_level.slug, 'users', v_users), 'Let their periods end, or undo the changes.');
+    end if;
     delete from public.level_features f where f.tenant_id = v_level.tenant_id and f.level_id = v_level.id;
     delete from public.level_restrictions r where r.tenant_id = v_level.tenant_id and r.level_id = v_level.id;
     delete from public.level_pricing p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;
     delete from public.level_benefits b where b.tenant_id = v_level.tenant_id and b.level_id = v_level.id;
+    delete from public.level_upgrade_paths p where p.tenant_id = v_level.tenant_id and v_level.id in (p.from_level_id, p.to_level_id);
     delete from public.level_token_policies p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;
     begin
         delete from public.levels l where l.tenant_id = v_level.tenant_id and l.id = v_level.id;
@@ -832,6 +960,782 @@ $f$;
 comment on function public.set_level_benefits(uuid, jsonb, uuid) is
     'The benefits of a level, all of them in order: [{"text": ..., "highlighted": true}]. Admin or operator. Returns how many.';
 
+-- changes of level -------------------------------------------------------------------------------------------------
+-- docs/design/levels.md says the rules. What a period costs is the sum over the levels of it of the time on each: a change at t
+-- gives back the rest of the one and charges the rest of the other. plan_level_change computes, for preview and change alike;
+-- apply_level_change writes what was computed; play_subscription does what time brings.
+create or replace function vanilla.rest_of(p_amount bigint, p_from timestamptz, p_until timestamptz, p_at timestamptz) returns bigint language sql immutable
+    return case when p_at <= p_from or p_until = 'infinity' then p_amount when p_at >= p_until then 0
+        else div(p_amount * extract(epoch from p_until - p_at), extract(epoch from p_until - p_from))::bigint end;
+comment on function vanilla.rest_of(bigint, timestamptz, timestamptz, timestamptz) is
+    'What of an amount for a whole period falls on the rest of it, to the microsecond, rounded down: from the first instant all of it, from the last on nothing.';
+
+create or replace function vanilla.cycle_end(p_cycle text, p_anchor timestamptz, p_time_zone text, p_at timestamptz) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_months integer := case p_cycle when 'monthly' then 1 when 'quarterly' then 3 when 'yearly' then 12 end;
+    v_anchor timestamp := p_anchor at time zone p_time_zone;
+    v_at timestamp := p_at at time zone p_time_zone;
+    v_n integer := ((extract(year from v_at) - extract(year from v_anchor)) * 12 + extract(month from v_at) - extract(month from v_anchor))::integer / v_months;
+begin
+    if v_months is null then return 'infinity'; end if;
+    -- always counted from the anchor: the 31st comes back after a shorter month
+    v_n := greatest(v_n - 1, 1);
+    while (v_anchor + make_interval(months => v_n * v_months)) at time zone p_time_zone <= p_at loop v_n := v_n + 1; end loop;
+    return (v_anchor + make_interval(months => v_n * v_months)) at time zone p_time_zone;
+end
+$f$;
+comment on function vanilla.cycle_end(text, timestamptz, text, timestamptz) is
+    'When the period of a cycle that holds a moment ends, counted from the day it was first paid, in the tenant''s time zone; infinity of lifetime.';
+
+create or replace function vanilla.price_for(p_level public.levels, p_cycle text, p_currency text, p_held public.user_subscriptions, p_own boolean, p_at timestamptz,
+    out price_id uuid, out cycle text, out currency text, out amount bigint, out trial_days integer, out trial_credits bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_currency text := upper(coalesce(p_currency, p_held.currency));
+    v_all public.level_pricing[];
+    v_prices public.level_pricing[];
+    v_names text[];
+begin
+    select array_agg(p) into v_all from public.level_pricing p
+        where p.tenant_id = p_level.tenant_id and p.level_id = p_level.id and p.cycle <> 'one_time' and p.valid_from <= p_at and p.valid_until > p_at;
+    if v_all is null then
+        if p_own then
+            perform vanilla.refuse('VS409', format('the level %s has no price', p_level.slug), jsonb_build_object('level', p_level.slug),
+                'An admin of the tenant can put you on it.');
+        end if;
+        amount := 0;
+        return;
+    end if;
+    select array_agg(distinct p.currency order by p.currency) into v_names from unnest(v_all) p;
+    if v_currency is null then
+        if cardinality(v_names) > 1 and exists (select from unnest(v_all) p where p.amount > 0) then
+            perform vanilla.refuse('VS400', format('the level %s has prices in several currencies', p_level.slug),
+                jsonb_build_object('param', 'currency', 'currencies', v_names), 'Name one of them.');
+        end if;
+        v_currency := v_names[1];
+    end if;
+    select array_agg(p) into v_prices from unnest(v_all) p where p.currency = v_currency;
+    if v_prices is null then
+        perform vanilla.refuse('VS409', format('the level %s has no price in %s', p_level.slug, v_currency),
+            jsonb_build_object('param', 'currency', 'currency', v_currency, 'currencies', v_names), 'A subscription stays in its currency.');
+    end if;
+    select array_agg(p.cycle order by p.cycle) into v_names from unnest(v_prices) p;
+    cycle := coalesce(p_cycle, p_held.cycle, case when 'monthly' = any (v_names) then 'monthly' end);
+    if not exists (select from unnest(v_prices) p where p.amount > 0) then
+        cycle := coalesce(cycle, v_names[1]);      -- what costs nothing costs nothing by any cycle
+        currency := v_currency;
+        amount := 0;
+        trial_days := 0;
+        return;
+    end if;
+    if p_cycle is null and not cycle = any (v_names) or cycle is null then
+        cycle := case when 'monthly' = any (v_names) then 'monthly' when cardinality(v_names) = 1 then v_names[1] end;
+    end if;
+    if cycle is null or not cycle = any (v_names) then
+        perform vanilla.refuse(case when cycle is null then 'VS400' else 'VS409' end, format('the level %s has no %s price in %s', p_level.slug, coalesce(cycle, 'single'), v_currency),
+            jsonb_build_object('param', 'cycle', 'cycles', v_names), 'Name one of its cycles.');
+    end if;
+    select p.id, p.currency, p.amount, p.trial_days, p.trial_credits into price_id, currency, amount, trial_days, trial_credits
+        from unnest(v_prices) p where p.cycle = price_for.cycle;
+end
+$f$;
+comment on function vanilla.price_for(public.levels, text, text, public.user_subscriptions, boolean, timestamptz) is
+    'The price of a level at a moment for who asks for a cycle and a currency, or keeps those of the running subscription. Refuses what would be a guess.';
+
+create or replace function vanilla.plan_tokens(p_wallet public.user_token_wallets, p_held public.user_subscriptions, p_level_id uuid, p_trial boolean, p_at timestamptz) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_kept jsonb := p_held.allowances -> p_wallet.level_id::text;
+    v_from_plan bigint := 0;
+    v_from_at timestamptz := p_wallet.period_start;
+    v_to jsonb := p_held.allowances -> p_level_id::text;
+    v_policy record;
+    v_period record;
+    v_rest_from bigint := 0;
+    v_net bigint;
+    v_unused bigint;
+begin
+    if p_wallet.level_id is not null and p_wallet.next_reset_at > p_at then
+        -- the plan as it was when the user came to the level in this period, or as the period opened with it
+        if (v_kept ->> 'until')::timestamptz = p_wallet.next_reset_at then
+            v_from_plan := (v_kept ->> 'plan')::bigint;
+            v_from_at := (v_kept ->> 'from')::timestamptz;
+        else
+            v_from_plan := coalesce((select g.amount from public.user_token_grants g where g.tenant_id = p_wallet.tenant_id and g.user_id = p_wallet.user_id and g.kind = 'plan'
+                and g.level_id = p_wallet.level_id and g.effective_at = p_wallet.period_start and g.expires_at = p_wallet.next_reset_at order by g.id limit 1), 0);
+        end if;
+        v_rest_from := vanilla.rest_of(v_from_plan, v_from_at, p_wallet.next_reset_at, p_at);
+    end if;
+    if p_trial and p_wallet.next_reset_at > p_at then      -- a trial has its own tokens; the plan goes on as it was
+        v_to := jsonb_build_object('plan', v_from_plan, 'from', v_from_at, 'until', p_wallet.next_reset_at);
+    elsif v_to is null or p_level_id = p_wallet.level_id or (v_to ->> 'until')::timestamptz <= p_at then
+        select least(coalesce(u.monthly_allocation, p.monthly_allocation), coalesce(u.monthly_cap, p.monthly_cap)) as plan, p.period, p.period_anchor, t.time_zone
+            into v_policy from public.level_token_policies p
+            join public.tenants t on t.tenant_id = p.tenant_id and t.id = p.tenant_id
+            left join public.user_token_policies u on u.tenant_id = p.tenant_id and u.user_id = p_wallet.user_id
+            where p.tenant_id = p_wallet.tenant_id and p.level_id = p_level_id;
+        if not found then
+            perform vanilla.refuse('VS404', 'the level has no token policy', jsonb_build_object('level_id', p_level_id), 'set_level_token_policy gives it one.');
+        end if;
+        select * into v_period from vanilla.period_at(v_policy.period, v_policy.period_anchor, p_wallet.anchor_at, v_policy.time_zone, p_at);
+        v_to := jsonb_build_object('plan', case when p_trial then 0 else v_policy.plan end, 'from', v_period.starts_at, 'until', v_period.ends_at);
+    end if;
+    v_net := vanilla.rest_of((v_to ->> 'plan')::bigint, (v_to ->> 'from')::timestamptz, (v_to ->> 'until')::timestamptz, p_at) - v_rest_from;
+    select coalesce(sum(g.remaining), 0) into v_unused from vanilla.grants_after_burn(p_wallet.tenant_id, p_wallet.user_id) g where g.kind = 'plan';
+    return v_to || jsonb_build_object('at', p_at, 'rest_from', v_rest_from, 'rest_to', v_rest_from + v_net, 'granted', greatest(v_net, 0),
+        'taken', least(greatest(-v_net, 0), v_unused), 'short', greatest(-v_net - v_unused, 0),
+        -- so that a way back within the period finds what the level was
+        'kept', case when p_wallet.level_id is not null and p_wallet.next_reset_at > p_at then jsonb_build_object(p_wallet.level_id,
+            jsonb_build_object('plan', v_from_plan, 'from', v_from_at, 'until', p_wallet.next_reset_at)) else '{}' end);
+end
+$f$;
+comment on function vanilla.plan_tokens(public.user_token_wallets, public.user_subscriptions, uuid, boolean, timestamptz) is
+    'Tokens of a change of level at a moment: the rest of the new plan less the rest of the old one is granted or taken; short is what was to be taken and is spent.';
+
+create or replace function vanilla.plan_level_change(p_user public.users, p_wallet public.user_token_wallets, p_level_id uuid, p_when text, p_cycle text,
+    p_currency text, p_trial boolean, p_own boolean, p_look boolean, p_recorded boolean) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_from public.levels;
+    v_to public.levels;
+    v_held public.user_subscriptions;
+    v_path public.level_upgrade_paths;
+    v_price record;
+    v_zone text := (select t.time_zone from public.tenants t where t.tenant_id = p_user.tenant_id and t.id = p_user.tenant_id);
+    v_at timestamptz;
+    v_running boolean;
+    v_in_period boolean;
+    v_is jsonb;      -- what the level left costs in this period
+    v_was jsonb;     -- what the level entered cost, when the user was on it in this period
+    v_credit bigint := 0;
+    v_fee_credit bigint := 0;
+    v_discount integer := 0;
+    v_rate bigint;
+    v_fee bigint := 0;
+    v_since timestamptz;
+    v_charge bigint;
+    v_fee_charge bigint;
+    v_trial boolean;
+    v_start timestamptz;
+    v_end timestamptz;
+    v_tokens jsonb;
+begin
+    if p_when is null or p_when not in ('now', 'period_end') then
+        perform vanilla.refuse('VS400', format('a change is now or at period_end, not %s', coalesce(p_when, 'null')), '{"param": "when"}');
+    end if;
+    if p_cycle is not null and p_cycle not in ('monthly', 'quarterly', 'yearly', 'lifetime') then
+        perform vanilla.refuse('VS400', format('unknown cycle %s', p_cycle), '{"param": "cycle"}', 'monthly, quarterly, yearly or lifetime; a one_time price comes beside it.');
+    end if;
+    select * into v_to from public.levels l where l.tenant_id = p_user.tenant_id and l.id = p_level_id;
+    if not found then
+        perform vanilla.refuse('VS404', 'no such level', jsonb_build_object('level_id', p_level_id));
+    end if;
+    select * into v_from from public.levels l where l.tenant_id = p_user.tenant_id and l.id = p_wallet.level_id;
+    if v_from.id = v_to.id then
+        perform vanilla.refuse('VS409', format('the user is on the level %s', v_to.slug), jsonb_build_object('level', v_to.slug));
+    end if;
+    if v_to.status <> 'active' then
+        perform vanilla.refuse('VS409', format('the level %s is %s', v_to.slug, v_to.status), jsonb_build_object('level', v_to.slug, 'status', v_to.status));
+    end if;
+    if not p_recorded and exists (select from public.level_changes c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.state = 'scheduled') then
+        perform vanilla.refuse('VS409', 'another change is scheduled', (select jsonb_build_object('change_id', c.id, 'to', c.terms ->> 'to', 'effective_at', c.effective_at)
+                from public.level_changes c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.state = 'scheduled'), 'Undo it first.');
+    end if;
+    select * into v_path from public.level_upgrade_paths p where p.tenant_id = p_user.tenant_id and p.from_level_id = v_from.id and p.to_level_id = v_to.id;
+    if not found and not p_recorded then
+        perform vanilla.refuse('VS409', format('no path leads from %s to %s', coalesce(v_from.slug, 'no level'), v_to.slug),
+            jsonb_build_object('from', v_from.slug, 'to', v_to.slug), 'An admin makes one with set_upgrade_path.');
+    end if;
+    if p_own and not v_path.self_service then
+        if not p_look then
+            perform vanilla.refuse('VS403', format('only an admin changes from %s to %s', v_from.slug, v_to.slug), '{"need": "admin"}');
+        end if;
+        p_own := false;
+    end if;
+    if v_path.timing not in ('any', p_when) then
+        perform vanilla.refuse('VS409', format('from %s to %s one changes %s', v_from.slug, v_to.slug, case v_path.timing when 'now' then 'at once' else 'at the end of the period' end),
+            jsonb_build_object('param', 'when', 'timing', v_path.timing), format('when => ''%s''', v_path.timing));
+    end if;
+
+    select * into v_held from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
+    v_running := coalesce(v_held.period_end > v_now and v_held.period_end < 'infinity' and not v_held.trial, false);
+    v_is := v_held.agreed -> v_held.level_id::text;
+    v_at := case when p_when = 'now' then v_now when v_held.period_end < 'infinity' then v_held.period_end else p_wallet.next_reset_at end;
+    if v_at is null then
+        perform vanilla.refuse('VS409', 'no period runs that could end', '{"param": "when"}', 'when => ''now''');
+    end if;
+    select * into v_price from vanilla.price_for(v_to, p_cycle, p_currency, v_held, p_own, v_at);
+    if v_running and p_when = 'now' then
+        v_credit := vanilla.rest_of((v_is ->> 'rate')::bigint, v_held.period_start, v_held.period_end, v_now);
+        v_fee_credit := vanilla.rest_of((v_is ->> 'fee')::bigint, (v_is ->> 'since')::timestamptz, v_held.period_end, v_now);
+    end if;
+    -- while something is paid for, its currency and, until its end, its cycle stay
+    if v_running and (v_is ->> 'rate')::bigint + (v_is ->> 'fee')::bigint > 0 then
+        if v_price.currency <> v_held.currency then
+            perform vanilla.refuse('VS409', format('the period that runs is paid in %s', v_held.currency), jsonb_build_object('param', 'currency', 'currency', v_held.currency));
+        end if;
+        if p_when = 'now' and v_price.amount > 0 and v_price.cycle <> v_held.cycle then
+            perform vanilla.refuse('VS409', format('the period that runs is %s', v_held.cycle),
+                jsonb_build_object('param', 'cycle', 'cycle', v_held.cycle, 'period_end', v_held.period_end), 'Another cycle begins when it ends: when => ''period_end''.');
+        end if;
+    end if;
+    v_in_period := v_running and p_when = 'now' and (v_price.amount = 0 or v_price.cycle = v_held.cycle and v_price.currency = v_held.currency);
+    v_was := case when v_in_period then v_held.agreed -> v_to.id::text end;
+    v_since := v_at;
+    if v_was is not null then      -- a way back within the period costs what it cost: going in a circle gains nothing
+        v_rate := (v_was ->> 'rate')::bigint;
+        v_fee := (v_was ->> 'fee')::bigint;
+        v_since := (v_was ->> 'since')::timestamptz;
+    else
+        if v_path.discount_percent > 0 and v_price.amount > 0 and not exists (select from public.level_changes c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id
+                and c.to_level_id = v_to.id and c.state = 'applied' and c.discount_percent > 0) then
+            v_discount := v_path.discount_percent;
+        end if;
+        v_rate := v_price.amount - div(v_price.amount::numeric * v_discount, 100)::bigint;
+        if v_price.cycle = 'lifetime' and exists (select from public.level_invoice_lines i where i.tenant_id = p_user.tenant_id and i.user_id = p_user.id
+                and i.level_id = v_to.id and i.cycle = 'lifetime') then
+            v_rate := 0;      -- paid once and for all
+        end if;
+        if v_price.currency is not null and coalesce((select sum(i.amount) from public.level_invoice_lines i where i.tenant_id = p_user.tenant_id and i.user_id = p_user.id
+                and i.level_id = v_to.id and i.kind in ('fee', 'fee_credit')), 0) = 0 then
+            select p.amount into v_fee from public.level_pricing p where p.tenant_id = p_user.tenant_id and p.level_id = v_to.id
+                and p.cycle = 'one_time' and p.currency = v_price.currency and p.valid_from <= v_at and p.valid_until > v_at;
+            v_fee := coalesce(v_fee, 0);
+        end if;
+    end if;
+    if v_price.amount = 0 and v_fee = 0 and not v_in_period then      -- nothing is paid for, so nothing binds
+        v_price.cycle := null;
+        v_price.currency := null;
+    end if;
+    v_trial := p_trial and not p_recorded and p_when = 'now' and not v_running and v_rate > 0 and v_price.trial_days > 0
+        and not exists (select from public.level_changes c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.to_level_id = v_to.id and c.trial);
+    if v_in_period then
+        v_start := v_held.period_start;
+        v_end := v_held.period_end;
+    else
+        v_start := v_at;
+        v_end := case when v_trial then (v_at at time zone v_zone + make_interval(days => v_price.trial_days)) at time zone v_zone
+            when v_price.amount = 0 then 'infinity' else vanilla.cycle_end(v_price.cycle, v_at, v_zone, v_at) end;
+    end if;
+    v_charge := case when v_trial then 0 else vanilla.rest_of(v_rate, v_start, v_end, v_at) end;
+    v_fee_charge := case when v_trial then 0 else vanilla.rest_of(v_fee, v_since, v_end, v_at) end;
+    if p_when = 'now' then
+        v_tokens := vanilla.plan_tokens(p_wallet, v_held, v_to.id, v_trial, v_now);
+        if p_own and (v_tokens ->> 'short')::bigint > 0 then
+            perform vanilla.refuse('VS409', 'tokens of the rest of the period are spent already', jsonb_build_object('param', 'when', 'short', v_tokens -> 'short'),
+                'At the end of the period the change is free to happen.');
+        end if;
+    end if;
+    return jsonb_build_object('user_id', p_user.id, 'from', v_from.slug, 'to', v_to.slug, 'from_level_id', v_from.id, 'to_level_id', v_to.id, 'when', p_when, 'effective_at', v_at,
+        'cycle', v_price.cycle, 'currency', v_price.currency, 'amount', v_price.amount, 'discount_percent', v_discount, 'rate', v_rate, 'one_time', v_fee, 'since', v_since,
+        'in_period', v_in_period, 'period_start', v_start, 'period_end', nullif(v_end, 'infinity'), 'trial', v_trial,
+        'trial_credits', case when v_trial then v_price.trial_credits else 0 end, 'self_service', coalesce(v_path.self_service, false),
+        'lines', (select coalesce(jsonb_agg(jsonb_build_object('kind', x.kind, 'level', x.level, 'amount', x.amount) order by x.n), '[]')
+            from (values (1, 'credit', v_from.slug, -v_credit), (2, 'fee_credit', v_from.slug, -v_fee_credit), (3, 'charge', v_to.slug, v_charge), (4, 'fee', v_to.slug, v_fee_charge)) x (n, kind, level, amount)
+            where x.amount <> 0),
+        'due', v_charge + v_fee_charge - v_credit - v_fee_credit, 'tokens', v_tokens);
+end
+$f$;
+comment on function vanilla.plan_level_change(public.users, public.user_token_wallets, uuid, text, text, text, boolean, boolean, boolean, boolean) is
+    'What a change of level comes to: its lines, its period, its tokens. Writes nothing; preview_level_change tells it, change_user_level does it.';
+
+create or replace function vanilla.write_invoice_line(p_user public.users, p_change_id uuid, p_level_id uuid, p_kind text, p_amount bigint, p_held public.user_subscriptions,
+    p_reference text default null) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    insert into public.level_invoice_lines (tenant_id, user_id, change_id, level_id, kind, cycle, currency, amount, period_start, period_end, payment_reference, created_at)
+        select p_user.tenant_id, p_user.id, p_change_id, p_level_id, p_kind, p_held.cycle, p_held.currency, p_amount, p_held.period_start, p_held.period_end, p_reference, vanilla.clock()
+        where p_amount <> 0
+$f$;
+comment on function vanilla.write_invoice_line(public.users, uuid, uuid, text, bigint, public.user_subscriptions, text) is
+    'A line of the period that a subscription is in; none for nothing.';
+
+create or replace function vanilla.carry_plan(p_wallet public.user_token_wallets, p_level_id uuid, p_plan jsonb) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_left bigint := (p_plan ->> 'taken')::bigint;
+    v_short bigint := (p_plan ->> 'short')::bigint;
+    v_part bigint;
+    v_grant public.user_token_grants;
+    v_entry public.user_token_ledger;
+    v_facts jsonb := jsonb_build_object('period_start', p_plan -> 'from', 'next_reset_at', p_plan -> 'until', 'rest_from', p_plan -> 'rest_from', 'rest_to', p_plan -> 'rest_to');
+begin
+    v_entry.source := 'level_policy';
+    v_entry.metadata := v_facts;
+    if (p_plan ->> 'granted')::bigint > 0 then
+        v_entry.direction := 'credit';
+        v_entry.reason := 'rest of the period on the level';
+        perform vanilla.grant_tokens(p_wallet, 'plan', (p_plan ->> 'granted')::bigint, (p_plan ->> 'at')::timestamptz, (p_plan ->> 'until')::timestamptz, p_level_id, v_entry);
+    else
+        for v_grant in select * from public.user_token_grants g
+            where g.tenant_id = p_wallet.tenant_id and g.user_id = p_wallet.user_id and g.state = 'active' and g.kind = 'plan' and g.remaining > 0
+            order by g.expires_at desc, g.id desc
+        loop
+            v_part := least(v_left, v_grant.remaining);
+            exit when v_part = 0;
+            update public.user_token_grants g set remaining = g.remaining - v_part where g.tenant_id = v_grant.tenant_id and g.id = v_grant.id;
+            p_wallet.available_tokens := p_wallet.available_tokens - v_part;
+            v_entry.id := null;
+            v_entry.direction := 'void';
+            v_entry.amount := -v_part;
+            v_entry.reason := 'rest of the period on the level left';
+            v_entry.grant_id := v_grant.id;
+            perform vanilla.post_entry(p_wallet, v_entry);
+            p_wallet := vanilla.read_wallet(p_wallet.tenant_id, p_wallet.user_id);
+            v_left := v_left - v_part;
+        end loop;
+        if v_short > 0 then      -- what was spent ahead is owed: first from what else there is, then as debt
+            v_part := least(v_short, p_wallet.available_tokens);
+            p_wallet.available_tokens := p_wallet.available_tokens - v_part;
+            p_wallet.burn := p_wallet.burn + v_part;
+            p_wallet.borrowed_tokens := p_wallet.borrowed_tokens + v_short - v_part;
+            v_entry.id := null;
+            v_entry.grant_id := null;
+            v_entry.direction := 'adjustment';
+            v_entry.amount := -v_short;
+            v_entry.reason := 'spent ahead on the level left';
+            perform vanilla.post_entry(p_wallet, v_entry);
+        end if;
+        -- an empty grant of the new level, by which auto_allocate_tokens_for_level knows that its plan of this period was given
+        insert into public.user_token_grants (tenant_id, user_id, kind, priority, amount, remaining, effective_at, expires_at, level_id, created_at)
+            values (p_wallet.tenant_id, p_wallet.user_id, 'plan', vanilla.grant_priority('plan'), greatest((p_plan ->> 'rest_to')::bigint, 1), 0,
+                (p_plan ->> 'at')::timestamptz, (p_plan ->> 'until')::timestamptz, p_level_id, vanilla.clock());
+    end if;
+    update public.user_token_wallets w set period_start = (p_plan ->> 'from')::timestamptz, next_reset_at = (p_plan ->> 'until')::timestamptz
+        where w.tenant_id = p_wallet.tenant_id and w.user_id = p_wallet.user_id;
+end
+$f$;
+comment on function vanilla.carry_plan(public.user_token_wallets, uuid, jsonb) is
+    'Tokens of a change of level as plan_tokens computed them, on a wallet whose burn is settled: a grant for the rest of the period, or what of the old plan is taken back. assign_level of 002 calls it.';
+
+create or replace function vanilla.set_trial_allocation(p_user public.users, p_allocation bigint) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    insert into public.user_token_policies as p (tenant_id, user_id, trial_allocation)
+        select p_user.tenant_id, p_user.id, p_allocation
+        where p_allocation is not null or exists (select from public.user_token_policies p where p.tenant_id = p_user.tenant_id and p.user_id = p_user.id)
+        on conflict (tenant_id, user_id) do update set trial_allocation = excluded.trial_allocation
+$f$;
+comment on function vanilla.set_trial_allocation(public.users, bigint) is 'What a user gets a period while a trial runs; null: what the level says.';
+
+create or replace function vanilla.apply_level_change(p_user public.users, p_wallet public.user_token_wallets, p_terms jsonb, p_change_id uuid,
+    p_reference text default null, p_billed bigint default null) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_held public.user_subscriptions;
+    v_new public.user_subscriptions;
+    v_line_of public.user_subscriptions;
+    v_grant public.user_token_grants;
+    v_entry public.user_token_ledger;
+    v_line jsonb;
+    v_result jsonb;
+    v_from uuid := (p_terms ->> 'from_level_id')::uuid;
+    v_to uuid := (p_terms ->> 'to_level_id')::uuid;
+    v_tokens jsonb := p_terms -> 'tokens';
+    v_trial boolean := (p_terms ->> 'trial')::boolean;
+begin
+    select * into v_held from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id for update;
+    v_new.tenant_id := p_user.tenant_id;
+    v_new.user_id := p_user.id;
+    v_new.level_id := v_to;
+    v_new.cycle := p_terms ->> 'cycle';
+    v_new.currency := p_terms ->> 'currency';
+    v_new.amount := (p_terms ->> 'amount')::bigint;
+    v_new.trial := v_trial;
+    v_new.period_start := (p_terms ->> 'period_start')::timestamptz;
+    v_new.period_end := coalesce((p_terms ->> 'period_end')::timestamptz, 'infinity');
+    v_new.anchor_at := case when (p_terms ->> 'in_period')::boolean then v_held.anchor_at else v_new.period_start end;
+    v_new.agreed := case when (p_terms ->> 'in_period')::boolean then v_held.agreed else '{}' end
+        || jsonb_build_object(v_to, jsonb_build_object('rate', p_terms -> 'rate', 'fee', p_terms -> 'one_time', 'since', p_terms -> 'since'));
+    v_new.allowances := coalesce((select jsonb_object_agg(a.key, a.value) from jsonb_each(v_held.allowances) a
+            where (a.value ->> 'until')::timestamptz > (v_tokens ->> 'at')::timestamptz), '{}')
+        || (v_tokens -> 'kept') || jsonb_build_object(v_to, jsonb_build_object('plan', v_tokens -> 'plan', 'from', v_tokens -> 'from', 'until', v_tokens -> 'until'));
+    v_new.billed_by := p_reference;
+    -- in the period that is left the credits stand, in the one that begins the charges
+    if p_billed is not null then
+        v_line_of := v_new;
+        if v_new.currency is null then      -- a refund on leaving is in the currency that was paid
+            v_line_of := v_held;
+            if v_held.currency is null then
+                perform vanilla.refuse('VS400', 'neither level has a price, so the amount has no currency', '{"param": "billed_amount"}');
+            end if;
+        end if;
+        perform vanilla.write_invoice_line(p_user, p_change_id, v_to, 'billed', p_billed, v_line_of, p_reference);
+    else
+        for v_line in select * from jsonb_array_elements(p_terms -> 'lines') loop
+            perform vanilla.write_invoice_line(p_user, p_change_id, case when v_line ->> 'kind' in ('credit', 'fee_credit') then v_held.level_id else v_to end,
+                v_line ->> 'kind', (v_line ->> 'amount')::bigint, case when v_line ->> 'kind' in ('credit', 'fee_credit') then v_held else v_new end, p_reference);
+        end loop;
+    end if;
+    if v_held.trial_grant_id is not null then      -- the trial is left: what is left of its tokens goes with it
+        p_wallet := vanilla.settle_burn(p_wallet);
+        select * into v_grant from public.user_token_grants g where g.tenant_id = p_user.tenant_id and g.id = v_held.trial_grant_id and g.state = 'active';
+        if found then
+            perform vanilla.drop_grant(p_wallet, v_grant, 'voided', 'void', 'left the trial');
+        end if;
+    end if;
+    if v_trial then
+        perform vanilla.set_trial_allocation(p_user, coalesce((select e.monthly_allocation from vanilla.effective_policy(p_user.tenant_id, p_user.id, v_from) e), 0));
+    elsif v_held.trial then
+        perform vanilla.set_trial_allocation(p_user, null);
+    end if;
+    v_result := vanilla.assign_level(p_user.tenant_id, p_user.id, v_to, v_tokens);
+    if v_trial and (p_terms ->> 'trial_credits')::bigint > 0 then
+        v_entry.direction := 'credit';
+        v_entry.reason := 'trial';
+        v_entry.source := 'level_policy';
+        v_entry := vanilla.grant_tokens(vanilla.settle_burn(vanilla.read_wallet(p_user.tenant_id, p_user.id)), 'trial', (p_terms ->> 'trial_credits')::bigint,
+            vanilla.clock(), v_new.period_end, v_to, v_entry);
+        v_new.trial_grant_id := v_entry.grant_id;
+    end if;
+    delete from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
+    insert into public.user_subscriptions select v_new.*;
+    return v_result;
+end
+$f$;
+comment on function vanilla.apply_level_change(public.users, public.user_token_wallets, jsonb, uuid, text, bigint) is
+    'Writes what plan_level_change computed: lines, subscription, level and tokens. The wallet is locked by the caller.';
+
+create or replace function vanilla.tell_level_change(p_user public.users, p_terms jsonb, p_result jsonb, p_actor_role text default null) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_told jsonb := p_result - 'user_id' || jsonb_build_object('from', p_terms -> 'from', 'to', p_terms -> 'to', 'due', p_terms -> 'due', 'currency', p_terms -> 'currency',
+        'trial', p_terms -> 'trial', 'change_id', p_terms -> 'change_id');
+begin
+    perform vanilla.audit(p_user.tenant_id, 'level.changed', 'user', p_user.id, v_told, null, p_actor_role);
+    perform vanilla.emit_event(p_user.tenant_id, 'token.level_changed', p_user.id, v_told);
+end
+$f$;
+comment on function vanilla.tell_level_change(public.users, jsonb, jsonb, text) is 'Audit row and event of a change of level that took effect.';
+
+create or replace function vanilla.apply_scheduled(p_user public.users, p_change public.level_changes) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_wallet public.user_token_wallets := vanilla.read_wallet(p_user.tenant_id, p_user.id);
+    v_held public.user_subscriptions;
+    v_reason text;
+    v_terms jsonb := p_change.terms;
+begin
+    select * into v_held from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
+    v_reason := case when v_wallet.level_id is distinct from p_change.from_level_id then 'the user is on another level by now'
+        when not exists (select from public.levels l where l.tenant_id = p_user.tenant_id and l.id = p_change.to_level_id and l.status = 'active') then 'the level is not active any more' end;
+    if v_reason is null then
+        v_terms := v_terms || jsonb_build_object('tokens', vanilla.plan_tokens(v_wallet, v_held, p_change.to_level_id, false, v_now));
+        perform vanilla.tell_level_change(p_user, v_terms, vanilla.apply_level_change(p_user, v_wallet, v_terms, p_change.id), 'system');
+    else
+        perform vanilla.audit(p_user.tenant_id, 'level.change_lapsed', 'user', p_user.id, jsonb_build_object('change_id', p_change.id, 'to', v_terms -> 'to', 'reason', v_reason), null, 'system');
+    end if;
+    update public.level_changes c set state = case when v_reason is null then 'applied' else 'lapsed' end, reason = v_reason, closed_at = v_now, terms = v_terms
+        where c.tenant_id = p_change.tenant_id and c.id = p_change.id;
+end
+$f$;
+comment on function vanilla.apply_scheduled(public.users, public.level_changes) is
+    'Carries a scheduled change out with the money it was told and the tokens of now; it lapses when the user is elsewhere or the level is gone.';
+
+create or replace function vanilla.renew_subscription(p_user public.users, p_held public.user_subscriptions) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wallet public.user_token_wallets := vanilla.read_wallet(p_user.tenant_id, p_user.id);
+    v_was_trial boolean := p_held.trial;
+    v_agreed jsonb := p_held.agreed -> p_held.level_id::text;
+    v_tokens jsonb;
+    v_result jsonb;
+begin
+    p_held.period_start := p_held.period_end;
+    p_held.amount := coalesce((select p.amount from public.level_pricing p where p.tenant_id = p_held.tenant_id and p.level_id = p_held.level_id and p.cycle = p_held.cycle
+        and p.currency = p_held.currency and p.valid_from <= p_held.period_start and p.valid_until > p_held.period_start limit 1), p_held.amount);
+    if not v_was_trial then
+        v_agreed := jsonb_build_object('rate', p_held.amount, 'fee', 0);
+    else
+        p_held.anchor_at := p_held.period_start;
+    end if;
+    p_held.agreed := jsonb_build_object(p_held.level_id, v_agreed || jsonb_build_object('since', p_held.period_start));
+    p_held.period_end := case when p_held.amount = 0 then 'infinity' else vanilla.cycle_end(p_held.cycle, p_held.anchor_at,
+        (select t.time_zone from public.tenants t where t.tenant_id = p_held.tenant_id and t.id = p_held.tenant_id), p_held.period_start) end;
+    p_held.trial := false;
+    p_held.trial_grant_id := null;
+    perform vanilla.write_invoice_line(p_user, null, p_held.level_id, case when v_was_trial then 'charge' else 'renewal' end, (v_agreed ->> 'rate')::bigint, p_held);
+    perform vanilla.write_invoice_line(p_user, null, p_held.level_id, 'fee', (v_agreed ->> 'fee')::bigint, p_held);
+    if v_was_trial then
+        perform vanilla.set_trial_allocation(p_user, null);
+        v_tokens := vanilla.plan_tokens(v_wallet, p_held, p_held.level_id, false, vanilla.clock());
+        v_result := vanilla.assign_level(p_user.tenant_id, p_user.id, p_held.level_id, v_tokens);
+        p_held.allowances := p_held.allowances || jsonb_build_object(p_held.level_id, jsonb_build_object('plan', v_tokens -> 'plan', 'from', v_tokens -> 'from', 'until', v_tokens -> 'until'));
+    end if;
+    update public.user_subscriptions s set amount = p_held.amount, trial = false, trial_grant_id = null, anchor_at = p_held.anchor_at, period_start = p_held.period_start,
+            period_end = p_held.period_end, agreed = p_held.agreed, allowances = p_held.allowances
+        where s.tenant_id = p_held.tenant_id and s.user_id = p_held.user_id;
+    perform vanilla.emit_event(p_user.tenant_id, 'level.renewed', p_user.id, jsonb_build_object('level_id', p_held.level_id, 'after_trial', v_was_trial, 'cycle', p_held.cycle,
+        'currency', p_held.currency, 'amount', (v_agreed ->> 'rate')::bigint + (v_agreed ->> 'fee')::bigint, 'period_start', p_held.period_start, 'period_end', nullif(p_held.period_end, 'infinity')));
+end
+$f$;
+comment on function vanilla.renew_subscription(public.users, public.user_subscriptions) is
+    'The period of a subscription has ended and nothing else was scheduled: the next one begins with its line; after a trial it is the first that is paid, and the plan''s tokens begin.';
+
+create or replace function vanilla.play_subscription(p_user public.users) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_held public.user_subscriptions;
+    v_change public.level_changes;
+    v_played integer := 0;
+begin
+    loop      -- in order of time: of several periods that were missed each has its line
+        select * into v_held from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
+        select * into v_change from public.level_changes c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.state = 'scheduled';
+        if v_change.effective_at <= least(v_now, v_held.period_end) then
+            perform vanilla.apply_scheduled(p_user, v_change);
+        elsif v_held.period_end <= v_now then
+            if v_held.level_id = (vanilla.read_wallet(p_user.tenant_id, p_user.id)).level_id then
+                perform vanilla.renew_subscription(p_user, v_held);
+            else      -- moved by hand since: what was paid for has run out
+                perform vanilla.set_trial_allocation(p_user, null);
+                delete from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
+            end if;
+        else
+            return v_played;
+        end if;
+        v_played := v_played + 1;
+    end loop;
+end
+$f$;
+comment on function vanilla.play_subscription(public.users) is
+    'What time has brought to a subscription: its scheduled change, the end of its trial, its renewals. The wallet is locked and folded by the caller. Returns how many.';
+
+create or replace function vanilla.begin_level_change(p_user public.users, p_level_id uuid, p_wait boolean default true) returns public.user_token_wallets
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wallet public.user_token_wallets;
+begin
+    -- policies before the wallet, as set_level_token_policy locks: the one asked for, and those that what is due would need
+    perform from public.level_token_policies p where p.tenant_id = p_user.tenant_id and p.level_id in (select p_level_id
+            union select s.level_id from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id
+            union select c.to_level_id from public.level_changes c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.state = 'scheduled')
+        order by p.level_id for share;
+    if not p_wait then
+        perform from public.user_token_wallets w where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id for update skip locked;
+        if not found then return null; end if;
+    end if;
+    v_wallet := vanilla.lock_wallet(p_user.tenant_id, p_user.id);
+    perform vanilla.find_user(p_user.tenant_id, p_user.id);      -- erased while the wallet was waited for: no such user
+    if v_wallet.status = 'closed' then v_wallet := vanilla.require_tokens(v_wallet, 0); end if;
+    if vanilla.play_subscription(p_user) > 0 then v_wallet := vanilla.read_wallet(p_user.tenant_id, p_user.id); end if;
+    return v_wallet;
+end
+$f$;
+comment on function vanilla.begin_level_change(public.users, uuid, boolean) is
+    'Locks what a change of level changes and brings it up to date: of two changes of one user the second finds what the first left. Null when it would have to wait and shall not.';
+
+create or replace function public.preview_level_change(p_user_id uuid, p_level_id uuid, p_when text default 'now', p_cycle text default null, p_currency text default null,
+    p_trial boolean default true) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_wallet public.user_token_wallets := vanilla.begin_level_change(v_user, p_level_id);
+begin
+    return vanilla.plan_level_change(v_user, v_wallet, p_level_id, p_when, p_cycle, p_currency, p_trial,
+        coalesce(vanilla.claim(5) not in ('admin', 'superadmin', 'service'), false), true, false) || '{"state": "preview"}';
+end
+$f$;
+comment on function public.preview_level_change(uuid, uuid, text, text, text, boolean) is
+    'What change_user_level would come to at this moment: lines in minor units, due, period, trial, tokens. Only what is due anyway is brought up to date. Own, or any of the tenant''s by an admin.';
+
+create or replace function public.change_user_level(p_user_id uuid, p_level_id uuid, p_when text default 'now', p_cycle text default null, p_currency text default null,
+    p_trial boolean default true, p_idempotency_key text default null, p_payment_reference text default null, p_billed_amount bigint default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_own boolean := coalesce(vanilla.claim(5) not in ('admin', 'superadmin', 'service'), false);
+    v_recorded boolean := p_payment_reference is not null;
+    v_hash bytea := sha256(convert_to(jsonb_build_array(p_level_id, p_when, p_cycle, p_currency, p_trial, p_payment_reference, p_billed_amount)::text, 'UTF8'));
+    v_now timestamptz;
+    v_wallet public.user_token_wallets;
+    v_change public.level_changes;
+    v_terms jsonb;
+    v_result jsonb;
+begin
+    perform vanilla.check_key(p_idempotency_key);
+    if v_recorded and v_own then
+        perform vanilla.refuse('VS403', 'payments are recorded by an admin or the operator', '{"need": "admin"}');
+    end if;
+    if p_payment_reference = '' or octet_length(p_payment_reference) > 255 or p_billed_amount is not null and not v_recorded then
+        perform vanilla.refuse('VS400', 'a payment has a reference of 1 to 255 bytes', '{"param": "payment_reference"}');
+    end if;
+    if v_recorded and p_when is distinct from 'now' then
+        perform vanilla.refuse('VS400', 'what a provider has billed holds now', '{"param": "when"}');
+    end if;
+    v_wallet := vanilla.begin_level_change(v_user, p_level_id);
+    v_now := vanilla.clock();
+    if p_idempotency_key is not null then
+        select * into v_change from public.level_changes c where c.tenant_id = v_user.tenant_id and c.user_id = v_user.id and c.idempotency_key = p_idempotency_key;
+        if found then
+            if v_change.request_hash is distinct from v_hash then
+                perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('change_id', v_change.id), 'Use a new key for a new operation.');
+            end if;
+            return v_change.terms || jsonb_build_object('state', v_change.state, 'replayed', true);
+        end if;
+    end if;
+    v_terms := vanilla.plan_level_change(v_user, v_wallet, p_level_id, p_when, p_cycle, p_currency, p_trial, v_own, false, v_recorded);
+    v_change.id := vanilla.uuid7();
+    v_terms := v_terms || jsonb_build_object('change_id', v_change.id, 'state', case p_when when 'now' then 'applied' else 'scheduled' end, 'replayed', false);
+    if p_when = 'now' then
+        if v_recorded then
+            update public.level_changes c set state = 'lapsed', reason = 'the payment provider reported another', closed_at = v_now
+                where c.tenant_id = v_user.tenant_id and c.user_id = v_user.id and c.state = 'scheduled';
+        end if;
+        v_result := vanilla.apply_level_change(v_user, v_wallet, v_terms, v_change.id, p_payment_reference, p_billed_amount);
+        v_terms := v_terms || jsonb_build_object('base_granted', v_result -> 'base_granted', 'available_tokens', (vanilla.read_wallet(v_user.tenant_id, v_user.id)).available_tokens);
+    end if;
+    insert into public.level_changes (tenant_id, id, user_id, from_level_id, to_level_id, timing, state, requested_at, effective_at, closed_at, trial, discount_percent, terms,
+            actor_id, idempotency_key, request_hash)
+        values (v_user.tenant_id, v_change.id, v_user.id, v_wallet.level_id, p_level_id, p_when, v_terms ->> 'state', v_now, (v_terms ->> 'effective_at')::timestamptz,
+            case when p_when = 'now' then v_now end, (v_terms ->> 'trial')::boolean, (v_terms ->> 'discount_percent')::integer, v_terms, vanilla.claim(4)::uuid, p_idempotency_key,
+            case when p_idempotency_key is not null then v_hash end);
+    if p_when = 'now' then
+        perform vanilla.tell_level_change(v_user, v_terms, v_result);
+    else
+        perform vanilla.audit(v_user.tenant_id, 'level.change_scheduled', 'user', v_user.id, jsonb_build_object('change_id', v_change.id, 'from', v_terms -> 'from', 'to', v_terms -> 'to',
+            'effective_at', v_terms -> 'effective_at'));
+        perform vanilla.emit_event(v_user.tenant_id, 'level.change_scheduled', v_user.id, v_terms - 'user_id');
+    end if;
+    return v_terms;
+end
+$f$;
+comment on function public.change_user_level(uuid, uuid, text, text, text, boolean, text, text, bigint) is
+    'Changes a user''s level along a path, now or at period_end: invoice lines and tokens for the rest of the period, a trial where the price has one. Own where the path is self-service, any of the tenant''s by an admin. With p_payment_reference a provider has billed already: no path is asked for, and p_billed_amount is what the line says.';
+
+create or replace function public.undo_level_change(p_user_id uuid) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_wallet public.user_token_wallets := vanilla.begin_level_change(v_user, null);
+    v_change public.level_changes;
+begin
+    select * into v_change from public.level_changes c where c.tenant_id = v_user.tenant_id and c.user_id = v_user.id and c.state = 'scheduled';
+    if not found then
+        perform vanilla.refuse('VS409', 'no change is scheduled', coalesce((select jsonb_build_object('last_change', c.id, 'state', c.state, 'to', c.terms ->> 'to')
+            from public.level_changes c where c.tenant_id = v_user.tenant_id and c.user_id = v_user.id order by c.requested_at desc limit 1), '{}'),
+            'What took effect is changed back with change_user_level.');
+    end if;
+    if vanilla.claim(5) not in ('admin', 'superadmin', 'service') and v_change.actor_id is distinct from v_user.id then
+        perform vanilla.refuse('VS403', 'an admin scheduled this change', '{"need": "admin"}');
+    end if;
+    update public.level_changes c set state = 'undone', closed_at = vanilla.clock() where c.tenant_id = v_change.tenant_id and c.id = v_change.id;
+    perform vanilla.audit(v_user.tenant_id, 'level.change_undone', 'user', v_user.id, jsonb_build_object('change_id', v_change.id, 'to', v_change.terms -> 'to'));
+    perform vanilla.emit_event(v_user.tenant_id, 'level.change_undone', v_user.id, jsonb_build_object('change_id', v_change.id, 'to', v_change.terms -> 'to'));
+    return v_change.terms || '{"state": "undone"}';
+end
+$f$;
+comment on function public.undo_level_change(uuid) is
+    'Calls off the change that is scheduled, as if it had not been asked for; one that took effect is refused. One''s own, or any of the tenant''s by an admin.';
+
+create or replace function public.set_upgrade_path(p_from_level_id uuid, p_to_level_id uuid, p_discount_percent integer default 0, p_timing text default 'any',
+    p_self_service boolean default false, p_tenant_id uuid default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_id uuid;
+    v_circle text;
+begin
+    -- two who make paths at once see each other's, or a circle could close unseen
+    perform from public.levels l where l.tenant_id = v_tenant order by l.id for no key update;
+    if (select count(*) from public.levels l where l.tenant_id = v_tenant and l.id in (p_from_level_id, p_to_level_id)) < 2 then
+        if p_from_level_id = p_to_level_id then
+            perform vanilla.refuse('VS400', 'a path leads to another level', '{"param": "to"}');
+        end if;
+        perform vanilla.refuse('VS404', 'no such level');
+    end if;
+    begin
+        insert into public.level_upgrade_paths as p (tenant_id, from_level_id, to_level_id, discount_percent, timing, self_service)
+            values (v_tenant, p_from_level_id, p_to_level_id, p_discount_percent, p_timing, p_self_service)
+            on conflict (tenant_id, from_level_id, to_level_id) do update set discount_percent = excluded.discount_percent, timing = excluded.timing,
+                self_service = excluded.self_service
+            returning p.id into v_id;
+    exception when check_violation or not_null_violation then
+        perform vanilla.refuse('VS400', 'the path is not valid: ' || sqlerrm, '{"param": "path"}', 'A discount is 0 to 100 percent; a timing is now, period_end or any.');
+    end;
+    -- whoever goes round such a circle within a period comes back to the level for less than it costs
+    with recursive ways as (
+        select p.from_level_id as start, p.to_level_id as here
+        from public.level_upgrade_paths p where p.tenant_id = v_tenant and p.timing in ('now', 'any') and p.discount_percent > 0
+        union
+        select w.start, p.to_level_id
+        from ways w join public.level_upgrade_paths p on p.tenant_id = v_tenant and p.from_level_id = w.here and p.timing in ('now', 'any')
+        where w.here <> w.start)
+    select l.slug into v_circle from ways w join public.levels l on l.tenant_id = v_tenant and l.id = w.start where w.here = w.start order by l.tier, l.slug limit 1;
+    if v_circle is not null then
+        perform vanilla.refuse('VS409', format('going in a circle from %s and back would pay the user', v_circle), jsonb_build_object('param', 'discount_percent', 'level', v_circle),
+            'Take the discount off, or let one path of the circle take effect at the end of a period only: timing => ''period_end''.');
+    end if;
+    perform vanilla.audit(v_tenant, 'level.path', 'level', p_from_level_id, jsonb_build_object('to_level_id', p_to_level_id, 'discount_percent', p_discount_percent,
+        'timing', p_timing, 'self_service', p_self_service));
+    return v_id;
+end
+$f$;
+comment on function public.set_upgrade_path(uuid, uuid, integer, text, boolean, uuid) is
+    'A path between two levels, or its terms: discount on the first period, when (now, period_end, any), by users themselves or by admins alone. A circle that would pay who goes round it is refused. Admin or operator. Returns its id.';
+
+create or replace function public.delete_upgrade_path(p_from_level_id uuid, p_to_level_id uuid, p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+begin
+    delete from public.level_upgrade_paths p where p.tenant_id = v_tenant and p.from_level_id = p_from_level_id and p.to_level_id = p_to_level_id;
+    if not found then
+        perform vanilla.refuse('VS404', 'no such path', jsonb_build_object('from_level_id', p_from_level_id, 'to_level_id', p_to_level_id));
+    end if;
+    perform vanilla.audit(v_tenant, 'level.path_removed', 'level', p_from_level_id, jsonb_build_object('to_level_id', p_to_level_id));
+end
+$f$;
+comment on function public.delete_upgrade_path(uuid, uuid, uuid) is 'Takes a path away; what was scheduled along it still happens. Admin or operator.';
+
+create or replace function vanilla.forget_subscription(p_user public.users) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    update public.level_changes c set state = 'lapsed', reason = 'erased', closed_at = vanilla.clock()
+        where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.state = 'scheduled';
+    update public.level_changes c set idempotency_key = null, request_hash = null
+        where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.idempotency_key is not null;
+    delete from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
+end
+$f$;
+comment on function vanilla.forget_subscription(public.users) is
+    'Of a person who is erased: nothing renews, nothing scheduled happens; lines and changes stay with their amounts. erase_person of 001 calls it.';
+
+create or replace function vanilla.job_level_changes(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_user public.users;
+    v_done integer := 0;
+begin
+    for v_user in
+        select u.* from public.tenants t
+        join lateral (
+            (select s.user_id from public.user_subscriptions s where s.tenant_id = t.id and s.period_end <= v_now and s.period_end < 'infinity' limit p_limit)
+            union
+            (select c.user_id from public.level_changes c where c.tenant_id = t.id and c.state = 'scheduled' and c.effective_at <= v_now limit p_limit)) d on true
+        join public.users u on u.tenant_id = t.id and u.id = d.user_id and u.status <> 'deleted'
+        where t.tenant_id = t.id and t.status = 'active'
+        limit p_limit
+    loop
+        -- whoever has the wallet, another scheduler too, plays it; what is still due then is found at the next tick
+        if (vanilla.begin_level_change(v_user, null, false)).user_id is not null then
+            v_done := v_done + 1;
+        end if;
+    end loop;
+    return jsonb_build_object('users', v_done, 'more', v_done >= p_limit);
+end
+$f$;
+comment on function vanilla.job_level_changes(integer) is
+    'Job: carries out scheduled changes of level, ends of trials and renewals of up to p_limit users, each once and, after downtime, every period of it.';
+
+grant execute on function public.preview_level_change(uuid, uuid, text, text, text, boolean),
+    public.change_user_level(uuid, uuid, text, text, text, boolean, text, text, bigint), public.undo_level_change(uuid),
+    public.set_upgrade_path(uuid, uuid, integer, text, boolean, uuid), public.delete_upgrade_path(uuid, uuid, uuid)
+    to vanilla_app, vanilla_operator;
+
 create or replace function vanilla.public_pricing(p_tenant text) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -892,9 +1796,17 @@ begin
         join public.levels l on l.tenant_id = b.tenant_id and l.id = b.level_id
         join public.levels n on n.tenant_id = p_tenant_id and n.slug = l.slug
         where b.tenant_id = vanilla.platform();
+    insert into public.level_upgrade_paths (tenant_id, from_level_id, to_level_id, discount_percent, timing, self_service)
+        select n.tenant_id, n.id, m.id, p.discount_percent, p.timing, p.self_service
+        from public.level_upgrade_paths p
+        join public.levels l on l.tenant_id = p.tenant_id and l.id = p.from_level_id
+        join public.levels k on k.tenant_id = p.tenant_id and k.id = p.to_level_id
+        join public.levels n on n.tenant_id = p_tenant_id and n.slug = l.slug
+        join public.levels m on m.tenant_id = p_tenant_id and m.slug = k.slug
+        where p.tenant_id = vanilla.platform();
 end
 $f$;
-comment on function vanilla.copy_level_terms(uuid) is 'Gives the levels of a new tenant the features, restrictions, prices and benefits of the platform''s levels of the same slug.';
+comment on function vanilla.copy_level_terms(uuid) is 'Gives the levels of a new tenant the features, restrictions, prices, benefits and upgrade paths of the platform''s levels of the same slug.';
 
 create or replace function vanilla.job_feature_usage(p_limit integer) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2329,6 +3241,16 @@ join (values
 where v.tenant_id in ('00000000-0000-0000-0000-000000000000', '00000000-0000-7000-8000-000000000001') and v.id::text like '00000000-0000-7000-800_-0000000001%'
 on conflict do nothing;
 
+-- Up at once, by an admin or a payment: nothing here collects money. Down by everyone at the end of what is paid.
+insert into public.level_upgrade_paths (tenant_id, id, from_level_id, to_level_id, timing, self_service)
+select f.tenant_id, ('00000000-0000-7000-8' || substr(f.id::text, 21, 3) || '-00000074' || right(f.id::text, 2) || right(t.id::text, 2))::uuid, f.id, t.id,
+       case when t.tier > f.tier then 'any' else 'period_end' end, t.tier < f.tier
+from public.levels f
+join public.levels t on t.tenant_id = f.tenant_id and t.id <> f.id
+where f.tenant_id in ('00000000-0000-0000-0000-000000000000', '00000000-0000-7000-8000-000000000001')
+  and f.id::text like '00000000-0000-7000-800_-0000000001%' and t.id::text like '00000000-0000-7000-800_-0000000001%'
+on conflict do nothing;
+
 insert into public.system_configurations (tenant_id, key, value, description, updated_at) values
     ('00000000-0000-0000-0000-000000000000', 'pricing.public', 'true',
      'Whether anybody may read the price list of a tenant (GET /api/v1/pricing, /pricing); a tenant''s own row says it for that tenant.', '2026-01-01+00'),
@@ -2360,7 +3282,9 @@ insert into public.schedules (tenant_id, name, description, kind, period, slots_
 values ('00000000-0000-0000-0000-000000000000', 'payments', 'Ends the level of subscriptions whose grace is over; closes checkouts that nobody finished.', 'sql',
         '10 min', '2026-01-01 00:05+00', '2026-01-01 00:05+00'),
     ('00000000-0000-0000-0000-000000000000', 'auto_top_up', 'Buys packs of tokens for users who asked for it, where less than their threshold is left.', 'python',
-        '1 min', '2026-01-01 00:00+00', '2026-01-01 00:00+00')
+        '1 min', '2026-01-01 00:00+00', '2026-01-01 00:00+00'),
+    ('00000000-0000-0000-0000-000000000000', 'level_changes', 'Carries out scheduled changes of level, ends of trials and renewals.', 'sql',
+        '30 s', '2026-01-01 00:00+00', '2026-01-01 00:00+00')
 on conflict do nothing;
 
 set local role vanilla_owner;

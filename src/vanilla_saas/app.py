@@ -13,6 +13,7 @@ from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.pool import Database
 from vanilla_saas.levels import pages as levels_pages
+from vanilla_saas.levels.change_routes import router as level_changes_router
 from vanilla_saas.levels.routes import router as levels_router
 from vanilla_saas.logs import configure_logs
 from vanilla_saas.operations import backups_pages, schedules_pages, webhooks_pages
@@ -95,7 +96,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_problems(app)
     rooms = (
         operations_router, person_router, tenancy_router, tokens_router, wallet_router, proof_router, levels_router,
-        payments_router, webhooks_router, schedules_router,
+        level_changes_router, payments_router, webhooks_router, schedules_router,
     )  # fmt: skip
     for router in rooms:
         app.include_router(router)

@@ -16,7 +16,7 @@ NULLABLE = {
     "users": "email external_id password_hash last_sign_in_at",
     "level_token_policies": "rollover_cap monthly_cap",
     "user_token_policies": "monthly_allocation rollover_percent rollover_cap monthly_cap enforcement_mode"
-    " warning_percent",
+    " warning_percent trial_allocation",
     "user_token_wallets": "period_start next_reset_at level_id warn_below",
     "user_token_grants": "level_id idempotency_key request_hash reason metadata void_key void_reason",
     "user_token_holds": "settled reference_type reference_id execution_id api_key_id call closed_at",
@@ -47,6 +47,9 @@ NULLABLE = {
     "payment_subscriptions": "price_id level_id current_period_end past_due_since grace_until lapsed_at",
     "payments": "intent_id grant_id error lease_id lease_until paid_at",
     "payment_top_ups": "paused_reason told_month",
+    "user_subscriptions": "cycle currency trial_grant_id billed_by",
+    "level_changes": "from_level_id closed_at reason actor_id idempotency_key request_hash",
+    "level_invoice_lines": "change_id payment_reference",
 }
 
 PRIMARY = {
@@ -68,6 +71,7 @@ PRIMARY = {
     "tenant_token_months": "tenant_id month",
     "payment_top_ups": "tenant_id user_id",
     "payment_events": "tenant_id event_id",
+    "user_subscriptions": "tenant_id user_id",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -96,6 +100,11 @@ UNIQUE = {
         "tenant_id user_id where ((cause = 'auto_top_up'::text) AND (state = 'pending'::text))",
     },
     "payment_reversals": {"tenant_id reversal_id"},
+    "level_upgrade_paths": {"tenant_id from_level_id to_level_id"},
+    "level_changes": {
+        "tenant_id user_id where (state = 'scheduled'::text)",
+        "tenant_id user_id idempotency_key where (idempotency_key IS NOT NULL)",
+    },
 }
 
 REFERENCES = {
@@ -139,6 +148,13 @@ REFERENCES = {
         "tenant_id user_id -> users tenant_id id",
         "tenant_id price_id -> payment_prices tenant_id id",
     },
+    "level_upgrade_paths": {
+        "tenant_id from_level_id -> levels tenant_id id",
+        "tenant_id to_level_id -> levels tenant_id id",
+    },
+    "user_subscriptions": {"tenant_id user_id -> users tenant_id id", "tenant_id level_id -> levels tenant_id id"},
+    "level_changes": {"tenant_id user_id -> users tenant_id id"},
+    "level_invoice_lines": {"tenant_id user_id -> users tenant_id id"},
 }
 APPEND_ONLY = {"user_token_ledger", "audit_logs", "events", "user_level_changes"}
 """Tables that the roles behind our functions insert into and never change."""
@@ -171,6 +187,7 @@ EXECUTABLE = {
                 "auto_allocate_tokens_for_level",
                 "begin_checkout",
                 "begin_payment_portal",
+                "change_user_level",
                 "check_feature",
                 "close_tenant",
                 "consume_feature",
@@ -181,6 +198,7 @@ EXECUTABLE = {
                 "delete_level",
                 "delete_level_feature",
                 "delete_level_restriction",
+                "delete_upgrade_path",
                 "delete_webhook_endpoint",
                 "erase_user",
                 "end_level_price",
@@ -192,6 +210,7 @@ EXECUTABLE = {
                 "list_schedules",
                 "open_person_rows",
                 "open_tenant",
+                "preview_level_change",
                 "reconcile_token_wallets",
                 "redeliver_webhook",
                 "refresh_token_wallet",
@@ -216,6 +235,7 @@ EXECUTABLE = {
                 "set_schedule",
                 "set_subscription_tier",
                 "set_tenant_status",
+                "set_upgrade_path",
                 "set_user_password",
                 "set_user_role",
                 "set_user_status",
@@ -228,6 +248,7 @@ EXECUTABLE = {
                 "token_ledger_anchor",
                 "token_statement",
                 "token_statement_frame",
+                "undo_level_change",
                 "update_webhook_endpoint",
                 "verify_token_anchor",
                 "verify_token_ledger",
@@ -486,6 +507,21 @@ FORBIDDEN = {
     "payment_top_ups_amounts_check": [
         "threshold = 0", "threshold = 1000000000000001", "monthly_ceiling = 0", "monthly_ceiling = 10000000000",
     ],
+    "level_upgrade_paths_levels_check": ["from_level_id = to_level_id"],
+    "level_upgrade_paths_discount_check": ["discount_percent = -1", "discount_percent = 101"],
+    "level_upgrade_paths_timing_check": ["timing = 'soon'"],
+    "user_subscriptions_amount_check": ["amount = -1"],
+    "user_subscriptions_period_check": ["period_end = period_start"],
+    "user_subscriptions_cycle_check": ["cycle = 'one_time'"],
+    "level_invoice_lines_cycle_check": ["cycle = 'one_time'"],
+    "user_subscriptions_currency_check": ["cycle = null", "currency = null"],
+    "level_changes_timing_check": ["timing = 'any'"],
+    "level_changes_state_check": ["state = 'odd', closed_at = now()"],
+    "level_changes_closed_check": ["state = 'applied', closed_at = null", "state = 'scheduled', closed_at = now()"],
+    "level_invoice_lines_kind_check": ["kind = 'odd'"],
+    "level_invoice_lines_amount_check": ["kind = 'credit', amount = 1", "kind = 'fee_credit', amount = 1",
+                                         "kind = 'charge', amount = 0", "kind = 'renewal', amount = -1"],
+    "level_invoice_lines_reference_check": ["payment_reference = ''", "payment_reference = repeat('x', 256)"],
 }  # fmt: skip
 """Of each check constraint, values that no row may have and that no other constraint refuses."""
 

@@ -32,6 +32,7 @@ CHAIN_HASHES = {
     ("user_token_ledger", "request_hash"),
     ("user_token_grants", "request_hash"),
     ("payment_accounts", "endpoint"),
+    ("level_changes", "request_hash"),
 }
 """Columns of bytes that hide nothing."""
 

@@ -17,6 +17,7 @@ from tests.isolation.matrix import Notices, listening, rolled_back, undone
 from tests.isolation.rows import World
 
 OPEN_HOLD = "select id from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open' order by call is "
+ANOTHER_LEVEL = "select id from levels where tenant_id = $1 and not is_default order by tier limit 1"
 IDS = {
     "p_tenant_id": "select $1::uuid",
     "p_user_id": "select $2::uuid",
@@ -34,6 +35,10 @@ IDS = {
     "p_price_id": "select id from level_pricing where tenant_id = $1 limit 1",
     "public.delete_level.p_level_id": "select id from levels where tenant_id = $1 and slug <> 'free' and not is_default"
     " and id not in (select level_id from payment_prices where tenant_id = $1 and level_id is not null) limit 1",
+    "p_from_level_id": "select id from levels where tenant_id = $1 and is_default",
+    "p_to_level_id": ANOTHER_LEVEL,
+    "public.change_user_level.p_level_id": ANOTHER_LEVEL,
+    "public.preview_level_change.p_level_id": ANOTHER_LEVEL,
     "p_lease_id": "select lease_id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
     "vanilla.finish_top_up.p_lease_id": "select lease_id from payments where tenant_id = $1 and user_id = $2"
     " and lease_id is not null",
@@ -120,6 +125,11 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.roll_up_level_analytics": (OK, {"p_from": "'2026-01-01'", "p_to": "'2026-01-02'"}),
     "public.tenant_plan": (OK, {}),
     "public.set_subscription_tier": ("VS403", {"p_tier": "'basic'"}),
+    "public.set_upgrade_path": (OK, {}),
+    "public.delete_upgrade_path": (OK, {}),
+    "public.preview_level_change": (OK, {"p_currency": "'USD'"}),
+    "public.change_user_level": (OK, {"p_currency": "'USD'"}),
+    "public.undo_level_change": ("VS409", {}),
     "vanilla.public_pricing": (OK, {"p_tenant": "'{word}'"}),
     "vanilla.grants_after_burn": (OK, {}),
     "public.verify_token_ledger": (OK, {}),

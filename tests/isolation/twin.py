@@ -35,6 +35,10 @@ DIFFERENT = {
     "payment_customers": "payment_method = '{word}'",
     "payment_prices": "name = '{word}', amount = 7777777, tokens = case when tokens is not null then 7 end",
     "payment_reversals": "amount = 7, currency = 'TWN'",
+    "level_upgrade_paths": "discount_percent = 77, timing = 'period_end', self_service = not self_service",
+    "user_subscriptions": "amount = 7777777, agreed = '{}', allowances = '{}'",
+    "level_changes": "terms = '{}'",
+    "level_invoice_lines": "payment_reference = '{word}'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 

@@ -76,6 +76,32 @@ async def test_a_price_that_changes_follows_the_former_and_what_is_left_out_of_a
     assert (await vs.json(*command))["changes"] == []
 
 
+async def test_paths_follow_the_file_and_a_circle_that_would_pay_names_its_place(
+    vs: Cli, people: People, tmp_path: Path
+) -> None:
+    _, slug = await own(people)
+    plans, path = yaml.safe_load(EXAMPLE.read_text()), tmp_path / "plans.yaml"
+    command = ("levels", "apply", str(path), "--yes", "--tenant", slug)
+    free, team = plans["levels"][0]["upgrade_paths"], plans["levels"][1]["upgrade_paths"]
+    path.write_text(yaml.safe_dump(plans))
+    await vs(*command)
+    paths = await vs.json("levels", "paths", "--tenant", slug)
+    assert {(p["from"], p["to"], p["timing"], p["discount_percent"]) for p in paths if "team" in (p["from"], p["to"])} == {
+        ("free", "team", "any", 20), ("team", "free", "period_end", 0),
+    }  # fmt: skip
+    assert {p["to"] for p in paths if p["from"] == "free"} == {"team"}  # those of the seed that it does not name are gone
+    team["free"]["timing"] = "any"
+    path.write_text(yaml.safe_dump(plans))
+    error = await vs.refused(*command)
+    assert (error.name, error.detail["place"]) == ("invalid_state", "levels[1].upgrade_paths.free")
+    assert await vs.json("levels", "paths", "--tenant", slug) == paths
+    # with the discount gone it is no circle that pays, whatever the order in the file
+    del free["team"]["discount_percent"]
+    path.write_text(yaml.safe_dump(plans))
+    assert [row["what"] for row in (await vs.json(*command))["changes"]] == ["path to team", "path to free"]
+    assert (await vs.json(*command))["changes"] == []
+
+
 async def test_nothing_is_changed_until_somebody_says_yes(vs: Cli, people: People) -> None:
     _, slug = await own(people)
     before = await vs.json("levels", "list", "--tenant", slug)
@@ -87,23 +113,27 @@ async def test_nothing_is_changed_until_somebody_says_yes(vs: Cli, people: Peopl
 @pytest.mark.parametrize(
     ("old", "new", "line", "place"),
     [
-        ("amount: 9900,", "amount: -1,", 44, "levels[1].prices[1].amount"),
-        ("amount: 9900,", "amount: 99.5,", 44, "levels[1].prices[1].amount"),
-        ("currency: EUR", "currency: euro", 46, "levels[1].prices[3].currency"),
-        ("currency: EUR", "currency: XXX", 46, "levels[1].prices[3]"),
-        ("currency: EUR", "currency: USD", 43, "levels[1].prices"),
+        ("amount: 9900,", "amount: -1,", 47, "levels[1].prices[1].amount"),
+        ("amount: 9900,", "amount: 99.5,", 47, "levels[1].prices[1].amount"),
+        ("currency: EUR", "currency: euro", 49, "levels[1].prices[3].currency"),
+        ("currency: EUR", "currency: XXX", 49, "levels[1].prices[3]"),
+        ("currency: EUR", "currency: USD", 46, "levels[1].prices"),
         ("limit: 5, period: daily", "limit: 5", 11, "levels[0].features.document-analysis"),
         ("period: daily, category: ai, name: Document analysis}\n      report-export: false",
          "period: hourly}\n      report-export: false", 11, "levels[0].features.document-analysis.period"),
         ("requests_per_minute: 20\n", "requests_per_minute: fast\n", 14, "levels[0].restrictions.requests_per_minute"),
         ("requests_per_minute: 20\n", "requests_an_hour: 20\n", 14, "levels[0].restrictions.requests_an_hour"),
-        ('denied_models: ["*-opus-*"]', "denied_models: 5", 41, "levels[1].restrictions.denied_models"),
-        ("slug: team", "slug: Team X", 24, "levels[1].slug"),
+        ('denied_models: ["*-opus-*"]', "denied_models: 5", 44, "levels[1].restrictions.denied_models"),
+        ("slug: team", "slug: Team X", 27, "levels[1].slug"),
         ("slug: team", "slug: free", 4, "levels"),
-        ("    tier: 5\n", "    tier: 5\n    teir: 6\n", 28, "levels[1].teir"),
-        ("    tier: 5\n", "    tier: 5\n    tier: 6\n", 28, None),
-        ("    tier: 5\n", "    tier: [5\n", 28, None),
+        ("    tier: 5\n", "    tier: 5\n    teir: 6\n", 31, "levels[1].teir"),
+        ("    tier: 5\n", "    tier: 5\n    tier: 6\n", 31, None),
+        ("    tier: 5\n", "    tier: [5\n", 31, None),
         ("levels:", "plans:", 3, "levels"),
+        ("discount_percent: 20", "discount_percent: 101", 25, "levels[0].upgrade_paths.team.discount_percent"),
+        ("discount_percent: 20", "discount: 20", 25, "levels[0].upgrade_paths.team.discount"),
+        ("      team: {", "      teem: {", 25, "levels[0].upgrade_paths.teem"),
+        ("      free: {timing: period_end", "      team: {timing: any", 55, "levels[1].upgrade_paths.team"),
     ],
 )  # fmt: skip
 async def test_what_is_wrong_is_named_by_line_and_place_and_nothing_is_changed(

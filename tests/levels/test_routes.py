@@ -110,3 +110,60 @@ async def test_anybody_reads_the_price_list_and_caches_ask_whether_it_changed(
     for nobody in (uuid.uuid4().hex, "%00", "x" * 63):
         async with http.get(f"/api/v1/pricing?tenant={nobody}") as answer:
             assert answer.status in (400, 404)
+
+
+async def test_a_user_changes_where_the_path_is_theirs_and_an_admin_for_anybody(
+    http: aiohttp.ClientSession, people: People
+) -> None:
+    person, admin, free = await someone(people)
+    stranger = await people.user("admin", await people.tenant(), scopes=["admin"])
+    tenant = person.identity.tenant_id
+    rows = await people.operator.fetch("select slug, id::text from levels where tenant_id = $1", tenant)
+    slugs = {row["slug"]: row["id"] for row in rows}
+    path = f"/levels/{free}/upgrade-paths/{slugs['basic']}"
+    for who, status in ((person, 403), (stranger, 404)):
+        await put(http, who, path, {"self_service": True}, status=status)
+        await delete(http, who, path, status)
+    ask = {"level_id": slugs["basic"], "currency": "USD", "trial": False}
+    looked, _ = await post(http, person, "/level-changes/preview", ask)
+    assert (looked["state"], looked["due"], looked["self_service"]) == ("preview", 900, False)
+    await post(http, person, "/level-changes", ask, key="a", status=403)
+    await put(http, admin, path, {"self_service": True, "discount_percent": 10, "timing": "now"})
+    problem, _ = await post(http, person, "/level-changes", ask, status=400)
+    assert problem["param"] == "Idempotency-Key"
+    await post(http, person, "/level-changes", ask | {"payment_reference": "mine"}, key="b", status=403)
+    done, headers = await post(http, person, "/level-changes", ask, key="c")
+    assert (done["state"], done["due"], done["replayed"]) == ("applied", 810, False)
+    again, headers = await post(http, person, "/level-changes", ask, key="c")
+    assert (again, headers["idempotency-replayed"]) == (done | {"replayed": True}, "true")
+    await post(http, person, "/level-changes", ask | {"level_id": slugs["premium"]}, key="c", status=409)
+    later = {"level_id": free, "when": "period_end"}
+    await post(http, person, "/level-changes", later, key="d")
+    held = await get(http, person, "/subscription")
+    assert (held["level"], held["amount"], held["scheduled"]["to"]) == ("basic", 900, "free")
+    assert [(line["kind"], line["amount"]) for line in held["lines"]] == [("charge", 810)]
+    assert [row["email"] for row in (await get(http, admin, "/level-changes/scheduled"))["data"]] == [person.email]
+    assert (await get(http, stranger, "/level-changes/scheduled"))["data"] == []
+    of = f"?user_id={person.identity.user_id}"
+    await get(http, stranger, f"/subscription{of}", status=404)
+    assert (await get(http, admin, f"/subscription{of}"))["level"] == "basic"
+    await delete(http, stranger, f"/level-changes/scheduled{of}", 404)
+    async with http.delete(f"/api/v1/level-changes/scheduled{of}", headers=admin.headers) as answer:
+        assert (answer.status, (await answer.json())["state"]) == (200, "undone")
+    await delete(http, person, "/level-changes/scheduled", 409)
+    other = {"level_id": slugs["premium"], "user_id": str(person.identity.user_id)}
+    await post(http, stranger, "/level-changes", other, key="e", status=404)
+    moved, _ = await post(http, admin, "/level-changes", other, key="f")
+    assert moved["from"] == "basic"
+    # what an admin scheduled an admin undoes
+    await post(http, admin, "/level-changes", other | {"level_id": free, "when": "period_end"}, key="g")
+    await delete(http, person, "/level-changes/scheduled", 403)
+    assert len((await get(http, person, "/upgrade-paths"))["data"]) == 12
+
+
+async def test_a_change_that_means_nothing_is_refused_by_name(http: aiohttp.ClientSession, people: People) -> None:
+    _, admin, level = await someone(people)
+    for body, param in (({"when": "soon"}, "when"), ({"cycle": "weekly"}, "cycle"), ({"currency": "EURO"}, "currency"),
+                        ({"billed_amount": 10**16}, "billed_amount"), ({"level_id": "x"}, "level_id")):  # fmt: skip
+        problem, _ = await post(http, admin, "/level-changes", {"level_id": level} | body, key="k", status=400)
+        assert param in str(problem), problem

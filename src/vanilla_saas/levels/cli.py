@@ -9,7 +9,7 @@ import typer
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
-from vanilla_saas.levels import analytics_cli, store
+from vanilla_saas.levels import analytics_cli, change_cli, store
 from vanilla_saas.levels.models import (
     Cycle,
     FeatureBody,
@@ -30,6 +30,7 @@ analytics_cli.add_to(levels)
 Level = Annotated[str, typer.Argument(metavar="LEVEL", help="Slug or UUID.")]
 FeatureSlug = Annotated[str, typer.Argument(metavar="FEATURE", help="Name of the feature.")]
 User = Annotated[str, typer.Argument(help="Email, external id or UUID.")]
+change_cli.register(levels)
 
 
 @levels.command("list")

@@ -16,10 +16,11 @@ def _decimals(currency: str) -> int:
 
 
 def money(amount: int, currency: str) -> str:
-    """2900 USD as 29 USD, 2950 as 29.50 USD, 1500 JPY as 1,500 JPY."""
+    """2900 USD as 29 USD, 2950 as 29.50 USD, 1500 JPY as 1,500 JPY, -5 USD as -0.05 USD."""
     digits = _decimals(currency)
-    whole, minor = divmod(amount, 10**digits)
-    return f"{whole:,}.{minor:0{digits}d} {currency}" if minor else f"{whole:,} {currency}"
+    whole, minor = divmod(abs(amount), 10**digits)
+    sign = "-" if amount < 0 else ""
+    return f"{sign}{whole:,}.{minor:0{digits}d} {currency}" if minor else f"{sign}{whole:,} {currency}"
 
 
 def whole_units(amount: int, currency: str) -> int:

@@ -10,6 +10,8 @@ from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, r
 from vanilla_saas.console.security import read_cookie
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.levels import analytics_pages, store
+from vanilla_saas.levels.change_pages import plan_facts
+from vanilla_saas.levels.change_pages import router as change_router
 from vanilla_saas.levels.models import Cycle, FeatureBody, Period, PriceBody, RestrictionBody, RestrictionType
 from vanilla_saas.levels.money import minor_units, money
 from vanilla_saas.tenancy.identity import acting
@@ -18,6 +20,7 @@ from vanilla_saas.tenancy.sign_in_pages import TENANT_NAME_COOKIE
 
 router = page_router()
 router.include_router(analytics_pages.router)
+router.include_router(change_router)
 CYCLES = {
     "one_time": "once on joining",
     "monthly": "a month",
@@ -36,11 +39,15 @@ Short = Annotated[str, Form(max_length=63)]
 
 
 @router.get("/plan")
-async def own_plan(request: Request, caller: PageCaller) -> Response:
+async def own_plan(request: Request, caller: PageCaller, notice: str = "") -> Response:
     identity = caller.identity
     async with acting(request, caller, read_only=True) as connection:
         states = await store.check_all(connection, identity.tenant_id, identity.user_id)
-    return render(request, "levels/plan.html", states=states, periods=PERIODS, reasons=REASONS, tenant=caller.tenant)
+        facts = await plan_facts(connection, identity.tenant_id, identity.user_id)
+    return render(
+        request, "levels/plan.html", states=states, periods=PERIODS, reasons=REASONS, tenant=caller.tenant,
+        notice=notice, **facts,
+    )  # fmt: skip
 
 
 @router.get("/levels")

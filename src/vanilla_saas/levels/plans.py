@@ -8,6 +8,7 @@
         restrictions: {requests_per_minute: 60, allowed_models: ["sandbox-*"]}
         prices: [{cycle: monthly, currency: EUR, amount: 900}]
         benefits: ["200,000 tokens a month"]
+        upgrade_paths: {free: {timing: period_end, self_service: true}}
 
 A section that is there is the whole of it for the level; one that is left out is left alone, and so is a level that the
 file does not name.
@@ -21,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.levels.change_models import PathBody
 from vanilla_saas.levels.models import (
     MAX_AMOUNT,
     Benefit,
@@ -78,6 +80,10 @@ class _Benefit(Benefit):
         return {"text": value} if isinstance(value, str) else value
 
 
+class _Path(PathBody):
+    model_config = ConfigDict(extra="forbid")
+
+
 class Plan(LevelBody):
     """A level with the sections that the file gives."""
 
@@ -88,6 +94,7 @@ class Plan(LevelBody):
     restrictions: dict[RestrictionType, _Restriction] | None = None
     prices: list[PlanPrice] | None = None
     benefits: list[_Benefit] | None = Field(None, max_length=100)
+    upgrade_paths: dict[str, _Path] | None = Field(None, max_length=1000)
 
     @field_validator("prices")
     @classmethod

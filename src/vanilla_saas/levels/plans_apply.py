@@ -9,7 +9,8 @@ import asyncpg
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import translated_errors
-from vanilla_saas.levels import store
+from vanilla_saas.levels import change_store, store
+from vanilla_saas.levels.change_models import Path, PathBody
 from vanilla_saas.levels.models import Benefit, FeatureBody, LevelBody, Price, PriceBody, RestrictionBody, Terms
 from vanilla_saas.levels.money import money
 from vanilla_saas.levels.plans import Plan, PlanFile, PlanPrice
@@ -49,7 +50,7 @@ async def changes(connection: asyncpg.Connection, tenant_id: UUID, file: PlanFil
         found += _restrictions(plan, current, ("levels", n, "restrictions"))
         found += _prices(plan, current, ("levels", n, "prices"))
         found += _benefits(plan, current, ("levels", n, "benefits"))
-    return found
+    return found + _paths(file, there, await change_store.paths(connection, tenant_id))
 
 
 async def apply(connection: asyncpg.Connection, tenant_id: UUID, file: PlanFile, found: list[Change]) -> None:
@@ -206,3 +207,53 @@ def _set_benefits(benefits: list[Benefit]) -> Step:
 
 def _lines(benefits: list[Benefit]) -> str:
     return " | ".join(f"*{benefit.text}" if benefit.highlighted else benefit.text for benefit in benefits)
+
+
+def _paths(file: PlanFile, there: dict[str, Terms], paths: list[Path]) -> list[Change]:
+    """Paths last, when every level is there: those that go before those that come, which might close a circle."""
+    gone: list[Change] = []
+    come: list[Change] = []
+    known = there.keys() | {plan.slug for plan in file.plans}
+    for n, plan in enumerate(file.plans):
+        if plan.upgrade_paths is None:
+            continue
+        place: Place = ("levels", n, "upgrade_paths")
+        current = {path.to_level: path for path in paths if path.from_level == plan.slug}
+        for slug, path in current.items():
+            if slug not in plan.upgrade_paths:
+                gone.append(Change(plan.slug, f"path to {slug}", _path(path), "", place, _delete_path(slug)))
+        for slug, body in plan.upgrade_paths.items():
+            if slug not in known or slug == plan.slug:
+                raise file.error("invalid_request", (*place, slug), f"{slug} is no other level of the tenant")
+            before, after = _path(current.get(slug)), _path(body)
+            if before != after:
+                come.append(Change(plan.slug, f"path to {slug}", before, after, (*place, slug), _set_path(slug, body)))
+    return gone + sorted(come, key=_opens_first)
+
+
+def _opens_first(change: Change) -> int:
+    """What opens a circle comes before what may close one, so that a file that is right is never refused on the way."""
+    if change.after.startswith("period_end"):
+        return 0
+    return 2 if "%" in change.after else 0 if "%" in change.before else 1
+
+
+def _path(body: PathBody | None) -> str:
+    if body is None:
+        return ""
+    by = "users themselves" if body.self_service else "admins"
+    return f"{body.timing}, by {by}" + (f", {body.discount_percent} % less" if body.discount_percent else "")
+
+
+def _set_path(slug: str, body: PathBody) -> Step:
+    async def step(connection: asyncpg.Connection, tenant: UUID, level: UUID) -> None:
+        await change_store.set_path(connection, tenant, level, await change_store.level_id(connection, tenant, slug), body)
+
+    return step
+
+
+def _delete_path(slug: str) -> Step:
+    async def step(connection: asyncpg.Connection, tenant: UUID, level: UUID) -> None:
+        await change_store.delete_path(connection, tenant, level, await change_store.level_id(connection, tenant, slug))
+
+    return step
