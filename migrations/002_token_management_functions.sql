@@ -1204,9 +1204,9 @@ begin
             perform vanilla.drop_grant(v_wallet, v_grant, 'voided', 'void', 'left the level');
             v_wallet := vanilla.read_wallet(p_tenant_id, p_user_id);
         end loop;
-        if to_regprocedure('vanilla.record_level_change(uuid,uuid,uuid,uuid)') is not null then      -- 007
-            perform vanilla.record_level_change(p_tenant_id, p_user_id, v_wallet.level_id, p_level_id);
-        end if;
+    end if;
+    if to_regprocedure('vanilla.record_level_change(uuid,uuid,uuid,uuid)') is not null then      -- 007
+        perform vanilla.record_level_change(p_tenant_id, p_user_id, v_wallet.level_id, p_level_id);
     end if;
     update public.user_token_wallets w set level_id = p_level_id, enforcement_mode = v_policy.enforcement_mode,
             warn_below = v_policy.monthly_allocation * v_policy.warning_percent / 100
