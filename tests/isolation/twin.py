@@ -31,6 +31,7 @@ DIFFERENT = {
     "payment_accounts": "secret = '\\x77', webhook_secret = '\\x77', stripe_account = '{word}', grace_days = 77",
     "payment_customers": "payment_method = '{word}'",
     "payment_prices": "name = '{word}', amount = 7777777, tokens = case when tokens is not null then 7 end",
+    "payment_subscriptions": "state = 'active'",
     "payment_reversals": "amount = 7, currency = 'TWN'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
