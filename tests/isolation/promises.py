@@ -237,6 +237,9 @@ TRAPS = f"""
     insert into sessions (tenant_id, user_id, family_id, token_hash, refresh_hash, expires_at, refresh_expires_at)
         values ('{TWIN}', '{{user}}', gen_random_uuid(), sha256('{WORD}'), sha256('{WORD}'), '2199-01-01',
             '2199-01-01');
+    insert into payments (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency, amount)
+        select '{TWIN}', '{{user}}', '{TWIN}', 'checkout', 'open', '{WORD}', 1, 'USD', 1 from generate_series(1, 20);
+    update payments set created_at = vanilla.clock() where tenant_id = '{TWIN}' and state = 'open';
     insert into ai_executions (tenant_id, id, user_id, provider, model, status)
         select '{TWIN}', execution_id, user_id, 'x', 'x', 'abandoned' from user_token_holds
         where tenant_id = '{{a}}' and id = '{{call}}';

@@ -25,6 +25,9 @@ GRANTS = [
     Case("admin", f"{GRANT.replace('50', '-50')})", "VS400"),
     Case("admin", f"{GRANT.replace('50', '0')})", "VS400"),
     Case("admin", f"{GRANT})", "VS400", FULL),
+    *[Case("admin", f"{GRANT})", given="insert into user_token_grants (tenant_id, user_id, kind, amount, remaining, effective_at, state)"
+           f" values ('{{{tenant}}}', '{{user}}', 'promo', 100000000000000000, 0, vanilla.clock() + interval '1 day', '{state}')", then=BOOKS)
+      for tenant, state in (("a", "expired"), ("twin", "scheduled"))],
     # what is to begin for somebody else fills nobody's wallet
     Case("admin", f"{GRANT})", given="insert into user_token_grants (tenant_id, user_id, kind, amount, remaining, effective_at, state)"
          " values ('{a}', '{other}', 'promo', 100000000000000000, 100000000000000000, vanilla.clock() + interval '1 day', 'scheduled')", then=BOOKS),

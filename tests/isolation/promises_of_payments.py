@@ -53,6 +53,19 @@ OPEN = (
 ON_SOLD = change("user_token_wallets", "level_id = '{sold}'")
 SUBSCRIBED = change("payment_subscriptions", "state = 'active', level_id = '{sold}'")
 PAST_DUE = change("payment_subscriptions", "state = 'past_due', level_id = '{sold}', grace_until = vanilla.clock()")
+SHUT = change("user_token_wallets", "status = 'closed'")
+IN_TWIN = OPEN.replace("'{a}'", "'{twin}'")
+OTHERS_VOID = (
+    "insert into user_token_ledger (tenant_id, user_id, seq, id, created_at, amount, reserved_amount, available_after,"
+    " reserved_after, borrowed_after, direction, reason, source, grant_id, hash) select '{twin}', '{user}', 1000001,"
+    " gen_random_uuid(), now(), -500, 0, 1, 0, 0, 'void', 'x', 'x', grant_id, '' from payments where tenant_id = '{a}'"
+    " and id = '{payment}'"
+)
+ELSEWHERE = (
+    "insert into payment_customers (tenant_id, user_id, account_tenant_id, customer_id, payment_method)"
+    " values ('{a}', '{user}', '{platform}', 'cus_elsewhere', 'pm_1'); "
+    + change("payment_customers", "customer_id = customer_id", "account_tenant_id = '{a}'")
+)
 NO_ACCOUNT = change("payment_accounts", "status = 'disabled'", "true")
 EVENTS = [
     Case("runtime", subscription("active"), "= (applied)", then=on("sold"), audit="wallet.level"),
@@ -64,6 +77,9 @@ EVENTS = [
     Case("runtime", subscription("active"), "= (unknown_price)", "delete from payment_prices where tenant_id = '{a}'"
          " and kind = 'level'", on("level")),
     Case("runtime", subscription("odd"), "= (not_understood)"),
+    Case("runtime", subscription("active"), "= (applied)", SHUT, on("level")),
+    Case("runtime", subscription("active"), "= (applied)", "insert into payment_events (tenant_id, event_id, type, outcome,"
+         " created_at) values ('{twin}', 'evt_case', 'x', 'ignored', now()), ('{a}', 'evt_case', 'x', 'unknown_price', now())", on("sold")),
     Case("runtime", subscription("canceled", kind="deleted"), "= (applied)", f"{SUBSCRIBED}; {ON_SOLD}", on("level")),
     Case("runtime", subscription("canceled", kind="deleted"), "= (applied)", SUBSCRIBED, on("level")),
     Case("runtime", subscription("past_due"), "= (applied)", f"{SUBSCRIBED}; {ON_SOLD}", on("sold")
@@ -89,6 +105,15 @@ EVENTS = [
     Case("runtime", paid(setup_future_usage="off_session", payment_method="pm_new"), "= (applied)", OPEN,
          exists("payment_customers", "user_id = '{user}' and payment_method = 'pm_new'")
          + " and not " + exists("payment_customers", "user_id = '{other}' and payment_method = 'pm_new'")),
+    Case("runtime", paid(), "= (applied)", f"{OPEN}; {SHUT.replace('{a}', '{twin}')}", available(50)),
+    Case("runtime", paid(), "= (unknown_payment)", f"{OPEN}; " + change("payments", "account_tenant_id = '{platform}'", "id = '{same_id}'"),
+         available(0)),
+    Case("runtime", paid(id="{intent}", metadata={"vanilla_payment": "{payment}"}, setup_future_usage="off_session", payment_method="pm_new"),
+         "= (unchanged)", then=exists("payment_customers", "user_id = '{user}' and payment_method = 'pm_1'")),
+    Case("runtime", apply("payment_intent.payment_failed", {"id": "pi_case", "customer": "{customer}",
+         "metadata": {"vanilla_payment": "{payment}"}}), "= (unchanged)", change("payments", "cause = 'auto_top_up'", "id = '{payment}'")),
+    Case("runtime", apply("checkout.session.expired", {"customer": "{customer}", "metadata": {"vanilla_payment": "{same_id}"}}),
+         "= (applied)", f"{OPEN}; {IN_TWIN}"),
     Case("runtime", paid(), "= (unknown_payment)"),
     Case("runtime", paid(), "= (unknown_payment)", OPEN.replace("'{user}'", "'{other}'"), available(0)),
     Case("runtime", paid(customer="{other_customer}"), "= (unknown_payment)", OPEN, available(0)),
@@ -113,6 +138,20 @@ EVENTS = [
     # 100 of 1000 were taken back for 90 of 900
     Case("runtime", refund(900), "= (applied)", then=available(-900)
          + " and " + exists("payments", "id = '{payment}' and reversed_tokens = 1000"), audit="payment.reversed"),
+    Case("runtime", refund(900), "= (applied)", OTHERS_VOID, available(-900)),
+    Case("runtime", refund(900), "= (applied)", "update user_token_grants set remaining = 0 where tenant_id = '{twin}' and kind = 'purchase'",
+         exists("user_token_grants", "user_id = '{user}' and kind = 'purchase' and remaining = 0")),
+    Case("runtime", refund(900), "= (applied)", SHUT, available(0)),
+    Case("runtime", refund(900, id="re_case", payment_intent="pi_case"), "= (waiting)", change("payments", "intent_id = 'pi_case'", "id = '{pending}'"),
+         available(0)),
+    Case("runtime", apply("charge.refunded", {"id": "ch_case", "payment_intent": "{intent}", "amount_refunded": 180, "currency": "usd"}),
+         "= (applied)", then=available(-100)),
+    Case("runtime", apply("charge.dispute.closed", {"id": "dp_case", "payment_intent": "{intent}", "amount": 900, "currency": "usd",
+         "status": "won"}), "= (unchanged)", then=available(0)),
+    Case("runtime", apply("charge.dispute.closed", {"id": "dp_case", "payment_intent": "{intent}", "amount": 450, "currency": "usd",
+         "status": "won"}), "= (applied)", "insert into payment_reversals (tenant_id, reversal_id, kind, intent_id, state, amount, currency,"
+         " event_at, event_rank) values ('{a}', 'ch_case', 'charge', '{intent}', 'counts', 180, 'usd', now(), 0)",
+         exists("payment_top_ups", "user_id = '{user}' and paused_reason is null")),
     Case("runtime", refund(90), "= (unchanged)", then=available(0)),
     Case("runtime", refund(90, status="failed"), "= (applied)", then=available(100)),
     Case("runtime", refund(900, id="re_case", payment_intent="pi_nobody"), "= (waiting)", then=available(0)),
@@ -179,6 +218,11 @@ USERS = [
     Case("other", f"{CHECKOUT.replace('{pack}', '{sold_id}')} ->> 'kind'", "= (level)", SUBSCRIBED),
     Case("nobody", CHECKOUT, "VS401"),
     Case("user", "select begin_payment_portal() ->> 'customer_id'", "= ({customer})"),
+    Case("user", "select begin_payment_portal() ->> 'customer_id'", "= ({customer})", ELSEWHERE),
+    *[Case("user", statement, outcome, f"{NO_ACCOUNT}; insert into payment_accounts (tenant_id, endpoint, secret) values ('{{platform}}',"
+           " sha256('case'), 'x'); insert into payment_customers (tenant_id, user_id, account_tenant_id, customer_id, payment_method)"
+           " values ('{twin}', '{user}', '{platform}', 'cus_of_twin', 'pm_1')")
+      for statement, outcome in (("select begin_payment_portal() ->> 'customer_id'", "= ()"), (f"{TOP_UP})", "VS409"))],
     Case("user", "select begin_payment_portal() ->> 'endpoint' = encode({endpoint}, 'hex')", "= (t)"),
     Case("nobody", "select begin_payment_portal()", "VS401"),
     Case("user", f"{TOP_UP})", audit="payment.auto_top_up", then=exists("payment_top_ups", "user_id = '{user}' and threshold = 5")
@@ -215,7 +259,10 @@ RUNTIME = [
     Case("runtime", "select vanilla.bind_payment_customer({endpoint}, '{user}', 'cus_new')", "= ()"),
     Case("runtime", CLAIM, "= (0)"),
     Case("runtime", CLAIM, "= (1)", DUE, exists("payments", "user_id = '{user}' and state = 'pending' and id <> '{pending}'"
-         " and amount = 900 and tokens = 1000 and lease_until > vanilla.clock()")),
+         " and amount = 900 and tokens = 1000 and lease_until > vanilla.clock()") + " and not " + exists("events", "type = 'payment.top_up_ceiling'")),
+    Case("runtime", "select vanilla.claim_top_ups() -> 0 ->> 'endpoint' = encode({endpoint}, 'hex')", "= (t)", DUE),
+    Case("runtime", "select vanilla.claim_top_ups() -> 0 ->> 'customer_id'", "= ({customer})", f"{DUE}; {ELSEWHERE}"),
+    Case("runtime", CLAIM, "= (0)", f"{LATE}; " + change("payments", "state = 'failed'", "id = '{pending}'")),
     Case("runtime", "select vanilla.claim_top_ups() -> 0 ->> 'payment_method'", "= (pm_1)", DUE),
     *[Case("runtime", CLAIM, "= (0)", f"{DUE}; {given}") for given in (
         SUSPENDED, NO_ACCOUNT, change("payment_top_ups", "enabled = false"), change("payment_top_ups", "paused_reason = 'x'"),

@@ -34,6 +34,7 @@ DIFFERENT = {
     "payment_accounts": "secret = '\\x77', webhook_secret = '\\x77', stripe_account = '{word}', grace_days = 77",
     "payment_customers": "payment_method = '{word}'",
     "payment_prices": "name = '{word}', amount = 7777777, tokens = case when tokens is not null then 7 end",
+    "payment_subscriptions": "state = 'active'",
     "payment_reversals": "amount = 7, currency = 'TWN'",
     "level_upgrade_paths": "discount_percent = 77, timing = 'period_end', self_service = not self_service",
     "user_subscriptions": "amount = 7777777, agreed = '{}', allowances = '{}'",

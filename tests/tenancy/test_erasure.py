@@ -141,7 +141,8 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         " subscription as (insert into payment_subscriptions"
         "   (tenant_id, user_id, account_tenant_id, subscription_id, state, event_at, event_rank)"
         "   values ($1, $2, $1, gen_random_uuid(), 'canceled', now(), 0))"
-        " insert into payments (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency, amount)"
+        " insert into payments"
+        " (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency, amount)"
         " values ($1, $2, $1, 'checkout', 'open', 'price_1', 1, 'USD', 1)",
         tenant_id,
         user_id,
