@@ -30,6 +30,7 @@ OPERATORS_TOOLS = {
     "operations/log_export.py": {"connect_admin"},
     "operations/schedules.py": {"connect_admin"},
     "operations/sessions.py": {"connect_admin"},
+    "payments/top_ups.py": {"connect_admin"},  # the job
 }
 """Every file that opens or takes a connection, and how; requests have `Database.transaction` and `Database.call`."""
 RUNNERS = {

@@ -31,6 +31,10 @@ STAYS = {
     "payment_customers": {"customer_id"},
     "payment_subscriptions": {"subscription_id", "price_id"},
     "payments": {"price_id", "currency", "intent_id", "error"},
+    # what was agreed and paid, in levels and amounts
+    "user_subscriptions": {"currency", "agreed", "allowances", "billed_by"},
+    "level_changes": {"terms"},
+    "level_invoice_lines": {"currency", "payment_reference"},
 }
 """Columns that an erasure leaves as they are: docs/design/tenancy.md, "Erasing a person"."""
 FIXED = {
@@ -47,6 +51,11 @@ FIXED = {
     ("level_feature_usage", "period"),
     ("user_level_changes", "kind"),
     ("payment_subscriptions", "state"),
+    ("user_subscriptions", "cycle"),
+    ("level_changes", "timing"),
+    ("level_changes", "state"),
+    ("level_invoice_lines", "kind"),
+    ("level_invoice_lines", "cycle"),
     ("payments", "cause"),
     ("payments", "state"),
 }
@@ -144,6 +153,20 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         " insert into payments"
         " (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency, amount)"
         " values ($1, $2, $1, 'checkout', 'open', 'price_1', 1, 'USD', 1)",
+        tenant_id,
+        user_id,
+    )
+    await operator.execute(
+        "with subscription as (insert into user_subscriptions (tenant_id, user_id, level_id, cycle, currency, anchor_at,"
+        "   period_start) select tenant_id, user_id, level_id, 'monthly', 'USD', now(), now() from user_token_wallets where user_id = $2),"
+        " change as (insert into level_changes (tenant_id, user_id, to_level_id, timing, state, requested_at,"
+        "   effective_at, terms, idempotency_key)"
+        "   select tenant_id, user_id, level_id, 'now', 'scheduled', now(), now() + interval '1 day', '{}', 'k'"
+        "   from user_token_wallets where user_id = $2)"
+        " insert into level_invoice_lines (tenant_id, user_id, level_id, kind, cycle, currency, amount, period_start,"
+        "   period_end, created_at)"
+        " select $1, $2, level_id, 'charge', 'monthly', 'USD', 1, now(), now(), now()"
+        " from user_token_wallets where user_id = $2",
         tenant_id,
         user_id,
     )
