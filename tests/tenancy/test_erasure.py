@@ -32,7 +32,6 @@ STAYS = {
     "payment_subscriptions": {"subscription_id", "price_id"},
     "payments": {"price_id", "currency", "intent_id", "error"},
     # what was agreed and paid, in levels and amounts
-    "user_subscriptions": {"currency", "agreed", "allowances", "billed_by"},
     "level_changes": {"terms"},
     "level_invoice_lines": {"currency", "payment_reference"},
 }
