@@ -217,8 +217,8 @@ create table if not exists public.level_analytics (
     upgraded bigint not null,
     downgraded bigint not null,
     churned bigint not null,
-    trials_ended bigint,
-    trials_converted bigint,
+    trials_ended bigint not null,
+    trials_converted bigint not null,
     tokens_granted bigint not null,
     tokens_spent bigint not null,
     tokens_lapsed bigint not null,
@@ -233,7 +233,7 @@ comment on table public.level_analytics is
     'A day of a level in the tenant''s time zone, computed by roll_up_level_analytics: users at its end, what happened in it.';
 comment on column public.level_analytics.active_users is 'Users who spent or reserved tokens in the day, by their level at its end.';
 comment on column public.level_analytics.churned is 'Users who were erased, or fell from a paid level to one without a price, by the level they left.';
-comment on column public.level_analytics.trials_ended is 'Trials that ended in the day; null: nothing says which.';
+comment on column public.level_analytics.trials_ended is 'Trials of the level that were over or left in the day; trials_converted: of those, after which a paid period followed.';
 comment on column public.level_analytics.tokens_lapsed is 'Tokens that left unspent: lapsed, voided, corrected downwards. granted - spent - lapsed is the change of what users have.';
 comment on column public.level_analytics.run_rate is
     'Minor units a month by currency, at the end of the day and at list prices: each currency as if all users of the level paid in it.';
@@ -318,6 +318,8 @@ create table if not exists public.level_changes (
     effective_at timestamptz not null,
     closed_at timestamptz,
     trial boolean not null default false,
+    trial_ended_at timestamptz,
+    trial_converted boolean,
     discount_percent integer not null default 0,
     terms jsonb not null,
     reason text,
@@ -328,14 +330,18 @@ create table if not exists public.level_changes (
     constraint level_changes_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
     constraint level_changes_timing_check check (timing in ('now', 'period_end')),
     constraint level_changes_state_check check (state in ('scheduled', 'applied', 'undone', 'lapsed')),
-    constraint level_changes_closed_check check ((state = 'scheduled') = (closed_at is null))
+    constraint level_changes_closed_check check ((state = 'scheduled') = (closed_at is null)),
+    constraint level_changes_trial_check check ((trial_ended_at is null) = (trial_converted is null) and (trial or trial_ended_at is null))
 );
 create unique index if not exists level_changes_scheduled_idx on public.level_changes (tenant_id, user_id) where state = 'scheduled';
 create unique index if not exists level_changes_idempotency_idx on public.level_changes (tenant_id, user_id, idempotency_key) where idempotency_key is not null;
 create index if not exists level_changes_user_idx on public.level_changes (tenant_id, user_id, requested_at);
+create index if not exists level_changes_trial_idx on public.level_changes (tenant_id, trial_ended_at) where trial;
 create index if not exists level_changes_due_idx on public.level_changes (tenant_id, effective_at) where state = 'scheduled';
 comment on table public.level_changes is
     'Every change of a level by change_user_level, with the numbers it was told: scheduled, then applied, undone or lapsed. Levels in it may be gone.';
+comment on column public.level_changes.trial_ended_at is 'Of a change that began a trial: when the trial was over or left.';
+comment on column public.level_changes.trial_converted is 'Whether a period that is paid followed.';
 
 create table if not exists public.level_invoice_lines (
     tenant_id uuid not null,
@@ -1318,6 +1324,13 @@ language sql volatile set search_path = pg_catalog, pg_temp as $f$
 $f$;
 comment on function vanilla.set_trial_allocation(public.users, bigint) is 'What a user gets a period while a trial runs; null: what the level says.';
 
+create or replace function vanilla.end_trial(p_user public.users, p_converted boolean) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    update public.level_changes c set trial_ended_at = vanilla.clock(), trial_converted = p_converted
+        where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.trial and c.state = 'applied' and c.trial_ended_at is null
+$f$;
+comment on function vanilla.end_trial(public.users, boolean) is 'Notes with the change that began it that a user''s trial is over, and whether a paid period followed.';
+
 create or replace function vanilla.apply_level_change(p_user public.users, p_wallet public.user_token_wallets, p_terms jsonb, p_change_id uuid,
     p_reference text default null, p_billed bigint default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1373,6 +1386,9 @@ begin
         if found then
             perform vanilla.drop_grant(p_wallet, v_grant, 'voided', 'void', 'left the trial');
         end if;
+    end if;
+    if v_held.trial then
+        perform vanilla.end_trial(p_user, not v_trial and v_new.amount > 0);
     end if;
     if v_trial then
         perform vanilla.set_trial_allocation(p_user, coalesce((select e.monthly_allocation from vanilla.effective_policy(p_user.tenant_id, p_user.id, v_from) e), 0));
@@ -1458,6 +1474,7 @@ begin
     perform vanilla.write_invoice_line(p_user, null, p_held.level_id, case when v_was_trial then 'charge' else 'renewal' end, (v_agreed ->> 'rate')::bigint, p_held);
     perform vanilla.write_invoice_line(p_user, null, p_held.level_id, 'fee', (v_agreed ->> 'fee')::bigint, p_held);
     if v_was_trial then
+        perform vanilla.end_trial(p_user, true);
         perform vanilla.set_trial_allocation(p_user, null);
         v_tokens := vanilla.plan_tokens(v_wallet, p_held, p_held.level_id, false, vanilla.clock());
         v_result := vanilla.assign_level(p_user.tenant_id, p_user.id, p_held.level_id, v_tokens);
@@ -1490,6 +1507,7 @@ begin
             if v_held.level_id = (vanilla.read_wallet(p_user.tenant_id, p_user.id)).level_id then
                 perform vanilla.renew_subscription(p_user, v_held);
             else      -- moved by hand since: what was paid for has run out
+                perform vanilla.end_trial(p_user, false);
                 perform vanilla.set_trial_allocation(p_user, null);
                 delete from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
             end if;
@@ -1693,6 +1711,7 @@ comment on function public.delete_upgrade_path(uuid, uuid, uuid) is 'Takes a pat
 create or replace function vanilla.forget_subscription(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 begin
+    perform vanilla.end_trial(p_user, false);
     update public.level_changes c set state = 'lapsed', reason = 'erased', closed_at = vanilla.clock()
         where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.state = 'scheduled';
     update public.level_changes c set idempotency_key = null, request_hash = null
@@ -2090,7 +2109,7 @@ comment on function vanilla.level_run_rate(uuid, uuid, bigint, timestamptz) is
 
 create or replace function vanilla.count_level_day(p_tenant_id uuid, p_day date)
 returns table (level_id uuid, level text, users bigint, active_users bigint, new_users bigint, upgraded bigint, downgraded bigint, churned bigint,
-    tokens_granted bigint, tokens_spent bigint, tokens_lapsed bigint, run_rate jsonb, limit_hits jsonb, is_final boolean)
+    trials_ended bigint, trials_converted bigint, tokens_granted bigint, tokens_spent bigint, tokens_lapsed bigint, run_rate jsonb, limit_hits jsonb, is_final boolean)
 language sql stable set search_path = pg_catalog, pg_temp as $f$
     with day as (
         select p_day::timestamp at time zone t.time_zone as from_at, (p_day + 1)::timestamp at time zone t.time_zone as until_at, vanilla.clock() as now
@@ -2115,6 +2134,10 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
             count(*) filter (where c.kind = 'downgraded') as downgraded, count(*) filter (where c.kind in ('churned', 'left')) as churned
         from public.user_level_changes c, day d
         where c.tenant_id = p_tenant_id and c.created_at >= d.from_at and c.created_at < d.until_at group by 1),
+    trials as (
+        select c.to_level_id as level_id, count(*) as ended, count(*) filter (where c.trial_converted) as converted
+        from public.level_changes c, day d
+        where c.tenant_id = p_tenant_id and c.trial and c.trial_ended_at >= d.from_at and c.trial_ended_at < d.until_at group by 1),
     hits as (
         select h.level_id, jsonb_object_agg(h.feature, h.n) as hits
         from (
@@ -2128,7 +2151,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
             coalesce(sum(s.granted), 0)::bigint as granted, coalesce(sum(s.spent), 0)::bigint as spent, coalesce(sum(s.lapsed), 0)::bigint as lapsed
         from last l left join spent s on s.user_id = l.user_id group by l.level_id)
     select k.level_id, coalesce(v.slug, o.level, c.level), coalesce(o.users, 0), coalesce(o.active_users, 0), coalesce(c.new_users, 0), coalesce(c.upgraded, 0),
-        coalesce(c.downgraded, 0), coalesce(c.churned, 0), coalesce(o.granted, 0), coalesce(o.spent, 0), coalesce(o.lapsed, 0),
+        coalesce(c.downgraded, 0), coalesce(c.churned, 0), coalesce(i.ended, 0), coalesce(i.converted, 0), coalesce(o.granted, 0), coalesce(o.spent, 0), coalesce(o.lapsed, 0),
         vanilla.level_run_rate(p_tenant_id, k.level_id, o.users, least(d.until_at, d.now)), coalesce(h.hits, '{}'),
         d.now >= d.until_at + interval '10 minutes'
     from (
@@ -2138,6 +2161,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
     left join public.levels v on v.tenant_id = p_tenant_id and v.id = k.level_id
     left join of_users o on o.level_id = k.level_id
     left join changes c on c.level_id = k.level_id
+    left join trials i on i.level_id = k.level_id
     left join hits h on h.level_id = k.level_id
 $f$;
 comment on function vanilla.count_level_day(uuid, date) is
@@ -2151,13 +2175,14 @@ begin
     -- two who roll up the same days write one after the other
     perform pg_advisory_xact_lock(hashtextextended('vanilla_saas.level_analytics ' || p_tenant_id, 0));
     insert into public.level_analytics as a (tenant_id, day, level_id, level, users, active_users, new_users, upgraded, downgraded, churned,
-            tokens_granted, tokens_spent, tokens_lapsed, run_rate, limit_hits, is_final, computed_at)
+            trials_ended, trials_converted, tokens_granted, tokens_spent, tokens_lapsed, run_rate, limit_hits, is_final, computed_at)
         select p_tenant_id, p_day, d.level_id, d.level, d.users, d.active_users, d.new_users, d.upgraded, d.downgraded, d.churned,
-            d.tokens_granted, d.tokens_spent, d.tokens_lapsed, d.run_rate, d.limit_hits, d.is_final, vanilla.clock()
+            d.trials_ended, d.trials_converted, d.tokens_granted, d.tokens_spent, d.tokens_lapsed, d.run_rate, d.limit_hits, d.is_final, vanilla.clock()
         from vanilla.count_level_day(p_tenant_id, p_day) d
         order by d.level_id
         on conflict (tenant_id, day, level_id) do update set level = excluded.level, users = excluded.users, active_users = excluded.active_users,
             new_users = excluded.new_users, upgraded = excluded.upgraded, downgraded = excluded.downgraded, churned = excluded.churned,
+            trials_ended = excluded.trials_ended, trials_converted = excluded.trials_converted,
             tokens_granted = excluded.tokens_granted, tokens_spent = excluded.tokens_spent, tokens_lapsed = excluded.tokens_lapsed,
             run_rate = excluded.run_rate, is_final = excluded.is_final, computed_at = excluded.computed_at,
             -- counters go with their retention and with erased persons; what was counted of a day never grows less

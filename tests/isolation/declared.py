@@ -40,7 +40,6 @@ NULLABLE = {
     "levels": "restrictions",
     "level_feature_usage": "usage_limit limit_reached_at",
     "user_level_changes": "from_level_id from_level to_level_id to_level",
-    "level_analytics": "trials_ended trials_converted",
     "payment_accounts": "secret secret_hint webhook_secret stripe_account",
     "payment_customers": "customer_id payment_method",
     "payment_prices": "level_id tokens",
@@ -48,7 +47,7 @@ NULLABLE = {
     "payments": "intent_id grant_id error lease_id lease_until paid_at",
     "payment_top_ups": "paused_reason told_month",
     "user_subscriptions": "cycle currency trial_grant_id billed_by",
-    "level_changes": "from_level_id closed_at reason actor_id idempotency_key request_hash",
+    "level_changes": "from_level_id closed_at trial_ended_at trial_converted reason actor_id idempotency_key request_hash",
     "level_invoice_lines": "change_id payment_reference",
 }
 
@@ -518,6 +517,9 @@ FORBIDDEN = {
     "level_changes_timing_check": ["timing = 'any'"],
     "level_changes_state_check": ["state = 'odd', closed_at = now()"],
     "level_changes_closed_check": ["state = 'applied', closed_at = null", "state = 'scheduled', closed_at = now()"],
+    "level_changes_trial_check": [
+        "trial_ended_at = now()", "trial_converted = true", "trial = false, trial_ended_at = now(), trial_converted = true",
+    ],
     "level_invoice_lines_kind_check": ["kind = 'odd'"],
     "level_invoice_lines_amount_check": ["kind = 'credit', amount = 1", "kind = 'fee_credit', amount = 1",
                                          "kind = 'charge', amount = 0", "kind = 'renewal', amount = -1"],

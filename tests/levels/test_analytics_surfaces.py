@@ -32,7 +32,7 @@ async def test_admins_read_and_compute_days_and_users_do_not(http: aiohttp.Clien
         free, *others = (await answer.json())["data"]
     assert [free["level"], *(row["level"] for row in others)] == ["free", "basic", "premium", "enterprise"]
     assert (free["users"], free["new_users"], free["active_users"], free["tokens_spent"]) == (2, 2, 1, 7)
-    assert (free["day"], free["is_final"], free["trials_ended"]) == (str(today), False, None)
+    assert (free["day"], free["is_final"], free["trials_ended"]) == (str(today), False, 0)
     wrong = {"from": str(today), "to": str(today - timedelta(days=1))}
     async with http.post(path, json=wrong, headers=admin.headers) as answer:
         assert (answer.status, (await answer.json())["code"]) == (400, "invalid_request")

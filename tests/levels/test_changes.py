@@ -119,7 +119,11 @@ async def test_an_undone_change_leaves_everything_as_if_it_had_not_been_asked_fo
     held, lines, wallet = await changes.held(), await changes.lines(), await changes.books.wallet(changes.user)
     await changes.change("low", "period_end")
     assert (await changes.undo())["state"] == "undone"
-    assert (await changes.held(), await changes.lines(), await changes.books.wallet(changes.user)) == (held, lines, wallet)
+    assert (await changes.held(), await changes.lines(), await changes.books.wallet(changes.user)) == (
+        held,
+        lines,
+        wallet,
+    )
     await changes.books.at(MONTH_END + DAY)
     await changes.job()
     assert await changes.lines() == [("charge", "high", 3100), ("renewal", "high", 3100)]
@@ -201,6 +205,38 @@ async def test_a_trial_is_called_off_by_a_change_at_its_end(changes: Changes) ->
     assert await changes.job() == 0
 
 
+@pytest.mark.parametrize(
+    ("away", "ended"),
+    [(None, (14, 1)), ("free", (3, 0)), ("high", (3, 1)), ("by hand", (14, 0)), ("erased", (3, 0))],
+)
+async def test_the_day_on_which_a_trial_ends_says_whether_it_was_paid_for(
+    changes: Changes, away: str | None, ended: tuple[int, int]
+) -> None:
+    await changes.level("tried", 3, {"monthly": 2000}, plan=100, trial_days=14, trial_credits=500)
+    await changes.path("free", "tried")
+    await changes.change("tried")
+    await changes.books.at(START + 3 * DAY)
+    if away in ("free", "high"):
+        await changes.path("tried", away)
+        await changes.change(away)
+    elif away == "by hand":
+        await changes.books.allocate(changes.user, "free")
+    elif away == "erased":
+        await changes.connection.fetchval("select erase_user($1, 'test', $2)", changes.user.id, changes.user.tenant_id)
+    await changes.books.at(START + 14 * DAY)
+    await changes.job()
+    await changes.connection.fetchval(
+        "select roll_up_level_analytics($1, $2, $3)", START.date(), (START + 14 * DAY).date(), changes.user.tenant_id
+    )
+    days = await changes.connection.fetch(
+        "select day, level, trials_ended, trials_converted from level_analytics"
+        " where tenant_id = $1 and trials_ended + trials_converted > 0",
+        changes.user.tenant_id,
+    )
+    day, converted = ended
+    assert [tuple(row) for row in days] == [((START + day * DAY).date(), "tried", 1, converted)]
+
+
 async def test_a_discount_holds_for_the_first_period_and_is_given_once(changes: Changes) -> None:
     for start in ("free", "low"):
         await changes.path("high", start, timing="period_end")
@@ -273,7 +309,9 @@ async def test_what_a_provider_has_billed_is_recorded_as_it_says_and_asks_for_no
         changes.user.id,
     )
     assert [tuple(row) for row in rows] == [("billed", 3099, "EUR", "in_1"), ("billed", -3099, "EUR", "re_1")]
-    states = await changes.connection.fetch("select state from level_changes where user_id = $1 order by id", changes.user.id)
+    states = await changes.connection.fetch(
+        "select state from level_changes where user_id = $1 order by id", changes.user.id
+    )
     assert [row["state"] for row in states] == ["applied", "lapsed", "applied"]
     await refused(changes.change("low", "period_end", payment_reference="x"), "VS400")
     await refused(changes.change("low", currency="EUR", payment_reference=""), "VS400")

@@ -19,8 +19,8 @@ class LevelDay(BaseModel):
     upgraded: int = Field(description="arrived from a lower tier")
     downgraded: int = Field(description="arrived from a higher tier")
     churned: int = Field(description="erased, or left for a level without a price")
-    trials_ended: int | None = Field(description="null: nothing says which trials ended")
-    trials_converted: int | None
+    trials_ended: int = Field(description="trials that were over or left in the day")
+    trials_converted: int = Field(description="of those, after which a paid period followed")
     tokens_granted: int
     tokens_spent: int
     tokens_lapsed: int = Field(description="left unspent: lapsed, voided, corrected downwards")

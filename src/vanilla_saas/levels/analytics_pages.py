@@ -71,10 +71,7 @@ def levels(rows: list[LevelDay]) -> list[dict[str, Any]]:
         level = found.setdefault(str(row.level_id), {"happened": Counter[str](), "hits": Counter[str]()})
         level |= {"level": row.level, "users": row.users, "run_rate": row.run_rate}
         for name in ("new_users", "upgraded", "downgraded", "churned", "tokens_granted", "tokens_spent",
-                     "tokens_lapsed"):  # fmt: skip
+                     "tokens_lapsed", "trials_ended", "trials_converted"):  # fmt: skip
             level["happened"][name] += getattr(row, name)
         level["hits"].update(row.limit_hits)
-        for name in ("trials_ended", "trials_converted"):
-            if (ended := getattr(row, name)) is not None:
-                level[name] = level.get(name, 0) + ended
     return list(found.values())
