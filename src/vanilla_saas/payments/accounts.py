@@ -8,17 +8,25 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import structlog
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.payments import store
-from vanilla_saas.providers.secrets import SecretBox
+from vanilla_saas.providers.secrets import SecretBox, SecretError
 from vanilla_saas.settings import Settings
 
+log = structlog.get_logger()
 _KEY = re.compile(r"(?:sk|rk)_(live|test)_[A-Za-z0-9_]{8,255}")
 _WEBHOOK_SECRET = re.compile(r"whsec_[A-Za-z0-9_+/=-]{8,255}")
 _ACCOUNT = re.compile(r"acct_[A-Za-z0-9]{4,64}")
 _MISSING = VanillaError(
     "invalid_state", "The payment account has no key.", {"need": "payment_account"}, "vanilla-saas payments account"
+)
+_UNREADABLE = VanillaError(
+    "invalid_state",
+    "The payment account's secrets cannot be opened.",
+    {"need": "payment_account"},
+    "An admin sets them again: vanilla-saas payments account",
 )
 
 
@@ -73,7 +81,7 @@ async def save(connection: asyncpg.Connection, settings: Settings, tenant_id: UU
 
 
 def api_key(settings: Settings, account: dict[str, Any] | None) -> str:
-    """The account's API key. Raises VanillaError `invalid_state`, SecretUnreadable."""
+    """The account's API key. Raises VanillaError `invalid_state`."""
     opened = _open(settings, account, "secret", "payment_key")
     if opened is None:
         raise _MISSING
@@ -81,7 +89,7 @@ def api_key(settings: Settings, account: dict[str, Any] | None) -> str:
 
 
 def webhook_secret(settings: Settings, account: dict[str, Any] | None) -> str | None:
-    """What Stripe signs the account's events with, or None."""
+    """What Stripe signs the account's events with, or None. Raises VanillaError `invalid_state`."""
     return _open(settings, account, "webhook_secret", "payment_webhook")
 
 
@@ -89,4 +97,8 @@ def _open(settings: Settings, account: dict[str, Any] | None, name: str, column:
     if account is None or not account[name]:
         return None
     sealed = base64.b64decode(account[name])
-    return _box(settings, column).decrypt(UUID(account["tenant_id"]), UUID(account["id"]), sealed)
+    try:
+        return _box(settings, column).decrypt(UUID(account["tenant_id"]), UUID(account["id"]), sealed)
+    except SecretError as error:
+        log.error("payment_secret_unreadable", account=account["id"], secret=name, error=str(error))
+        raise _UNREADABLE from None

@@ -14,7 +14,6 @@ from vanilla_saas.database.pool import _prepare
 from vanilla_saas.payments import store
 from vanilla_saas.payments.accounts import api_key
 from vanilla_saas.payments.stripe_api import ChargeRefused, connected
-from vanilla_saas.providers.secrets import SecretError
 from vanilla_saas.settings import Settings
 
 AT_ONCE = 20
@@ -28,13 +27,13 @@ async def charge_due(where: Addresses, settings: Settings) -> dict[str, Any]:
     try:
         await _prepare(connection)
         counts = {"succeeded": 0, "failed": 0, "pending": 0, "elsewhere": 0}
-        problem: VanillaError | SecretError | None = None
+        problem: VanillaError | None = None
         for _ in range(ROUNDS):
             claimed = await store.claim_top_ups(connection, AT_ONCE)
             for one in claimed:
                 try:
                     state = await _charge(connection, settings, one)
-                except (VanillaError, SecretError) as error:
+                except VanillaError as error:
                     # one tenant's account keeps nobody else's users waiting
                     problem = error
                     state = await store.finish_top_up(connection, one, None, None)
