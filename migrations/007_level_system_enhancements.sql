@@ -1160,7 +1160,7 @@ begin
         end if;
         p_own := false;
     end if;
-    if v_path.timing not in ('any', p_when) then
+    if not p_recorded and v_path.timing not in ('any', p_when) then
         perform vanilla.refuse('VS409', format('from %s to %s one changes %s', v_from.slug, v_to.slug, case v_path.timing when 'now' then 'at once' else 'at the end of the period' end),
             jsonb_build_object('param', 'when', 'timing', v_path.timing), format('when => ''%s''', v_path.timing));
     end if;
@@ -1182,7 +1182,7 @@ begin
         if v_price.currency <> v_held.currency then
             perform vanilla.refuse('VS409', format('the period that runs is paid in %s', v_held.currency), jsonb_build_object('param', 'currency', 'currency', v_held.currency));
         end if;
-        if p_when = 'now' and v_price.amount > 0 and v_price.cycle <> v_held.cycle then
+        if p_when = 'now' and v_price.amount > 0 and v_price.cycle <> v_held.cycle and not p_recorded then
             perform vanilla.refuse('VS409', format('the period that runs is %s', v_held.cycle),
                 jsonb_build_object('param', 'cycle', 'cycle', v_held.cycle, 'period_end', v_held.period_end), 'Another cycle begins when it ends: when => ''period_end''.');
         end if;

@@ -22,6 +22,10 @@ ADMIN = [
     "/levels/analytics",
     "/billing",
     "/payments",
+    "/levels/paths",
+    "/plan/change?level={premium}&when=now&price=monthly+USD",
+    "/plan/change?level={basic}&when=period_end",
+    "/levels/paths/change?user={other}&level={basic}&when=now&price=monthly+EUR",
     "/playground",
     "/keys",
     "/users",
@@ -41,6 +45,10 @@ ADMIN = [
 ]
 SUPER = ["/tenants", "/providers", "/schedules"]
 NAMES = {
+    "/levels/paths": "/levels-paths",
+    "/plan/change?level={premium}&when=now&price=monthly+USD": "/plan-change-now",
+    "/plan/change?level={basic}&when=period_end": "/plan-change-later",
+    "/levels/paths/change?user={other}&level={basic}&when=now&price=monthly+EUR": "/user-change-trial",
     "/wallet/{other}": "/user-wallet",
     "/wallet/{other}/grants": "/user-grants",
     "/wallet/{other}/holds": "/user-holds",
@@ -77,8 +85,32 @@ async def _paths(people: People, history: Person) -> list[str]:
         "select id from ai_executions where user_id = $1 order by created_at desc limit 1", history.identity.user_id
     )
     webhook, delivery = await _webhook(people, other)
-    ids = {"execution": execution, "other": other.identity.user_id, "webhook": webhook, "delivery": delivery}
+    levels = await _plans(people, history)
+    ids = {"execution": execution, "other": other.identity.user_id, "webhook": webhook, "delivery": delivery, **levels}
     return [path.format(**ids) for path in ADMIN]
+
+
+async def _plans(people: People, person: Person) -> dict[str, uuid.UUID]:
+    """One who pays for a level and came to it by another, one whose change waits, and a path with a discount."""
+    rows = await people.operator.fetch("select slug, id from levels where tenant_id = $1", DEFAULT_TENANT)
+    levels = {row["slug"]: row["id"] for row in rows}
+    change = "select change_user_level($1, $2, p_currency => 'USD', p_trial => false, p_idempotency_key => $3)"
+    path = "select set_upgrade_path($1, $2, $3, 'any', true, p_tenant_id => $4)"
+    await people.operator.fetchval(path, levels["enterprise"], levels["premium"], 0, DEFAULT_TENANT)
+    await people.operator.fetchval(path, levels["enterprise"], levels["basic"], 0, DEFAULT_TENANT)
+    held = await people.operator.fetchval(
+        "select level_id from user_token_wallets where user_id = $1", person.identity.user_id
+    )
+    if held != levels["enterprise"]:
+        paid = "select change_user_level($1, $2, p_currency => 'USD', p_payment_reference => $3)"
+        if held != levels["basic"]:
+            await people.operator.fetchval(paid, person.identity.user_id, levels["basic"], "in_1Q8xS")
+        await people.operator.fetchval(paid, person.identity.user_id, levels["enterprise"], "in_1Q8xT")
+    waits = await people.user()
+    await people.operator.fetchval(change, waits.identity.user_id, levels["premium"], "first")
+    later = "select change_user_level($1, $2, 'period_end')"
+    await people.operator.fetchval(later, waits.identity.user_id, levels["free"])
+    return levels
 
 
 async def _wallet_of_every_state(people: People, person: Person) -> None:

@@ -17,6 +17,7 @@ from tests.isolation.matrix import rolled_back, run_matrix
 from tests.isolation.mutant import Mutant
 from tests.isolation.mutants import mutants
 from tests.isolation.promises import Case, Stage, broken, prepare
+from tests.isolation.promises_of_changes import CASES as CHANGES
 from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
 from tests.isolation.promises_of_payments import CASES as PAYMENTS
@@ -33,7 +34,7 @@ SAMPLES = {"schema": 400, "functions": 110}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
 IN_ONE = 25
 """Mutants in one transaction."""
-CASES = [*TENANCY, *TOKENS, *GRANTS, *LEVELS, *PAYMENTS, *WEBHOOKS, *SCHEDULES, *SUPABASE]
+CASES = [*TENANCY, *TOKENS, *GRANTS, *LEVELS, *CHANGES, *PAYMENTS, *WEBHOOKS, *SCHEDULES, *SUPABASE]
 CONTEXTS = {"none", "user", "admin"}
 
 

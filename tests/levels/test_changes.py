@@ -318,6 +318,21 @@ async def test_what_a_provider_has_billed_is_recorded_as_it_says_and_asks_for_no
     await refused(changes.change("low", currency="EUR", billed_amount=5), "VS400")
 
 
+async def test_what_a_provider_has_billed_is_bound_by_no_timing_and_begins_another_cycle_at_once(changes: Changes) -> None:
+    await changes.change("low", currency="EUR")
+    await changes.path("low", "high", timing="period_end")
+    await changes.books.at(START + 31 * DAY / 4)
+    done = await changes.change("high", cycle="yearly", payment_reference="in_2")
+    assert done["period_end"] == "2027-03-09T06:00:00+00:00"
+    assert await changes.totals() == {START: 250, START + 31 * DAY / 4: 31000}
+    references = await changes.connection.fetch(
+        "select distinct payment_reference from level_invoice_lines where change_id is not null and user_id = $1"
+        " and payment_reference is not null",
+        changes.user.id,
+    )
+    assert [row[0] for row in references] == ["in_2"]
+
+
 async def test_who_was_moved_by_hand_keeps_what_was_paid_until_it_ends_and_nothing_renews(changes: Changes) -> None:
     await changes.change("low", currency="EUR")
     await changes.change("high", "period_end")

@@ -60,6 +60,11 @@ BOOKS_BROKEN = {
         "insert into level_restrictions (tenant_id, level_id, type, amount)"
         " select tenant_id, id, 'api_keys', 1 from levels where slug = 'free'",
     ],
+    "invoice_lines_negative": [
+        "insert into level_invoice_lines (tenant_id, user_id, level_id, kind, cycle, currency, amount, period_start,"
+        " period_end, created_at) select u.tenant_id, u.id, u.id, 'credit', 'monthly', 'EUR', -1, now(),"
+        " now() + interval '1 day', now() from users u limit 1"
+    ],
     "prices_overlap": [
         "insert into level_pricing (tenant_id, level_id, cycle, currency, amount, valid_from)"
         " select tenant_id, level_id, cycle, currency, 1, now() from level_pricing limit 1"

@@ -13,7 +13,7 @@ from tests.conftest import Cluster, People
 from tests.processes import assert_books_are_clean
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.operations import demo_isolation, demo_levels, demo_person, demo_wallet
+from vanilla_saas.operations import demo_analytics, demo_isolation, demo_levels, demo_person, demo_wallet
 from vanilla_saas.operations.demo_isolation import ATTEMPTS, Attempt
 
 
@@ -161,6 +161,31 @@ async def test_a_day_of_levels_is_told_as_the_wallets_are(
     tenant = await people.tenant()
     person, other = [await people.user(tenant_id=tenant, balance=90) for _ in range(2)]
     await operator.fetchval("select adjust_user_tokens($1, 25, 'debit')", other.identity.user_id)
-    await demo_levels.show(operator, console, person.identity.user_id)
+    await demo_analytics.show(operator, console, person.identity.user_id)
     assert "computed twice and equal" in said(console)
     assert re.search(r"free +2 +1 +2 +0 +[\d,]+ +25 +[\d,]+", said(console))
+
+
+async def test_the_tour_of_plans_charges_what_it_previewed(
+    operator: asyncpg.Connection, people: People, console: Console
+) -> None:
+    person = await people.user()
+    await demo_levels.show(operator, console, person.identity.user_id)
+    assert "free to basic: charge basic 9 USD" in said(console)
+    assert re.search(r"basic to premium: credit basic -(9|8.99) USD, charge premium (29|28.99) USD", said(console))
+    assert re.search(r"add up to (29|28.99|29.01|29) USD, premium's month", said(console)), said(console)
+
+
+async def test_a_change_that_costs_more_than_its_preview_stops_the_tour(
+    operator: asyncpg.Connection, people: People, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = await people.user()
+    true_preview = demo_levels.change_store.preview
+
+    async def wrong(*arguments: Any) -> Any:
+        told = await true_preview(*arguments)
+        return told.model_copy(update={"due": told.due + 5})
+
+    monkeypatch.setattr(demo_levels.change_store, "preview", wrong)
+    with pytest.raises(VanillaError, match="something else than its preview"):
+        await demo_levels.show(operator, console, person.identity.user_id)
