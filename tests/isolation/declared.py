@@ -47,7 +47,8 @@ NULLABLE = {
     "payments": "intent_id grant_id error lease_id lease_until paid_at",
     "payment_top_ups": "paused_reason told_month",
     "user_subscriptions": "cycle currency trial_grant_id billed_by",
-    "level_changes": "from_level_id closed_at trial_ended_at trial_converted reason actor_id idempotency_key request_hash",
+    "level_changes": "from_level_id closed_at trial_ended_at trial_converted reason actor_id idempotency_key"
+    " request_hash",
     "level_invoice_lines": "change_id payment_reference",
 }
 
@@ -518,7 +519,8 @@ FORBIDDEN = {
     "level_changes_state_check": ["state = 'odd', closed_at = now()"],
     "level_changes_closed_check": ["state = 'applied', closed_at = null", "state = 'scheduled', closed_at = now()"],
     "level_changes_trial_check": [
-        "trial_ended_at = now()", "trial_converted = true", "trial = false, trial_ended_at = now(), trial_converted = true",
+        "trial_ended_at = now()", "trial_converted = true",
+        "trial = false, trial_ended_at = now(), trial_converted = true",
     ],
     "level_invoice_lines_kind_check": ["kind = 'odd'"],
     "level_invoice_lines_amount_check": ["kind = 'credit', amount = 1", "kind = 'fee_credit', amount = 1",

@@ -7,7 +7,9 @@ def level(slug: str, tenant: str = "a") -> str:
     return f"(select id from levels where tenant_id = '{{{tenant}}}' and slug = '{slug}')"
 
 
-def put(function: str, who: str = "user", to: str = "basic", more: str = "p_currency => 'USD', p_trial => false") -> str:
+def put(
+    function: str, who: str = "user", to: str = "basic", more: str = "p_currency => 'USD', p_trial => false"
+) -> str:
     return f"select {function}('{{{who}}}', {level(to)}{', ' if more else ''}{more})"
 
 
@@ -15,10 +17,14 @@ def given(table: str, columns: str, values: str, tenant: str = "a") -> str:
     return f"insert into {table} (tenant_id, {columns}) select '{{{tenant}}}', {values}"
 
 
-OPEN = "update level_upgrade_paths set self_service = true, timing = 'any', discount_percent = 0 where tenant_id = '{a}'"
+OPEN = (
+    "update level_upgrade_paths set self_service = true, timing = 'any', discount_percent = 0 where tenant_id = '{a}'"
+)
 CHANGE, PREVIEW = put("change_user_level"), put("preview_level_change")
 NO_PATH = "delete from level_upgrade_paths where tenant_id = '{a}'"
-ON_BASIC = f"update user_token_wallets set level_id = {level('basic')} where tenant_id = '{{a}}' and user_id = '{{user}}'"
+ON_BASIC = (
+    f"update user_token_wallets set level_id = {level('basic')} where tenant_id = '{{a}}' and user_id = '{{user}}'"
+)
 """By hand, behind the twin's row."""
 SUM = "(select coalesce(sum(amount), 0) from level_invoice_lines where tenant_id = '{a}' and user_id = '{user}' and created_at = vanilla.clock())"
 HELD = "(select %s from user_subscriptions where tenant_id = '{a}' and user_id = '{user}')"
@@ -26,7 +32,13 @@ STATE = "(select state from level_changes where tenant_id = '{a}' and id = '{sam
 ON = "(select l.slug from user_token_wallets w join levels l on l.tenant_id = w.tenant_id and l.id = w.level_id where w.tenant_id = '{a}' and w.user_id = '{user}')"
 
 
-def scheduled(by: str = "'{user}'", tenant: str = "a", to: str = "basic", at: str = "vanilla.clock() + interval '1 day'", source: str = "{level}") -> str:
+def scheduled(
+    by: str = "'{user}'",
+    tenant: str = "a",
+    to: str = "basic",
+    at: str = "vanilla.clock() + interval '1 day'",
+    source: str = "{level}",
+) -> str:
     """A change that waits, to a level of the tenant; its terms cost 700 in a month from its moment on."""
     return given(
         "level_changes",
@@ -48,9 +60,15 @@ def due(tenant: str = "a", more: str = ", cycle = 'yearly', currency = 'JPY'") -
     )
 
 
-PRICED = given("level_pricing", "level_id, cycle, currency, amount, valid_from", "'{level}', 'quarterly', 'CHF', 555, '2026-01-01'")
+PRICED = given(
+    "level_pricing", "level_id, cycle, currency, amount, valid_from", "'{level}', 'quarterly', 'CHF', 555, '2026-01-01'"
+)
 ITS_PRICE = ", cycle = 'quarterly', currency = 'CHF'"
-FEE = given("level_pricing", "level_id, cycle, currency, amount, valid_from", f"{level('basic')}, 'one_time', 'USD', 100, '2026-01-01'")
+FEE = given(
+    "level_pricing",
+    "level_id, cycle, currency, amount, valid_from",
+    f"{level('basic')}, 'one_time', 'USD', 100, '2026-01-01'",
+)
 FEE_LINE = ("id, user_id, level_id, kind, cycle, currency, amount, period_start, period_end, created_at",
             f"'{{same_id}}', '{{user}}', {level('basic')}, 'fee', 'monthly', 'USD', 100, '2026-01-01', '2026-02-01', '2026-01-01'")  # fmt: skip
 TRIED = ("user_id, to_level_id, timing, state, requested_at, effective_at, closed_at, terms, trial, discount_percent",
@@ -58,7 +76,11 @@ TRIED = ("user_id, to_level_id, timing, state, requested_at, effective_at, close
 OFFER = "update level_upgrade_paths set discount_percent = 50, timing = 'now' where tenant_id = '{a}' and from_level_id = '{level}'; delete from level_upgrade_paths where tenant_id = '{a}' and to_level_id = '{level}'"
 KEYED = ("id, user_id, to_level_id, timing, state, requested_at, effective_at, closed_at, terms, idempotency_key, request_hash",
          "'{same_id}', '{user}', '{level}', 'now', 'applied', '2026-01-01', '2026-01-01', '2026-01-01', '{\"due\": 77}', 'k', null")  # fmt: skip
-EVER = given("level_pricing", "level_id, cycle, currency, amount, valid_from", f"{level('basic')}, 'lifetime', 'USD', 5000, '2026-01-01'")
+EVER = given(
+    "level_pricing",
+    "level_id, cycle, currency, amount, valid_from",
+    f"{level('basic')}, 'lifetime', 'USD', 5000, '2026-01-01'",
+)
 FOR_EVER = put("change_user_level", more="p_currency => 'USD', p_cycle => 'lifetime'")
 RUNNING = (
     "update user_subscriptions set period_start = vanilla.clock() - interval '1 day', anchor_at = vanilla.clock() - interval '1 day', period_end = vanilla.clock() + interval '1 day',"
@@ -118,7 +140,7 @@ CHANGES = [
     Case("admin", put("change_user_level", more="p_currency => 'EUR'"), "VS409", RUNNING % "a"),
     Case("admin", put("change_user_level", more="p_cycle => 'yearly'"), "VS409", RUNNING % "a"),
     Case("admin", f"{put('change_user_level', more='''p_currency => 'USD', p_idempotency_key => 'k' ''')} ->> 'due'", "= (77)",
-         given("level_changes", KEYED[0], KEYED[1].replace("null", "sha256(convert_to(jsonb_build_array(%s, 'now', null, 'USD', true, null, null)::text, 'UTF8'))" % level("basic"))),
+         given("level_changes", KEYED[0], KEYED[1].replace("null", f"sha256(convert_to(jsonb_build_array({level('basic')}, 'now', null, 'USD', true, null, null)::text, 'UTF8'))")),
          then=f"{ON} = 'free'"),
     Case("admin", put("change_user_level", more="p_currency => 'USD', p_idempotency_key => 'k'"), "VS410", given("level_changes", *KEYED)),
     Case("admin", f"{put('change_user_level', more='''p_currency => 'USD', p_trial => false, p_idempotency_key => 'k' ''')} ->> 'due'", "= (900)",

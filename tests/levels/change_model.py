@@ -59,7 +59,9 @@ class Model:
         """Changes at once; what is due, negative when something comes back."""
         there = self.levels[level]
         credit = self.worth(self.level, at) if self.period else 0
-        fee_back = rest(self.agreed[self.level][1], self.agreed[self.level][2], self.period[1], at) if self.period else 0
+        fee_back = (
+            rest(self.agreed[self.level][1], self.agreed[self.level][2], self.period[1], at) if self.period else 0
+        )
         if self.period and level in self.agreed:
             price, fee, since = self.agreed[level]
         else:

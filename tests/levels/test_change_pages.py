@@ -3,8 +3,6 @@
 import re
 from typing import Any
 
-import aiohttp
-
 from tests.conftest import People, Person
 from tests.console.console_support import look, signed_in, submit
 from vanilla_saas.levels.money import money
@@ -17,7 +15,7 @@ async def levels_of(people: People, tenant: Any) -> dict[str, str]:
 
 def hidden(text: str) -> dict[str, str]:
     """The hidden fields of the form that confirms a change."""
-    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', text.partition("/change\"")[2]))
+    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', text.partition('/change"')[2]))
 
 
 def test_what_comes_back_has_its_sign() -> None:
@@ -27,7 +25,9 @@ def test_what_comes_back_has_its_sign() -> None:
 async def test_a_user_previews_a_plan_changes_to_it_and_undoes_what_is_scheduled(api: str, people: People) -> None:
     tenant = await people.tenant()
     person, slugs = await people.user(tenant_id=tenant), await levels_of(people, tenant)
-    await people.operator.fetchval("select set_upgrade_path($1, $2, 0, 'any', true, $3)", slugs["free"], slugs["basic"], tenant)
+    await people.operator.fetchval(
+        "select set_upgrade_path($1, $2, 0, 'any', true, $3)", slugs["free"], slugs["basic"], tenant
+    )
     async with signed_in(api, people, person) as http:
         _, page, _ = await look(http, "/plan")
         assert "9 USD a month" in page.text
@@ -50,7 +50,9 @@ async def test_a_user_previews_a_plan_changes_to_it_and_undoes_what_is_scheduled
         # not their own: the figures are shown, the change is refused
         _, page, _ = await look(http, f"/plan/change?level={slugs['premium']}&when=now&price=monthly+USD")
         assert "Only an admin makes this change" in page.text
-        status, _, _ = await submit(http, "/plan/change", {"hx-request": "true"}, **form | {"level": slugs["premium"], "key": "0" * 32})
+        status, _, _ = await submit(
+            http, "/plan/change", {"hx-request": "true"}, **form | {"level": slugs["premium"], "key": "0" * 32}
+        )
         assert status == 403
         assert (await look(http, "/levels/paths"))[0] == 403
         for wrong in ("price=weekly+USD", "when=soon", "price=x"):
@@ -83,7 +85,9 @@ async def test_an_admin_edits_paths_and_changes_and_undoes_for_a_user(api: str, 
         query = f"user={person.email}&level={slugs['premium']}&when=now&price=monthly+USD"
         _, page, _ = await look(http, f"/levels/paths/change?{query}")
         await submit(http, "/levels/paths/change", **hidden(page.text))
-        _, page, _ = await look(http, f"/levels/paths/change?user={person.identity.user_id}&level={slugs['free']}&when=period_end")
+        _, page, _ = await look(
+            http, f"/levels/paths/change?user={person.identity.user_id}&level={slugs['free']}&when=period_end"
+        )
         await submit(http, "/levels/paths/change", **hidden(page.text))
         _, page, _ = await look(http, "/levels/paths")
         assert person.email in page.text

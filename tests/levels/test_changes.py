@@ -318,7 +318,9 @@ async def test_what_a_provider_has_billed_is_recorded_as_it_says_and_asks_for_no
     await refused(changes.change("low", currency="EUR", billed_amount=5), "VS400")
 
 
-async def test_what_a_provider_has_billed_is_bound_by_no_timing_and_begins_another_cycle_at_once(changes: Changes) -> None:
+async def test_what_a_provider_has_billed_is_bound_by_no_timing_and_begins_another_cycle_at_once(
+    changes: Changes,
+) -> None:
     await changes.change("low", currency="EUR")
     await changes.path("low", "high", timing="period_end")
     await changes.books.at(START + 31 * DAY / 4)

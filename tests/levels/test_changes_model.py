@@ -1,7 +1,8 @@
 """Any sequence of changes costs and grants what the model says: lines and tokens, never below nothing, never above."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+import itertools
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -43,9 +44,7 @@ def minute(moment: datetime) -> int:
 
 
 def month_end(anchor: int, at: int) -> int:
-    return next(
-        end for n in range(1, 1000) if (end := minute(months_after(START + anchor * MINUTE, n))) > at
-    )
+    return next(end for n in range(1, 1000) if (end := minute(months_after(START + anchor * MINUTE, n))) > at)
 
 
 def calendar(at: int) -> tuple[int, int]:
@@ -68,7 +67,8 @@ STEPS = st.lists(
 ROUND_A_PRICE = [(0, "now", "odd", 1), (900, "reprice", "odd", 5), (60, "now", "one", 1), (5000, "back", "odd", 1)]
 """Back on a level within the period: it costs what it did, though its price is another by now."""
 FEE_TWICE = [
-    (0, "now", "fee", 1), (9000, "now", "odd", 1), (60, "back", "fee", 1), (60, "now", "odd", 1), (60_000, "now", "fee", 1),
+    (0, "now", "fee", 1), (9000, "now", "odd", 1), (60, "back", "fee", 1), (60, "now", "odd", 1),
+    (60_000, "now", "fee", 1),
 ]  # fmt: skip
 """Out and in again within the period of a fee, and once more in the next one, when the rest of it was paid for good."""
 SPENT_AHEAD = [(0, "now", "fee", 1), (60, "spend", "fee", 9000), (60, "now", "odd", 1), (60_000, "spend", "odd", 1)]
@@ -208,6 +208,6 @@ def test_any_sequence_of_changes_comes_to_what_the_lines_and_the_ledger_say(
 def test_the_rest_of_an_amount_never_grows(amount: int, length: int, moments: list[int]) -> None:
     """What the model stands on: parts of a period are never below nothing and add up to the whole."""
     cuts = sorted({0, length, *(m % length for m in moments)})
-    parts = [rest(amount, 0, length, a) - rest(amount, 0, length, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [rest(amount, 0, length, a) - rest(amount, 0, length, b) for a, b in itertools.pairwise(cuts)]
     assert min(parts) >= 0
     assert sum(parts) == amount

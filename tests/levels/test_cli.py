@@ -63,7 +63,8 @@ async def test_a_level_is_previewed_changed_and_undone(vs: Cli, people: People) 
     billed = await vs.json("levels", "change", person.email, "premium", *paid, *at)
     assert billed["state"] == "applied"
     lines = await people.operator.fetch(
-        "select amount, payment_reference from level_invoice_lines where user_id = $1 order by id", person.identity.user_id
+        "select amount, payment_reference from level_invoice_lines where user_id = $1 order by id",
+        person.identity.user_id,
     )
     assert [tuple(line) for line in lines] == [(450, None), (2899, "in_7")]
     await vs("levels", "path", "free", "basic", "--remove", *at)

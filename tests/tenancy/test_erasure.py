@@ -156,8 +156,9 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         user_id,
     )
     await operator.execute(
-        "with subscription as (insert into user_subscriptions (tenant_id, user_id, level_id, cycle, currency, anchor_at,"
-        "   period_start) select tenant_id, user_id, level_id, 'monthly', 'USD', now(), now() from user_token_wallets where user_id = $2),"
+        "with subscription as (insert into user_subscriptions (tenant_id, user_id, level_id, cycle, currency,"
+        "   anchor_at, period_start) select tenant_id, user_id, level_id, 'monthly', 'USD', now(), now()"
+        "   from user_token_wallets where user_id = $2),"
         " change as (insert into level_changes (tenant_id, user_id, to_level_id, timing, state, requested_at,"
         "   effective_at, terms, idempotency_key)"
         "   select tenant_id, user_id, level_id, 'now', 'scheduled', now(), now() + interval '1 day', '{}', 'k'"

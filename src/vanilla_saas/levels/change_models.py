@@ -1,4 +1,4 @@
-"""Bodies and answers of the routes that change a user's level. Money is minor units (cents), signed: a credit is negative."""
+"""Bodies and answers of the routes that change a user's level. Money is minor units (cents): a credit is negative."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -90,7 +90,9 @@ class Change(BaseModel):
     period_end: datetime | None = Field(description="null where nothing is to be renewed; of a trial, its end")
     lines: list[Line]
     due: int = Field(description="sum of the lines; negative when something comes back")
-    tokens: ChangeTokens | None = Field(description="null of a change at the end of the period: they are of that moment")
+    tokens: ChangeTokens | None = Field(
+        description="null of a change at the end of the period: they are of that moment"
+    )
     self_service: bool
     replayed: bool = False
 

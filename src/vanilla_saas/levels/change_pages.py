@@ -1,4 +1,4 @@
-"""Pages of changes: what one's plan may become, its preview and confirmation; for admins paths and scheduled changes."""
+"""Pages of changes: what a plan may become, its preview and confirmation; for admins paths and scheduled changes."""
 
 import uuid
 from dataclasses import dataclass
@@ -53,7 +53,11 @@ async def plan_facts(connection: asyncpg.Connection, tenant_id: UUID, user_id: U
     levels = {terms.slug: terms for terms in await store.terms(connection, tenant_id, counted=False)}
     now = datetime.now(UTC)
     choices = [
-        Choice(path, levels[path.to_level], [p for p in levels[path.to_level].prices if p.cycle in EVERY and p.valid_from <= now])
+        Choice(
+            path,
+            levels[path.to_level],
+            [p for p in levels[path.to_level].prices if p.cycle in EVERY and p.valid_from <= now],
+        )
         for path in await change_store.paths(connection, tenant_id)
         if held and path.from_level == held.level and levels[path.to_level].status == "active"
     ]  # fmt: skip

@@ -86,9 +86,7 @@ async def delete_path(connection: asyncpg.Connection, tenant_id: UUID, from_leve
 
 async def preview(connection: asyncpg.Connection, user_id: UUID, body: PreviewBody) -> Change:
     """`preview_level_change`. Raises VanillaError for what the change would be refused for."""
-    told = await connection.fetchval(
-        PREVIEW, user_id, body.level_id, body.when, body.cycle, body.currency, body.trial
-    )
+    told = await connection.fetchval(PREVIEW, user_id, body.level_id, body.when, body.cycle, body.currency, body.trial)
     return Change(**told)
 
 

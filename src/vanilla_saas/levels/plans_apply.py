@@ -247,7 +247,9 @@ def _path(body: PathBody | None) -> str:
 
 def _set_path(slug: str, body: PathBody) -> Step:
     async def step(connection: asyncpg.Connection, tenant: UUID, level: UUID) -> None:
-        await change_store.set_path(connection, tenant, level, await change_store.level_id(connection, tenant, slug), body)
+        await change_store.set_path(
+            connection, tenant, level, await change_store.level_id(connection, tenant, slug), body
+        )
 
     return step
 
