@@ -1027,7 +1027,7 @@ begin
             jsonb_build_object('param', 'currency', 'currency', v_currency, 'currencies', v_names), 'A subscription stays in its currency.');
     end if;
     select array_agg(p.cycle order by p.cycle) into v_names from unnest(v_prices) p;
-    cycle := coalesce(p_cycle, p_held.cycle, case when 'monthly' = any (v_names) then 'monthly' end);
+    cycle := coalesce(p_cycle, p_held.cycle);
     if not exists (select from unnest(v_prices) p where p.amount > 0) then
         cycle := coalesce(cycle, v_names[1]);      -- what costs nothing costs nothing by any cycle
         currency := v_currency;
@@ -1109,7 +1109,7 @@ declare
     v_held public.user_subscriptions;
     v_path public.level_upgrade_paths;
     v_price record;
-    v_zone text := (select t.time_zone from public.tenants t where t.tenant_id = p_user.tenant_id and t.id = p_user.tenant_id);
+    v_zone text := (select t.time_zone from public.tenants t where t.tenant_id = p_wallet.tenant_id and t.id = p_wallet.tenant_id);
     v_at timestamptz;
     v_running boolean;
     v_in_period boolean;
@@ -1211,7 +1211,10 @@ begin
             v_fee := coalesce(v_fee, 0);
         end if;
     end if;
-    if v_price.amount = 0 and v_fee = 0 and not v_in_period then      -- nothing is paid for, so nothing binds
+    if v_in_period and v_price.currency is null then      -- a level without a price is still in the period that was paid
+        v_price.cycle := v_held.cycle;
+        v_price.currency := v_held.currency;
+    elsif v_price.amount = 0 and v_fee = 0 and not v_in_period then      -- nothing is paid for, so nothing binds
         v_price.cycle := null;
         v_price.currency := null;
     end if;
@@ -1317,10 +1320,10 @@ comment on function vanilla.carry_plan(public.user_token_wallets, uuid, jsonb) i
 
 create or replace function vanilla.set_trial_allocation(p_user public.users, p_allocation bigint) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
-    insert into public.user_token_policies as p (tenant_id, user_id, trial_allocation)
-        select p_user.tenant_id, p_user.id, p_allocation
-        where p_allocation is not null or exists (select from public.user_token_policies p where p.tenant_id = p_user.tenant_id and p.user_id = p_user.id)
-        on conflict (tenant_id, user_id) do update set trial_allocation = excluded.trial_allocation
+    update public.user_token_policies p set trial_allocation = p_allocation where p.tenant_id = p_user.tenant_id and p.user_id = p_user.id;
+    insert into public.user_token_policies (tenant_id, user_id, trial_allocation)
+        select p_user.tenant_id, p_user.id, p_allocation where p_allocation is not null
+        on conflict (tenant_id, user_id) do nothing;
 $f$;
 comment on function vanilla.set_trial_allocation(public.users, bigint) is 'What a user gets a period while a trial runs; null: what the level says.';
 

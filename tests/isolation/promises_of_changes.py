@@ -140,7 +140,7 @@ CHANGES = [
     Case("admin", put("change_user_level", more="p_currency => 'EUR'"), "VS409", RUNNING % "a"),
     Case("admin", put("change_user_level", more="p_cycle => 'yearly'"), "VS409", RUNNING % "a"),
     Case("admin", f"{put('change_user_level', more='''p_currency => 'USD', p_idempotency_key => 'k' ''')} ->> 'due'", "= (77)",
-         given("level_changes", KEYED[0], KEYED[1].replace("null", f"sha256(convert_to(jsonb_build_array({level('basic')}, 'now', null, 'USD', true, null, null)::text, 'UTF8'))")),
+         given("level_changes", KEYED[0], KEYED[1].replace("null", "sha256(convert_to(jsonb_build_array({}, 'now', null, 'USD', true, null, null)::text, 'UTF8'))".format(level("basic")))),
          then=f"{ON} = 'free'"),
     Case("admin", put("change_user_level", more="p_currency => 'USD', p_idempotency_key => 'k'"), "VS410", given("level_changes", *KEYED)),
     Case("admin", f"{put('change_user_level', more='''p_currency => 'USD', p_trial => false, p_idempotency_key => 'k' ''')} ->> 'due'", "= (900)",
@@ -210,4 +210,61 @@ OTHERS = [
               " and exists (select from level_changes where tenant_id = '{twin}' and user_id = '{user}' and idempotency_key is not null)"),
 ]  # fmt: skip
 
-CASES = [*CHANGES, *OTHERS]
+UNPAID = "update user_subscriptions set cycle = null, currency = null where tenant_id = '{a}'"
+KEPT = (
+    "update user_subscriptions s set allowances = jsonb_build_object(w.level_id, jsonb_build_object('plan', %s, 'from', w.period_start, 'until', w.next_reset_at))"
+    " from user_token_wallets w where w.tenant_id = s.tenant_id and w.user_id = s.user_id and s.tenant_id = '{a}' and s.user_id = '{user}'"
+)
+PLAN_LEFT = "(select coalesce(sum(remaining), 0) from user_token_grants where tenant_id = '{%s}' and user_id = '{user}' and kind = 'plan' and state = 'active')"
+ABOUT_TRIAL = (
+    "update user_token_policies set trial_allocation = 5 where tenant_id in ('{twin}', '{a}') and user_id = '{user}'"
+)
+TRIALS = "(select %s from user_token_policies where tenant_id = '{%s}' and user_id = '{user}')"
+IN_TRIAL = "update user_subscriptions set trial = true, trial_grant_id = '{grant}' where tenant_id = '{a}' and user_id = '{user}'"
+GRANT = "(select state from user_token_grants where tenant_id = '{%s}' and id = '{grant}')"
+APPLIED = "exists (select from level_changes where tenant_id = '{a}' and user_id = '{user}' and state = 'applied')"
+LATER = put("change_user_level", more="'period_end', p_currency => 'USD'")
+AHEAD = (
+    f"{OPEN}; {ON_BASIC}; update user_token_grants set level_id = {level('basic')}, amount = 90000000 where tenant_id = '{{a}}' and user_id = '{{user}}' and kind = 'plan';"
+    " update user_token_grants set remaining = 0 where tenant_id = '{a}' and user_id = '{user}' and kind = 'plan'"
+)
+FINER = [
+    Case("admin", LATER, audit="level.change_scheduled"),
+    Case("admin", LATER, "VS409", "delete from user_subscriptions where tenant_id = '{a}'; update user_token_wallets set next_reset_at = null where tenant_id = '{a}'"),
+    Case("keeper", JOB, "= (1)", f"{scheduled(at='vanilla.clock()')}; {RETIRED}", audit="level.change_lapsed"),
+    Case("admin", f"{put('change_user_level', more='''p_currency => 'USD', p_trial => false, p_idempotency_key => 'k' ''')} ->> 'due'", "= (900)",
+         given("level_changes", KEYED[0], KEYED[1].replace("{user}", "{other}"))),
+    Case("admin", put("change_user_level", more="p_currency => 'USD', p_payment_reference => 'in_1'"), given=scheduled().replace("'{user}', '{level}', (", "'{other}', '{level}', ("),
+         then=f"{STATE} = 'scheduled' and {APPLIED}"),
+    Case("admin", UNDO, "VS409", scheduled().replace("'{user}', '{level}', (", "'{other}', '{level}', (")),
+    Case("admin", CHANGE, given=IN_TRIAL, then=f"{GRANT % 'a'} = 'voided' and {GRANT % 'twin'} = 'active'"),
+    Case("admin", CHANGE, given=f"{IN_TRIAL}; update user_token_grants set state = 'expired' where tenant_id = '{{a}}' and id = '{{grant}}'; update user_token_wallets w"
+         " set available_tokens = 0, burn = 0 where tenant_id = '{a}' and user_id = '{user}'", then=f"{GRANT % 'a'} = 'expired'"),
+    Case("keeper", JOB, "= (1)", f"{scheduled(at='vanilla.clock()')}; {KEPT % 0}",
+         then="(select terms #>> '{tokens,rest_from}' from level_changes where tenant_id = '{a}' and id = '{same_id}') = '0'"),
+    Case("admin", f"{CHANGE} #>> '{{tokens,granted}}'", "= (0)", KEPT % 900000000, then=f"{PLAN_LEFT % 'a'} = 0 and {PLAN_LEFT % 'twin'} > 0"),
+    Case("admin", CHANGE, given=f"{KEPT % 900000000}; update user_token_grants set state = 'voided' where tenant_id = '{{a}}' and user_id = '{{user}}' and kind = 'plan'",
+         then="(select sum(remaining) from user_token_grants where tenant_id = '{a}' and user_id = '{user}' and kind = 'plan' and state = 'voided') > 0"),
+    Case("admin", f"select delete_level({level('basic')})", given=given("level_changes", *TRIED)),
+    Case("admin", "select erase_user('{user}', 'x')", then=APPLIED),
+    Case("admin", f"{PREVIEW} ->> 'due'", "= (450)", f"{OFFER}; {given('level_changes', TRIED[0], TRIED[1].replace('applied', 'undone'))}"),
+    Case("admin", PREVIEW, "VS415", "update user_token_wallets set status = 'closed' where tenant_id = '{a}'"),
+    Case("admin", PREVIEW, "VS404", f"delete from level_token_policies where tenant_id = '{{a}}' and level_id = {level('basic')}"),
+    Case("admin", put("preview_level_change", more=""), "VS400", UNPAID),
+    Case("admin", f"{PREVIEW} ->> 'cycle'", "= (monthly)", UNPAID),
+    Case("admin", put("change_user_level", more="p_payment_reference => 'in', p_billed_amount => 5"), "VS400", f"{UNPAID}; delete from level_pricing where tenant_id = '{{a}}'"),
+    Case("user", put("preview_level_change", to="free"), "VS409", AHEAD),
+    Case("admin", f"{put('preview_level_change', to='free')} ->> 'to'", "= (free)", AHEAD),
+    Case("admin", f"{PREVIEW} #>> '{{tokens,plan}}'", "= (200000)", f"update level_token_policies set monthly_allocation = 200000 where tenant_id = '{{a}}' and level_id = {level('basic')};"
+         " update user_token_policies set monthly_allocation = 5 where tenant_id = '{twin}'"),
+    Case("admin", f"select ({PREVIEW[7:]} #>> '{{tokens,rest_from}}')::bigint <= 10000", "= (t)",
+         "update user_token_grants set amount = 900000000 where tenant_id = '{twin}' and kind = 'plan'"),
+    Case("keeper", JOB, "= (1)", f"{due()}; {scheduled(tenant='twin', at='vanilla.clock()')}; update tenants set status = 'suspended' where id = '{{twin}}'",
+         then=f"{SUM} = 333 and (select state from level_changes where tenant_id = '{{twin}}' and id = '{{same_id}}') = 'scheduled'"),
+    Case("keeper", JOB, "= (1)", f"{due(more=', trial = true')}; {ABOUT_TRIAL}".replace(", trial = true", ", trial = true, cycle = 'yearly', currency = 'JPY'"),
+         then=f"{TRIALS % ('trial_allocation', 'twin')} = 5 and {TRIALS % ('trial_allocation is null', 'a')}"),
+    Case("admin", f"select auto_allocate_tokens_for_level('{{user}}', {level('basic')})", given=ABOUT_TRIAL,
+         then=f"{TRIALS % ('trial_allocation', 'twin')} = 5 and {TRIALS % ('trial_allocation is null', 'a')}"),
+]  # fmt: skip
+
+CASES = [*CHANGES, *OTHERS, *FINER]

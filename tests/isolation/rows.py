@@ -153,32 +153,28 @@ async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
     return made
 
 
+PAID = """
+with level as (select id from levels where tenant_id = $1 and is_default),
+change as (
+    insert into level_changes (tenant_id, user_id, to_level_id, timing, state, requested_at, effective_at, closed_at,
+        terms, idempotency_key)
+    select $1, $2, id, 'now', 'applied', '2026-01-02+00', '2026-01-02+00', '2026-01-02+00',
+        jsonb_build_object('to', $3::text), $3 from level returning id),
+line as (
+    insert into level_invoice_lines (tenant_id, user_id, change_id, level_id, kind, cycle, currency, amount,
+        period_start, period_end, payment_reference, created_at)
+    select $1, $2, change.id, level.id, 'charge', 'monthly', 'USD', 900, '2026-01-02+00', '2026-02-02+00', $3,
+        '2026-01-02+00' from change, level)
+insert into user_subscriptions (tenant_id, user_id, level_id, cycle, currency, anchor_at, period_start, agreed,
+    billed_by)
+select $1, $2, id, 'monthly', 'USD', '2026-02-02+00', '2026-02-02+00', '{}', $3 from level
+"""
+"""What changes of level leave, beside wallets that stay as they are: on the default level, after a paid month."""
+
+
 async def _subscribe(connection: asyncpg.Connection, tenant: str, members: list[Member], word: str) -> None:
-    """What changes of level leave, beside wallets that stay as they are: on free, after a paid month that is over."""
     for member in members[:2]:
-        change = await connection.fetchval(
-            "insert into level_changes (tenant_id, user_id, to_level_id, timing, state, requested_at, effective_at,"
-            " closed_at, terms, idempotency_key)"
-            " select $1, $2, l.id, 'now', 'applied', '2026-01-02+00', '2026-01-02+00', '2026-01-02+00',"
-            " jsonb_build_object('to', $3::text), $3"
-            " from levels l where l.tenant_id = $1 and l.slug = 'free' returning id",
-            tenant, member.id, word,
-        )  # fmt: skip
-        await connection.execute(
-            "insert into level_invoice_lines (tenant_id, user_id, change_id, level_id, kind, cycle, currency, amount,"
-            " period_start, period_end,"
-            " payment_reference, created_at) select $1, $2, $3, l.id, 'charge', 'monthly', 'USD', 900,"
-            " '2026-01-02+00', '2026-02-02+00', $4, '2026-01-02+00'"
-            " from levels l where l.tenant_id = $1 and l.slug = 'premium'",
-            tenant, member.id, change, word,
-        )  # fmt: skip
-        await connection.execute(
-            "insert into user_subscriptions (tenant_id, user_id, level_id, cycle, currency, anchor_at, period_start,"
-            " agreed, billed_by)"
-            " select $1, $2, l.id, 'monthly', 'USD', '2026-02-02+00', '2026-02-02+00', '{}', $3"
-            " from levels l where l.tenant_id = $1 and l.slug = 'free'",
-            tenant, member.id, word,
-        )  # fmt: skip
+        await connection.execute(PAID, tenant, member.id, word)
 
 
 async def _restrict(connection: asyncpg.Connection, tenant: str, members: list[Member], word: str) -> None:

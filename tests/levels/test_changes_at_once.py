@@ -52,7 +52,7 @@ async def others(cluster: Cluster, name: str, count: int, at: Any = START) -> As
 async def test_of_changes_at_the_same_moment_each_finds_what_the_one_before_left(
     changes: Changes, cluster: Cluster, clocked_name: str
 ) -> None:
-    """Eight go round between two levels at once: who finds itself there already is refused, and the sum is right."""
+    """Eight go round between two levels at once: who finds itself there is refused, and the sum is right."""
     await changes.change("low", currency="EUR")
     call = "select change_user_level($1, $2, p_currency => 'EUR')"
     async with others(cluster, clocked_name, 8) as connections:
@@ -61,8 +61,8 @@ async def test_of_changes_at_the_same_moment_each_finds_what_the_one_before_left
             level = changes.user.levels["high" if n % 2 else "low"]
             try:
                 done = await connection.fetchval(call, changes.user.id, level)
-            except asyncpg.PostgresError as refusal:
-                if refusal.sqlstate != "VS409":
+            except asyncpg.PostgresError as refused:
+                if refused.sqlstate != "VS409":
                     raise
                 return 0
             return int(done["due"])

@@ -1,4 +1,4 @@
-"""Bodies and answers of the routes that change a user's level. Money is minor units (cents): a credit is negative."""
+"""Bodies and answers of the routes that change a level. Money is minor units (cents): a credit is negative."""
 
 from datetime import datetime
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""Pages of changes: what a plan may become, its preview and confirmation; for admins paths and scheduled changes."""
+"""Pages of changes: what one's plan may become, its preview; for admins paths and scheduled changes."""
 
 import uuid
 from dataclasses import dataclass
@@ -53,15 +53,15 @@ async def plan_facts(connection: asyncpg.Connection, tenant_id: UUID, user_id: U
     levels = {terms.slug: terms for terms in await store.terms(connection, tenant_id, counted=False)}
     now = datetime.now(UTC)
     choices = [
-        Choice(
-            path,
-            levels[path.to_level],
-            [p for p in levels[path.to_level].prices if p.cycle in EVERY and p.valid_from <= now],
-        )
+        Choice(path, levels[path.to_level], [p for p in levels[path.to_level].prices if _can_be_paid(p, now)])
         for path in await change_store.paths(connection, tenant_id)
         if held and path.from_level == held.level and levels[path.to_level].status == "active"
-    ]  # fmt: skip
+    ]
     return {"held": held, "choices": choices, "money": money, "every": EVERY, "lines": LINES, "when": WHEN}
+
+
+def _can_be_paid(price: Price, now: datetime) -> bool:
+    return price.cycle in EVERY and price.valid_from <= now
 
 
 def _body(level: UUID, when: When, price: str) -> PreviewBody:
@@ -92,19 +92,27 @@ async def preview_other(
     """`user` is an email, an external id or an id of the tenant."""
     async with acting(request, caller, read_only=True) as connection:
         user_id = await change_store.find_user(connection, caller.identity.tenant_id, user.strip())
-    return await _preview(request, caller, user_id, level, when, price, "/levels/paths")
+    return await _preview(request, caller, user_id, level, when, price, "/levels/paths", user.strip())
 
 
 async def _preview(
-    request: Request, caller: PageCaller, user_id: UUID, level: UUID, when: When, price: str, back: str
+    request: Request,
+    caller: PageCaller,
+    user_id: UUID,
+    level: UUID,
+    when: When,
+    price: str,
+    back: str,
+    who: str = "",
 ) -> Response:
     # not read-only: what is due for the user anyway is brought up to date
     async with acting(request, caller) as connection:
         told = await change_store.preview(connection, user_id, _body(level, when, price))
         held = await change_store.subscription(connection, caller.identity.tenant_id, user_id)
+    may = back != "/plan" or told.self_service or caller.identity.role != "user"
     return render(
         request, "levels/change.html", told=told, held=held, level=level, price=price, key=uuid.uuid4(), money=money,
-        lines=LINES, every=EVERY, back=back, may=back != "/plan" or told.self_service or caller.identity.role != "user",
+        lines=LINES, every=EVERY, back=back, who=who, may=may,
     )  # fmt: skip
 
 

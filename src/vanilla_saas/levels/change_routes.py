@@ -1,4 +1,4 @@
-"""Changes of level over HTTP: previewed and made by users where the path is theirs, by admins for all, and undone."""
+"""Changes of level over HTTP: previewed, made and undone, by users where the path is theirs, by admins for all."""
 
 from typing import Annotated
 from uuid import UUID
