@@ -118,7 +118,8 @@ CHANGES = [
     Case("admin", put("change_user_level", more="p_currency => 'USD', p_payment_reference => 'in_1'"), given=f"{scheduled()}; {scheduled(tenant='twin')}; {NO_PATH}",
          then=f"{STATE} = 'lapsed' and (select count(*) from level_changes where id = '{{same_id}}' and state = 'scheduled') = 1"
               " and (select payment_reference from level_invoice_lines where tenant_id = '{a}' and created_at = vanilla.clock()) = 'in_1'"),
-    Case("admin", put("change_user_level", more="p_currency => 'USD', p_payment_reference => 'in_1', p_billed_amount => 5"), then=f"{SUM} = 5"),
+    Case("admin", put("change_user_level", more="p_currency => 'USD', p_payment_reference => 'in_1', p_billed_amount => 5"),
+         then=f"{SUM} = 5 and (select count(*) from level_changes where tenant_id = '{{a}}' and user_id = '{{user}}' and state = 'applied') = 2"),
     Case("user", put("change_user_level", more="p_currency => 'USD', p_payment_reference => 'in_1'"), "VS403", OPEN),
     # once for a user and level, whatever another tenant's user had
     Case("admin", f"{put('preview_level_change', more='''p_currency => 'USD' ''')} ->> 'trial'", "= (true)", given("level_changes", *TRIED, tenant="twin")),

@@ -68,4 +68,10 @@ SURVIVORS: dict[str, str] = {
         "the account compared beside it is the tenant's own",
     "tenant comparison: vanilla.top_up_json: c.tenant_id = p_payment.tenant_id":
         "the account compared beside it is the tenant's own",
+    "refusal: public.delete_level: perform vanilla.refuse('VS409', format('a user joined the le":
+        "a race that one session does not have",
+    "tenant comparison: public.delete_level: r.tenant_id = v_level.tenant_id":
+        "the levels that are deleted here have no restrictions",
+    "tenant comparison: vanilla.copy_level_terms: l.tenant_id = p.tenant_id (1)":
+        "no level of another tenant has the id of one of the platform's",
 }  # fmt: skip
