@@ -1711,15 +1711,24 @@ end
 $f$;
 comment on function public.delete_upgrade_path(uuid, uuid, uuid) is 'Takes a path away; what was scheduled along it still happens. Admin or operator.';
 
+create or replace function vanilla.end_subscription(p_user public.users, p_reason text, p_converted boolean) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    perform vanilla.end_trial(p_user, p_converted);
+    update public.level_changes c set state = 'lapsed', reason = p_reason, closed_at = vanilla.clock()
+        where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.state = 'scheduled';
+    delete from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
+end
+$f$;
+comment on function vanilla.end_subscription(public.users, text, boolean) is
+    'Nothing renews any more and nothing scheduled happens; lines and changes stay with their amounts. The caller holds the wallet.';
+
 create or replace function vanilla.forget_subscription(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 begin
-    perform vanilla.end_trial(p_user, false);
-    update public.level_changes c set state = 'lapsed', reason = 'erased', closed_at = vanilla.clock()
-        where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.state = 'scheduled';
+    perform vanilla.end_subscription(p_user, 'erased', false);
     update public.level_changes c set idempotency_key = null, request_hash = null
         where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id and c.idempotency_key is not null;
-    delete from public.user_subscriptions s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
 end
 $f$;
 comment on function vanilla.forget_subscription(public.users) is
@@ -2683,6 +2692,8 @@ declare
 begin
     -- the one place where a payment moves a user: Stripe has billed, so only tokens are decided here
     v_result := vanilla.assign_level(p_tenant_id, p_user_id, p_level_id) - 'user_id';
+    -- what change_user_level had begun would renew beside it
+    perform vanilla.end_subscription(u, 'the payment provider bills', true) from public.users u where u.tenant_id = p_tenant_id and u.id = p_user_id;
     perform vanilla.audit(p_tenant_id, 'wallet.level', 'user', p_user_id, v_result || '{"by": "subscription"}', null, 'system');
     perform vanilla.emit_event(p_tenant_id, 'token.level_changed', p_user_id, v_result);
 end
@@ -2714,7 +2725,12 @@ begin
         if v_held is distinct from v_left then return false; end if;
         select l.id into v_level from public.levels l where l.tenant_id = p_after.tenant_id and l.is_default;
     end if;
-    if v_level is null or v_level = v_held then return false; end if;
+    if v_level is null then return false; end if;
+    if v_level = v_held then
+        perform vanilla.lock_wallet(p_after.tenant_id, p_after.user_id);
+        perform vanilla.end_subscription(u, 'the payment provider bills', true) from public.users u where u.tenant_id = p_after.tenant_id and u.id = p_after.user_id;
+        return false;
+    end if;
     perform vanilla.put_on_paid_level(p_after.tenant_id, p_after.user_id, v_level);
     return true;
 end

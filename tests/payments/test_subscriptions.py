@@ -32,6 +32,29 @@ async def test_a_subscription_gives_its_level_and_its_end_takes_it_back(shop: Sh
     assert [told["state"] for told in await shop.told("payment.subscription")] == ["active", "active", "canceled"]
 
 
+async def test_what_was_begun_without_a_provider_does_not_renew_beside_it(shop: Shop) -> None:
+    connection, user = shop.books.connection, shop.user
+    path = "select set_upgrade_path($1, $2, p_tenant_id => $3)"
+    for start, end in (("free", "premium"), ("premium", "free")):
+        await connection.fetchval(path, user.levels[start], user.levels[end], user.tenant_id)
+    await connection.fetchval(
+        "select change_user_level($1, $2, 'now', p_currency => 'EUR', p_trial => false)",
+        user.id,
+        user.levels["premium"],
+    )
+    await connection.fetchval("select change_user_level($1, $2, 'period_end')", user.id, user.levels["free"])
+    assert await shop.send(CREATED, subscription(shop.customer, "price_premium")) == "applied"
+    await shop.books.at(START + timedelta(days=40))
+    await connection.fetchval("select vanilla.job_level_changes(100)")
+    lines = await connection.fetch("select kind from level_invoice_lines where user_id = $1", user.id)
+    states = await connection.fetch(
+        "select state, reason from level_changes where user_id = $1 order by requested_at, id", user.id
+    )
+    assert await shop.level() == "premium"
+    assert [line["kind"] for line in lines] == ["charge"]
+    assert [tuple(row) for row in states] == [("applied", None), ("lapsed", "the payment provider bills")]
+
+
 async def test_what_ended_does_not_come_back_whatever_arrives_late(shop: Shop) -> None:
     ended = subscription(shop.customer, "price_premium", "canceled")
     assert await shop.send(DELETED, ended, at=later(20)) == "applied"
