@@ -47,7 +47,8 @@ class Visitor:
     complaints: list[str] = field(default_factory=list)
 
     async def visit(self, path: str) -> None:
-        await self.page.goto(self.address + path, wait_until="load")
+        answer = await self.page.goto(self.address + path, wait_until="load")
+        assert answer is None or answer.status < 500, f"{path} failed with {answer.status}"
 
     async def sign_in(self, tenant: str, email: str, password: str) -> None:
         await self.visit("/sign-in")
