@@ -52,7 +52,7 @@ async def test_every_state_is_shown_and_the_buttons_act(
     await root.visit("/schedules")
     pills = root.page.locator("tbody .pill")
     await expect(pills).to_have_text(
-        [*["waiting"] * 7, "running", "failing", "held", "due", "paused"]
+        [*["waiting"] * 11, "running", "failing", "waiting", "held", "due", "waiting", "paused"]
     )  # in the order of names
     await expect(root.page.get_by_text("canceling statement due to lock timeout")).to_be_visible()
     await expect(root.page.get_by_text("now: wallets: 1200")).to_be_visible()

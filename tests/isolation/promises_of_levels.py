@@ -163,7 +163,7 @@ TERMS = [
          then="not exists (select from levels where tenant_id = '{a}' and id = '{paid}')"
               " and (select count(distinct level_id) from level_features where tenant_id = '{a}') = 3"
               " and (select count(*) from level_token_policies where tenant_id = '{a}') = 3"),
-    Case("admin", "select delete_level('{paid}')", "VS409", ON_PAID),
+    Case("admin", "select delete_level('{paid}')", "VS409 1 users are on the level", ON_PAID),
     Case("admin", "select delete_level('{paid}')", given=f"{EMPTY}; {ON_PAID.replace('{a}', '{twin}')}"),
     Case("admin", "select delete_level('{level}')", "VS409"),
     Case("admin", "select delete_level('{level}')", "VS409", "update user_token_wallets set level_id = '{paid}' where tenant_id = '{a}';"

@@ -31,8 +31,10 @@ def account(
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Set a tenant's Stripe account; of the tenant platform, that of all tenants without one. Secrets are asked for,
-    or read from standard input, one a line."""
+    """Set a tenant's Stripe account; of the tenant platform, that of all tenants without one.
+
+    Secrets are asked for, or read from standard input, one a line.
+    """
     change = Change(
         key=_ask("API key") if key else None,
         webhook_secret=_ask("Signing secret") if webhook_secret else None,
