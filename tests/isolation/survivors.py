@@ -38,6 +38,44 @@ SURVIVORS: dict[str, str] = {
         "asked with the id of a hold found in the tenant before: tests/tokens/test_holds.py",
     "tenant comparison: public.set_level: l.tenant_id = v_tenant (1)":
         "whether the tenant has a default level: every tenant here has one",
+    "owner comparison: public.undo_level_change: c.user_id = v_user.id (2)":
+        "the detail of a refusal: tests/levels/test_changes.py reads it",
+    "tenant comparison: public.undo_level_change: c.tenant_id = v_user.tenant_id (2)":
+        "the detail of a refusal: a user has changes in their tenant only, but beside the twin",
+    "refusal: vanilla.plan_level_change: perform vanilla.refuse('VS409', format('the user is on the l":
+        "no path leads from a level to itself, and the next refusal has the same code",
+    "status check: vanilla.begin_level_change: c.state = 'scheduled'": "locks more policies than it needs",
+    "tenant comparison: vanilla.begin_level_change: c.tenant_id = p_user.tenant_id":
+        "locks more policies than it needs, of the tenant's own",
+    "tenant comparison: vanilla.begin_level_change: p.tenant_id = p_user.tenant_id":
+        "locks more policies than it needs",
+    "tenant comparison: vanilla.begin_level_change: s.tenant_id = p_user.tenant_id":
+        "locks more policies than it needs, of the tenant's own",
+    "tenant comparison: vanilla.begin_level_change: w.tenant_id = p_user.tenant_id":
+        "locks more than it needs; the wallet is read again by its whole key",
+    "status check: vanilla.begin_level_change: v_wallet.status = 'closed'":
+        "what it then calls asks again: an open wallet passes",
+    "tenant comparison: public.set_upgrade_path: l.tenant_id = v_tenant (1)": "locks more levels than it needs",
+    "tenant comparison: public.set_upgrade_path: l.tenant_id = v_tenant (3)":
+        "the slug in a refusal, which the twin's level has too",
+    "tenant comparison: vanilla.plan_level_change: c.tenant_id = p_user.tenant_id (2)":
+        "the detail of a refusal: a user has one scheduled change in their tenant only, but beside the twin",
+    "tenant comparison: vanilla.plan_level_change: l.tenant_id = p_user.tenant_id (2)":
+        "of the level that is left only id and slug are read, and the twin's has the same",
+    "tenant comparison: vanilla.job_level_changes: t.tenant_id = t.id": "tenants_self_check: they are the same",
+    "tenant comparison: vanilla.plan_tokens: t.id = p.tenant_id": "tenants_self_check: the other column is the same",
+    "tenant comparison: vanilla.plan_tokens: t.tenant_id = p.tenant_id":
+        "tenants_self_check: the other column is the same",
+    "tenant comparison: vanilla.renew_subscription: t.id = p_held.tenant_id":
+        "tenants_self_check: the other column is the same",
+    "tenant comparison: vanilla.renew_subscription: t.tenant_id = p_held.tenant_id":
+        "tenants_self_check: the other column is the same",
+    "status check: vanilla.assign_level: v_wallet.status = 'closed'":
+        "what it then calls asks again: an open wallet passes",
+    "tenant comparison: vanilla.copy_level_terms: l.tenant_id = r.tenant_id":
+        "the platform's levels here have no restrictions to copy",
+    "tenant comparison: vanilla.copy_level_terms: n.tenant_id = p_tenant_id (2)":
+        "the platform's levels here have no restrictions to copy",
     "tenant comparison: public.begin_checkout: c.tenant_id = v_tenant (1)":
         "locks more than it needs",
     "status check: vanilla.finish_top_up: p.state = 'pending' (1)": "asked again under the lock",

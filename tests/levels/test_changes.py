@@ -275,6 +275,20 @@ async def test_another_cycle_begins_when_the_one_that_is_paid_ends(changes: Chan
     assert (asked["due"], asked["period_end"]) == (31000, "2027-04-01T12:00:00+00:00")
 
 
+async def test_a_level_without_a_price_keeps_the_period_that_was_paid(changes: Changes) -> None:
+    await changes.level("house", 9, {})
+    for start, end in (("low", "house"), ("house", "low")):
+        await changes.path(start, end)
+    await changes.change("low", currency="EUR")
+    assert (await changes.change("house"))["due"] == -1000
+    assert (await changes.change("low"))["due"] == 1000
+    assert await changes.totals() == {START: 1000}
+    await changes.change("house")
+    await changes.books.at(MONTH_END + DAY)
+    assert await changes.job() == 1
+    assert await changes.job() == 0
+
+
 async def test_what_is_paid_for_good_is_charged_once(changes: Changes) -> None:
     await changes.level("ever", 3, {"lifetime": 50000})
     for start, end in (("free", "ever"), ("ever", "free")):
