@@ -2692,8 +2692,6 @@ declare
 begin
     -- the one place where a payment moves a user: Stripe has billed, so only tokens are decided here
     v_result := vanilla.assign_level(p_tenant_id, p_user_id, p_level_id) - 'user_id';
-    -- what change_user_level had begun would renew beside it
-    perform vanilla.end_subscription(u, 'the payment provider bills', true) from public.users u where u.tenant_id = p_tenant_id and u.id = p_user_id;
     perform vanilla.audit(p_tenant_id, 'wallet.level', 'user', p_user_id, v_result || '{"by": "subscription"}', null, 'system');
     perform vanilla.emit_event(p_tenant_id, 'token.level_changed', p_user_id, v_result);
 end
@@ -2726,13 +2724,14 @@ begin
         select l.id into v_level from public.levels l where l.tenant_id = p_after.tenant_id and l.is_default;
     end if;
     if v_level is null then return false; end if;
-    if v_level = v_held then
+    if v_level is distinct from v_held then
+        perform vanilla.put_on_paid_level(p_after.tenant_id, p_after.user_id, v_level);
+    else
         perform vanilla.lock_wallet(p_after.tenant_id, p_after.user_id);
-        perform vanilla.end_subscription(u, 'the payment provider bills', true) from public.users u where u.tenant_id = p_after.tenant_id and u.id = p_after.user_id;
-        return false;
     end if;
-    perform vanilla.put_on_paid_level(p_after.tenant_id, p_after.user_id, v_level);
-    return true;
+    -- what change_user_level had begun would renew beside it
+    perform vanilla.end_subscription(u, 'the payment provider bills', true) from public.users u where u.tenant_id = p_after.tenant_id and u.id = p_after.user_id;
+    return v_level is distinct from v_held;
 end
 $f$;
 comment on function vanilla.follow_subscription(public.payment_subscriptions, public.payment_subscriptions) is
@@ -3302,18 +3301,18 @@ insert into public.system_configurations (tenant_id, key, value, description, up
     ('00000000-0000-0000-0000-000000000000', 'retention.feature_usage_days', '400', 'Days that counters of feature periods are kept after the day they began.', '2026-01-01+00'),
     ('00000000-0000-0000-0000-000000000000', 'retention.payment_events_days', '90', 'Days that ids of payment events are kept; older events are refused.', '2026-01-01+00')
 on conflict do nothing;
-insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at)
-values ('00000000-0000-0000-0000-000000000000', 'feature_usage', 'Forgets idempotency keys and counters of features past retention.', 'sql',
-    '1 day', '2026-01-01 02:40+00', '2026-01-01 02:40+00')
-on conflict do nothing;
 -- history deletes, so it waits like retention when the clock has leapt
 insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at, longest_gap)
-select '00000000-0000-0000-0000-000000000000', s.name, s.description, 'sql', s.period::interval, s.slots_from::timestamptz, s.slots_from::timestamptz, s.longest_gap::interval
+select '00000000-0000-0000-0000-000000000000', s.name, s.description, s.kind, s.period::interval, s.slots_from::timestamptz, s.slots_from::timestamptz, s.longest_gap::interval
 from (values
-    ('history', 'Deletes executions older than the days of history of a level or a tenant''s plan.', '1 day', '2026-01-01 03:45+00', '1 day'),
-    ('level_analytics', 'Rolls up the days of each tenant that are over, in its time zone.', '1 hour', '2026-01-01 00:15+00', null),
-    ('tenant_tokens', 'Stops the calls of tenants that have used the tokens of their plan, until their next month.', '1 minute', '2026-01-01 00:00+00', null)
-    ) s (name, description, period, slots_from, longest_gap)
+    ('feature_usage', 'Forgets idempotency keys and counters of features past retention.', 'sql', '1 day', '2026-01-01 02:40+00', null),
+    ('history', 'Deletes executions older than the days of history of a level or a tenant''s plan.', 'sql', '1 day', '2026-01-01 03:45+00', '1 day'),
+    ('level_changes', 'Carries out scheduled changes of level, ends of trials and renewals.', 'sql', '30 s', '2026-01-01 00:00+00', null),
+    ('level_analytics', 'Rolls up the days of each tenant that are over, in its time zone.', 'sql', '1 hour', '2026-01-01 00:15+00', null),
+    ('tenant_tokens', 'Stops the calls of tenants that have used the tokens of their plan, until their next month.', 'sql', '1 minute', '2026-01-01 00:00+00', null),
+    ('payments', 'Ends the level of subscriptions whose grace is over; closes checkouts that nobody finished.', 'sql', '10 min', '2026-01-01 00:05+00', null),
+    ('auto_top_up', 'Buys packs of tokens for users who asked for it, where less than their threshold is left.', 'python', '1 min', '2026-01-01 00:00+00', null)
+    ) s (name, description, kind, period, slots_from, longest_gap)
 on conflict do nothing;
 -- users of a database that another version of these files made
 insert into public.user_level_changes (tenant_id, user_id, seq, created_at, kind, to_level_id, to_level)
@@ -3322,14 +3321,6 @@ from public.user_token_wallets w
 join public.users u on u.tenant_id = w.tenant_id and u.id = w.user_id and u.status <> 'deleted'
 join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
 where not exists (select from public.user_level_changes c where c.tenant_id = w.tenant_id and c.user_id = w.user_id);
-insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at)
-values ('00000000-0000-0000-0000-000000000000', 'payments', 'Ends the level of subscriptions whose grace is over; closes checkouts that nobody finished.', 'sql',
-        '10 min', '2026-01-01 00:05+00', '2026-01-01 00:05+00'),
-    ('00000000-0000-0000-0000-000000000000', 'auto_top_up', 'Buys packs of tokens for users who asked for it, where less than their threshold is left.', 'python',
-        '1 min', '2026-01-01 00:00+00', '2026-01-01 00:00+00'),
-    ('00000000-0000-0000-0000-000000000000', 'level_changes', 'Carries out scheduled changes of level, ends of trials and renewals.', 'sql',
-        '30 s', '2026-01-01 00:00+00', '2026-01-01 00:00+00')
-on conflict do nothing;
 
 set local role vanilla_owner;
 revoke create on schema vanilla from vanilla_definer;

@@ -1,12 +1,13 @@
-"""What every HTTP answer has in common: a request id, and errors as problem+json (RFC 9457)."""
+"""What HTTP has in common in every room: a request id, errors as problem+json (RFC 9457), a few parameters."""
 
 import re
 import time
 from collections.abc import Iterator
-from uuid import uuid4
+from typing import Annotated
+from uuid import UUID, uuid4
 
 import structlog
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -16,6 +17,28 @@ from vanilla_saas import metrics, tracing
 from vanilla_saas.database.errors import VanillaError
 
 log = structlog.get_logger()
+OfUser = Annotated[UUID | None, Query(description="another user of the tenant; admins only")]
+
+
+def _money_key(idempotency_key: Annotated[str | None, Header(max_length=255)] = None) -> str:
+    if not idempotency_key:
+        raise VanillaError(
+            "invalid_request",
+            "This changes money and needs the header Idempotency-Key.",
+            {"param": "Idempotency-Key"},
+            "Send a fresh UUID with each new operation, and the same one when you repeat it.",
+        )
+    return idempotency_key
+
+
+MoneyKey = Annotated[str, Depends(_money_key)]
+"""The Idempotency-Key, without which nothing moves."""
+
+
+def tell_replay(response: Response, replayed: bool) -> None:
+    """Marks an answer that was given before."""
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
 
 
 def install_problems(app: FastAPI) -> None:

@@ -1,6 +1,6 @@
 """`vanilla-saas levels analytics, plan, subscribe`: as the operator."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 import asyncpg
@@ -28,8 +28,7 @@ def analytics(
 
     async def run(connection: asyncpg.Connection) -> list[dict[str, Any]]:
         owner = await tenant_id(connection, tenant)
-        until = last or await store.today(connection, owner)
-        since = first or max(until, date(1, 2, 1)) - timedelta(days=29)
+        since, until = await store.period(connection, owner, first, last)
         if roll_up:
             await store.roll_up(connection, owner, since, until)
         found = await store.days(connection, owner, since, until)

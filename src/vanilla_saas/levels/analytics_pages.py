@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +11,6 @@ from fastapi.responses import Response
 from vanilla_saas.console import page_router, render
 from vanilla_saas.levels import analytics_store as store
 from vanilla_saas.levels.analytics_models import LevelDay
-from vanilla_saas.levels.analytics_routes import DAYS
 from vanilla_saas.levels.money import money, whole_units
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageAdmin
@@ -23,8 +22,7 @@ router = page_router()
 async def level_analytics(request: Request, caller: PageAdmin) -> Response:
     tenant_id = caller.identity.tenant_id
     async with acting(request, caller, read_only=True) as connection:
-        last = await store.today(connection, tenant_id)
-        rows = await store.days(connection, tenant_id, last - timedelta(days=DAYS - 1), last)
+        rows = await store.days(connection, tenant_id, *await store.period(connection, tenant_id))
         plan = await store.plan(connection, tenant_id)
     return render(
         request, "levels/analytics.html", rows=rows, charts=charts(rows), levels=levels(rows), plan=plan, money=money,

@@ -1,24 +1,16 @@
 """Level analytics over HTTP, for admins; the tenant's own plan, which the platform sets."""
 
-from datetime import date, timedelta
+from datetime import date
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 
-from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.levels import analytics_store as store
 from vanilla_saas.levels.analytics_models import LevelDays, RolledUp, RollUpBody, Subscribed, TenantPlan, TierBody
-from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting
+from vanilla_saas.tenancy.identity import CurrentCaller, acting
 
 router = APIRouter()
-DAYS = 30
-"""How many days are shown when none are named."""
-
-
-def _require_admin(caller: Caller) -> None:
-    if caller.identity.role == "user":
-        raise VanillaError("forbidden", "Figures of a tenant are for its admins.", {"need": "admin"})
 
 
 @router.get("/levels/analytics")
@@ -30,11 +22,10 @@ async def level_analytics(
 ) -> LevelDays:
     """What happened on each level of the tenant, a row for each day and level that was rolled up."""
     caller.require_scope("read")
-    _require_admin(caller)
+    caller.require_admin()
     tenant_id = caller.identity.tenant_id
     async with acting(request, caller, read_only=True) as connection:
-        last = last or await store.today(connection, tenant_id)
-        first = first or max(last, date(1, 2, 1)) - timedelta(days=DAYS - 1)
+        first, last = await store.period(connection, tenant_id, first, last)
         return LevelDays(data=await store.days(connection, tenant_id, first, last))
 
 

@@ -1,6 +1,6 @@
 """Statements of level analytics and of tenants' plans."""
 
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +17,8 @@ left join public.levels v on v.tenant_id = a.tenant_id and v.id = a.level_id
 where a.tenant_id = $1 and a.day between $2 and $3
 order by a.day, v.tier, a.level
 """
+SHOWN = 30
+"""How many days are shown when none are named."""
 TODAY = "select (vanilla.clock() at time zone t.time_zone)::date from public.tenants t where t.id = $1"
 
 
@@ -25,10 +27,12 @@ async def days(connection: asyncpg.Connection, tenant_id: UUID, first: date, las
     return [LevelDay(**row) for row in await connection.fetch(DAYS, tenant_id, first, last)]
 
 
-async def today(connection: asyncpg.Connection, tenant_id: UUID) -> date:
-    """The day it is in the tenant's time zone."""
-    found: date = await connection.fetchval(TODAY, tenant_id)
-    return found
+async def period(
+    connection: asyncpg.Connection, tenant_id: UUID, first: date | None = None, last: date | None = None
+) -> tuple[date, date]:
+    """The days that are meant: without a last one until today where the tenant is, without a first one `SHOWN`."""
+    last = last or await connection.fetchval(TODAY, tenant_id)
+    return first or max(last, date(1, 2, 1)) - timedelta(days=SHOWN - 1), last
 
 
 async def roll_up(connection: asyncpg.Connection, tenant_id: UUID | None, first: date, last: date) -> int:

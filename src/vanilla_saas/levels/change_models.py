@@ -6,12 +6,13 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from vanilla_saas.levels.models import Currency
+
 When = Literal["now", "period_end"]
 Timing = Literal["now", "period_end", "any"]
 PaidCycle = Literal["monthly", "quarterly", "yearly", "lifetime"]
 ChangeState = Literal["preview", "scheduled", "applied", "undone", "lapsed"]
 LineKind = Literal["charge", "fee", "credit", "fee_credit", "renewal", "billed"]
-Currency = Annotated[str, StringConstraints(pattern="^[A-Za-z]{3}$")]
 
 
 class PathBody(BaseModel):

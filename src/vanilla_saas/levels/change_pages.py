@@ -18,6 +18,7 @@ from vanilla_saas.levels.models import Price, Terms
 from vanilla_saas.levels.money import money
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageAdmin, PageCaller
+from vanilla_saas.tokens.store import find_user
 
 router = page_router()
 LINES = {
@@ -31,7 +32,9 @@ LINES = {
 EVERY = {"monthly": "a month", "quarterly": "a quarter", "yearly": "a year", "lifetime": "once and for all"}
 WHEN = {"now": "at once", "period_end": "when the period ends"}
 TIMINGS = {"now": "at once", "period_end": "when the period ends", "any": "at once or when the period ends"}
-PriceChoice = Annotated[str, Query(max_length=20, pattern="^([a-z]+ [A-Z]{3})?$")]
+_CHOICE = "^([a-z]+ [A-Z]{3})?$"
+PriceChoice = Annotated[str, Query(max_length=20, pattern=_CHOICE)]
+PriceField = Annotated[str, Form(max_length=20, pattern=_CHOICE)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ async def preview_other(
 ) -> Response:
     """`user` is an email, an external id or an id of the tenant."""
     async with acting(request, caller, read_only=True) as connection:
-        user_id = await change_store.find_user(connection, caller.identity.tenant_id, user.strip())
+        _, user_id = await find_user(connection, caller.tenant, user.strip())
     return await _preview(request, caller, user_id, level, when, price, "/levels/paths", user.strip())
 
 
@@ -123,12 +126,18 @@ async def change_own(
     level: Annotated[UUID, Form()],
     key: Annotated[UUID, Form()],
     when: Annotated[When, Form()] = "now",
-    price: Annotated[str, Form(max_length=20, pattern="^([a-z]+ [A-Z]{3})?$")] = "",
+    price: PriceField = "",
 ) -> Response:
-    body = ChangeBody(**_body(level, when, price).model_dump())
+    return await _change(request, caller, caller.identity.user_id, _body(level, when, price), key, "/plan")
+
+
+async def _change(
+    request: Request, caller: PageCaller, user_id: UUID, asked: PreviewBody, key: UUID, back: str
+) -> Response:
+    body = ChangeBody(**asked.model_dump())
     async with acting(request, caller) as connection:
-        done = await change_store.change(connection, caller.identity.user_id, body, str(key))
-    return redirect(request, f"/plan?notice={done.state}")
+        done = await change_store.change(connection, user_id, body, str(key))
+    return redirect(request, f"{back}?notice={done.state}")
 
 
 @router.post("/levels/paths/change")
@@ -139,12 +148,9 @@ async def change_other(
     level: Annotated[UUID, Form()],
     key: Annotated[UUID, Form()],
     when: Annotated[When, Form()] = "now",
-    price: Annotated[str, Form(max_length=20, pattern="^([a-z]+ [A-Z]{3})?$")] = "",
+    price: PriceField = "",
 ) -> Response:
-    body = ChangeBody(**_body(level, when, price).model_dump())
-    async with acting(request, caller) as connection:
-        done = await change_store.change(connection, user_id, body, str(key))
-    return redirect(request, f"/levels/paths?notice={done.state}")
+    return await _change(request, caller, user_id, _body(level, when, price), key, "/levels/paths")
 
 
 @router.post("/plan/undo")

@@ -1,9 +1,8 @@
 """Changes of level over HTTP: previewed, made and undone, by users where the path is theirs, by admins for all."""
 
-from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.levels import change_store
@@ -18,20 +17,9 @@ from vanilla_saas.levels.change_models import (
 )
 from vanilla_saas.levels.models import MadeId
 from vanilla_saas.tenancy.identity import CurrentCaller, acting
+from vanilla_saas.web import MoneyKey, OfUser, tell_replay
 
 router = APIRouter(prefix="/api/v1", tags=["levels"])
-OfUser = Annotated[UUID | None, Query(description="another user of the tenant; admins only")]
-
-
-def _money_key(idempotency_key: Annotated[str | None, Header(max_length=255)] = None) -> str:
-    if not idempotency_key:
-        raise VanillaError(
-            "invalid_request",
-            "This changes money and needs the header Idempotency-Key.",
-            {"param": "Idempotency-Key"},
-            "Send a fresh UUID with each new operation, and the same one when you repeat it.",
-        )
-    return idempotency_key
 
 
 @router.get("/upgrade-paths")
@@ -85,14 +73,13 @@ async def change(
     response: Response,
     caller: CurrentCaller,
     body: ChangeBody,
-    key: Annotated[str, Depends(_money_key)],
+    key: MoneyKey,
 ) -> Change:
     """Changes a level along a path, at once or at the end of the period. Keys of users need the scope chat."""
     caller.require_scope("chat")
     async with acting(request, caller) as connection:
         done = await change_store.change(connection, body.user_id or caller.identity.user_id, body, key)
-    if done.replayed:
-        response.headers["Idempotency-Replayed"] = "true"
+    tell_replay(response, done.replayed)
     return done
 
 

@@ -55,10 +55,6 @@ where c.tenant_id = $1 and c.state = 'scheduled'
 order by c.effective_at, c.id
 limit 1000
 """
-FIND_USER = """
-select u.id from public.users u
-where u.tenant_id = $1 and (u.email = lower($2) or u.external_id = $2 or u.id::text = lower($2))
-"""
 CHANGE = "select public.change_user_level($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 PREVIEW = "select public.preview_level_change($1, $2, $3, $4, $5, $6)"
 
@@ -119,15 +115,6 @@ async def subscription(connection: asyncpg.Connection, tenant_id: UUID, user_id:
 async def scheduled(connection: asyncpg.Connection, tenant_id: UUID) -> list[Scheduled]:
     """Scheduled changes that the reader may see, the next ones first."""
     return [Scheduled(**row) for row in await connection.fetch(SCHEDULED, tenant_id)]
-
-
-async def find_user(connection: asyncpg.Connection, tenant_id: UUID, name: str) -> UUID:
-    """The user of an email, external id or id in the reader's tenant. Raises VanillaError `not_found`."""
-    rows = await connection.fetch(FIND_USER, tenant_id, name)
-    if len(rows) != 1:
-        raise VanillaError("not_found", f"No user is called {name}.", {"param": "user"})
-    found: UUID = rows[0]["id"]
-    return found
 
 
 async def level_id(connection: asyncpg.Connection, tenant_id: UUID, slug: str) -> UUID:

@@ -24,6 +24,7 @@ RestrictionType = Literal[
     "history_days_per_tenant",
     "tokens_per_tenant",
 ]
+Currency = Annotated[str, StringConstraints(pattern="^[A-Za-z]{3}$")]
 FeatureName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 MAX_AMOUNT = 10**15
 
@@ -107,7 +108,7 @@ class PriceBody(BaseModel):
     """A price from a moment on."""
 
     cycle: Cycle = Field(description="one_time is paid once on joining, beside the others; lifetime once and for all")
-    currency: Annotated[str, StringConstraints(pattern="^[A-Za-z]{3}$")] = Field(description="ISO 4217")
+    currency: Currency = Field(description="ISO 4217")
     amount: int = Field(ge=0, le=MAX_AMOUNT, description="minor units of the currency (cents)")
     trial_days: int = Field(0, ge=0, le=3660)
     trial_credits: int = Field(0, ge=0, le=MAX_AMOUNT, description="tokens granted for the trial")

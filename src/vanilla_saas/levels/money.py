@@ -29,8 +29,10 @@ def whole_units(amount: int, currency: str) -> int:
 
 
 def minor_units(amount: str, currency: str) -> int:
-    """12.50 as 1250. Raises VanillaError `invalid_request` for more decimals than the currency has."""
+    """12.50 as 1250. Raises VanillaError `invalid_request` for no number, or more decimals than the currency has."""
     whole, _, fraction = amount.partition(".")
+    if not whole.isdecimal() or not (fraction or "0").isdecimal():
+        raise VanillaError("invalid_request", "An amount is a number such as 9 or 9.50.", {"param": "amount"})
     digits = _decimals(currency)
     if len(fraction) > digits:
         raise VanillaError("invalid_request", f"{currency} has {digits} decimals.", {"param": "amount"})

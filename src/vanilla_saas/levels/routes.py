@@ -25,10 +25,10 @@ from vanilla_saas.levels.models import (
     Terms,
 )
 from vanilla_saas.tenancy.identity import CurrentCaller, acting
+from vanilla_saas.web import OfUser
 
 router = APIRouter(prefix="/api/v1", tags=["levels"])
 router.include_router(analytics_routes.router)
-OfUser = Annotated[UUID | None, Query(description="another user of the tenant; admins only")]
 CACHE_S = 60
 """How long anybody may keep a price list."""
 

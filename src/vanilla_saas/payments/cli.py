@@ -9,6 +9,7 @@ import typer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
 from vanilla_saas.levels.money import minor_units, money
+from vanilla_saas.levels.store import find_level
 from vanilla_saas.payments import store
 from vanilla_saas.payments.accounts import Change, save
 from vanilla_saas.payments.models import PaymentAccount
@@ -92,7 +93,7 @@ def set_price(
     amount: Annotated[str, typer.Option(help="As Stripe charges it, in whole units of the currency: 9 or 9.50.")],
     currency: Annotated[str, typer.Option(help="Three letters.")] = "USD",
     tokens: Annotated[int | None, typer.Option(min=1, help="It is a pack of so many tokens.")] = None,
-    level: Annotated[str | None, typer.Option(help="It is a subscription to the level of this slug.")] = None,
+    level: Annotated[str | None, typer.Option(help="It is a subscription to this level: slug or UUID.")] = None,
     hidden: Annotated[bool, typer.Option("--hidden", help="Not on sale any more.")] = False,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
@@ -101,18 +102,12 @@ def set_price(
     if (tokens is None) == (level is None):
         raise VanillaError("invalid_request", "A price is worth --tokens or a --level.", {"param": "tokens"})
     code = currency.upper()
-    whole, _, fraction = amount.partition(".")
-    if not whole.isdecimal() or not (fraction or "0").isdecimal():
-        raise VanillaError("invalid_request", "An amount is a number such as 9 or 9.50.", {"param": "amount"})
 
     async def run(connection: asyncpg.Connection) -> Any:
-        owner = await tenant_id(connection, tenant)
-        level_id = await store.level_of(connection, owner, level) if level else None
-        if level and level_id is None:
-            raise VanillaError("not_found", f"There is no level {level} in {tenant}.", hint="vanilla-saas levels list")
+        level_id = (await find_level(connection, tenant, level))[1] if level else None
         return await store.set_price(
             connection,
-            owner,
+            await tenant_id(connection, tenant),
             price,
             kind="level" if level else "pack",
             name=name,

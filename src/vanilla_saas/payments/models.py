@@ -6,9 +6,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from vanilla_saas.levels.models import Currency
+
 Amount = Annotated[int, Field(ge=1, le=99_999_999, description="minor units (cents)")]
 StripePriceId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,255}$", description="as Stripe shows it: price_...")]
-Currency = Annotated[str, Field(pattern=r"^[A-Za-z]{3}$")]
 Kind = Literal["pack", "level"]
 
 

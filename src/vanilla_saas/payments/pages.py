@@ -14,6 +14,7 @@ from vanilla_saas.levels.money import minor_units, money
 from vanilla_saas.payments import checkout, store
 from vanilla_saas.payments.accounts import Change, save
 from vanilla_saas.payments.models import Kind, PaymentAccount
+from vanilla_saas.tenancy import page_store
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageAdmin, PageCaller
 
@@ -84,7 +85,7 @@ async def settings(request: Request, caller: PageAdmin, notice: str = "") -> Res
     async with acting(request, caller, read_only=True) as connection:
         row = await store.own_account(connection, tenant_id)
         prices = await store.prices(connection, tenant_id, hidden=True)
-        levels = await store.levels(connection, tenant_id)
+        levels = await page_store.levels(connection, tenant_id)
         events = await store.events(connection, tenant_id, EVENTS)
     seller = PaymentAccount.of(row) if row else None
     base = (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")

@@ -4,7 +4,6 @@ Money is spent by people who signed in and by keys of scope admin.
 """
 
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request
 
@@ -33,25 +32,25 @@ from vanilla_saas.payments.models import (
 )
 from vanilla_saas.payments.stripe_api import connected, require_stripe, verified_event
 from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting
+from vanilla_saas.web import OfUser
 
 router = APIRouter(prefix="/api/v1/payments", tags=["payments"])
 MOST_EVENT_BYTES = 256 * 1024
-OfUser = Annotated[UUID | None, Query(description="another user of the tenant; admins only")]
 
 
-def _payer(caller: CurrentCaller) -> Caller:
+def _writer(caller: CurrentCaller) -> Caller:
     caller.require_scope("admin")
     return caller
 
 
 def _admin(caller: CurrentCaller) -> Caller:
     caller.require_scope("admin")
-    if caller.identity.role not in ("admin", "superadmin"):
-        raise VanillaError("forbidden", "only an admin of the tenant may do this", {"need": "admin"})
+    caller.require_admin()
     return caller
 
 
-Payer = Annotated[Caller, Depends(_payer)]
+Writer = Annotated[Caller, Depends(_writer)]
+"""Who may spend and set things, as far as the database lets them."""
 Admin = Annotated[Caller, Depends(_admin)]
 
 
@@ -66,7 +65,7 @@ async def payment_prices(request: Request, caller: CurrentCaller) -> PaymentPric
 
 @router.put("/prices/{price_id}")
 async def set_payment_price(
-    request: Request, caller: Admin, price_id: StripePriceId, body: PaymentPriceBody
+    request: Request, caller: Writer, price_id: StripePriceId, body: PaymentPriceBody
 ) -> PaymentPrice:
     """Says what a price of Stripe's is worth: a pack of tokens or a level. `hidden` takes it off the page."""
     tenant_id = caller.identity.tenant_id
@@ -77,14 +76,14 @@ async def set_payment_price(
 
 
 @router.post("/checkout", status_code=201)
-async def begin_checkout(request: Request, caller: Payer, body: CheckoutBody) -> Checkout:
+async def begin_checkout(request: Request, caller: Writer, body: CheckoutBody) -> Checkout:
     """A page of Stripe's where the caller pays for a pack or subscribes to a level; no second subscription."""
     url, payment_id = await checkout.checkout(request, caller, body.price_id, keep_method=body.keep_payment_method)
     return Checkout(url=url, payment_id=payment_id)
 
 
 @router.post("/portal", status_code=201)
-async def portal(request: Request, caller: Payer) -> Link:
+async def portal(request: Request, caller: Writer) -> Link:
     """Stripe's customer portal, where the caller changes cards and subscriptions and finds invoices."""
     return Link(url=await checkout.portal(request, caller))
 
@@ -121,7 +120,7 @@ async def top_up(request: Request, caller: CurrentCaller, user_id: OfUser = None
 
 
 @router.put("/auto-top-up")
-async def set_top_up(request: Request, caller: Payer, body: TopUpBody, user_id: OfUser = None) -> TopUp:
+async def set_top_up(request: Request, caller: Writer, body: TopUpBody, user_id: OfUser = None) -> TopUp:
     """Buys a pack when fewer tokens are left than a threshold, up to a ceiling a month; or stops. Ends a pause."""
     who = user_id or caller.identity.user_id
     async with acting(request, caller) as connection:
@@ -141,7 +140,7 @@ async def account(request: Request, caller: Admin) -> PaymentAccount:
 
 
 @router.put("/account")
-async def set_account(request: Request, caller: Admin, body: PaymentAccountBody) -> PaymentAccount:
+async def set_account(request: Request, caller: Writer, body: PaymentAccountBody) -> PaymentAccount:
     """Makes or changes the tenant's account; secrets are encrypted and never shown again."""
     change = Change(
         key=body.key.get_secret_value() if body.key else None,
@@ -168,7 +167,10 @@ async def receive(
     endpoint: Annotated[str, Path(max_length=64, description="names the account")],
     stripe_signature: Annotated[str, Header(max_length=4096)] = "",
 ) -> Received:
-    """An event of Stripe's. Whatever is wrong with signature, age or address, the answer is the same 401."""
+    """An event of Stripe's. Whatever is wrong with signature, age or address, the answer is the same 401.
+
+    409 while the account's secrets cannot be opened: Stripe sends the event again.
+    """
     require_stripe()
     body = await _body(request)
     try:

@@ -241,21 +241,7 @@ async def set_price(
     return made
 
 
-async def level_of(connection: asyncpg.Connection, tenant_id: UUID, slug: str) -> UUID | None:
-    found: UUID | None = await connection.fetchval(
-        "select id from public.levels where tenant_id = $1 and slug = $2", tenant_id, slug
-    )
-    return found
-
-
 async def events(connection: asyncpg.Connection, tenant_id: UUID, limit: int) -> Rows:
     """The last events of the tenant's account, with what came of each."""
     rows: Rows = await connection.fetch(EVENTS, tenant_id, limit)
-    return rows
-
-
-async def levels(connection: asyncpg.Connection, tenant_id: UUID) -> Rows:
-    rows: Rows = await connection.fetch(
-        "select id, name from public.levels where tenant_id = $1 and status = 'active' order by tier, slug", tenant_id
-    )
     return rows

@@ -46,6 +46,11 @@ class Caller:
         if self.scopes is not None and scope not in self.scopes and "admin" not in self.scopes:
             raise VanillaError("forbidden", f"The key lacks the scope {scope}.", {"need": scope})
 
+    def require_admin(self) -> None:
+        """For reads of an admin's rows: row-level security would show others none, as if there were none."""
+        if self.identity.role not in ("admin", "superadmin"):
+            raise VanillaError("forbidden", "only an admin of the tenant may do this", {"need": "admin"})
+
 
 async def identify(database: Database, token: str, tenant_id: UUID | None = None) -> Caller:
     """The caller behind a token; `tenant_id` is a tenant that a super admin has opened.

@@ -23,9 +23,9 @@ from vanilla_saas.tokens.wallet_models import (
     ChainsVerified,
     Difference,
 )
+from vanilla_saas.web import OfUser
 
 router = APIRouter(prefix="/api/v1", tags=["tokens"])
-OfUser = Annotated[UUID | None, Query(description="another user of the tenant; admins only")]
 MOST_PROBLEMS = 1000
 
 

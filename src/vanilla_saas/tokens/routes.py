@@ -4,10 +4,9 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from vanilla_saas.database.cursor import decode_cursor, encode_cursor
-from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy.identity import Caller, CurrentCaller, KeyOrCaller, acting, client_ip
 from vanilla_saas.tokens import store
 from vanilla_saas.tokens.models import (
@@ -26,12 +25,12 @@ from vanilla_saas.tokens.models import (
     Verification,
     Wallet,
 )
+from vanilla_saas.web import MoneyKey, OfUser, tell_replay
 
 router = APIRouter(prefix="/api/v1", tags=["tokens"])
 
 Limit = Annotated[int, Query(ge=1, le=200, description="rows of a page")]
 Cursor = Annotated[str | None, Query(max_length=500, description="next_cursor of the page before")]
-OfUser = Annotated[UUID | None, Query(description="another user of the tenant; admins only")]
 
 
 @router.get("/wallet")
@@ -119,25 +118,17 @@ async def adjust(
     caller: KeyOrCaller,
     user_id: UUID,
     body: Adjustment,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    key: MoneyKey,
 ) -> AdjustedEntry:
     """Changes a wallet and writes its ledger. Needs an Idempotency-Key: sent again, the first answer comes back."""
-    if not idempotency_key:
-        raise VanillaError(
-            "invalid_request",
-            "This changes money and needs the header Idempotency-Key.",
-            {"param": "Idempotency-Key"},
-            "Send a fresh UUID with each new operation, and the same one when you repeat it.",
-        )
     if isinstance(caller, Caller):
         async with acting(request, caller) as connection:
-            written = await store.adjust(connection, user_id, body, idempotency_key)
+            written = await store.adjust(connection, user_id, body, key)
     else:
         about = (getattr(request.state, "request_id", ""), client_ip(request))
-        written = await store.adjust_by_key(request.app.state.coalescer, caller, user_id, body, idempotency_key, *about)
+        written = await store.adjust_by_key(request.app.state.coalescer, caller, user_id, body, key, *about)
     entry = AdjustedEntry(**written)
-    if entry.replayed:
-        response.headers["Idempotency-Replayed"] = "true"
+    tell_replay(response, entry.replayed)
     return entry
 
 

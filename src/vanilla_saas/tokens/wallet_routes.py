@@ -4,10 +4,9 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from vanilla_saas.database.cursor import Page, Paging, decode_cursor, encode_cursor, first_page
-from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy.identity import CurrentCaller, acting
 from vanilla_saas.tokens import store, wallet_store
 from vanilla_saas.tokens.models import AdjustedEntry, PolicyExceptions, UserPolicy
@@ -26,29 +25,9 @@ from vanilla_saas.tokens.wallet_models import (
     SettleBody,
     VoidBody,
 )
+from vanilla_saas.web import MoneyKey, OfUser, tell_replay
 
 router = APIRouter(prefix="/api/v1", tags=["tokens"])
-OfUser = Annotated[UUID | None, Query(description="another user of the tenant; admins only")]
-
-
-def _money_key(idempotency_key: Annotated[str | None, Header(max_length=255)] = None) -> str:
-    if not idempotency_key:
-        raise VanillaError(
-            "invalid_request",
-            "This changes money and needs the header Idempotency-Key.",
-            {"param": "Idempotency-Key"},
-            "Send a fresh UUID with each new operation, and the same one when you repeat it.",
-        )
-    return idempotency_key
-
-
-MoneyKey = Annotated[str, Depends(_money_key)]
-"""The Idempotency-Key, without which nothing moves."""
-
-
-def _tell_replay(response: Response, replayed: bool) -> None:
-    if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
 
 
 @router.get("/grants")
@@ -77,7 +56,7 @@ async def give(
     """Gives tokens of a kind, from now or a later moment on. Needs an Idempotency-Key."""
     async with acting(request, caller) as connection:
         grant = MadeGrant(**await wallet_store.give(connection, user_id, body, key))
-    _tell_replay(response, grant.replayed)
+    tell_replay(response, grant.replayed)
     return grant
 
 
@@ -88,7 +67,7 @@ async def void(
     """Takes what is left of a grant away, or calls off one that has not begun; what was spent or is held stays so."""
     async with acting(request, caller) as connection:
         grant = MadeGrant(**await wallet_store.void(connection, grant_id, body.reason, key))
-    _tell_replay(response, grant.replayed)
+    tell_replay(response, grant.replayed)
     return grant
 
 
@@ -133,7 +112,7 @@ async def settle(
         entry = AdjustedEntry(
             **await wallet_store.settle(connection, hold_id, body.actual, body.reason, body.final, key)
         )
-    _tell_replay(response, entry.replayed)
+    tell_replay(response, entry.replayed)
     return entry
 
 
@@ -144,7 +123,7 @@ async def release(
     """Returns what a hold still holds; a call in flight that it was made for is then not charged."""
     async with acting(request, caller) as connection:
         entry = AdjustedEntry(**await wallet_store.release(connection, hold_id, body.reason, key))
-    _tell_replay(response, entry.replayed)
+    tell_replay(response, entry.replayed)
     return entry
 
 
