@@ -2490,7 +2490,7 @@ grant execute on function
     to vanilla_app, vanilla_operator;
 grant execute on function vanilla.claim_super_admin() to vanilla_operator;
 grant execute on function
-    vanilla.begin_sign_in(text, text, text), 
+    vanilla.begin_sign_in(text, text, text),
     vanilla.finish_sign_in(text, text, bytea, bytea, text, text, interval, interval, text, text),
     vanilla.fail_sign_in(text, text), vanilla.session_identity(bytea, uuid),
     vanilla.rotate_session(bytea, bytea, bytea, interval, interval), vanilla.close_session(bytea),
@@ -3206,6 +3206,7 @@ grant execute on function
 grant execute on function vanilla.claim_webhook_deliveries(integer, interval),
     vanilla.finish_webhook_delivery(uuid, uuid, uuid, integer, text, integer, interval) to vanilla_runtime;
 grant execute on function vanilla.prune_webhook_deliveries(integer, integer) to vanilla_runtime, vanilla_operator, vanilla_system;
+
 -- 10. Supabase -----------------------------------------------------------------------------------------------------
 -- Nothing here does anything elsewhere. A user of Supabase Auth is the user of the same id.
 create or replace function vanilla.supabase_tenant(p_app_metadata jsonb) returns uuid language sql immutable parallel safe

@@ -3301,13 +3301,13 @@ insert into public.system_configurations (tenant_id, key, value, description, up
     ('00000000-0000-0000-0000-000000000000', 'retention.feature_usage_days', '400', 'Days that counters of feature periods are kept after the day they began.', '2026-01-01+00'),
     ('00000000-0000-0000-0000-000000000000', 'retention.payment_events_days', '90', 'Days that ids of payment events are kept; older events are refused.', '2026-01-01+00')
 on conflict do nothing;
--- history deletes, so it waits like retention when the clock has leapt
+-- history deletes and level_changes writes what people owe, so they wait like retention when the clock has leapt
 insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at, longest_gap)
 select '00000000-0000-0000-0000-000000000000', s.name, s.description, s.kind, s.period::interval, s.slots_from::timestamptz, s.slots_from::timestamptz, s.longest_gap::interval
 from (values
     ('feature_usage', 'Forgets idempotency keys and counters of features past retention.', 'sql', '1 day', '2026-01-01 02:40+00', null),
     ('history', 'Deletes executions older than the days of history of a level or a tenant''s plan.', 'sql', '1 day', '2026-01-01 03:45+00', '1 day'),
-    ('level_changes', 'Carries out scheduled changes of level, ends of trials and renewals.', 'sql', '30 s', '2026-01-01 00:00+00', null),
+    ('level_changes', 'Carries out scheduled changes of level, ends of trials and renewals.', 'sql', '30 s', '2026-01-01 00:00+00', '1 day'),
     ('level_analytics', 'Rolls up the days of each tenant that are over, in its time zone.', 'sql', '1 hour', '2026-01-01 00:15+00', null),
     ('tenant_tokens', 'Stops the calls of tenants that have used the tokens of their plan, until their next month.', 'sql', '1 minute', '2026-01-01 00:00+00', null),
     ('payments', 'Ends the level of subscriptions whose grace is over; closes checkouts that nobody finished.', 'sql', '10 min', '2026-01-01 00:05+00', null),

@@ -102,6 +102,7 @@ async def test_a_history_of_no_days_is_refused(books: Books, value: Any) -> None
     assert error.value.sqlstate == "VS400"
 
 
-async def test_a_clock_that_leapt_deletes_nothing_for_a_day(books: Books) -> None:
-    gap = await books.connection.fetchval("select longest_gap from schedules where name = 'history'")
+@pytest.mark.parametrize("job", ["history", "level_changes"])
+async def test_a_clock_that_leapt_deletes_and_renews_nothing_for_a_day(books: Books, job: str) -> None:
+    gap = await books.connection.fetchval("select longest_gap from schedules where name = $1", job)
     assert gap == timedelta(days=1)
