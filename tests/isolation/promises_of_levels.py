@@ -352,7 +352,7 @@ DAYS = [
          " where tenant_id = '{a}' and user_id = '{user}' and seq = 2) = '{paid}' and not exists (select from user_level_changes"
          " where tenant_id = '{twin}' and seq > 1)"),
     Case("admin", "select erase_user('{user}', 'x')", then=CHANGED + " = array['joined free', 'left ']"),
-    Case("admin", f"{ROLL})", "= (4)", then=DAY % "users = 3 and new_users = 3"),
+    Case("admin", f"{ROLL})", "= (4)", then=DAY % f"users = {USERS} and new_users = {USERS}"),
     Case("admin", f"{ROLL})", then=DAY % "tokens_spent > 0 and active_users = 2"),
     Case("operator", f"{ROLL}, '{{a}}')", "= (4)"),
     Case("admin", f"{ROLL}, '{{b}}')", "VS404"),
