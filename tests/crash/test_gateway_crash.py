@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,10 +12,8 @@ import aiohttp
 import asyncpg
 import pytest
 
-from tests.conftest import TEST_KEY, Cluster, People, Person, create_database
+from tests.conftest import Cluster, People, Person, migrated_database
 from tests.processes import Installation, assert_books_are_clean, eventually, over
-from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import _prepare
 
 
@@ -24,8 +21,7 @@ from vanilla_saas.database.pool import _prepare
 async def database_of_its_own(cluster: Cluster, home: Path) -> AsyncIterator[tuple[Installation, People]]:
     """A migrated database whose clock may be moved, and an installation over it."""
     async with AsyncExitStack() as stack:
-        name = await stack.enter_async_context(create_database(cluster, f"crash_{uuid.uuid4().hex[:12]}"))
-        await migrate(cluster.url(database=name), ContextSigner(bytes.fromhex(TEST_KEY)))
+        name = await stack.enter_async_context(migrated_database(cluster, "crash"))
         operator = await asyncpg.connect(cluster.url(database=name))
         stack.push_async_callback(operator.close)
         await _prepare(operator)

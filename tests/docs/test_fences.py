@@ -5,17 +5,14 @@ import os
 import re
 import subprocess
 import sys
-import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from tests.conftest import TEST_KEY, Cluster, create_database, serve, settings_for
+from tests.conftest import Cluster, migrated_database, serve, settings_for
 from vanilla_saas.app import create_app
-from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.migrator import migrate
 from vanilla_saas.operations.first_run import FirstRun, prepare_first_run
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +27,8 @@ def fences(page: str, language: str) -> list[str]:
 @pytest.fixture
 async def installation(cluster: Cluster, tmp_path: Path) -> AsyncIterator[tuple[str, str, FirstRun]]:
     """A database as `up` leaves it and a server over it: name, address, secrets."""
-    name = f"fences_{uuid.uuid4().hex[:12]}"
-    async with create_database(cluster, name):
+    async with migrated_database(cluster, "fences") as name:
         url = cluster.url(database=name)
-        await migrate(url, ContextSigner(bytes.fromhex(TEST_KEY)))
         first = await prepare_first_run(url, with_demo=True)
         assert first is not None
         async with serve(create_app(settings_for(cluster, name, tmp_path))) as address:

@@ -6,20 +6,18 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster, create_database
+from tests.conftest import Cluster, migrated_database
 from tests.isolation.rows import World, populate
 from tests.pgbouncer import pgbouncer, through
 from vanilla_saas.database.context import ContextSigner, Identity, Role
-from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import Database
 
 TENANTS_SEEN = "select array_agg(distinct tenant_id::text) from public.users"
 
 
 @pytest.fixture(scope="session")
-async def world_name(cluster: Cluster, signer: ContextSigner) -> AsyncIterator[str]:
-    async with create_database(cluster, f"isolation_{uuid.uuid4().hex[:12]}") as name:
-        await migrate(cluster.url(database=name), signer)
+async def world_name(cluster: Cluster) -> AsyncIterator[str]:
+    async with migrated_database(cluster, "isolation") as name:
         yield name
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from yarl import URL
 
-from tests.conftest import LONG, Cluster, create_database
+from tests.conftest import LONG, Cluster, migrated_database
 from tests.console.console_support import FORM
 from tests.isolation.payloads import SQL, UNSENDABLE
 from tests.isolation.rows import CANARY, Member, World, populate
@@ -34,7 +34,6 @@ from vanilla_saas.app import create_app
 from vanilla_saas.console.shell import THEME_COOKIE
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import ERROR_CODES
-from vanilla_saas.database.migrator import migrate
 from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy.identity import KEY_PREFIX, SESSION_PREFIX, new_token, token_hash
 from vanilla_saas.tenancy.page_session import SESSION_COOKIE, TENANT_COOKIE
@@ -94,8 +93,7 @@ class Target:
 async def target(
     cluster: Cluster, signer: ContextSigner, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Target]:
-    async with create_database(cluster, f"attacked_{uuid.uuid4().hex[:12]}") as name:
-        await migrate(cluster.url(database=name), signer)
+    async with migrated_database(cluster, "attacked") as name:
         operator = await asyncpg.connect(cluster.url(database=name))
         world = await populate(operator, signer)
         keys = {role: await _key(operator, getattr(world.a, role), role) for role in ("user", "admin")}

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import asyncpg
 import pytest
@@ -36,6 +37,8 @@ IN_ONE = 25
 """Mutants in one transaction."""
 CASES = [*TENANCY, *TOKENS, *GRANTS, *LEVELS, *CHANGES, *PAYMENTS, *WEBHOOKS, *SCHEDULES, *SUPABASE]
 CONTEXTS = {"none", "user", "admin"}
+LAST_SEEN: dict[str, str] = {}
+"""By kind of mutant, the check of the catalog that saw the last one."""
 
 
 class Suite:
@@ -44,6 +47,10 @@ class Suite:
     def __init__(self, connection: asyncpg.Connection, world: World, stage: Stage | None, calls: dict[str, set[str]]):
         self._connection, self._world, self._stage, self._calls = connection, world, stage, calls
         self._named = [(c, {n for n in calls if _names(f"{c.statement} {c.given} {c.then}", n)}) for c in CASES]
+        self._checks = {
+            **CHECKS,
+            **{name: partial(declared, world=world) for name, declared in DECLARED.items()},
+        }
 
     async def seen_by_trying(self, mutant: Mutant) -> bool:
         """Whether the matrix meets a row that it must not, or misses one that it must."""
@@ -54,16 +61,25 @@ class Suite:
         """Whether the catalog, what is declared, or a promise of a function is no longer so."""
         if mutant.title:
             return await self._promise_broken(self._reaching(mutant.function)) is not None
-        return await _catalog(self._connection, self._world) is not None
+        return await self._catalog(mutant.kind) is not None
 
     async def clean(self) -> list[str]:
         """What is wrong before anything is broken: with one problem here every mutant would count as caught."""
         problems: list[str] = []
         if self._stage is None:
             problems = (await run_matrix(self._connection, self._world, only=CONTEXTS)).violations
-        for found in (await _catalog(self._connection, self._world), await self._promise_broken(CASES)):
+        for found in (await self._catalog(), await self._promise_broken(CASES)):
             problems += [found] if found else []
         return problems
+
+    async def _catalog(self, kind: str = "") -> str | None:
+        """The first check that finds something; the one that saw the last mutant of this kind is asked first."""
+        names = sorted(self._checks, key=lambda name: name != LAST_SEEN.get(kind))
+        for name in names:
+            for line in await self._checks[name](self._connection):
+                LAST_SEEN[kind] = name
+                return f"{name}: {line}"
+        return None
 
     async def _promise_broken(self, cases: Iterable[Case]) -> str | None:
         return await broken(self._connection, self._stage, cases) if self._stage else None
@@ -80,16 +96,6 @@ class Suite:
             elif case.who not in ("runtime", "operator"):
                 rest.append(case)  # by its context it goes through the verifier, whatever it calls
         return [*first, *second, *rest]
-
-
-async def _catalog(connection: asyncpg.Connection, world: World) -> str | None:
-    for name, check in CHECKS.items():
-        for line in await check(connection):
-            return f"{name}: {line}"
-    for name, declared in DECLARED.items():
-        for line in await declared(connection, world):
-            return f"{name}: {line}"
-    return None
 
 
 async def _callees(connection: asyncpg.Connection) -> dict[str, set[str]]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,13 +14,11 @@ import pytest
 from aiohttp import web
 from typer.testing import CliRunner
 
-from tests.conftest import TEST_KEY, Cluster, People, Person, create_database
+from tests.conftest import Cluster, People, Person, migrated_database
 from tests.docs.reference import commands
 from tests.migrations.tools import Shell
 from tests.processes import Finished, Installation, assert_books_are_clean, over
 from vanilla_saas.cli import app
-from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import _prepare
 
 KEY = "sk-operator-4f9aXQ7-not-to-be-seen-anywhere"
@@ -51,8 +48,7 @@ class Place:
 async def place(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
     home = tmp_path_factory.mktemp("home")
     async with AsyncExitStack() as stack:
-        name = await stack.enter_async_context(create_database(cluster, f"providers_{uuid.uuid4().hex[:12]}"))
-        await migrate(cluster.url(database=name), ContextSigner(bytes.fromhex(TEST_KEY)))
+        name = await stack.enter_async_context(migrated_database(cluster, "providers"))
         operator = await asyncpg.connect(cluster.url(database=name))
         stack.push_async_callback(operator.close)
         await _prepare(operator)

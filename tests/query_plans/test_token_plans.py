@@ -8,9 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.conftest import DEFAULT_TENANT, Cluster, create_database
-from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.migrator import migrate
+from tests.conftest import DEFAULT_TENANT, Cluster, migrated_database
 from vanilla_saas.tokens import store
 
 USERS, WALLETS, ROWS = 400, 20_000, 20_000
@@ -96,9 +94,8 @@ PAGES = (store.LEDGER, store.LEDGER_OF_EXECUTION, store.EXECUTIONS_OF_USER, stor
 
 
 @pytest.fixture(scope="module")
-async def filled(cluster: Cluster, signer: ContextSigner) -> AsyncIterator[asyncpg.Connection]:
-    async with create_database(cluster, f"test_tokens_{uuid.uuid4().hex[:12]}") as name:
-        await migrate(cluster.url(database=name), signer)
+async def filled(cluster: Cluster) -> AsyncIterator[asyncpg.Connection]:
+    async with migrated_database(cluster, "test_tokens") as name:
         connection = await asyncpg.connect(cluster.url(database=name))
         async with connection.transaction():
             await connection.execute(FILL)

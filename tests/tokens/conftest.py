@@ -1,21 +1,17 @@
-import uuid
 from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster, create_database
+from tests.conftest import Cluster, migrated_database
 from tests.tokens.support import START, TEST_CLOCK, Books
-from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import _prepare
 
 
 @pytest.fixture(scope="session")
-async def clocked_name(cluster: Cluster, signer: ContextSigner) -> AsyncIterator[str]:
+async def clocked_name(cluster: Cluster) -> AsyncIterator[str]:
     """A database of its own, whose rules read the time from a setting of the connection."""
-    async with create_database(cluster, f"test_tokens_{uuid.uuid4().hex[:12]}") as name:
-        await migrate(cluster.url(database=name), signer)
+    async with migrated_database(cluster, "test_tokens") as name:
         connection = await asyncpg.connect(cluster.url(database=name))
         await connection.execute(TEST_CLOCK)
         await connection.close()

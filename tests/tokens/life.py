@@ -104,7 +104,8 @@ class Place:
         async def awaited() -> T:
             return await work
 
-        return self.runner.run(awaited())
+        # not the runner's run, which changes the handler of SIGINT twice and renders the task both times
+        return self.runner.get_loop().run_until_complete(awaited())
 
 
 @dataclass

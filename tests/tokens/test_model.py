@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import uuid
 from collections.abc import Iterator
 
 import asyncpg
@@ -11,11 +10,9 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.internal.conjecture.engine import ConjectureRunner
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.conftest import LONG, TEST_KEY, Cluster, create_database
+from tests.conftest import LONG, Cluster, migrated_database
 from tests.tokens.life import OBSERVE, Life, Place
 from tests.tokens.support import TEST_CLOCK
-from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import _prepare
 
 STEPS, PARTS = 50, 50 if LONG else 4
@@ -45,12 +42,11 @@ DECISIONS = {
 @pytest.fixture(scope="module")
 def place(cluster: Cluster) -> Iterator[Place]:
     with asyncio.Runner() as runner:
-        context = create_database(cluster, f"test_tokens_{uuid.uuid4().hex[:12]}")
+        context = migrated_database(cluster, "test_tokens")
         name = runner.run(context.__aenter__())
         url = cluster.url(database=name)
 
         async def prepare() -> asyncpg.Connection:
-            await migrate(url, ContextSigner(bytes.fromhex(TEST_KEY)))
             connection = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
             await _prepare(connection)
             await connection.execute(TEST_CLOCK)

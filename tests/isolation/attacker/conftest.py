@@ -1,17 +1,15 @@
 """A world of the attackers' own: what they commit must not reach the other tests."""
 
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster, create_database
+from tests.conftest import Cluster, migrated_database
 from tests.isolation.attacker.watch import Secrets, read_secrets
 from tests.isolation.rows import World, populate
 from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.migrator import migrate
 
 PLATFORM_ROWS = """
 select md5(string_agg(d, ',' order by d)) from (
@@ -60,8 +58,7 @@ class Prey:
 
 @pytest.fixture(scope="session")
 async def prey(cluster: Cluster, signer: ContextSigner) -> AsyncIterator[Prey]:
-    async with create_database(cluster, f"attacked_{uuid.uuid4().hex[:12]}") as name:
-        await migrate(cluster.url(database=name), signer)
+    async with migrated_database(cluster, "attacked") as name:
         superuser = await asyncpg.connect(cluster.url(database=name))
         world = await populate(superuser, signer)
         await superuser.execute(
