@@ -12,9 +12,7 @@ COLUMN = r"(?:\b\w+\.)?"
 VALUE = r"(?:\(\w+\)\.)?'?[\w.]++'?(?:\(\d?\))?+(?!\()(?:::\w+)?"
 CHECKS = {
     # both names of a tenant's own row: tenants_self_check makes one of them enough
-    "tenant's row": rf"{COLUMN}tenant_id = {VALUE} and (?:\bt\.id|(?<![\w.])id) = (?:[sukov]\.tenant_id"
-    r"|v_tenant(?:\.id)?|p_tenant_id"
-    r"|p_wallet\.tenant_id|u\.tenant_id)(?!\w)",
+    "tenant's row": rf"{COLUMN}tenant_id = (?P<row>[\w.]+) and (?:\bt\.id|(?<![\w.])id) = (?P=row)(?![\w.])",
     "tenant comparison": rf"(?:{COLUMN}\w*tenant_id|\bv_tenant|vanilla\.claim\(3\)::uuid|\bt\.id) (?:=|<>) {VALUE}",
     "tenant list": rf"{COLUMN}tenant_id in \([^()]*(?:\(\))?\)",
     "owner comparison": r"(?:\b\w+\.)?user_id = (?:vanilla\.claim\(4\)::uuid|v\.user_id|v_user\.id|v_row\.user_id)"

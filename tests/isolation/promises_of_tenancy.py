@@ -500,4 +500,26 @@ OWNERS = [
     Case("runtime", "select vanilla.schema_files() ->> '012_second.sql'", "= (c)", UPGRADED),
 ]  # fmt: skip
 
-CASES = [*OWNERS, *CONTEXT, *TENANTS, *USERS, *SIGN_IN, *PASSWORDS, *KEYS]
+TWO_ADMINS = "update users set role = 'admin' where tenant_id = '{a}' and id = '{other}'"
+# keys that may name who pays: of the one whose role changes and of another, here and in the twin; one was revoked before
+ACT_AS = (
+    "insert into api_keys (tenant_id, user_id, name, prefix, key_hash, scopes, revoked_at)"
+    " select t::uuid, u::uuid, u, 'x', sha256(convert_to(t || u || coalesce(r::text, ''), 'UTF8')), '{act_as}', r"
+    " from unnest(array['{a}', '{twin}']) t, unnest(array['{user}', '{other}']) u,"
+    " unnest(array[null, '2020-01-01'::timestamptz]) r"
+)
+REVOKED = "(select count(*) from api_keys where tenant_id = '{a}' and scopes = '{act_as}' and revoked_at > '2020-01-02'"
+MEMBERS = [
+    Case("admin", "select set_user_role('{other}', 'user')", given=f"{TWO_ADMINS}; {ACT_AS}",
+         then=f"{REVOKED}) = 1 and {REVOKED} and user_id = '{{other}}') = 1"),
+    Case("admin", "select set_user_role('{other}', 'user')", given=ACT_AS, then=f"{REVOKED}) = 0"),
+    Case("admin", "select set_user_status('{admin}', 'disabled')", "VS409", TWO_ADMINS),
+    Case("user", "select set_display_name('Me')", "VS404",
+         "update users set status = 'deleted', email = null, external_id = null where tenant_id = '{a}' and id = '{user}'"),
+    Case("admin", "select issue_one_time_token('{other}', sha256('link'))", "VS409",
+         "insert into one_time_tokens (tenant_id, user_id, purpose, token_hash, expires_at)"
+         " values ('{a}', '{user}', 'set_password', sha256('link'), '2199-01-01')"),
+    Case("admin", "select create_api_key('n', 'p', {user_key})", "VS409"),
+]  # fmt: skip
+
+CASES = [*OWNERS, *CONTEXT, *TENANTS, *USERS, *MEMBERS, *SIGN_IN, *PASSWORDS, *KEYS]

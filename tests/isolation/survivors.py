@@ -16,18 +16,10 @@ SURVIVORS: dict[str, str] = {
         "locks more than it needs; the state is asked again under the lock",
     "status check: vanilla.run_operations: x.state = 'open'":
         "locks more than it needs; the state is asked again under the lock",
-    "tenant comparison: vanilla.claim_webhook_deliveries: t.id = e.tenant_id":
-        "tenants_self_check: the other column is the same",
-    "tenant comparison: vanilla.claim_webhook_deliveries: t.tenant_id = e.tenant_id":
-        "tenants_self_check: the other column is the same",
     "tenant comparison: vanilla.close_periods: p.tenant_id = d.tenant_id (1)":
         "one more row of the same policy or grant: keys are distinct, and rows are written by their own key",
-    "tenant comparison: vanilla.close_periods: t.id = d.tenant_id (2)":
-        "tenants_self_check: the other column is the same",
     "tenant comparison: vanilla.close_periods: x.tenant_id = d.tenant_id":
         "wakes a wallet before its time: folding finds nothing due",
-    "owner comparison: public.set_user_status: v_user.id = vanilla.claim(4)::uuid":
-        "the admin here is the tenant's only one, whom the next line refuses to lose: tests/tenancy has two",
     "status check: vanilla.keep_an_admin: status = 'active' (1)":
         "locks more than it needs; the state is asked again under the lock",
     "tenant comparison: vanilla.assign_level: p.tenant_id = p_tenant_id":
@@ -63,13 +55,6 @@ SURVIVORS: dict[str, str] = {
     "tenant comparison: vanilla.plan_level_change: l.tenant_id = p_user.tenant_id (2)":
         "of the level that is left only id and slug are read, and the twin's has the same",
     "tenant comparison: vanilla.job_level_changes: t.tenant_id = t.id": "tenants_self_check: they are the same",
-    "tenant comparison: vanilla.plan_tokens: t.id = p.tenant_id": "tenants_self_check: the other column is the same",
-    "tenant comparison: vanilla.plan_tokens: t.tenant_id = p.tenant_id":
-        "tenants_self_check: the other column is the same",
-    "tenant comparison: vanilla.renew_subscription: t.id = p_held.tenant_id":
-        "tenants_self_check: the other column is the same",
-    "tenant comparison: vanilla.renew_subscription: t.tenant_id = p_held.tenant_id":
-        "tenants_self_check: the other column is the same",
     "status check: vanilla.assign_level: v_wallet.status = 'closed'":
         "what it then calls asks again: an open wallet passes",
     "tenant comparison: vanilla.copy_level_terms: l.tenant_id = r.tenant_id":
@@ -112,4 +97,18 @@ SURVIVORS: dict[str, str] = {
         "the levels that are deleted here have no restrictions",
     "tenant comparison: vanilla.copy_level_terms: l.tenant_id = p.tenant_id (1)":
         "no level of another tenant has the id of one of the platform's",
+    "status check: public.set_user_role: status <> 'deleted'":
+        "find_user refuses before; this look is for who is erased meanwhile: tests/concurrency/test_erasure_races.py",
+    "status check: public.set_user_status: status <> 'deleted'":
+        "find_user refuses before; this look is for who is erased meanwhile: tests/concurrency/test_erasure_races.py",
+    "status check: public.set_user_password: status <> 'deleted'":
+        "find_user refuses before; this look is for who is erased meanwhile: tests/concurrency/test_erasure_races.py",
+    "status check: vanilla.hold_open: status <> 'deleted'":
+        "find_user refuses before; this look is for who is erased meanwhile: tests/concurrency/test_erasure_races.py",
+    "status check: vanilla.erase_person: u.status <> 'deleted'":
+        "every caller has found the user; two who erase at once meet here: tests/concurrency/test_erasure_races.py",
+    "status check: vanilla.finish_sign_in: t.status = 'active'":
+        "asked twice, the second time for a tenant that was closed meanwhile: tests/concurrency/test_tenancy_races.py",
+    "status check: vanilla.finish_sign_in: status = 'active' (3)":
+        "asked twice, the second time for a tenant that was closed meanwhile: tests/concurrency/test_tenancy_races.py",
 }  # fmt: skip

@@ -30,6 +30,7 @@ from tests.isolation.promises_of_webhooks import CASES as WEBHOOKS
 from tests.isolation.rows import World
 from tests.isolation.static import CHECKS
 from tests.isolation.survivors import SURVIVORS
+from tests.isolation.survivors_open import OPEN
 
 SAMPLES = {"schema": 400, "functions": 110}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
@@ -105,6 +106,10 @@ async def _callees(connection: asyncpg.Connection) -> dict[str, set[str]]:
         from pg_proc p
         where p.prokind = 'f' and p.pronamespace in ('public'::regnamespace, 'vanilla'::regnamespace)""")
     calls = {r["name"]: {o["name"] for o in rows if o is not r and _names(r["text"], o["name"])} for r in rows}
+    jobs = {name for name in calls if name.startswith("vanilla.job_")}
+    for row in rows:
+        if "'job_' ||" in row["text"]:  # a job is called by the name that its row has
+            calls[row["name"]] |= jobs
     grew = True
     while grew:
         wider = {name: called.union(*(calls[c] for c in called)) for name, called in calls.items()}
@@ -211,7 +216,7 @@ async def test_nearly_every_broken_schema_is_caught(world: World, superuser: asy
         f"{family}: {len(chosen)} of {len(every)} mutants, {len(names)} live, {score:.2%} caught,"
         f" {time.perf_counter() - started:.0f} s"
     )
-    unnamed = sorted(names - SURVIVORS.keys())
+    unnamed = sorted(names - SURVIVORS.keys() - (set() if LONG else OPEN))
     assert not unnamed, "mutants live that nobody has named:\n" + "\n".join(unnamed)
     dead = {str(m) for m in chosen} & SURVIVORS.keys() - names
     assert dead == set(), "named survivors are caught: take them off the list"
@@ -228,5 +233,6 @@ async def test_there_are_mutants_enough_and_every_named_survivor_is_one(
     every = await mutants(superuser, world)
     assert sum(len(_chosen([m for m in every if _family(m) == f], most)) for f, most in SAMPLES.items()) >= 500
     assert len({str(m) for m in every}) == len(every)
-    assert SURVIVORS.keys() - {str(m) for m in every} == set()
+    assert (SURVIVORS.keys() | OPEN) - {str(m) for m in every} == set()
+    assert SURVIVORS.keys() & OPEN == set()
     assert all(SURVIVORS.values())

@@ -51,8 +51,9 @@ class Prey:
         """A's people can sign in again, whatever they did to themselves."""
         a = self.world.a
         await self.superuser.execute(
-            f"update users set status = 'active', role = case id when '{a.admin.id}' then 'admin' else 'user' end"
-            f" where tenant_id = '{a.id}'"
+            f"update users set status = 'active', role = case id when '{a.admin.id}' then 'admin' else 'user' end,"
+            # an admin may erase people, and who is erased has no address left
+            f" email = coalesce(email, id || '@revived.test') where tenant_id = '{a.id}'"
         )
 
 
