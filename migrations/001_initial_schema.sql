@@ -2592,7 +2592,8 @@ begin
             where tenant_id = v_caller.tenant_id and external_id = p_payer and status = 'active';
         if not found then
             if not 'act_as:create' = any (v_caller.scopes)
-               or exists (select from public.users where tenant_id = v_caller.tenant_id and external_id = p_payer) then
+               -- one that another first call has made since the look above is found below
+               or exists (select from public.users where tenant_id = v_caller.tenant_id and external_id = p_payer and status <> 'active') then
                 perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user', p_payer),
                     'A key with the scope act_as:create makes users on the default level.');
             end if;

@@ -12,6 +12,8 @@ SURVIVORS: dict[str, str] = {
         "the second look, after a lock that two first calls of one user meet at: tests/concurrency",
     "refusal: public.release_token_hold: perform vanilla.refuse('VS404', 'no such hold', jsonb_build_":
         "no case here names a hold that is not there: tests/tokens/test_holds.py does",
+    "status check: vanilla.admit_call: status <> 'active' (1)":
+        "one that another first call made a moment ago: tests/concurrency/test_wallet.py",
     "status check: vanilla.lock_calls: x.state = 'open'":
         "locks more than it needs; the state is asked again under the lock",
     "status check: vanilla.run_operations: x.state = 'open'":

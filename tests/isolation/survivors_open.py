@@ -141,4 +141,5 @@ OPEN = {
     "tenant's row: vanilla.rate_window: t.tenant_id = p_tenant_id and t.id = p_tenant_id",
     "tenant's row: vanilla.supabase_claim: t.tenant_id = u.tenant_id and t.id = u.tenant_id",
     "tenant's row: vanilla.take_user_place: t.tenant_id = p_tenant_id and t.id = p_tenant_id",
+    "tenant's row: vanilla.explain_feature: t.tenant_id = w.tenant_id and t.id = w.tenant_id",
 }
