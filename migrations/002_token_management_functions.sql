@@ -82,7 +82,7 @@ begin
       and w.tenant_id = coalesce(p_entry.tenant_id, (select case count(*) when 1 then (array_agg(u.tenant_id))[1] end
                                                      from public.users u where u.id = p_entry.user_id))
       and vanilla.moves_simply(w, p_entry.amount, p_entry.reserved_amount, v_now)
-      and (p_epoch is null and w.status = 'active' or p_epoch = w.epoch and w.status <> 'closed')      -- calls in flight settle
+      and (p_epoch is null and w.status = 'active' or p_epoch = w.epoch)      -- calls in flight settle
     returning w.tenant_id, w.seq, w.last_entry_at, w.available_tokens, w.reserved_tokens, w.borrowed_tokens, w.head, w.epoch
     into p_entry.tenant_id, p_entry.seq, p_entry.created_at, p_entry.available_after, p_entry.reserved_after, p_entry.borrowed_after, p_entry.hash, v_epoch;
     if p_entry.seq is null then return null; end if;
@@ -836,9 +836,7 @@ begin
     if p_expires_at is null or p_expires_at <= vanilla.clock() then
         perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
     end if;
-    if v_wallet.status = 'closed' or (v_wallet.status <> 'active' and p_direction in ('debit', 'reserve')) then
-        v_wallet := vanilla.require_tokens(v_wallet, 0);
-    end if;
+    if v_wallet.status = 'closed' then v_wallet := vanilla.require_tokens(v_wallet, 0); end if;      -- takes nothing any more, and gives nothing
     if p_direction = 'credit' or (p_direction = 'adjustment' and v_amount > 0) then
         if v_wallet.available_tokens + v_wallet.reserved_tokens + v_amount > 100000000000000000 then
             -- far from 2^63: a period that ends can always grant, so one wallet never stops maintenance for all

@@ -3140,11 +3140,11 @@ declare
     v_payment public.payments;
     v_outcome text;
 begin
-    select * into v_payment from public.payments p where p.tenant_id = p_tenant_id and p.id = p_payment_id and p.lease_id = p_lease_id and p.state = 'pending';
-    if not found then return null; end if;       -- a webhook was first, or the lease ran out
+    select * into v_payment from public.payments p where p.tenant_id = p_tenant_id and p.id = p_payment_id and p.lease_id = p_lease_id;
+    if not found then return null; end if;       -- the lease ran out
     if p_intent ->> 'id' is not null then perform vanilla.lock_payment(v_payment.account_tenant_id, p_intent ->> 'id'); end if;
     select * into v_payment from public.payments p where p.tenant_id = p_tenant_id and p.id = p_payment_id and p.lease_id = p_lease_id and p.state = 'pending' for no key update;
-    if not found then return null; end if;
+    if not found then return null; end if;       -- a webhook was first
     if p_error is not null then
         perform vanilla.fail_top_up(v_payment, p_error);
         return 'failed';
@@ -3199,7 +3199,7 @@ begin
     end loop;
     -- checkouts that nobody finished; one that is paid after all counts all the same
     update public.payments p set state = 'expired' where p.ctid = any (array(
-        select q.ctid from public.payments q where q.state = 'open' and q.created_at < v_now - interval '25 h' limit p_limit)) and p.state = 'open';
+        select q.ctid from public.payments q where q.state = 'open' and q.created_at < v_now - interval '25 h' limit p_limit for no key update skip locked));
     get diagnostics v_expired = row_count;
     delete from public.payment_events e where e.ctid = any (array(
         select x.ctid from public.payment_events x where x.received_at < v_now - make_interval(days => vanilla.retention_days('payment_events') + 1) limit p_limit));

@@ -1,6 +1,6 @@
 """Promises of changes of level in 007: whose level changes, along whose path, at whose price, and what time brings to whom."""
 
-from tests.isolation.promises import Case
+from tests.isolation.promises import Case, unlocked
 
 
 def level(slug: str, tenant: str = "a") -> str:
@@ -271,4 +271,22 @@ FINER = [
          then=f"{TRIALS % ('trial_allocation', 'twin')} = 5 and {TRIALS % ('trial_allocation is null', 'a')}"),
 ]  # fmt: skip
 
-CASES = [*CHANGES, *OTHERS, *FINER]
+POLICIES = "tenant_id = '{a}' and level_id in (select id from levels where tenant_id = '{a}' and slug in ('premium', 'enterprise'))"
+# what the twin waits for, what it is on, and what was undone here needs no policy of A's
+ELSEWHERE = (
+    f"{OPEN}; {scheduled(tenant='twin', to='premium')}; update user_subscriptions set level_id = {level('enterprise')}"
+    f" where tenant_id = '{{twin}}' and user_id = '{{user}}'; {scheduled(to='premium')}; update level_changes"
+    " set state = 'undone', closed_at = vanilla.clock() where tenant_id = '{a}' and id = '{same_id}'"
+)
+LATEST = (
+    "update level_changes set requested_at = vanilla.clock() where tenant_id = '{twin}' or tenant_id = '{a}' and user_id = '{other}';"
+    """ update level_changes set terms = '{"to": "theirs"}' where tenant_id = '{a}' and user_id = '{other}'"""
+)
+LOCKS = [
+    Case("user", CHANGE, given=ELSEWHERE, then=unlocked("level_token_policies", POLICIES)),
+    Case("user", CHANGE, "VS409 another change is scheduled", f"{OPEN}; {scheduled()}; {scheduled(tenant='twin')}"),
+    Case("user", "select undo_level_change('{user}')", 'VS409 no change is scheduled {"to": "plain', LATEST),
+    Case("admin", CHANGE, given=f"{OPEN}; update user_token_wallets set status = 'locked' where tenant_id = '{{a}}' and user_id = '{{user}}'"),
+]  # fmt: skip
+
+CASES = [*CHANGES, *OTHERS, *FINER, *LOCKS]

@@ -129,7 +129,8 @@ BATCHES = [
     Case("admin", f"select {batch(('5', 'debit'), ('900000000000', 'debit'))} -> 1 -> 'error' ->> 'sqlstate'", "= (VS402)", then=BOOKS),
     Case("admin", f"select {batch(('5', 'debit'), ('900000000000', 'debit'), atomic=True)}", "VS402"),
     Case("admin", f"select {batch(('5', 'debit'), who='b_user')} -> 0 -> 'error' ->> 'sqlstate'", "= (VS404)", then=BOOKS),
-    Case("operator", f"select {DEBITS} -> 0 -> 'error' ->> 'sqlstate'", "= (VS404)", then=BOOKS),
+    # the id is one of two tenants here
+    Case("operator", f"select {batch(('5', 'debit'), ('6', 'debit'), atomic=True)}", "VS404"),
     Case("admin", f"select {DEBITS} -> 0 -> 'error' ->> 'sqlstate'", "= (VS415)", LOCKED),
     Case("admin", f"select {DEBITS}", given=SCHEDULED, then=f"{BOOKS} and {wallet('next_event_at')} > vanilla.clock()"),
     Case("admin", KEYED % "k" + " -> 0 -> 'entry' ->> 'replayed'", "= (true)", "{as_admin}; " + KEYED % "k", then=BOOKS),

@@ -21,6 +21,7 @@ from tests.isolation.promises import Case, Stage, broken, prepare
 from tests.isolation.promises_of_changes import CASES as CHANGES
 from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
+from tests.isolation.promises_of_parts import CASES as PARTS
 from tests.isolation.promises_of_payments import CASES as PAYMENTS
 from tests.isolation.promises_of_schedules import CASES as SCHEDULES
 from tests.isolation.promises_of_supabase import CASES as SUPABASE
@@ -30,13 +31,12 @@ from tests.isolation.promises_of_webhooks import CASES as WEBHOOKS
 from tests.isolation.rows import World
 from tests.isolation.static import CHECKS
 from tests.isolation.survivors import SURVIVORS
-from tests.isolation.survivors_open import OPEN
 
 SAMPLES = {"schema": 400, "functions": 110}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
 IN_ONE = 25
 """Mutants in one transaction."""
-CASES = [*TENANCY, *TOKENS, *GRANTS, *LEVELS, *CHANGES, *PAYMENTS, *WEBHOOKS, *SCHEDULES, *SUPABASE]
+CASES = [*TENANCY, *TOKENS, *GRANTS, *LEVELS, *CHANGES, *PAYMENTS, *PARTS, *WEBHOOKS, *SCHEDULES, *SUPABASE]
 CONTEXTS = {"none", "user", "admin"}
 LAST_SEEN: dict[str, str] = {}
 """By kind of mutant, the check of the catalog that saw the last one."""
@@ -216,7 +216,7 @@ async def test_nearly_every_broken_schema_is_caught(world: World, superuser: asy
         f"{family}: {len(chosen)} of {len(every)} mutants, {len(names)} live, {score:.2%} caught,"
         f" {time.perf_counter() - started:.0f} s"
     )
-    unnamed = sorted(names - SURVIVORS.keys() - (set() if LONG else OPEN))
+    unnamed = sorted(names - SURVIVORS.keys())
     assert not unnamed, "mutants live that nobody has named:\n" + "\n".join(unnamed)
     dead = {str(m) for m in chosen} & SURVIVORS.keys() - names
     assert dead == set(), "named survivors are caught: take them off the list"
@@ -233,6 +233,5 @@ async def test_there_are_mutants_enough_and_every_named_survivor_is_one(
     every = await mutants(superuser, world)
     assert sum(len(_chosen([m for m in every if _family(m) == f], most)) for f, most in SAMPLES.items()) >= 500
     assert len({str(m) for m in every}) == len(every)
-    assert (SURVIVORS.keys() | OPEN) - {str(m) for m in every} == set()
-    assert SURVIVORS.keys() & OPEN == set()
+    assert SURVIVORS.keys() - {str(m) for m in every} == set()
     assert all(SURVIVORS.values())

@@ -7,6 +7,7 @@ from tests.isolation.promises import broken, prepare
 from tests.isolation.promises_of_changes import CASES as CHANGES
 from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
+from tests.isolation.promises_of_parts import CASES as PARTS
 from tests.isolation.promises_of_payments import CASES as PAYMENTS
 from tests.isolation.promises_of_schedules import CASES as SCHEDULES
 from tests.isolation.promises_of_supabase import CASES as SUPABASE
@@ -18,8 +19,8 @@ from tests.isolation.rows import World
 
 @pytest.mark.parametrize(
     "cases",
-    [TENANCY, TOKENS, GRANTS, LEVELS, CHANGES, PAYMENTS, WEBHOOKS, SCHEDULES, SUPABASE],
-    ids=["tenancy", "tokens", "grants", "levels", "changes", "payments", "webhooks", "schedules", "supabase"],
+    [TENANCY, TOKENS, GRANTS, LEVELS, CHANGES, PAYMENTS, PARTS, WEBHOOKS, SCHEDULES, SUPABASE],
+    ids=["tenancy", "tokens", "grants", "levels", "changes", "payments", "parts", "webhooks", "schedules", "supabase"],
 )
 async def test_every_promise_holds(world: World, superuser: asyncpg.Connection, cases: list) -> None:
     transaction = superuser.transaction()
