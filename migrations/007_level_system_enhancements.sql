@@ -16,6 +16,7 @@
 --          public_pricing     the price list, for anybody
 --          take_user_place    make_user of 001 calls it: so many users as the tenant's own plan allows
 --          record_level_change  assign_level of 002 and erase_person of 001 call it
+--          paid_rates, month_amount   what users pay a month, for analytics
 --          job_feature_usage, job_history, job_level_analytics, job_tenant_tokens
 --          apply_payment_event  what a verified event of Stripe's means; claim_top_ups, finish_top_up, job_payments
 --          plan_level_change, apply_level_change, play_subscription   what a change comes to, its writing, what time brings
@@ -236,7 +237,7 @@ comment on column public.level_analytics.churned is 'Users who were erased, or f
 comment on column public.level_analytics.trials_ended is 'Trials of the level that were over or left in the day; trials_converted: of those, after which a paid period followed.';
 comment on column public.level_analytics.tokens_lapsed is 'Tokens that left unspent: lapsed, voided, corrected downwards. granted - spent - lapsed is the change of what users have.';
 comment on column public.level_analytics.run_rate is
-    'Minor units a month by currency, at the end of the day and at list prices: each currency as if all users of the level paid in it.';
+    'What its users at the end of the day paid a month, in minor units by currency: agreed prices, quarters and years spread. A trial and a level given by hand pay nothing.';
 comment on column public.level_analytics.limit_hits is 'How many users used the limit of a feature up in the day, by feature.';
 comment on column public.level_analytics.is_final is 'Computed after the day was over.';
 
@@ -353,6 +354,7 @@ create table if not exists public.level_invoice_lines (
     cycle text not null,
     currency text not null,
     amount bigint not null,
+    rate bigint not null default 0,
     period_start timestamptz not null,
     period_end timestamptz not null,
     payment_reference text,
@@ -362,11 +364,14 @@ create table if not exists public.level_invoice_lines (
     constraint level_invoice_lines_kind_check check (kind in ('charge', 'fee', 'credit', 'fee_credit', 'renewal', 'billed')),
     constraint level_invoice_lines_cycle_check check (cycle in ('monthly', 'quarterly', 'yearly', 'lifetime')),
     constraint level_invoice_lines_amount_check check (case when kind in ('credit', 'fee_credit') then amount < 0 when kind = 'billed' then true else amount > 0 end),
+    constraint level_invoice_lines_rate_check check (rate >= 0),
     constraint level_invoice_lines_reference_check check (payment_reference <> '' and octet_length(payment_reference) <= 255)
 );
 create index if not exists level_invoice_lines_user_idx on public.level_invoice_lines (tenant_id, user_id, created_at);
+create index if not exists level_invoice_lines_end_idx on public.level_invoice_lines (tenant_id, period_end);
 comment on table public.level_invoice_lines is
     'What changes of level and renewals cost, in minor units: a credit is negative. The lines of a user''s period add up to what it costs, never below nothing.';
+comment on column public.level_invoice_lines.rate is 'Of a charge, a renewal or what a provider billed: what the whole period costs on this level, in minor units.';
 comment on column public.level_invoice_lines.payment_reference is 'What the provider calls the payment, when one bills and this is its record.';
 
 -- the same that 010 writes: functions and the rows below work before it has run, and no login has anything
@@ -1253,8 +1258,10 @@ comment on function vanilla.plan_level_change(public.users, public.user_token_wa
 create or replace function vanilla.write_invoice_line(p_user public.users, p_change_id uuid, p_level_id uuid, p_kind text, p_amount bigint, p_held public.user_subscriptions,
     p_reference text default null) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
-    insert into public.level_invoice_lines (tenant_id, user_id, change_id, level_id, kind, cycle, currency, amount, period_start, period_end, payment_reference, created_at)
-        select p_user.tenant_id, p_user.id, p_change_id, p_level_id, p_kind, p_held.cycle, p_held.currency, p_amount, p_held.period_start, p_held.period_end, p_reference, vanilla.clock()
+    insert into public.level_invoice_lines (tenant_id, user_id, change_id, level_id, kind, cycle, currency, amount, rate, period_start, period_end, payment_reference, created_at)
+        select p_user.tenant_id, p_user.id, p_change_id, p_level_id, p_kind, p_held.cycle, p_held.currency, p_amount,
+            case when p_kind in ('charge', 'renewal', 'billed') then coalesce((p_held.agreed -> p_level_id::text ->> 'rate')::bigint, 0) else 0 end,
+            p_held.period_start, p_held.period_end, p_reference, vanilla.clock()
         where p_amount <> 0
 $f$;
 comment on function vanilla.write_invoice_line(public.users, uuid, uuid, text, bigint, public.user_subscriptions, text) is
@@ -2103,178 +2110,6 @@ $f$;
 comment on function vanilla.record_level_change(uuid, uuid, uuid, uuid) is
     'Writes that a user''s level changed: null before the first, null after the last. The caller holds the wallet.';
 
--- analytics --------------------------------------------------------------------------------------------------------
-create or replace function vanilla.level_run_rate(p_tenant_id uuid, p_level_id uuid, p_users bigint, p_at timestamptz) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp as $f$
-    select coalesce(jsonb_object_agg(c.currency, (p_users * c.a_month)::bigint), '{}')
-    from (
-        -- the shortest cycle that the level has in a currency
-        select distinct on (p.currency) p.currency, p.amount::numeric / case p.cycle when 'monthly' then 1 when 'quarterly' then 3 else 12 end as a_month
-        from public.level_pricing p
-        where p.tenant_id = p_tenant_id and p.level_id = p_level_id and p.cycle in ('monthly', 'quarterly', 'yearly')
-          and p.valid_from < p_at and p.valid_until >= p_at
-        order by p.currency, array_position(array['monthly', 'quarterly', 'yearly'], p.cycle)) c
-    where p_users > 0 and c.a_month > 0
-$f$;
-comment on function vanilla.level_run_rate(uuid, uuid, bigint, timestamptz) is
-    'What so many users of a level are worth a month at list prices, by currency, in minor units; quarters and years are spread.';
-
-create or replace function vanilla.count_level_day(p_tenant_id uuid, p_day date)
-returns table (level_id uuid, level text, users bigint, active_users bigint, new_users bigint, upgraded bigint, downgraded bigint, churned bigint,
-    trials_ended bigint, trials_converted bigint, tokens_granted bigint, tokens_spent bigint, tokens_lapsed bigint, run_rate jsonb, limit_hits jsonb, is_final boolean)
-language sql stable set search_path = pg_catalog, pg_temp as $f$
-    with day as (
-        select p_day::timestamp at time zone t.time_zone as from_at, (p_day + 1)::timestamp at time zone t.time_zone as until_at, vanilla.clock() as now
-        from public.tenants t where t.tenant_id = p_tenant_id and t.id = p_tenant_id),
-    last as (      -- of who left in the day, the level that they left
-        select c.user_id, coalesce(c.to_level_id, c.from_level_id) as level_id, coalesce(c.to_level, c.from_level) as level, c.to_level_id is not null as is_there
-        from (
-            select distinct on (x.user_id) x.* from public.user_level_changes x, day d
-            where x.tenant_id = p_tenant_id and x.created_at < d.until_at order by x.user_id, x.seq desc) c, day d
-        where c.to_level_id is not null or c.created_at >= d.from_at),
-    spent as (
-        select e.user_id, coalesce(sum(e.amount) filter (where e.direction = 'credit' or e.direction = 'adjustment' and e.amount > 0), 0) as granted,
-            coalesce(-sum(e.amount + e.reserved_amount) filter (where e.direction in ('debit', 'reserve', 'release', 'settle', 'debt')), 0) as spent,
-            coalesce(-sum(e.amount) filter (where e.direction in ('expire', 'void') or e.direction = 'adjustment' and e.amount < 0), 0) as lapsed,
-            coalesce(bool_or(e.direction in ('debit', 'reserve', 'settle')), false) as active
-        from public.user_token_ledger e, day d
-        where e.tenant_id = p_tenant_id and e.created_at >= d.from_at and e.created_at < d.until_at group by e.user_id),
-    changes as (
-        select case when c.kind in ('churned', 'left') then c.from_level_id else c.to_level_id end as level_id,
-            max(case when c.kind in ('churned', 'left') then c.from_level else c.to_level end) as level,
-            count(*) filter (where c.kind = 'joined') as new_users, count(*) filter (where c.kind = 'upgraded') as upgraded,
-            count(*) filter (where c.kind = 'downgraded') as downgraded, count(*) filter (where c.kind in ('churned', 'left')) as churned
-        from public.user_level_changes c, day d
-        where c.tenant_id = p_tenant_id and c.created_at >= d.from_at and c.created_at < d.until_at group by 1),
-    trials as (
-        select c.to_level_id as level_id, count(*) as ended, count(*) filter (where c.trial_converted) as converted
-        from public.level_changes c, day d
-        where c.tenant_id = p_tenant_id and c.trial and c.trial_ended_at >= d.from_at and c.trial_ended_at < d.until_at group by 1),
-    hits as (
-        select h.level_id, jsonb_object_agg(h.feature, h.n) as hits
-        from (
-            select l.level_id, u.feature, count(*) as n
-            from last l
-            join public.level_feature_usage u on u.tenant_id = p_tenant_id and u.user_id = l.user_id, day d
-            where u.limit_reached_at >= d.from_at and u.limit_reached_at < d.until_at group by l.level_id, u.feature) h
-        group by h.level_id),
-    of_users as (
-        select l.level_id, max(l.level) as level, count(*) filter (where l.is_there) as users, count(*) filter (where s.active) as active_users,
-            coalesce(sum(s.granted), 0)::bigint as granted, coalesce(sum(s.spent), 0)::bigint as spent, coalesce(sum(s.lapsed), 0)::bigint as lapsed
-        from last l left join spent s on s.user_id = l.user_id group by l.level_id)
-    select k.level_id, coalesce(v.slug, o.level, c.level), coalesce(o.users, 0), coalesce(o.active_users, 0), coalesce(c.new_users, 0), coalesce(c.upgraded, 0),
-        coalesce(c.downgraded, 0), coalesce(c.churned, 0), coalesce(i.ended, 0), coalesce(i.converted, 0), coalesce(o.granted, 0), coalesce(o.spent, 0), coalesce(o.lapsed, 0),
-        vanilla.level_run_rate(p_tenant_id, k.level_id, o.users, least(d.until_at, d.now)), coalesce(h.hits, '{}'),
-        d.now >= d.until_at + interval '10 minutes'
-    from (
-        select x.id as level_id from public.levels x where x.tenant_id = p_tenant_id
-        union select o.level_id from of_users o union select c.level_id from changes c) k
-    cross join day d
-    left join public.levels v on v.tenant_id = p_tenant_id and v.id = k.level_id
-    left join of_users o on o.level_id = k.level_id
-    left join changes c on c.level_id = k.level_id
-    left join trials i on i.level_id = k.level_id
-    left join hits h on h.level_id = k.level_id
-$f$;
-comment on function vanilla.count_level_day(uuid, date) is
-    'What happened on each level of a tenant in a day of its time zone, from level changes, ledger, counters of features and prices. Final when the day has been over for ten minutes, so that what began in it has ended.';
-
-create or replace function vanilla.roll_up_level_day(p_tenant_id uuid, p_day date) returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_rows integer;
-begin
-    -- two who roll up the same days write one after the other
-    perform pg_advisory_xact_lock(hashtextextended('vanilla_saas.level_analytics ' || p_tenant_id, 0));
-    insert into public.level_analytics as a (tenant_id, day, level_id, level, users, active_users, new_users, upgraded, downgraded, churned,
-            trials_ended, trials_converted, tokens_granted, tokens_spent, tokens_lapsed, run_rate, limit_hits, is_final, computed_at)
-        select p_tenant_id, p_day, d.level_id, d.level, d.users, d.active_users, d.new_users, d.upgraded, d.downgraded, d.churned,
-            d.trials_ended, d.trials_converted, d.tokens_granted, d.tokens_spent, d.tokens_lapsed, d.run_rate, d.limit_hits, d.is_final, vanilla.clock()
-        from vanilla.count_level_day(p_tenant_id, p_day) d
-        order by d.level_id
-        on conflict (tenant_id, day, level_id) do update set level = excluded.level, users = excluded.users, active_users = excluded.active_users,
-            new_users = excluded.new_users, upgraded = excluded.upgraded, downgraded = excluded.downgraded, churned = excluded.churned,
-            trials_ended = excluded.trials_ended, trials_converted = excluded.trials_converted,
-            tokens_granted = excluded.tokens_granted, tokens_spent = excluded.tokens_spent, tokens_lapsed = excluded.tokens_lapsed,
-            run_rate = excluded.run_rate, is_final = excluded.is_final, computed_at = excluded.computed_at,
-            -- counters go with their retention and with erased persons; what was counted of a day never grows less
-            limit_hits = (select coalesce(jsonb_object_agg(k.key, greatest((a.limit_hits ->> k.key)::bigint, (excluded.limit_hits ->> k.key)::bigint)), '{}')
-                from jsonb_object_keys(a.limit_hits || excluded.limit_hits) k (key))
-            -- the prices of a level that was deleted are gone: what was final stays
-            where not a.is_final or exists (select from public.levels l where l.tenant_id = a.tenant_id and l.id = a.level_id);
-    get diagnostics v_rows = row_count;
-    return v_rows;
-end
-$f$;
-comment on function vanilla.roll_up_level_day(uuid, date) is 'Writes a day of a tenant into level_analytics, over what stands there. Returns how many rows.';
-
-create or replace function public.roll_up_level_analytics(p_from date, p_to date, p_tenant_id uuid default null) returns integer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
-    v_now timestamptz := vanilla.clock();
-    v record;
-    v_rows integer := 0;
-begin
-    if p_from is null or p_to is null or p_to < p_from or not isfinite(p_from) or not isfinite(p_to) then
-        perform vanilla.refuse('VS400', 'the last day is not before the first', '{"param": "to"}');
-    end if;
-    if p_to - p_from > 400 then
-        perform vanilla.refuse('VS400', 'at most 401 days at a time', '{"param": "to", "limit": 401}');
-    end if;
-    if v_tenant is not null and not exists (select from public.tenants t where t.tenant_id = v_tenant and t.id = v_tenant) then
-        perform vanilla.refuse('VS404', 'no such tenant');
-    end if;
-    for v in
-        select t.id, d.day::date as day from public.tenants t
-        cross join lateral (select (min(c.created_at) at time zone t.time_zone)::date as day from public.user_level_changes c where c.tenant_id = t.id) b
-        cross join lateral generate_series(greatest(p_from, b.day)::timestamp, least(p_to, (v_now at time zone t.time_zone)::date)::timestamp, interval '1 day') d (day)
-        where (v_tenant is null and t.status <> 'closed' or t.tenant_id = v_tenant and t.id = v_tenant)
-        order by t.id, d.day
-    loop
-        v_rows := v_rows + vanilla.roll_up_level_day(v.id, v.day);
-    end loop;
-    return v_rows;
-end
-$f$;
-comment on function public.roll_up_level_analytics(date, date, uuid) is
-    'Computes level_analytics for the days from p_from to p_to, both included, of the tenant (operator: or all): again gives the same. The day under way is counted so far; days before the first user and days to come have no rows. Admin or operator. Returns how many rows it wrote.';
-
-create or replace function vanilla.job_level_analytics(p_limit integer) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
-declare
-    v record;
-    v_days integer := 0;
-begin
-    for v in
-        select t.id, d.day::date as day from public.tenants t
-        cross join lateral (select (min(c.created_at) at time zone t.time_zone)::date as day from public.user_level_changes c where c.tenant_id = t.id) b
-        cross join lateral (select max(a.day) + 1 as day from public.level_analytics a where a.tenant_id = t.id and a.is_final) l
-        cross join lateral (select (vanilla.clock() - interval '10 minutes') at time zone t.time_zone as at) n
-        -- from where it stopped, however long ago; and what is missing of the last weeks, where somebody rolled up later days by hand
-        cross join lateral generate_series(greatest(b.day, least(coalesce(l.day, b.day), n.at::date - 35))::timestamp, n.at::date - interval '1 day', interval '1 day') d (day)
-        where t.status <> 'closed'
-          and not exists (select from public.level_analytics a where a.tenant_id = t.id and a.day = d.day::date and a.is_final)
-        order by t.id, d.day limit p_limit
-    loop
-        perform vanilla.roll_up_level_day(v.id, v.day);
-        v_days := v_days + 1;
-    end loop;
-    return jsonb_build_object('days', v_days, 'more', v_days >= p_limit);
-end
-$f$;
-comment on function vanilla.job_level_analytics(integer) is 'Job: rolls up to p_limit days of tenants that are over and were not rolled up since, the oldest first.';
-
-grant execute on function public.check_feature(uuid, text), public.consume_feature(uuid, text, bigint, text),
-    public.set_level_feature(uuid, text, bigint, text, boolean, text, text, uuid), public.delete_level_feature(uuid, text, uuid),
-    public.set_level(text, text, text, integer, boolean, uuid, boolean), public.delete_level(uuid, uuid),
-    public.set_level_restriction(uuid, text, bigint, text[], uuid), public.delete_level_restriction(uuid, text, uuid),
-    public.set_level_price(uuid, text, text, bigint, integer, bigint, timestamptz, timestamptz, boolean, uuid),
-    public.end_level_price(uuid, timestamptz, uuid), public.set_level_benefits(uuid, jsonb, uuid),
-    public.roll_up_level_analytics(date, date, uuid), public.set_subscription_tier(uuid, text), public.tenant_plan(uuid)
-    to vanilla_app, vanilla_operator;
-grant execute on function vanilla.public_pricing(text) to vanilla_runtime;
-
 -- payments ---------------------------------------------------------------------------------------------------------
 -- What Stripe takes and what a level or a wallet gets for it. The HTTP is Python's (src/vanilla_saas/payments); what an event
 -- means is apply_payment_event, of an event whose signature Python has verified. Stripe sends an event more than once and in
@@ -2364,6 +2199,8 @@ create table if not exists public.payment_subscriptions (
     state text not null,
     price_id text,
     level_id uuid,
+    currency text,
+    month_amount numeric,
     current_period_end timestamptz,
     ends_at_period_end boolean not null default false,
     past_due_since timestamptz,
@@ -2377,6 +2214,7 @@ create table if not exists public.payment_subscriptions (
     constraint payment_subscriptions_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
     constraint payment_subscriptions_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
     constraint payment_subscriptions_account_check check (account_tenant_id = tenant_id or account_tenant_id = '00000000-0000-0000-0000-000000000000'),
+    constraint payment_subscriptions_amount_check check (month_amount is null or coalesce(month_amount >= 0 and currency ~ '^[A-Z]{3}$', false)),
     constraint payment_subscriptions_state_check check (state in
         ('incomplete', 'incomplete_expired', 'trialing', 'active', 'past_due', 'unpaid', 'paused', 'canceled'))
 );
@@ -2737,6 +2575,19 @@ $f$;
 comment on function vanilla.follow_subscription(public.payment_subscriptions, public.payment_subscriptions) is
     'After a subscription changed what it gives: the highest level that the user''s subscriptions give, else the default. The customer is locked.';
 
+create or replace function vanilla.month_amount(p_item jsonb) returns numeric
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    -- a case: numbers are read of what looks like some only, also while it is planned
+    select case when p_item #>> '{price,unit_amount}' ~ '^[0-9]{1,12}$' and coalesce(p_item ->> 'quantity', '1') ~ '^[0-9]{1,9}$'
+            and coalesce(p_item #>> '{price,recurring,interval_count}', '1') ~ '^[1-9][0-9]{0,3}$' and p_item #>> '{price,currency}' ~ '^[A-Za-z]{3}$'
+        then round((p_item #>> '{price,unit_amount}')::numeric * coalesce(p_item ->> 'quantity', '1')::numeric
+            / coalesce(p_item #>> '{price,recurring,interval_count}', '1')::numeric
+            * case p_item #>> '{price,recurring,interval}' when 'month' then 1 when 'year' then 1 / 12.0 when 'week' then 52 / 12.0 when 'day' then 365 / 12.0 end, 4)
+    end
+$f$;
+comment on function vanilla.month_amount(jsonb) is
+    'What an item of a subscription of Stripe''s costs a month, in minor units; null where its price has no fixed amount or does not recur.';
+
 create or replace function vanilla.apply_subscription(p_account public.payment_accounts, p_type text, p_at timestamptz, p_object jsonb, p_asked boolean) returns text
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -2777,6 +2628,8 @@ begin
     v_after.state := v_state;
     v_after.price_id := left(v_item #>> '{price,id}', 255);
     v_after.level_id := v_level;
+    v_after.month_amount := vanilla.month_amount(v_item);
+    v_after.currency := case when v_after.month_amount is not null then upper(v_item #>> '{price,currency}') end;
     v_after.current_period_end := to_timestamp(coalesce(v_item ->> 'current_period_end', p_object ->> 'current_period_end')::double precision);
     v_after.ends_at_period_end := coalesce((p_object ->> 'cancel_at_period_end')::boolean, false) or p_object ->> 'cancel_at' is not null;
     if v_state = 'past_due' then
@@ -3218,6 +3071,192 @@ grant execute on function vanilla.payment_account(bytea), vanilla.bind_payment_c
 -- the job of that name runs as the operator
 grant execute on function vanilla.payment_account(bytea), vanilla.claim_top_ups(integer, interval),
     vanilla.finish_top_up(uuid, uuid, uuid, jsonb, text) to vanilla_operator;
+
+-- analytics --------------------------------------------------------------------------------------------------------
+create or replace function vanilla.paid_rates(p_tenant_id uuid, p_at timestamptz) returns table (user_id uuid, level_id uuid, currency text, amount numeric)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with billed as (
+        select s.user_id, s.level_id, s.currency, s.month_amount from public.payment_subscriptions s
+        where s.tenant_id = p_tenant_id and s.state in ('active', 'past_due') and s.lapsed_at is null and s.month_amount > 0 and s.created_at < p_at)
+    select b.* from billed b
+    union all
+    select l.* from (
+        -- the last line of the period that runs: what came before it in the period is left
+        select distinct on (i.user_id) i.user_id, i.level_id, i.currency, i.rate::numeric / case i.cycle when 'monthly' then 1 when 'quarterly' then 3 else 12 end as amount
+        from public.level_invoice_lines i
+        where i.tenant_id = p_tenant_id and i.period_end >= p_at and i.period_start < p_at and i.created_at < p_at
+          and i.kind in ('charge', 'renewal', 'billed') and i.cycle in ('monthly', 'quarterly', 'yearly')
+        order by i.user_id, i.created_at desc, i.id desc) l
+    where l.amount > 0 and not exists (select from billed b where b.user_id = l.user_id)      -- what ran out when the provider took over
+$f$;
+comment on function vanilla.paid_rates(uuid, timestamptz) is
+    'What users of a tenant pay for a level a month, in minor units: agreed with change_user_level, at that moment, and at the payment provider, as it is now. A trial pays nothing.';
+
+create or replace function vanilla.count_level_day(p_tenant_id uuid, p_day date)
+returns table (level_id uuid, level text, users bigint, active_users bigint, new_users bigint, upgraded bigint, downgraded bigint, churned bigint,
+    trials_ended bigint, trials_converted bigint, tokens_granted bigint, tokens_spent bigint, tokens_lapsed bigint, run_rate jsonb, limit_hits jsonb, is_final boolean)
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with day as (
+        select p_day::timestamp at time zone t.time_zone as from_at, (p_day + 1)::timestamp at time zone t.time_zone as until_at, vanilla.clock() as now
+        from public.tenants t where t.tenant_id = p_tenant_id and t.id = p_tenant_id),
+    last as (      -- of who left in the day, the level that they left
+        select c.user_id, coalesce(c.to_level_id, c.from_level_id) as level_id, coalesce(c.to_level, c.from_level) as level, c.to_level_id is not null as is_there
+        from (
+            select distinct on (x.user_id) x.* from public.user_level_changes x, day d
+            where x.tenant_id = p_tenant_id and x.created_at < d.until_at order by x.user_id, x.seq desc) c, day d
+        where c.to_level_id is not null or c.created_at >= d.from_at),
+    spent as (
+        select e.user_id, coalesce(sum(e.amount) filter (where e.direction = 'credit' or e.direction = 'adjustment' and e.amount > 0), 0) as granted,
+            coalesce(-sum(e.amount + e.reserved_amount) filter (where e.direction in ('debit', 'reserve', 'release', 'settle', 'debt')), 0) as spent,
+            coalesce(-sum(e.amount) filter (where e.direction in ('expire', 'void') or e.direction = 'adjustment' and e.amount < 0), 0) as lapsed,
+            coalesce(bool_or(e.direction in ('debit', 'reserve', 'settle')), false) as active
+        from public.user_token_ledger e, day d
+        where e.tenant_id = p_tenant_id and e.created_at >= d.from_at and e.created_at < d.until_at group by e.user_id),
+    changes as (
+        select case when c.kind in ('churned', 'left') then c.from_level_id else c.to_level_id end as level_id,
+            max(case when c.kind in ('churned', 'left') then c.from_level else c.to_level end) as level,
+            count(*) filter (where c.kind = 'joined') as new_users, count(*) filter (where c.kind = 'upgraded') as upgraded,
+            count(*) filter (where c.kind = 'downgraded') as downgraded, count(*) filter (where c.kind in ('churned', 'left')) as churned
+        from public.user_level_changes c, day d
+        where c.tenant_id = p_tenant_id and c.created_at >= d.from_at and c.created_at < d.until_at group by 1),
+    trials as (
+        select c.to_level_id as level_id, count(*) as ended, count(*) filter (where c.trial_converted) as converted
+        from public.level_changes c, day d
+        where c.tenant_id = p_tenant_id and c.trial and c.trial_ended_at >= d.from_at and c.trial_ended_at < d.until_at group by 1),
+    hits as (
+        select h.level_id, jsonb_object_agg(h.feature, h.n) as hits
+        from (
+            select l.level_id, u.feature, count(*) as n
+            from last l
+            join public.level_feature_usage u on u.tenant_id = p_tenant_id and u.user_id = l.user_id, day d
+            where u.limit_reached_at >= d.from_at and u.limit_reached_at < d.until_at group by l.level_id, u.feature) h
+        group by h.level_id),
+    rates as (
+        select p.level_id, jsonb_object_agg(p.currency, p.amount) as run_rate
+        from (
+            select l.level_id, r.currency, round(sum(r.amount))::bigint as amount
+            from day d cross join lateral vanilla.paid_rates(p_tenant_id, least(d.until_at, d.now)) r
+            join last l on l.user_id = r.user_id and l.level_id = r.level_id and l.is_there
+            group by l.level_id, r.currency) p
+        group by p.level_id),
+    of_users as (
+        select l.level_id, max(l.level) as level, count(*) filter (where l.is_there) as users, count(*) filter (where s.active) as active_users,
+            coalesce(sum(s.granted), 0)::bigint as granted, coalesce(sum(s.spent), 0)::bigint as spent, coalesce(sum(s.lapsed), 0)::bigint as lapsed
+        from last l left join spent s on s.user_id = l.user_id group by l.level_id)
+    select k.level_id, coalesce(v.slug, o.level, c.level), coalesce(o.users, 0), coalesce(o.active_users, 0), coalesce(c.new_users, 0), coalesce(c.upgraded, 0),
+        coalesce(c.downgraded, 0), coalesce(c.churned, 0), coalesce(i.ended, 0), coalesce(i.converted, 0), coalesce(o.granted, 0), coalesce(o.spent, 0), coalesce(o.lapsed, 0),
+        coalesce(r.run_rate, '{}'), coalesce(h.hits, '{}'),
+        d.now >= d.until_at + interval '10 minutes'
+    from (
+        select x.id as level_id from public.levels x where x.tenant_id = p_tenant_id
+        union select o.level_id from of_users o union select c.level_id from changes c) k
+    cross join day d
+    left join public.levels v on v.tenant_id = p_tenant_id and v.id = k.level_id
+    left join of_users o on o.level_id = k.level_id
+    left join changes c on c.level_id = k.level_id
+    left join trials i on i.level_id = k.level_id
+    left join hits h on h.level_id = k.level_id
+    left join rates r on r.level_id = k.level_id
+$f$;
+comment on function vanilla.count_level_day(uuid, date) is
+    'What happened on each level of a tenant in a day of its time zone, from level changes, ledger, counters of features and prices. Final when the day has been over for ten minutes, so that what began in it has ended.';
+
+create or replace function vanilla.roll_up_level_day(p_tenant_id uuid, p_day date) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_rows integer;
+begin
+    -- two who roll up the same days write one after the other
+    perform pg_advisory_xact_lock(hashtextextended('vanilla_saas.level_analytics ' || p_tenant_id, 0));
+    insert into public.level_analytics as a (tenant_id, day, level_id, level, users, active_users, new_users, upgraded, downgraded, churned,
+            trials_ended, trials_converted, tokens_granted, tokens_spent, tokens_lapsed, run_rate, limit_hits, is_final, computed_at)
+        select p_tenant_id, p_day, d.level_id, d.level, d.users, d.active_users, d.new_users, d.upgraded, d.downgraded, d.churned,
+            d.trials_ended, d.trials_converted, d.tokens_granted, d.tokens_spent, d.tokens_lapsed, d.run_rate, d.limit_hits, d.is_final, vanilla.clock()
+        from vanilla.count_level_day(p_tenant_id, p_day) d
+        order by d.level_id
+        on conflict (tenant_id, day, level_id) do update set level = excluded.level, users = excluded.users, active_users = excluded.active_users,
+            new_users = excluded.new_users, upgraded = excluded.upgraded, downgraded = excluded.downgraded, churned = excluded.churned,
+            trials_ended = excluded.trials_ended, trials_converted = excluded.trials_converted,
+            tokens_granted = excluded.tokens_granted, tokens_spent = excluded.tokens_spent, tokens_lapsed = excluded.tokens_lapsed,
+            -- what a provider was paid then is known no more
+            run_rate = case when a.is_final then a.run_rate else excluded.run_rate end, is_final = excluded.is_final, computed_at = excluded.computed_at,
+            -- counters go with their retention and with erased persons; what was counted of a day never grows less
+            limit_hits = (select coalesce(jsonb_object_agg(k.key, greatest((a.limit_hits ->> k.key)::bigint, (excluded.limit_hits ->> k.key)::bigint)), '{}')
+                from jsonb_object_keys(a.limit_hits || excluded.limit_hits) k (key))
+            -- the prices of a level that was deleted are gone: what was final stays
+            where not a.is_final or exists (select from public.levels l where l.tenant_id = a.tenant_id and l.id = a.level_id);
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$f$;
+comment on function vanilla.roll_up_level_day(uuid, date) is 'Writes a day of a tenant into level_analytics, over what stands there. Returns how many rows.';
+
+create or replace function public.roll_up_level_analytics(p_from date, p_to date, p_tenant_id uuid default null) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_now timestamptz := vanilla.clock();
+    v record;
+    v_rows integer := 0;
+begin
+    if p_from is null or p_to is null or p_to < p_from or not isfinite(p_from) or not isfinite(p_to) then
+        perform vanilla.refuse('VS400', 'the last day is not before the first', '{"param": "to"}');
+    end if;
+    if p_to - p_from > 400 then
+        perform vanilla.refuse('VS400', 'at most 401 days at a time', '{"param": "to", "limit": 401}');
+    end if;
+    if v_tenant is not null and not exists (select from public.tenants t where t.tenant_id = v_tenant and t.id = v_tenant) then
+        perform vanilla.refuse('VS404', 'no such tenant');
+    end if;
+    for v in
+        select t.id, d.day::date as day from public.tenants t
+        cross join lateral (select (min(c.created_at) at time zone t.time_zone)::date as day from public.user_level_changes c where c.tenant_id = t.id) b
+        cross join lateral generate_series(greatest(p_from, b.day)::timestamp, least(p_to, (v_now at time zone t.time_zone)::date)::timestamp, interval '1 day') d (day)
+        where (v_tenant is null and t.status <> 'closed' or t.tenant_id = v_tenant and t.id = v_tenant)
+        order by t.id, d.day
+    loop
+        v_rows := v_rows + vanilla.roll_up_level_day(v.id, v.day);
+    end loop;
+    return v_rows;
+end
+$f$;
+comment on function public.roll_up_level_analytics(date, date, uuid) is
+    'Computes level_analytics for the days from p_from to p_to, both included, of the tenant (operator: or all): again gives the same. The day under way is counted so far; days before the first user and days to come have no rows. Admin or operator. Returns how many rows it wrote.';
+
+create or replace function vanilla.job_level_analytics(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v record;
+    v_days integer := 0;
+begin
+    for v in
+        select t.id, d.day::date as day from public.tenants t
+        cross join lateral (select (min(c.created_at) at time zone t.time_zone)::date as day from public.user_level_changes c where c.tenant_id = t.id) b
+        cross join lateral (select max(a.day) + 1 as day from public.level_analytics a where a.tenant_id = t.id and a.is_final) l
+        cross join lateral (select (vanilla.clock() - interval '10 minutes') at time zone t.time_zone as at) n
+        -- from where it stopped, however long ago; and what is missing of the last weeks, where somebody rolled up later days by hand
+        cross join lateral generate_series(greatest(b.day, least(coalesce(l.day, b.day), n.at::date - 35))::timestamp, n.at::date - interval '1 day', interval '1 day') d (day)
+        where t.status <> 'closed'
+          and not exists (select from public.level_analytics a where a.tenant_id = t.id and a.day = d.day::date and a.is_final)
+        order by t.id, d.day limit p_limit
+    loop
+        perform vanilla.roll_up_level_day(v.id, v.day);
+        v_days := v_days + 1;
+    end loop;
+    return jsonb_build_object('days', v_days, 'more', v_days >= p_limit);
+end
+$f$;
+comment on function vanilla.job_level_analytics(integer) is 'Job: rolls up to p_limit days of tenants that are over and were not rolled up since, the oldest first.';
+
+grant execute on function public.check_feature(uuid, text), public.consume_feature(uuid, text, bigint, text),
+    public.set_level_feature(uuid, text, bigint, text, boolean, text, text, uuid), public.delete_level_feature(uuid, text, uuid),
+    public.set_level(text, text, text, integer, boolean, uuid, boolean), public.delete_level(uuid, uuid),
+    public.set_level_restriction(uuid, text, bigint, text[], uuid), public.delete_level_restriction(uuid, text, uuid),
+    public.set_level_price(uuid, text, text, bigint, integer, bigint, timestamptz, timestamptz, boolean, uuid),
+    public.end_level_price(uuid, timestamptz, uuid), public.set_level_benefits(uuid, jsonb, uuid),
+    public.roll_up_level_analytics(date, date, uuid), public.set_subscription_tier(uuid, text), public.tenant_plan(uuid)
+    to vanilla_app, vanilla_operator;
+grant execute on function vanilla.public_pricing(text) to vanilla_runtime;
 
 -- what is there from the first day ---------------------------------------------------------------------------------
 -- Fixed ids and "on conflict do nothing", as in 004: the platform's rows are copied into new tenants, the default tenant has its own.

@@ -24,6 +24,7 @@ _FORMS = (CANARY, CANARY.encode().hex(), base64.b64encode(CANARY.encode()).decod
 _WORD = re.compile("|".join(rf"{form}\w*" for form in _FORMS))
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:[\d:.+]+")
+_SECONDS = re.compile(r"\b((?:reset|retry_after)_s\W+)\d+")
 
 
 def words(text: str, ids: set[str]) -> set[str]:
@@ -32,8 +33,11 @@ def words(text: str, ids: set[str]) -> set[str]:
 
 
 def alike(text: str) -> str:
-    """A text without what differs from call to call: ids and times. Two answers that are alike tell nothing apart."""
-    return re.sub(r"\s+", " ", _TIME.sub("<time>", _UUID.sub("<id>", text)))
+    """A text without what differs from call to call: ids, times and the seconds until one.
+
+    Two answers that are alike tell nothing apart.
+    """
+    return re.sub(r"\s+", " ", _SECONDS.sub(r"\1<seconds>", _TIME.sub("<time>", _UUID.sub("<id>", text))))
 
 
 def free_text(table: Table) -> list[Column]:

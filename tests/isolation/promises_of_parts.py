@@ -4,13 +4,14 @@ And of locks: a call holds up nobody whom it has nothing to do with.
 """
 
 from tests.isolation.promises import Case, unlocked
-from tests.isolation.promises_of_levels import AGED, EMPTY, FRESH, KEEPS, ON_PAID, F
-from tests.isolation.promises_of_tenancy import opening
+from tests.isolation.promises_of_levels import AGED, EMPTY, FRESH, KEEPS, KEYED, ON_PAID, F
+from tests.isolation.promises_of_tenancy import DISABLED, SUSPENDED, opening
 from tests.isolation.promises_of_tokens import (
     ACT_AS,
     ADJUST,
     BOOKS,
     CREATES,
+    FOR,
     LATER,
     PERIOD,
     SCHEDULED,
@@ -31,7 +32,14 @@ COUNTED = (
     f"select (select sum(%s) from vanilla.count_level_day('{{a}}', {TODAY})) = (select %s where tenant_id = '{{a}}'%s)"
 )
 LIMITS = "update level_feature_usage set limit_reached_at = vanilla.clock() where tenant_id in ('{a}', '{twin}')"
-RUN_RATE = "select vanilla.level_run_rate('{a}', '{level}', 1, vanilla.clock())"
+RATES = "select sum(amount) from vanilla.paid_rates('{a}', vanilla.clock())"
+# what the twin pays: of A's user the lines are of January, and the subscription ended
+TWINS_RATES = (
+    "update level_invoice_lines set rate = 700, period_end = '2199-01-01' where tenant_id = '{twin}';"
+    " update payment_subscriptions set state = case tenant_id when '{twin}' then 'active' else 'canceled' end,"
+    " month_amount = 70, currency = 'USD' where user_id = '{user}'"
+)
+OWN_RATES = "update level_invoice_lines set rate = 300, period_end = '2199-01-01' where tenant_id = '{a}' and user_id = '{user}'"
 PRICED = (
     "delete from level_pricing where tenant_id in ('{a}', '{twin}') and level_id = '{level}'; insert into level_pricing"
     " (tenant_id, level_id, cycle, currency, amount, valid_from) values ('{twin}', '{level}', 'monthly', 'CHF', 7, '2026-01-01')"
@@ -60,6 +68,10 @@ TRIAL = (
 ENDED = "(select array_agg(trial_ended_at is not null order by state) from level_changes where tenant_id = '{a}' and user_id = '{user}' and trial)"
 WINDOW = "select (vanilla.rate_window('{a}', '{user}', '2026-06-01 02:00+00')).day"
 ZONE = "update tenants set time_zone = 'America/New_York' where id = '{a}'"
+PLAN_FROM = (
+    "select extract(hour from (vanilla.plan_tokens(w, null, '{paid}', false, vanilla.clock()) ->> 'from')::timestamptz"
+    " at time zone 'America/New_York')::int from user_token_wallets w" + OF_A
+)
 CUSTOMERS = (
     "set local session_replication_role = replica; insert into payment_accounts select (jsonb_populate_record(s, jsonb_build_object("
     "'tenant_id', '{platform}', 'endpoint', sha256('platform'), 'stripe_account', 'acct_platform'))).* from payment_accounts s where tenant_id = '{a}'; update payment_customers set payment_method = 'of the platform',"
@@ -71,7 +83,8 @@ ANALYTICS = [
     Case("keeper", COUNTED % ("new_users", "count(*) from user_level_changes", f" and created_at >= {TODAY}"), "= (t)"),
     Case("keeper", COUNTED % ("tokens_granted", "sum(amount) from user_token_ledger", f" and direction = 'credit' and created_at >= {TODAY}"), "= (t)"),
     Case("keeper", f"select limit_hits ->> 'document-analysis' from vanilla.count_level_day('{{a}}', {TODAY}) where level = 'free'", "= (2)", LIMITS),
-    Case("keeper", RUN_RATE, "= ({})", PRICED),
+    Case("keeper", RATES, "= ()", TWINS_RATES),
+    Case("keeper", "select round(sum(amount)) from vanilla.paid_rates('{a}', vanilla.clock())", "= (300)", f"{OWN_RATES}; {TWINS_RATES}"),
     Case("keeper", "select vanilla.level_is_paid('{a}', '{level}')", "= (f)", PRICED),
     Case("keeper", "select vanilla.record_level_change('{a}', '{user}', '{level}', '{paid}')",
          given="insert into user_level_changes (tenant_id, user_id, seq, created_at, kind) values ('{twin}', '{user}', 1000, now(), 'left')",
@@ -106,6 +119,9 @@ PLANS = [
     Case("keeper", "select vanilla.end_trial(u, true) from users u where tenant_id = '{a}' and id = '{user}'", given=TRIAL,
          then=f"{ENDED} = array[true, false]"),
     Case("keeper", WINDOW, "= (2026-05-31)", ZONE),
+    Case("keeper", PLAN_FROM, "= (0)", ZONE),
+    Case("user", f"select (consume_feature('{{user}}', {F}) ->> 'resets_at')::timestamptz at time zone 'America/New_York' ="
+         " date_trunc('day', vanilla.clock() at time zone 'America/New_York') + interval '1 day'", "= (t)", ZONE),
     Case("user", "select (check_feature('{user}', 'document-analysis') ->> 'resets_at')::timestamptz ="
          " (date_trunc('day', vanilla.clock() at time zone 'America/New_York') + interval '1 day') at time zone 'America/New_York'", "= (t)", ZONE),
     Case("keeper", "select vanilla.top_up_json(p) ->> 'payment_method' from payments p where tenant_id = '{a}' and id = '{pending}'", "= (\"its own\")", CUSTOMERS),
@@ -279,7 +295,22 @@ LAPSED = (
     " from unnest(array['{a}', '{twin}']) t; update payment_subscriptions set state = 'past_due', level_id = '{sold}', grace_until = vanilla.clock()"
 )
 ELSEWHERE = ", account_tenant_id = '{platform}'"
+# what PostgREST does in a request; the roles are Supabase's
+POSTGREST = (
+    "create role authenticator; create role authenticated; grant authenticated to authenticator;"
+    " grant usage on schema vanilla to authenticated; grant execute on function vanilla.claim to authenticated"
+)
+CLAIMED = (
+    "select tenant from (select set_config('session_authorization', 'authenticator', true), set_config('role', 'authenticated', true),"
+    """ set_config('request.jwt.claims', '{"sub": "{user}", "exp": 4102444800, "app_metadata": {"tenant_id": "{a}"}}', true),"""
+    " vanilla.claim(3) as tenant, set_config('session_authorization', 'postgres', true)) x"
+)
 OTHERS = [
+    Case("nobody", CLAIMED, "= ({a})", POSTGREST),
+    *[Case("nobody", CLAIMED, "VS401 context refused", f"{POSTGREST}; {given}") for given in (DISABLED, SUSPENDED)],
+    Case("user", KEYED, given="update tenants set status = 'closed' where id = '{twin}'"),
+    Case("runtime", FOR, given=f"{CREATES}; update users set external_id = 'ext', status = 'disabled' where tenant_id = '{{twin}}' and id = '{{other}}'",
+         audit="user.created"),
     Case("keeper", "select vanilla.erase_person(u, 'x') from users u where tenant_id = '{a}' and id = '{user}'", "VS404", GONE),
     Case("keeper", "select vanilla.hold_open(u) from users u where tenant_id = '{a}' and id = '{user}'", "VS404", GONE),
     *[Case("keeper", KEEPS_ADMIN % who, given=REVOKED_ADMIN) for who in ("user", "admin")],

@@ -167,23 +167,6 @@ async def test_a_day_under_way_is_counted_again_when_it_is_over(books: Books) ->
     assert (await row(books, user, "free", TODAY + timedelta(days=1)))["tokens_spent"] == 10
 
 
-async def test_the_run_rate_spreads_years_and_quarters_and_keeps_currencies_apart(books: Books) -> None:
-    first = await books.user()
-    second = await another(books, first)
-    for user in (first, second):
-        await books.allocate(user, "basic")
-    price = "select set_level_price($1, $2, $3, $4, p_valid_from => $5, p_tenant_id => $6)"
-    for cycle, currency, amount in (("quarterly", "CHF", 1000), ("yearly", "CHF", 1200), ("yearly", "JPY", 600),
-                                    ("one_time", "SEK", 5), ("lifetime", "NOK", 5)):  # fmt: skip
-        await books.connection.fetchval(price, first.levels["basic"], cycle, currency, amount, START, first.tenant_id)
-    await books.at(START + timedelta(days=2))
-    await roll(books, first)
-    # seeded: 9 dollars and 9 euros a month; two users; a third of a quarter, rounded once
-    assert (await row(books, first, "basic"))["run_rate"] == {"USD": 1800, "EUR": 1800, "CHF": 667, "JPY": 100}
-    assert (await row(books, first, "free"))["run_rate"] == {}
-    assert (await row(books, first, "premium"))["run_rate"] == {}
-
-
 async def test_limits_that_were_used_up_are_counted_by_feature_and_never_forgotten(books: Books) -> None:
     first = await books.user()
     second = await another(books, first)

@@ -55,6 +55,68 @@ async def test_what_was_begun_without_a_provider_does_not_renew_beside_it(shop: 
     assert [tuple(row) for row in states] == [("applied", None), ("lapsed", "the payment provider bills")]
 
 
+def priced(shop: Shop, status: str = "active", quantity: int = 1, subscription_id: str = "sub_1", **price: Any) -> Any:
+    """A subscription of the level premium whose item says what it costs."""
+    begun = subscription(shop.customer, "price_premium", status, subscription_id)
+    item = begun["items"]["data"][0]
+    item["price"] |= {"unit_amount": 1200, "currency": "usd", "recurring": {"interval": "month", "interval_count": 1}}
+    item["price"] |= price
+    item["quantity"] = quantity
+    return begun
+
+
+async def paid(shop: Shop, at: float = 3600) -> Any:
+    """The run rate of the level premium, today so far."""
+    connection, user = shop.books.connection, shop.user
+    await shop.books.at(later(at))
+    await connection.fetchval("select roll_up_level_analytics($1, $1, $2)", START.date(), user.tenant_id)
+    return await connection.fetchval(
+        "select run_rate from level_analytics where tenant_id = $1 and level = 'premium'", user.tenant_id
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "rate"),
+    [
+        ({}, {"USD": 1200}),
+        ({"quantity": 3}, {"USD": 3600}),
+        ({"recurring": {"interval": "year", "interval_count": 1}, "currency": "eur"}, {"EUR": 100}),
+        ({"recurring": {"interval": "month", "interval_count": 3}}, {"USD": 400}),
+        ({"recurring": {"interval": "week"}}, {"USD": 5200}),
+        ({"status": "past_due"}, {"USD": 1200}),
+        ({"status": "trialing"}, {}),
+        ({"unit_amount": None}, {}),
+        ({"unit_amount": "many"}, {}),
+        ({"recurring": None}, {}),
+        ({"recurring": {"interval": "month", "interval_count": 0}}, {}),
+        ({"currency": "us"}, {}),
+    ],
+)
+async def test_the_run_rate_is_what_stripe_says_is_paid_a_month(
+    shop: Shop, what: dict[str, Any], rate: dict[str, int]
+) -> None:
+    assert await shop.send(CREATED, priced(shop, **what)) == "applied"
+    assert await shop.level() == "premium"
+    assert await paid(shop) == rate
+
+
+async def test_a_subscription_that_ended_pays_no_more_and_nobody_pays_twice(shop: Shop) -> None:
+    connection, user = shop.books.connection, shop.user
+    await connection.fetchval(
+        "select set_upgrade_path($1, $2, p_tenant_id => $3)",
+        user.levels["free"], user.levels["premium"], user.tenant_id,
+    )  # fmt: skip
+    await connection.fetchval(
+        "select change_user_level($1, $2, 'now', p_currency => 'EUR', p_trial => false)",
+        user.id, user.levels["premium"],
+    )  # fmt: skip
+    assert list(await paid(shop)) == ["EUR"]
+    assert await shop.send(CREATED, priced(shop)) == "applied"
+    assert await paid(shop, 3601) == {"USD": 1200}
+    assert await shop.send(DELETED, priced(shop, "canceled"), at=later(20)) == "applied"
+    assert await paid(shop, 3602) == {}
+
+
 async def test_what_ended_does_not_come_back_whatever_arrives_late(shop: Shop) -> None:
     ended = subscription(shop.customer, "price_premium", "canceled")
     assert await shop.send(DELETED, ended, at=later(20)) == "applied"

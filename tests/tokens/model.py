@@ -155,6 +155,8 @@ class Wallet:
 
     # operations of adjust_user_tokens
     def adjust(self, body: Body, key: str | None = None) -> Answer:
+        if body.amount == 0:
+            raise Refused("VS400")
         self.play_events()
         if key in self.entries:
             first, answer = self.entries[key]

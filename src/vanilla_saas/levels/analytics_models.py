@@ -25,7 +25,7 @@ class LevelDay(BaseModel):
     tokens_spent: int
     tokens_lapsed: int = Field(description="left unspent: lapsed, voided, corrected downwards")
     run_rate: dict[str, int] = Field(
-        description="minor units a month by currency at list prices, each as if all users paid in it"
+        description="what users at the end of the day paid a month, in minor units by currency; trials pay nothing"
     )
     limit_hits: dict[str, int] = Field(description="users who used up the limit of a feature, by feature")
     is_final: bool = Field(description="false: the day was not over when it was counted")
