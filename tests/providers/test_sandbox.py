@@ -251,6 +251,8 @@ async def test_it_serves_alone(http):
         *(sys.executable, "-m", "vanilla_saas.providers.sandbox", "--port", "0"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        # whoever runs this suite in the background ignores it, and a child inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         url = (await process.stdout.readline()).decode().split()[-1]

@@ -29,7 +29,7 @@ STAYS = {
     "user_level_changes": {"from_level", "to_level"},
     # what was paid, and who that was at Stripe, which a refund names: there the person is deleted by hand
     "payment_customers": {"customer_id"},
-    "payment_subscriptions": {"subscription_id", "price_id"},
+    "payment_subscriptions": {"subscription_id", "price_id", "currency"},
     "payments": {"price_id", "currency", "intent_id", "error"},
     # what was agreed and paid, in levels and amounts
     "level_changes": {"terms"},
