@@ -981,10 +981,16 @@ create or replace function vanilla.rest_of(p_amount bigint, p_from timestamptz, 
 comment on function vanilla.rest_of(bigint, timestamptz, timestamptz, timestamptz) is
     'What of an amount for a whole period falls on the rest of it, to the microsecond, rounded down: from the first instant all of it, from the last on nothing.';
 
+create or replace function vanilla.cycle_months(p_cycle text) returns integer
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select case p_cycle when 'monthly' then 1 when 'quarterly' then 3 when 'yearly' then 12 end
+$f$;
+comment on function vanilla.cycle_months(text) is 'How many months a cycle lasts; null for one that does not come again.';
+
 create or replace function vanilla.cycle_end(p_cycle text, p_anchor timestamptz, p_time_zone text, p_at timestamptz) returns timestamptz
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_months integer := case p_cycle when 'monthly' then 1 when 'quarterly' then 3 when 'yearly' then 12 end;
+    v_months integer := vanilla.cycle_months(p_cycle);
     v_anchor timestamp := p_anchor at time zone p_time_zone;
     v_at timestamp := p_at at time zone p_time_zone;
     v_n integer := ((extract(year from v_at) - extract(year from v_anchor)) * 12 + extract(month from v_at) - extract(month from v_anchor))::integer / v_months;
@@ -3082,10 +3088,10 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
     union all
     select l.* from (
         -- the last line of the period that runs: what came before it in the period is left
-        select distinct on (i.user_id) i.user_id, i.level_id, i.currency, i.rate::numeric / case i.cycle when 'monthly' then 1 when 'quarterly' then 3 else 12 end as amount
+        select distinct on (i.user_id) i.user_id, i.level_id, i.currency, i.rate::numeric / vanilla.cycle_months(i.cycle) as amount
         from public.level_invoice_lines i
         where i.tenant_id = p_tenant_id and i.period_end >= p_at and i.period_start < p_at and i.created_at < p_at
-          and i.kind in ('charge', 'renewal', 'billed') and i.cycle in ('monthly', 'quarterly', 'yearly')
+          and i.kind in ('charge', 'renewal', 'billed') and i.cycle <> 'lifetime'
         order by i.user_id, i.created_at desc, i.id desc) l
     where l.amount > 0 and not exists (select from billed b where b.user_id = l.user_id)      -- what ran out when the provider took over
 $f$;
@@ -3159,7 +3165,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
     left join rates r on r.level_id = k.level_id
 $f$;
 comment on function vanilla.count_level_day(uuid, date) is
-    'What happened on each level of a tenant in a day of its time zone, from level changes, ledger, counters of features and prices. Final when the day has been over for ten minutes, so that what began in it has ended.';
+    'What happened on each level of a tenant in a day of its time zone, from level changes, ledger, counters of features and what is paid. Final when the day has been over for ten minutes, so that what began in it has ended.';
 
 create or replace function vanilla.roll_up_level_day(p_tenant_id uuid, p_day date) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -3183,7 +3189,7 @@ begin
             -- counters go with their retention and with erased persons; what was counted of a day never grows less
             limit_hits = (select coalesce(jsonb_object_agg(k.key, greatest((a.limit_hits ->> k.key)::bigint, (excluded.limit_hits ->> k.key)::bigint)), '{}')
                 from jsonb_object_keys(a.limit_hits || excluded.limit_hits) k (key))
-            -- the prices of a level that was deleted are gone: what was final stays
+            -- of a level that was deleted nothing is known better: what was final stays
             where not a.is_final or exists (select from public.levels l where l.tenant_id = a.tenant_id and l.id = a.level_id);
     get diagnostics v_rows = row_count;
     return v_rows;

@@ -59,7 +59,7 @@ async def test_within_a_period_the_last_level_counts(changes: Changes) -> None:
     assert await rates(changes, (START + 5 * DAY).date()) == {"high": {"EUR": 3100}}
     await changes.change("free")
     assert await rates(changes, (START + 6 * DAY).date()) == {}
-    # a day that was rolled up is what it was
+    # the lines still say what was paid then
     assert await rates(changes, (START + 5 * DAY).date()) == {"high": {"EUR": 3100}}
 
 

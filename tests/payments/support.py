@@ -40,7 +40,7 @@ def event(
 def subscription(
     customer: str, price: str, status: str = "active", subscription_id: str = "sub_1", **more: Any
 ) -> dict[str, Any]:
-    item: dict[str, Any] = {"price": {"id": price}, "current_period_end": int(START.timestamp()) + 30 * 86400}
+    item = {"price": {"id": price}, "current_period_end": int(START.timestamp()) + 30 * 86400}
     return {
         "id": subscription_id, "object": "subscription", "customer": customer, "status": status,
         "cancel_at_period_end": False, "items": {"data": [item]}, **more,

@@ -117,6 +117,13 @@ async def test_a_subscription_that_ended_pays_no_more_and_nobody_pays_twice(shop
     assert await paid(shop, 3602) == {}
 
 
+async def test_a_day_that_is_final_keeps_what_was_paid_then(shop: Shop) -> None:
+    assert await shop.send(CREATED, priced(shop)) == "applied"
+    assert await paid(shop, 2 * 86400) == {"USD": 1200}
+    assert await shop.send(DELETED, priced(shop, "canceled"), at=later(20)) == "applied"
+    assert await paid(shop, 2 * 86400 + 1) == {"USD": 1200}
+
+
 async def test_what_ended_does_not_come_back_whatever_arrives_late(shop: Shop) -> None:
     ended = subscription(shop.customer, "price_premium", "canceled")
     assert await shop.send(DELETED, ended, at=later(20)) == "applied"
