@@ -27,7 +27,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
 
 def main() -> int:
     """Exit code 0 when the measurement is sound, whether or not targets were met; 1 when it is void."""
-    names = "\n".join(f"  {name:10}{what}" for name, (what, _) in BENCHMARKS.items())
+    names = "\n".join(f"  {name:11}{what}" for name, (what, _) in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measures against a floor in the same run. docs/benchmarks.md explains the floors.",
