@@ -29,7 +29,8 @@ FLOOR = (
 USERS, CLIENTS = 1000, 32
 _PICK = "\\set n random(:first, :last)\n"
 _USER = f"('{PREFIX}' || lpad(:n::text, 12, '0'))::uuid"
-UPSERT = f"""{_PICK}insert into bench_usage as u values
+UPSERT = f"""{_PICK}insert into bench_usage as u
+    (tenant_id, user_id, feature, period, period_start, used, usage_limit, updated_at) values
     ('{DEFAULT_TENANT}', {_USER}, 'bench', 'monthly', '2026-01-01', 1, 1000000000, clock_timestamp())
     on conflict (tenant_id, user_id, feature, period, period_start) do update set used = u.used + 1,
         updated_at = excluded.updated_at where u.used + 1 <= excluded.usage_limit returning used;

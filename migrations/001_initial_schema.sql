@@ -1461,6 +1461,23 @@ set search_path = pg_catalog, pg_temp as $f$ begin return (vanilla.acting(p_tena
 comment on function vanilla.acting_tenant(uuid) is
     'The tenant an admin''s context names, or the one an operator without a context names; refuses everyone else.';
 
+create or replace function vanilla.tenant_for(p_user_id uuid) returns uuid language plpgsql stable
+set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.claim(3)::uuid;
+    v_token text;
+begin
+    if v_tenant is not null then
+        v_token := current_setting('vanilla.context', true);
+        -- the same bytes, verified above: a claim more would verify them again
+        if p_user_id = (case when v_token <> '' then split_part(v_token, '.', 4) else vanilla.claim(4) end)::uuid then return v_tenant; end if;
+    end if;
+    return (vanilla.acting(null))[1];
+end
+$f$;
+comment on function vanilla.tenant_for(uuid) is
+    'The tenant in which the caller may speak of a user: for themselves their own, for others the acting tenant; null for an operator.';
+
 create or replace function vanilla.own_tenant(p_tenant_id uuid) returns uuid language plpgsql stable
 set search_path = pg_catalog, pg_temp as $f$
 begin
@@ -1757,9 +1774,13 @@ declare
 begin
     select u.* into v_user from public.users u
         where u.id = p_user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) and u.status <> 'deleted';
-    if not found or (p_tenant_id is null and exists (      -- the same words for another tenant's user and for none
-            select from public.users u where u.id = p_user_id and u.tenant_id <> v_user.tenant_id and u.status <> 'deleted')) then
+    if not found then
         perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user_id', p_user_id));
+    end if;
+    if p_tenant_id is null then      -- the same words for a user of two tenants and for none
+        if exists (select from public.users u where u.id = p_user_id and u.tenant_id <> v_user.tenant_id and u.status <> 'deleted') then
+            perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user_id', p_user_id));
+        end if;
     end if;
     return v_user;
 end
@@ -2552,7 +2573,7 @@ declare
 begin
     -- who calls
     if p_key_hash is not null then
-        select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens, l.restrictions, t.calls_stopped_until into v_caller
+        select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens, l.restrictions, t.calls_stopped_until, t.time_zone into v_caller
             from public.api_keys k
             join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
             join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
@@ -2562,7 +2583,7 @@ begin
               and u.status = 'active' and t.status = 'active';
     else
         select s.tenant_id, s.user_id, null::uuid as key_id, array['chat'] as scopes, null::bigint as budget_tokens, l.restrictions,
-                t.calls_stopped_until into v_caller
+                t.calls_stopped_until, t.time_zone into v_caller
             from public.sessions s
             join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
             join public.tenants t on t.tenant_id = s.tenant_id and t.id = s.tenant_id
@@ -2647,7 +2668,7 @@ begin
             jsonb_build_object('param', 'max_tokens', 'limit', v_model.max_output_tokens));
     end if;
     if v_limits is not null then
-        v_output := vanilla.restrict_call(v_caller.tenant_id, v_payer, v_limits, v_model.slug, v_prompt, v_output, p_output_limit is not null, p_choices);
+        v_output := vanilla.restrict_call(v_caller.tenant_id, v_payer, v_caller.time_zone, v_limits, v_model.slug, v_prompt, v_output, p_output_limit is not null, p_choices);
         if v_limits ? 'tokens_per_minute' then
             v_call := v_call || '{"rate": true}';
         end if;
@@ -2696,7 +2717,7 @@ begin
     end if;
     -- the wallet is locked: what other calls of the payer have counted is there, and the next one waits
     if v_limits is not null then
-        v_rate := vanilla.count_call(v_caller.tenant_id, v_payer, v_limits, v_needed);
+        v_rate := vanilla.count_call(v_caller.tenant_id, v_payer, v_caller.time_zone, v_limits, v_needed);
     end if;
     if v_caller.budget_tokens is not null then
         update public.api_keys set used_tokens = used_tokens + v_needed

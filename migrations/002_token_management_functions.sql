@@ -885,8 +885,8 @@ $f$;
 comment on function vanilla.adjust_tokens(uuid, uuid, text, uuid, bigint, text, text, text, text, uuid, uuid, jsonb, text, timestamptz) is
     'The long way of adjust_user_tokens, for a caller who may; without a tenant the user''s own.';
 
--- Here and in the functions of holds enable_seqscan is off: a session that planned while users or holds were few would read all
--- of them for each operation (tests/query_plans).
+-- Here, in the functions of holds and in what works through wallets part by part, enable_seqscan is off: a session that planned
+-- while users or holds were few, or does not know how small a part is, would read all of them each time (tests/query_plans).
 create or replace function public.adjust_user_tokens(
     p_user_id uuid,
     p_amount bigint,
@@ -1277,7 +1277,7 @@ comment on function public.auto_allocate_tokens_for_level(uuid, uuid) is
     'Sets the level and grants its tokens, once per (user, level, period). Admin or operator. Returns what was granted.';
 
 create or replace function vanilla.fold_due_wallets(p_limit integer, p_periods boolean default null) returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_now timestamptz := vanilla.clock();      -- no index is searched for a volatile function
     v_wallet public.user_token_wallets;
@@ -1323,7 +1323,7 @@ comment on function vanilla.left_of_grant(bigint, bigint, numeric) is
 -- second missed period, grants that start or lapse since) are left to fold_wallet. Every step carries its rows on to the next:
 -- joining them again would have the planner guess how many there are.
 create or replace function vanilla.close_periods(p_limit integer) returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_actor uuid := vanilla.claim(4)::uuid;
@@ -1685,7 +1685,7 @@ comment on function public.void_token_grant(uuid, text, uuid, text) is
 create or replace function public.refresh_token_wallet(p_user_id uuid) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(p_user_id), p_user_id);
     v_now timestamptz := vanilla.clock();
     v_wallet public.user_token_wallets;
 begin
@@ -1730,7 +1730,7 @@ comment on function public.set_user_token_policy(uuid, bigint, integer, bigint, 
 create or replace function public.get_user_token_policy(p_user_id uuid) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(p_user_id), p_user_id);
 begin
     return (select to_jsonb(e) || jsonb_build_object('level_id', w.level_id, 'exceptions', coalesce((select jsonb_strip_nulls(to_jsonb(p) - 'tenant_id' - 'id' - 'user_id' - 'trial_allocation')
                 from public.user_token_policies p where p.tenant_id = v_user.tenant_id and p.user_id = v_user.id), '{}'))
@@ -1744,7 +1744,7 @@ comment on function public.get_user_token_policy(uuid) is 'The policy that holds
 create or replace function public.verify_token_ledger(p_user_id uuid default null) returns table (tenant_id uuid, user_id uuid, seq bigint, problem text)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end;
+    v_tenant uuid := vanilla.tenant_for(p_user_id);
 begin
     -- no row means that all is well: never the answer for somebody who is not here. A deleted user's chain is verified too.
     if p_user_id is not null and not exists (
@@ -1829,7 +1829,7 @@ comment on function vanilla.ledger_seq_at(uuid, uuid, timestamptz) is 'The last 
 create or replace function public.token_balance_at(p_user_id uuid, p_at timestamptz) returns bigint
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(p_user_id), p_user_id);
 begin
     return coalesce((select l.available_after - l.borrowed_after from public.user_token_ledger l
                      where l.tenant_id = v_user.tenant_id and l.user_id = v_user.id and l.seq = vanilla.ledger_seq_at(v_user.tenant_id, v_user.id, p_at)), 0);
@@ -1842,7 +1842,7 @@ create or replace function public.token_statement(p_user_id uuid, p_from timesta
     borrowed_tokens bigint, reason text, source text, reference_type text, reference_id uuid, execution_id uuid, hold_id uuid, id uuid)
 language plpgsql stable security definer rows 1000 set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(p_user_id), p_user_id);
 begin
     if p_from is null or p_until is null or p_until <= p_from then
         perform vanilla.refuse('VS400', 'a statement is from a moment until a later one', '{"param": "until"}');
@@ -1863,7 +1863,7 @@ create or replace function public.token_statement_frame(p_user_id uuid, p_from t
     after_seq bigint, last_seq bigint, opening_balance bigint, closing_balance bigint)
 language plpgsql stable security definer rows 1 set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(p_user_id), p_user_id);
 begin
     if p_from is null or p_until is null or p_until <= p_from then
         perform vanilla.refuse('VS400', 'a statement is from a moment until a later one', '{"param": "until"}');
@@ -1920,7 +1920,7 @@ comment on function public.verify_token_anchor(jsonb) is
 
 -- maintenance ------------------------------------------------------------------------------------------------------
 create or replace function vanilla.reap_holds(p_limit integer default 1000) returns integer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_wallet record;

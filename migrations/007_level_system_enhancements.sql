@@ -70,19 +70,20 @@ create table if not exists public.level_feature_usage (
     feature text not null,
     period text not null,
     period_start date not null,
+    resets_at timestamptz,
     used bigint not null,
     usage_limit bigint,
     updated_at timestamptz not null default clock_timestamp(),
     limit_reached_at timestamptz,
     constraint level_feature_usage_pkey primary key (tenant_id, user_id, feature, period, period_start),
     constraint level_feature_usage_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
-    -- short, because each statement reads the stored text of a check anew
-    constraint level_feature_usage_period_check check (period ~ '^(daily|weekly|monthly|yearly|lifetime)$'),
+    -- one and short: each statement reads the stored text of its checks anew. The period is one of level_features, which checks it.
     constraint level_feature_usage_used_check check (used > 0 and used <= usage_limit)
 ) with (fillfactor = 70);
 comment on table public.level_feature_usage is
     'Uses of a feature by a user, a row for each period. What is used without a limit is counted by the month.';
 comment on column public.level_feature_usage.limit_reached_at is 'When the last use that the limit allowed was first counted.';
+comment on column public.level_feature_usage.resets_at is 'When the period is over, as of the last use; null of lifetime.';
 comment on column public.level_feature_usage.period_start is 'The period''s first day in the tenant''s time zone; -infinity of lifetime.';
 
 create table if not exists public.level_feature_keys (
@@ -442,7 +443,7 @@ comment on function vanilla.explain_feature(uuid, uuid, text, bigint) is
 create or replace function public.check_feature(p_user_id uuid, p_feature text) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(p_user_id), p_user_id);
 begin
     return vanilla.explain_feature(v_user.tenant_id, v_user.id, p_feature, 1);
 end
@@ -454,8 +455,9 @@ comment on function public.check_feature(uuid, text) is
 create or replace function public.consume_feature(p_user_id uuid, p_feature text, p_amount bigint default 1, p_idempotency_key text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_tenant uuid := vanilla.tenant_for(p_user_id);
     v_now timestamptz := vanilla.clock();
+    v_user public.users;
     v_key public.level_feature_keys;
     v_answer jsonb;
 begin
@@ -465,44 +467,52 @@ begin
     if p_amount is null or p_amount < 1 or p_amount > 1000000000000 then
         perform vanilla.refuse('VS400', 'an amount is 1 to 1,000,000,000,000 uses', '{"param": "amount"}');
     end if;
+    if v_tenant is null or p_idempotency_key is not null then
+        v_user := vanilla.find_user(v_tenant, p_user_id);
+        v_tenant := v_user.tenant_id;
+    end if;
     if p_idempotency_key is not null then
         perform vanilla.check_key(p_idempotency_key);
         -- whoever sends the same key at this moment waits here, and finds the answer
         insert into public.level_feature_keys (tenant_id, user_id, idempotency_key, feature, amount, created_at)
-            values (v_user.tenant_id, v_user.id, p_idempotency_key, p_feature, p_amount, v_now)
+            values (v_tenant, p_user_id, p_idempotency_key, p_feature, p_amount, v_now)
             on conflict (tenant_id, user_id, idempotency_key) do nothing;
         if not found then
             select * into v_key from public.level_feature_keys k
-                where k.tenant_id = v_user.tenant_id and k.user_id = v_user.id and k.idempotency_key = p_idempotency_key;
+                where k.tenant_id = v_tenant and k.user_id = p_user_id and k.idempotency_key = p_idempotency_key;
             if v_key.feature is distinct from p_feature or v_key.amount <> p_amount then
                 perform vanilla.refuse('VS410', 'the idempotency key was used with another body', '{"param": "idempotency_key"}', 'Use a new key.');
             end if;
             return v_key.answer || '{"replayed": true}';
         end if;
     end if;
-    -- one statement: the level's word, the counter and the comparison; of two at the same moment one waits for the other's count
-    with counted as (
-        insert into public.level_feature_usage as u (tenant_id, user_id, feature, period, period_start, used, usage_limit, updated_at, limit_reached_at)
-        select w.tenant_id, w.user_id, f.feature, coalesce(f.period, 'monthly'),
-               vanilla.feature_period_start(coalesce(f.period, 'monthly'), t.time_zone, v_now), p_amount, f.usage_limit, v_now,
-               case when p_amount = f.usage_limit then v_now end
+    -- One statement: the level's word, the counter and the comparison; of two at the same moment one waits for the other's count.
+    -- An erased user's wallet is not active, so that whoever has an active one needs no look: the others are looked up, then counted.
+    for v_looked in 0 .. 1 loop
+        insert into public.level_feature_usage as u (tenant_id, user_id, feature, period, period_start, resets_at, used, usage_limit, updated_at, limit_reached_at)
+        select w.tenant_id, w.user_id, f.feature, p.period, p.period_start, vanilla.feature_period_end(p.period, t.time_zone, p.period_start),
+               p_amount, f.usage_limit, v_now, case when p_amount = f.usage_limit then v_now end
             from public.user_token_wallets w
             join public.tenants t on t.tenant_id = w.tenant_id and t.id = w.tenant_id
             join public.level_features f on f.tenant_id = w.tenant_id and f.level_id = w.level_id and f.feature = p_feature
-            where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id and f.enabled and (f.usage_limit is null or p_amount <= f.usage_limit)
+            cross join lateral (select coalesce(f.period, 'monthly') as period,
+                vanilla.feature_period_start(coalesce(f.period, 'monthly'), t.time_zone, v_now) as period_start) p
+            where w.tenant_id = v_tenant and w.user_id = p_user_id and (w.status = 'active' or v_looked = 1)
+              and f.enabled and (f.usage_limit is null or p_amount <= f.usage_limit)
         on conflict (tenant_id, user_id, feature, period, period_start) do update
-            set used = u.used + excluded.used, usage_limit = excluded.usage_limit, updated_at = excluded.updated_at,
+            set used = u.used + excluded.used, usage_limit = excluded.usage_limit, resets_at = excluded.resets_at, updated_at = excluded.updated_at,
                 limit_reached_at = case when u.used + excluded.used = excluded.usage_limit then coalesce(u.limit_reached_at, excluded.updated_at)
                     else u.limit_reached_at end
             where excluded.usage_limit is null or u.used + excluded.used <= excluded.usage_limit
-        returning u.*)
-    select jsonb_build_object('feature', c.feature, 'user_id', c.user_id, 'consumed', p_amount, 'used', c.used, 'limit', c.usage_limit,
-            'remaining', c.usage_limit - c.used, 'period', case when c.usage_limit is not null then c.period end,
-            'resets_at', case when c.usage_limit is not null then vanilla.feature_period_end(c.period, t.time_zone, c.period_start) end, 'replayed', false)
-        into v_answer from counted c
-        join public.tenants t on t.tenant_id = c.tenant_id and t.id = c.tenant_id;
+        returning jsonb_build_object('feature', u.feature, 'user_id', u.user_id, 'consumed', p_amount, 'used', u.used, 'limit', u.usage_limit,
+                'remaining', u.usage_limit - u.used, 'period', case when u.usage_limit is not null then u.period end,
+                'resets_at', case when u.usage_limit is not null then u.resets_at end, 'replayed', false)
+            into v_answer;
+        exit when v_answer is not null;
+        v_user := vanilla.find_user(v_tenant, p_user_id);
+    end loop;
     if v_answer is null then
-        v_answer := vanilla.explain_feature(v_user.tenant_id, v_user.id, p_feature, p_amount);
+        v_answer := vanilla.explain_feature(v_tenant, p_user_id, p_feature, p_amount);
         if v_answer ->> 'reason' in ('no_level', 'not_in_level', 'off') then
             perform vanilla.refuse('VS403', format('the level does not include %s', p_feature), v_answer,
                 case when v_answer -> 'allowed_by' is null or v_answer -> 'allowed_by' = 'null' then 'No level of this tenant includes it.'
@@ -514,7 +524,7 @@ begin
     end if;
     if p_idempotency_key is not null then
         update public.level_feature_keys k set answer = v_answer
-            where k.tenant_id = v_user.tenant_id and k.user_id = v_user.id and k.idempotency_key = p_idempotency_key;
+            where k.tenant_id = v_tenant and k.user_id = p_user_id and k.idempotency_key = p_idempotency_key;
     end if;
     return v_answer;
 end
@@ -671,14 +681,25 @@ comment on function public.delete_level(uuid, uuid) is
     'Deletes a level with its terms; one that users hold, or the default, is refused. Admin or operator.';
 
 -- restrictions -----------------------------------------------------------------------------------------------------
+create or replace function vanilla.model_expression(p_patterns text[]) returns text language sql immutable
+    return '^(' || (select string_agg(replace(regexp_replace(p.pattern, '([][\\.^$+?(){}|])', '\\\1', 'g'), '*', '.*'), '|' order by p.nr)
+        from unnest(p_patterns) with ordinality p (pattern, nr)) || ')$';
+comment on function vanilla.model_expression(text[]) is 'The regular expression of patterns of models in which * stands for anything: sessions keep expressions compiled.';
+
+create or replace function vanilla.copied_restrictions(p_level public.levels) returns jsonb language sql stable
+    return (select jsonb_object_agg(r.type, case when r.patterns is null then to_jsonb(r.amount) else to_jsonb(vanilla.model_expression(r.patterns)) end)
+        from public.level_restrictions r where r.tenant_id = p_level.tenant_id and r.level_id = p_level.id and r.type !~ '^history_days|_per_tenant$');
+comment on function vanilla.copied_restrictions(public.levels) is
+    'What level_restrictions says of calls and keys on a level, models as a regular expression; days of history and rules of tenants are left out.';
+grant execute on function vanilla.model_expression(text[]), vanilla.copied_restrictions(public.levels) to vanilla_operator;
+
 create or replace function vanilla.copy_restrictions(p_level public.levels) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
-    update public.levels l set restrictions = (select jsonb_object_agg(r.type, case when r.patterns is null then to_jsonb(r.amount) else to_jsonb(r.patterns) end)
-            from public.level_restrictions r where r.tenant_id = l.tenant_id and r.level_id = l.id and r.type !~ '^history_days|_per_tenant$')
-        where l.tenant_id = p_level.tenant_id and l.id = p_level.id
+    update public.levels l set restrictions = vanilla.copied_restrictions(l) where l.tenant_id = p_level.tenant_id and l.id = p_level.id
 $f$;
-comment on function vanilla.copy_restrictions(public.levels) is
-    'Copies what level_restrictions says of calls and keys on a level to where a call reads it: days of history and rules of tenants cost it nothing.';
+comment on function vanilla.copy_restrictions(public.levels) is 'Copies the restrictions of a level to where a call reads them.';
+-- of a database that another version of these files made
+select vanilla.copy_restrictions(l) from public.levels l where l.restrictions is distinct from vanilla.copied_restrictions(l);
 
 create or replace function public.set_level_restriction(p_level_id uuid, p_type text, p_amount bigint default null, p_patterns text[] default null,
     p_tenant_id uuid default null) returns uuid
@@ -725,11 +746,6 @@ end
 $f$;
 comment on function public.delete_level_restriction(uuid, text, uuid) is 'Lifts a restriction of a level. Admin or operator.';
 
-create or replace function vanilla.matches_model(p_model text, p_patterns jsonb) returns boolean language sql immutable
-    return exists (select from jsonb_array_elements_text(p_patterns) as p (pattern)
-        where p_model like replace(replace(replace(replace(p.pattern, '!', '!!'), '%', '!%'), '_', '!_'), '*', '%') escape '!');
-comment on function vanilla.matches_model(text, jsonb) is 'Whether a model is named by one of the patterns, in which * stands for anything.';
-
 create or replace function vanilla.refuse_rate(p_restriction text, p_limit bigint, p_used bigint, p_needed bigint, p_now timestamptz, p_resets_at timestamptz,
     p_window_s integer) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -743,7 +759,7 @@ $f$;
 comment on function vanilla.refuse_rate(text, bigint, bigint, bigint, timestamptz, timestamptz, integer) is
     'Raises limit_reached for a rate: which, how much of it was used, and when its window ends.';
 
-create or replace function vanilla.refuse_window(p_limits jsonb, p_window public.user_rate_windows, p_tokens bigint, p_now timestamptz, p_day_end timestamptz) returns void
+create or replace function vanilla.refuse_window(p_limits jsonb, p_window public.user_rate_windows, p_tokens bigint, p_now timestamptz, p_time_zone text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 begin
     if p_window.minute_requests > (p_limits ->> 'requests_per_minute')::bigint then
@@ -755,41 +771,25 @@ begin
             p_window.minute_at + interval '1 minute', 60);
     end if;
     if p_window.day_requests > (p_limits ->> 'requests_per_day')::bigint then
-        perform vanilla.refuse_rate('requests_per_day', (p_limits ->> 'requests_per_day')::bigint, p_window.day_requests - 1, 1, p_now, p_day_end, 86400);
+        perform vanilla.refuse_rate('requests_per_day', (p_limits ->> 'requests_per_day')::bigint, p_window.day_requests - 1, 1, p_now,
+            vanilla.feature_period_end('daily', p_time_zone, p_window.day), 86400);
     end if;
 end
 $f$;
-comment on function vanilla.refuse_window(jsonb, public.user_rate_windows, bigint, timestamptz, timestamptz) is
+comment on function vanilla.refuse_window(jsonb, public.user_rate_windows, bigint, timestamptz, text) is
     'Raises limit_reached when a window, this call counted, is above what the level allows.';
 
-create or replace function vanilla.rate_window(p_tenant_id uuid, p_user_id uuid, p_now timestamptz,
-    out minute_at timestamptz, out day date, out day_end timestamptz, out counted public.user_rate_windows)
-language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_zone text;
-begin
-    select t.time_zone into v_zone from public.tenants t where t.tenant_id = p_tenant_id and t.id = p_tenant_id;
-    minute_at := date_trunc('minute', p_now);
-    day := (p_now at time zone v_zone)::date;
-    day_end := vanilla.feature_period_end('daily', v_zone, day);
-    select * into counted from public.user_rate_windows r where r.tenant_id = p_tenant_id and r.user_id = p_user_id;
-end
-$f$;
-comment on function vanilla.rate_window(uuid, uuid, timestamptz) is 'The minute and the day of a moment, when the day ends, and what was counted last.';
-
-create or replace function vanilla.restrict_call(p_tenant_id uuid, p_user_id uuid, p_limits jsonb, p_model text, p_prompt bigint, p_output bigint,
+create or replace function vanilla.restrict_call(p_tenant_id uuid, p_user_id uuid, p_time_zone text, p_limits jsonb, p_model text, p_prompt bigint, p_output bigint,
     p_output_named boolean, p_choices integer) returns bigint
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
-    v_now timestamptz := vanilla.clock();
+    v_now timestamptz;
     v_most bigint;
-    v record;
     v_window public.user_rate_windows;
 begin
-    if vanilla.matches_model(p_model, p_limits -> 'denied_models')
-       or p_limits ? 'allowed_models' and not vanilla.matches_model(p_model, p_limits -> 'allowed_models') then
+    if p_model ~ (p_limits ->> 'denied_models') or p_model !~ (p_limits ->> 'allowed_models') then
         perform vanilla.refuse('VS403', format('the level does not include the model %s', p_model), jsonb_build_object('restriction',
-            case when p_limits ? 'denied_models' and vanilla.matches_model(p_model, p_limits -> 'denied_models') then 'denied_models' else 'allowed_models' end, 'model', p_model),
+            case when p_model ~ (p_limits ->> 'denied_models') then 'denied_models' else 'allowed_models' end, 'model', p_model),
             'An admin can move the user to another level.');
     end if;
     v_most := (p_limits ->> 'max_prompt_tokens')::bigint;
@@ -804,31 +804,39 @@ begin
     end if;
     -- a window that is full already refuses here, before anything is written that would have to be undone
     if p_limits ?| array['requests_per_minute', 'requests_per_day'] then
-        select * into v from vanilla.rate_window(p_tenant_id, p_user_id, v_now);
-        v_window := v.counted;
-        if v_window.minute_at = v.minute_at then
-            v_window.minute_requests := v_window.minute_requests + 1;
-        else
-            v_window.minute_requests := null;
+        v_now := vanilla.clock();
+        select * into v_window from public.user_rate_windows r where r.tenant_id = p_tenant_id and r.user_id = p_user_id
+            and (r.minute_at = date_trunc('minute', v_now) and r.minute_requests >= (p_limits ->> 'requests_per_minute')::bigint
+                 or r.day = (v_now at time zone p_time_zone)::date and r.day_requests >= (p_limits ->> 'requests_per_day')::bigint);
+        if found then
+            -- with this call counted; tokens are not known yet
+            v_window.minute_requests := case when v_window.minute_at = date_trunc('minute', v_now) then v_window.minute_requests + 1 end;
+            v_window.day_requests := case when v_window.day = (v_now at time zone p_time_zone)::date then v_window.day_requests + 1 end;
+            v_window.minute_tokens := null;
+            perform vanilla.refuse_window(p_limits, v_window, 0, v_now, p_time_zone);
         end if;
-        v_window.minute_tokens := null;
-        v_window.day_requests := case when v_window.day = v.day then v_window.day_requests + 1 end;
-        perform vanilla.refuse_window(p_limits, v_window, 0, v_now, v.day_end);
     end if;
     return least(p_output, v_most);
 end
 $f$;
-comment on function vanilla.restrict_call(uuid, uuid, jsonb, text, bigint, bigint, boolean, integer) is
+comment on function vanilla.restrict_call(uuid, uuid, text, jsonb, text, bigint, bigint, boolean, integer) is
     'What a level says of a call before anything is reserved: model, sizes, windows that are full. Returns the output limit, clamped when the caller named none.';
 
-create or replace function vanilla.count_call(p_tenant_id uuid, p_user_id uuid, p_limits jsonb, p_tokens bigint) returns jsonb
+create or replace function vanilla.rate_left(p_name text, p_limits jsonb, p_used bigint, p_ends_at timestamptz, p_now timestamptz, p_window_s integer) returns jsonb
+language sql stable
+    return jsonb_build_object('name', p_name, 'limit', (p_limits ->> p_name)::bigint, 'remaining', (p_limits ->> p_name)::bigint - p_used,
+        'reset_s', greatest(ceil(extract(epoch from p_ends_at - p_now)), 0), 'window_s', p_window_s);
+comment on function vanilla.rate_left(text, jsonb, bigint, timestamptz, timestamptz, integer) is 'What is left of a rate, as RateLimit headers tell it.';
+
+create or replace function vanilla.count_call(p_tenant_id uuid, p_user_id uuid, p_time_zone text, p_limits jsonb, p_tokens bigint) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_now timestamptz := vanilla.clock();
-    v record;
     v_window public.user_rate_windows;
     v_most bigint := (p_limits ->> 'concurrent_executions')::bigint;
     v_running bigint;
+    v_minute_end timestamptz;
+    v_left jsonb := '[]';
 begin
     if v_most is not null then
         select count(*) into v_running from public.user_token_holds h
@@ -841,9 +849,8 @@ begin
     if not p_limits ?| array['requests_per_minute', 'tokens_per_minute', 'requests_per_day'] then
         return null;
     end if;
-    select * into v from vanilla.rate_window(p_tenant_id, p_user_id, v_now);
     insert into public.user_rate_windows as r (tenant_id, user_id, minute_at, minute_requests, minute_tokens, day, day_requests)
-        values (p_tenant_id, p_user_id, v.minute_at, 1, p_tokens, v.day, 1)
+        values (p_tenant_id, p_user_id, date_trunc('minute', v_now), 1, p_tokens, (v_now at time zone p_time_zone)::date, 1)
         on conflict (tenant_id, user_id) do update set
             -- who read the clock before a neighbour that began the next minute counts there; a clock that leapt ahead and came back does not
             minute_requests = case when r.minute_at >= excluded.minute_at and r.minute_at <= excluded.minute_at + interval '1 minute' then r.minute_requests + 1 else 1 end,
@@ -852,16 +859,25 @@ begin
             day_requests = case when r.day >= excluded.day and r.day <= excluded.day + 1 then r.day_requests + 1 else 1 end,
             day = case when r.day <= excluded.day + 1 then greatest(r.day, excluded.day) else excluded.day end
         returning r.* into v_window;
-    perform vanilla.refuse_window(p_limits, v_window, p_tokens, v_now, v.day_end);
-    return (select jsonb_agg(jsonb_build_object('name', x.name, 'limit', (p_limits ->> x.name)::bigint, 'remaining', (p_limits ->> x.name)::bigint - x.used,
-            'reset_s', greatest(ceil(extract(epoch from x.ends_at - v_now)), 0), 'window_s', x.window_s) order by x.window_s, x.name)
-        from (values ('requests_per_minute', v_window.minute_requests, v_window.minute_at + interval '1 minute', 60),
-                     ('tokens_per_minute', v_window.minute_tokens, v_window.minute_at + interval '1 minute', 60),
-                     ('requests_per_day', v_window.day_requests, v.day_end, 86400)) x (name, used, ends_at, window_s)
-        where p_limits ? x.name);
+    if v_window.minute_requests > (p_limits ->> 'requests_per_minute')::bigint or v_window.minute_tokens > (p_limits ->> 'tokens_per_minute')::bigint
+       or v_window.day_requests > (p_limits ->> 'requests_per_day')::bigint then
+        perform vanilla.refuse_window(p_limits, v_window, p_tokens, v_now, p_time_zone);
+    end if;
+    v_minute_end := v_window.minute_at + interval '1 minute';
+    if p_limits ? 'requests_per_minute' then
+        v_left := v_left || vanilla.rate_left('requests_per_minute', p_limits, v_window.minute_requests, v_minute_end, v_now, 60);
+    end if;
+    if p_limits ? 'tokens_per_minute' then
+        v_left := v_left || vanilla.rate_left('tokens_per_minute', p_limits, v_window.minute_tokens, v_minute_end, v_now, 60);
+    end if;
+    if p_limits ? 'requests_per_day' then
+        v_left := v_left || vanilla.rate_left('requests_per_day', p_limits, v_window.day_requests,
+            vanilla.feature_period_end('daily', p_time_zone, v_window.day), v_now, 86400);
+    end if;
+    return v_left;
 end
 $f$;
-comment on function vanilla.count_call(uuid, uuid, jsonb, bigint) is
+comment on function vanilla.count_call(uuid, uuid, text, jsonb, bigint) is
     'Counts a call that has reserved its tokens, under the lock on its wallet; above a rate of the level, or with too many calls under way, it is refused and undone. Answers what is left of each rate.';
 
 create or replace function vanilla.return_rate_tokens(p_tenant_id uuid, p_user_id uuid, p_admitted_at timestamptz, p_tokens bigint) returns void
@@ -1565,7 +1581,7 @@ create or replace function public.preview_level_change(p_user_id uuid, p_level_i
     p_trial boolean default true) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(p_user_id), p_user_id);
     v_wallet public.user_token_wallets := vanilla.begin_level_change(v_user, p_level_id);
 begin
     return vanilla.plan_level_change(v_user, v_wallet, p_level_id, p_when, p_cycle, p_currency, p_trial,
@@ -1579,7 +1595,7 @@ create or replace function public.change_user_level(p_user_id uuid, p_level_id u
     p_trial boolean default true, p_idempotency_key text default null, p_payment_reference text default null, p_billed_amount bigint default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(p_user_id), p_user_id);
     v_own boolean := coalesce(vanilla.claim(5) not in ('admin', 'superadmin', 'service'), false);
     v_recorded boolean := p_payment_reference is not null;
     v_hash bytea := sha256(convert_to(jsonb_build_array(p_level_id, p_when, p_cycle, p_currency, p_trial, p_payment_reference, p_billed_amount)::text, 'UTF8'));
@@ -1642,7 +1658,7 @@ comment on function public.change_user_level(uuid, uuid, text, text, text, boole
 create or replace function public.undo_level_change(p_user_id uuid) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when p_user_id = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end, p_user_id);
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(p_user_id), p_user_id);
     v_wallet public.user_token_wallets := vanilla.begin_level_change(v_user, null);
     v_change public.level_changes;
 begin
@@ -2476,8 +2492,7 @@ create or replace function public.set_auto_top_up(p_price_id uuid, p_threshold b
     p_user_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_user public.users := vanilla.find_user(case when coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid then vanilla.claim(3)::uuid else vanilla.acting_tenant() end,
-        coalesce(p_user_id, vanilla.claim(4)::uuid));
+    v_user public.users := vanilla.find_user(vanilla.tenant_for(coalesce(p_user_id, vanilla.claim(4)::uuid)), coalesce(p_user_id, vanilla.claim(4)::uuid));
     v_price public.payment_prices;
 begin
     perform vanilla.hold_open(v_user);

@@ -38,7 +38,7 @@ NULLABLE = {
     "level_features": "usage_limit period",
     "level_restrictions": "amount patterns",
     "levels": "restrictions",
-    "level_feature_usage": "usage_limit limit_reached_at",
+    "level_feature_usage": "resets_at usage_limit limit_reached_at",
     "user_level_changes": "from_level_id from_level to_level_id to_level",
     "payment_accounts": "secret secret_hint webhook_secret stripe_account",
     "payment_customers": "customer_id payment_method",
@@ -452,7 +452,6 @@ FORBIDDEN = {
                                    "usage_limit = 1000000000000001, period = 'daily'"],
     "level_features_period_check": ["usage_limit = 1, period = null", "usage_limit = null, period = 'daily'",
                                     "usage_limit = 1, period = 'hourly'"],
-    "level_feature_usage_period_check": ["period = 'hourly'"],
     "level_feature_usage_used_check": ["used = 0", "used = 2, usage_limit = 1"],
     "level_restrictions_type_check": ["type = 'odd', amount = 1, patterns = null"],
     "level_restrictions_value_check": [

@@ -67,7 +67,6 @@ TRIAL = (
     " values ('{a}', '{same_id}', '{user}', '{paid}', 'period_end', 'scheduled', now(), now(), true, '{}')"
 )
 ENDED = "(select array_agg(trial_ended_at is not null order by state) from level_changes where tenant_id = '{a}' and user_id = '{user}' and trial)"
-WINDOW = "select (vanilla.rate_window('{a}', '{user}', '2026-06-01 02:00+00')).day"
 ZONE = "update tenants set time_zone = 'America/New_York' where id = '{a}'"
 PLAN_FROM = (
     "select extract(hour from (vanilla.plan_tokens(w, null, '{paid}', false, vanilla.clock()) ->> 'from')::timestamptz"
@@ -118,7 +117,6 @@ PLANS = [
          "insert into tenant_token_months select '{twin}', date_trunc('month', vanilla.clock() at time zone 'UTC'), 5"),
     Case("keeper", "select vanilla.end_trial(u, true) from users u where tenant_id = '{a}' and id = '{user}'", given=TRIAL,
          then=f"{ENDED} = array[true, false]"),
-    Case("keeper", WINDOW, "= (2026-05-31)", ZONE),
     Case("keeper", PLAN_FROM, "= (0)", ZONE),
     Case("user", f"select (consume_feature('{{user}}', {F}) ->> 'resets_at')::timestamptz at time zone 'America/New_York' ="
          " date_trunc('day', vanilla.clock() at time zone 'America/New_York') + interval '1 day'", "= (t)", ZONE),

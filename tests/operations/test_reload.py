@@ -23,7 +23,7 @@ from vanilla_saas.operations.backup_errors import BackupError
 from vanilla_saas.operations.backup_manifest import open_backup
 from vanilla_saas.operations.restore import restore
 
-SAME = ("user_token_ledger", "user_token_wallets", "user_token_grants", "ai_executions", "levels", "audit_logs")
+SAME = ("user_token_ledger", "user_token_wallets", "user_token_grants", "ai_executions", "level_restrictions", "audit_logs")
 """Tables that both versions have in the same form."""
 
 
@@ -77,6 +77,11 @@ async def older(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         connection = await asyncpg.connect(url)
         # what the seed made was changed since, and one of its rows deleted
         await connection.execute("update tenants set name = 'Renamed' where id = $1", DEFAULT_TENANT)
+        # the older version copied the restrictions of a level as they were given
+        restrict = "select set_level_restriction(id, 'denied_models', null, '{x-*}', tenant_id) from levels"
+        await connection.execute(f"{restrict} where tenant_id = $1 and is_default", DEFAULT_TENANT)
+        copied = "update levels set restrictions = jsonb_build_object('denied_models', array['x-*'])"
+        await connection.execute(f"{copied} where tenant_id = $1 and is_default", DEFAULT_TENANT)
         await connection.close()
         yield name, files
 

@@ -47,7 +47,6 @@ FIXED = {
     ("user_token_holds", "state"),
     ("ai_executions", "status"),
     ("one_time_tokens", "purpose"),
-    ("level_feature_usage", "period"),
     ("user_level_changes", "kind"),
     ("payment_subscriptions", "state"),
     ("user_subscriptions", "cycle"),
