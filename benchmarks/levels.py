@@ -1,8 +1,9 @@
 """Uses of a feature, counted up to a limit, against the least that counts: one prepared upsert. And what a level with
 every restriction costs the metered call (admitted and settled in SQL, without the model), against a level with none.
 
-Floor and product stand on one server and count for users of their own; slices alternate and a ratio is taken within its
-round. Slices are long, because each has new connections, which plan what they call first. Afterwards the counters and the executions must say what was answered.
+Floor and product stand on one server and count for users of their own; slices alternate and a ratio is taken within
+its round. Slices are long, because each has new connections, which plan what they call first. Afterwards the counters
+and the executions must say what was answered.
 """
 
 import asyncio

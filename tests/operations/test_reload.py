@@ -23,7 +23,14 @@ from vanilla_saas.operations.backup_errors import BackupError
 from vanilla_saas.operations.backup_manifest import open_backup
 from vanilla_saas.operations.restore import restore
 
-SAME = ("user_token_ledger", "user_token_wallets", "user_token_grants", "ai_executions", "level_restrictions", "audit_logs")
+SAME = (
+    "user_token_ledger",
+    "user_token_wallets",
+    "user_token_grants",
+    "ai_executions",
+    "level_restrictions",
+    "audit_logs",
+)
 """Tables that both versions have in the same form."""
 
 
