@@ -1164,7 +1164,12 @@ declare
 begin
     case p_rule.ownership
         when 'tenant_shared' then reads := v_mine; writes := v_admins;
-        when 'user_owned' then reads := v_own; writes := format('(%s AND %s)', v_mine, v_owned);
+        when 'user_owned' then
+            if p_rule.public_column is not null then      -- what its owner shares with the tenant
+                v_own := format('(%s AND (%s OR %s OR %I))', v_mine, v_owned, v_admin, p_rule.public_column);
+            end if;
+            reads := v_own;
+            writes := format('(%s AND %s)', v_mine, v_owned);
         when 'user_read' then reads := v_own;
         when 'admin_only' then reads := v_admins; writes := v_admins;
         when 'platform_catalog' then
@@ -1357,7 +1362,7 @@ create or replace function vanilla.protect_table(
     p_writable name[] default '{}',      -- columns that requests may insert and update; empty: functions write
     p_owner name default 'user_id',      -- column that names the owner
     p_append_only boolean default false, -- nobody updates; only what is past retention is deleted, by the operator
-    p_public name default null)          -- platform_catalog: the flag of rows that are for everyone; others are the admins'
+    p_public name default null)          -- the flag of rows that are for everyone; other rows are the admins' (platform_catalog) or their owner's (user_owned)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $f$
 begin
     insert into vanilla.table_ownership as o (relation, ownership, hidden, writable, owner_column, append_only, public_column)
@@ -1944,6 +1949,9 @@ begin
         delete from public.user_rate_windows where tenant_id = p_user.tenant_id and user_id = p_user.id;
         perform vanilla.record_level_change(p_user.tenant_id, p_user.id, v_wallet.level_id, null);
         perform vanilla.forget_subscription(p_user);
+    end if;
+    if to_regclass('public.ai_workflows') is not null then      -- 006
+        perform vanilla.forget_workflows(p_user);
     end if;
     -- hashes of an address can be guessed
     delete from public.sign_in_throttles h using public.tenants t

@@ -58,6 +58,9 @@ class Commands(LazyGroup):
         "payments": LazyCommand(
             "vanilla_saas.payments.cli:payments", "Payments through Stripe: account, prices, events (extra stripe)."
         ),
+        "workflows": LazyCommand(
+            "vanilla_saas.workflows.cli:workflows", "Workflows of a tenant: drafts, versions, templates."
+        ),
         "pg-upgrade": LazyCommand(
             "vanilla_saas.database.cli:pg_upgrade", "Move the embedded server's data to VANILLA_SAAS_PG_VERSION."
         ),

@@ -12,6 +12,7 @@ from tests.conftest import DEFAULT_TENANT, People, Person
 from tests.console.console_support import PASSWORD, set_password, super_admin
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.pool import Database
+from vanilla_saas.workflows import drafts, store
 
 Visit = Callable[..., Awaitable[Visitor]]
 EVERYBODY = ["/sign-in", "/register", "/password/set?token=vst_x", "/nowhere", "/pricing?tenant=default"]
@@ -38,6 +39,9 @@ ADMIN = [
     "/wallet/{other}/holds?state=all",
     "/wallet/{other}/policy",
     "/wallet/{other}/statement",
+    "/workflows",
+    "/workflows/research",
+    "/workflows/unfinished",
     "/webhooks",
     "/webhooks/events",
     "/webhooks/{webhook}",
@@ -85,6 +89,7 @@ async def _paths(people: People, history: Person) -> list[str]:
         "select id from ai_executions where user_id = $1 order by created_at desc limit 1", history.identity.user_id
     )
     webhook, delivery = await _webhook(people, other)
+    await _workflows(people, other)
     levels = await _plans(people, history)
     ids = {"execution": execution, "other": other.identity.user_id, "webhook": webhook, "delivery": delivery, **levels}
     return [path.format(**ids) for path in ADMIN]
@@ -130,6 +135,21 @@ async def _wallet_of_every_state(people: People, person: Person) -> None:
         if settled is not None:
             await call("select settle_user_tokens($1::text::uuid, $2)", hold, settled)
     await call("select set_user_token_policy($1, 25000, p_enforcement_mode => 'warn')", user_id)
+
+
+async def _workflows(people: People, person: Person) -> None:
+    """One of a template, published twice, and one that cannot be."""
+    operator, tenant, user = people.operator, person.identity.tenant_id, person.identity.user_id
+    await drafts.begin(operator, tenant, "research_with_judge", "research", {}, user_id=user)
+    await drafts.publish(operator, tenant, "research")
+    draft = (await store.find(operator, tenant, "research"))["draft"]
+    await store.save(operator, tenant, "research", draft | {"description": "Looks things up."}, user_id=user)
+    circle = {
+        "name": "Unfinished",
+        "nodes": [{"id": "a", "kind": "llm"}, {"id": "b", "kind": "odd"}],
+        "connections": [{"from": "a", "to": "c"}],
+    }
+    await store.save(operator, tenant, "unfinished", circle, user_id=user)
 
 
 async def _webhook(people: People, person: Person) -> tuple[uuid.UUID, uuid.UUID]:
@@ -184,6 +204,8 @@ async def test_every_page_is_accessible_and_fits_its_window(
     for path, name in zip(paths, ADMIN, strict=True):
         await look(admin, path, NAMES.get(name, name))
     await people.operator.fetchval("select delete_webhook_endpoint(id, tenant_id) from webhook_endpoints")
+    drawn = "select delete_workflow(id, tenant_id) from ai_workflows where slug in ('research', 'unfinished')"
+    await people.operator.execute(drawn)
 
     root = await visitor(width)
     await root.theme(theme)

@@ -57,6 +57,7 @@ class Page(HTMLParser):
             "/billing",
             "/payments",
             "/playground",
+            "/workflows",
             "/keys",
             "/users",
             "/audit",

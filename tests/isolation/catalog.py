@@ -26,8 +26,8 @@ WRITABLE = {"ai_providers", "ai_models", "system_configurations"}
 """Tables that a request may write without a function."""
 
 
-PUBLIC_FLAG = {"system_configurations": "is_public"}
-"""Of a platform_catalog, the column that says which rows are for everyone; the others are for the tenant's admins."""
+PUBLIC_FLAG = {"system_configurations": "is_public", "ai_workflows": "shared", "workflow_versions": "shared"}
+"""The column that says which rows are for everyone; the others are for the tenant's admins or for their owner."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,10 @@ class Table:
         if self.ownership == "admin_only":
             return own if caller.member == "admin" else "false"
         if self.owner:
-            return own if caller.member == "admin" else f"{own} and {self.owner} = '{caller.user}'"
+            mine = f"{self.owner} = '{caller.user}'"
+            if self.name in PUBLIC_FLAG:
+                mine = f"({mine} or {PUBLIC_FLAG[self.name]})"
+            return own if caller.member == "admin" else f"{own} and {mine}"
         raise AssertionError(f"{self.name}: unknown ownership {self.ownership}")
 
     def changeable(self, role: str, caller: Caller) -> str | None:

@@ -51,6 +51,8 @@ NULLABLE = {
     "level_changes": "from_level_id closed_at trial_ended_at trial_converted reason actor_id idempotency_key"
     " request_hash",
     "level_invoice_lines": "change_id payment_reference",
+    "ai_workflows": "latest_version",
+    "workflow_versions": "published_by retired_at",
 }
 
 PRIMARY = {
@@ -73,6 +75,7 @@ PRIMARY = {
     "payment_top_ups": "tenant_id user_id",
     "payment_events": "tenant_id event_id",
     "user_subscriptions": "tenant_id user_id",
+    "workflow_versions": "tenant_id workflow_id version",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -106,6 +109,8 @@ UNIQUE = {
         "tenant_id user_id where (state = 'scheduled'::text)",
         "tenant_id user_id idempotency_key where (idempotency_key IS NOT NULL)",
     },
+    "ai_workflows": {"tenant_id slug"},
+    "workflow_templates": {"tenant_id slug"},
 }
 
 REFERENCES = {
@@ -156,6 +161,9 @@ REFERENCES = {
     "user_subscriptions": {"tenant_id user_id -> users tenant_id id", "tenant_id level_id -> levels tenant_id id"},
     "level_changes": {"tenant_id user_id -> users tenant_id id"},
     "level_invoice_lines": {"tenant_id user_id -> users tenant_id id"},
+    "ai_workflows": {"tenant_id user_id -> users tenant_id id"},
+    "workflow_versions": {"tenant_id workflow_id -> ai_workflows tenant_id id"},
+    "workflow_templates": {"tenant_id tenant_id -> tenants tenant_id id"},
 }
 APPEND_ONLY = {"user_token_ledger", "audit_logs", "events", "user_level_changes"}
 """Tables that the roles behind our functions insert into and never change."""
@@ -201,6 +209,7 @@ EXECUTABLE = {
                 "delete_level_restriction",
                 "delete_upgrade_path",
                 "delete_webhook_endpoint",
+                "delete_workflow",
                 "erase_user",
                 "end_level_price",
                 "extend_token_hold",
@@ -212,15 +221,18 @@ EXECUTABLE = {
                 "open_person_rows",
                 "open_tenant",
                 "preview_level_change",
+                "publish_workflow",
                 "reconcile_token_wallets",
                 "redeliver_webhook",
                 "refresh_token_wallet",
                 "release_token_hold",
                 "request_schedule",
                 "reset_monthly_tokens",
+                "retire_workflow",
                 "revoke_api_key",
                 "roll_up_level_analytics",
                 "rotate_webhook_secret",
+                "save_workflow",
                 "send_test_webhook",
                 "set_auto_top_up",
                 "set_display_name",
@@ -251,6 +263,7 @@ EXECUTABLE = {
                 "token_statement_frame",
                 "undo_level_change",
                 "update_webhook_endpoint",
+                "validate_workflow",
                 "verify_token_anchor",
                 "verify_token_ledger",
                 "void_token_grant",
@@ -342,6 +355,7 @@ OWNED = {
             "expected_policies",
             "expected_protection",
             "found_protection",
+            "keep_workflow_version",
             "log_months",
             "map_supabase_roles",
             "person_query",
@@ -528,6 +542,25 @@ FORBIDDEN = {
     "level_invoice_lines_rate_check": ["rate = -1"],
     "level_invoice_lines_amount_check": ["kind = 'credit', amount = 1", "kind = 'fee_credit', amount = 1",
                                          "kind = 'charge', amount = 0", "kind = 'renewal', amount = -1"],
+    "ai_workflows_slug_check": ["slug = 'A b'", "slug = '-a'", "slug = repeat('x', 64)"],
+    "ai_workflows_name_check": ["name = ''", "name = repeat('x', 801)"],
+    "ai_workflows_description_check": ["description = repeat('x', 20001)"],
+    "ai_workflows_status_check": ["status = 'odd'"],
+    "ai_workflows_draft_check": ["draft = '[]'", "draft = jsonb_build_object('x', repeat('x', 1048576))"],
+    "ai_workflows_revision_check": ["revision = 0"],
+    "ai_workflows_latest_check": ["latest_version = 0"],
+    "workflow_versions_version_check": ["version = 0"],
+    "workflow_versions_state_check": ["state = 'odd'"],
+    "workflow_versions_retired_check": ["state = 'retired', retired_at = null",
+                                        "state = 'published', retired_at = now()"],
+    "workflow_versions_hash_check": ["hash = sha256('x')", "definition = '{}'"],
+    "workflow_templates_slug_check": ["slug = 'A b'", "slug = repeat('x', 64)"],
+    "workflow_templates_name_check": ["name = ''", "name = repeat('x', 801)"],
+    "workflow_templates_description_check": ["description = repeat('x', 20001)"],
+    "workflow_templates_parameters_check": ["parameters = '[]'",
+                                            "parameters = jsonb_build_object('x', repeat('x', 65536))"],
+    "workflow_templates_definition_check": ["definition = '[]'",
+                                            "definition = jsonb_build_object('x', repeat('x', 1048576))"],
     "level_invoice_lines_reference_check": ["payment_reference = ''", "payment_reference = repeat('x', 256)"],
 }  # fmt: skip
 """Of each check constraint, values that no row may have and that no other constraint refuses."""

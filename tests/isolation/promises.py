@@ -123,6 +123,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         "admin_key_id": await one("select id::text from api_keys where key_hash = $1", a.admin.key_hash),
         **await _of_webhooks(connection, a.id, b.id),
         **await _of_payments(connection, world),
+        **await _of_workflows(connection, world),
         "grant": await one(LARGEST_GRANT, a.id, a.user.id),
         "b_grant": await one(LARGEST_GRANT, b.id, b.user.id),
         "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
@@ -210,6 +211,20 @@ async def _of_payments(connection: asyncpg.Connection, world: World) -> dict[str
         *(uuid.UUID(x) for x in (a, user, world.a.other.id, world.b.id)),
     )
     return {name: str(value) for name, value in row.items()} | {"endpoint": f"'\\x{world.a.endpoint.hex()}'::bytea"}
+
+
+async def _of_workflows(connection: asyncpg.Connection, world: World) -> dict[str, str]:
+    """The private and the shared workflow of A's user and of another, and one of B's."""
+    rows = await connection.fetch("select w.tenant_id, w.user_id, w.shared, w.id from ai_workflows w")
+    names = {}
+    for row in rows:
+        if str(row["tenant_id"]) == world.b.id:
+            names["b_flow"] = str(row["id"])
+        elif str(row["tenant_id"]) == world.a.id:
+            whose = "flow" if str(row["user_id"]) == world.a.user.id else "others"
+            kind = "_shared" if row["shared"] else "" if whose == "flow" else "_flow"
+            names[f"{whose}{kind}"] = str(row["id"])
+    return names
 
 
 FROZEN = """do $$ begin execute format('create or replace function vanilla.clock() returns timestamptz language sql'

@@ -85,7 +85,7 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
             await _fill(connection, world, table, tenant)
     for tenant in (a.id, PLATFORM):
         for table, flag in PUBLIC_FLAG.items():
-            for value in (True, False):
+            for value in (True, False) if world.table(table).ownership == "platform_catalog" else ():
                 await insert(connection, world, world.table(table), a, {"tenant_id": tenant, flag: value})
     for table in tables:
         if not table.parent:
@@ -150,7 +150,18 @@ async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
     await _make_webhook(connection, tenant, members[0], word)
     await _restrict(connection, tenant, members, word)
     await _subscribe(connection, tenant, members, word)
+    await _draw(connection, tenant, members, word)
     return made
+
+
+async def _draw(connection: asyncpg.Connection, tenant: str, members: list[Member], word: str) -> None:
+    """Two workflows of each of two members, one of them shared, both published."""
+    definition = json.dumps({"name": word, "nodes": [{"id": "one", "kind": "transform", "value": f"'{word}'"}]})
+    save = "select save_workflow($1, $2, $3, p_user_id => $4, p_tenant_id => $5) ->> 'id'"
+    for place, member in enumerate(members[:2]):
+        for shared in (False, True):
+            made = await connection.fetchval(save, f"{word}-{place}-{shared:d}", definition, shared, member.id, tenant)
+            await connection.fetchval("select publish_workflow($1)", made)
 
 
 PAID = """

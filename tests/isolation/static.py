@@ -33,6 +33,7 @@ CHAIN_HASHES = {
     ("user_token_grants", "request_hash"),
     ("payment_accounts", "endpoint"),
     ("level_changes", "request_hash"),
+    ("workflow_versions", "hash"),
 }
 """Columns of bytes that hide nothing."""
 
@@ -70,7 +71,9 @@ def expected_policies(table: str, ownership: str) -> set[tuple[str, str, str, st
         f" = 'superadmin'::text) AND {platform}))",
         "platform_only": None,
     }
-    if table in PUBLIC_FLAG:
+    if table in PUBLIC_FLAG and ownership == "user_owned":
+        reads[ownership] = f"({_MINE} AND ({owned} OR {_ADMIN} OR {PUBLIC_FLAG[table]}))"
+    elif table in PUBLIC_FLAG:
         reads[ownership] = f"(({reads[ownership]} AND {PUBLIC_FLAG[table]}) OR ({_MINE} AND {_ADMIN}))"
     if reads[ownership]:
         everything.add(("app_select", "r", "vanilla_app, vanilla_readonly", reads[ownership], None))

@@ -47,6 +47,7 @@ IDS = {
     "p_customer_key": "select id from payment_customers where tenant_id = $1 limit 1",
     "public.begin_checkout.p_price_id": "select id from payment_prices where tenant_id = $1 and kind = 'pack'",
     "public.set_auto_top_up.p_price_id": "select id from payment_prices where tenant_id = $1 and kind = 'pack'",
+    "p_workflow_id": "select id from ai_workflows where tenant_id = $1 and user_id = $2 order by slug limit 1",
 }
 """Where the ids of a tenant for an argument of this name come from: $1 the tenant, $2 its user."""
 
@@ -131,6 +132,11 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.change_user_level": (OK, {"p_currency": "'USD'"}),
     "public.undo_level_change": ("VS409", {}),
     "vanilla.public_pricing": (OK, {"p_tenant": "'{word}'"}),
+    "public.validate_workflow": (OK, {"p_definition": "'[]'"}),
+    "public.save_workflow": (OK, {"p_slug": "'new'", "p_definition": '\'{{"name": "x"}}\''}),
+    "public.publish_workflow": (OK, {}),
+    "public.retire_workflow": (OK, {}),
+    "public.delete_workflow": (OK, {}),
     "vanilla.grants_after_burn": (OK, {}),
     "public.verify_token_ledger": (OK, {}),
     "public.reconcile_token_wallets": (OK, {}),

@@ -28,6 +28,7 @@ from tests.isolation.promises_of_supabase import CASES as SUPABASE
 from tests.isolation.promises_of_tenancy import CASES as TENANCY
 from tests.isolation.promises_of_tokens import CASES as TOKENS
 from tests.isolation.promises_of_webhooks import CASES as WEBHOOKS
+from tests.isolation.promises_of_workflows import CASES as WORKFLOWS
 from tests.isolation.rows import World
 from tests.isolation.static import CHECKS
 from tests.isolation.survivors import SURVIVORS
@@ -36,7 +37,7 @@ SAMPLES = {"schema": 400, "functions": 110}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
 IN_ONE = 25
 """Mutants in one transaction."""
-CASES = [*TENANCY, *TOKENS, *GRANTS, *LEVELS, *CHANGES, *PAYMENTS, *PARTS, *WEBHOOKS, *SCHEDULES, *SUPABASE]
+CASES = [*TENANCY, *TOKENS, *GRANTS, *LEVELS, *CHANGES, *PAYMENTS, *PARTS, *WEBHOOKS, *WORKFLOWS, *SCHEDULES, *SUPABASE]
 CONTEXTS = {"none", "user", "admin"}
 LAST_SEEN: dict[str, str] = {}
 """By kind of mutant, the check of the catalog that saw the last one."""

@@ -14,13 +14,26 @@ from tests.isolation.promises_of_supabase import CASES as SUPABASE
 from tests.isolation.promises_of_tenancy import CASES as TENANCY
 from tests.isolation.promises_of_tokens import CASES as TOKENS
 from tests.isolation.promises_of_webhooks import CASES as WEBHOOKS
+from tests.isolation.promises_of_workflows import CASES as WORKFLOWS
 from tests.isolation.rows import World
 
 
 @pytest.mark.parametrize(
     "cases",
-    [TENANCY, TOKENS, GRANTS, LEVELS, CHANGES, PAYMENTS, PARTS, WEBHOOKS, SCHEDULES, SUPABASE],
-    ids=["tenancy", "tokens", "grants", "levels", "changes", "payments", "parts", "webhooks", "schedules", "supabase"],
+    [TENANCY, TOKENS, GRANTS, LEVELS, CHANGES, PAYMENTS, PARTS, WEBHOOKS, WORKFLOWS, SCHEDULES, SUPABASE],
+    ids=[
+        "tenancy",
+        "tokens",
+        "grants",
+        "levels",
+        "changes",
+        "payments",
+        "parts",
+        "webhooks",
+        "workflows",
+        "schedules",
+        "supabase",
+    ],
 )
 async def test_every_promise_holds(world: World, superuser: asyncpg.Connection, cases: list) -> None:
     transaction = superuser.transaction()

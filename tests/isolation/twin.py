@@ -40,6 +40,8 @@ DIFFERENT = {
     "user_subscriptions": "amount = 7777777, agreed = '{}', allowances = '{}'",
     "level_changes": "terms = '{}'",
     "level_invoice_lines": "payment_reference = '{word}'",
+    "ai_workflows": "name = '{word}', draft = '{\"nodes\": []}', revision = revision + 70, latest_version = 77",
+    "workflow_versions": "state = 'retired', retired_at = now()",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 

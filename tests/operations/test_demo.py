@@ -13,7 +13,14 @@ from tests.conftest import Cluster, People
 from tests.processes import assert_books_are_clean
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.operations import demo_analytics, demo_isolation, demo_levels, demo_person, demo_wallet
+from vanilla_saas.operations import (
+    demo_analytics,
+    demo_isolation,
+    demo_levels,
+    demo_person,
+    demo_wallet,
+    demo_workflows,
+)
 from vanilla_saas.operations.demo_isolation import ATTEMPTS, Attempt
 
 
@@ -189,3 +196,15 @@ async def test_a_change_that_costs_more_than_its_preview_stops_the_tour(
     monkeypatch.setattr(demo_levels.change_store, "preview", wrong)
     with pytest.raises(VanillaError, match="something else than its preview"):
         await demo_levels.show(operator, console, person.identity.user_id)
+
+
+async def test_a_workflow_is_drawn_published_and_compared(
+    operator: asyncpg.Connection, people: People, console: Console
+) -> None:
+    person = await people.user(tenant_id=await people.tenant())
+    await demo_workflows.show(operator, console, person.identity.user_id)
+    told = said(console)
+    assert re.search(r"version 1 is [0-9a-f]{12}", told)
+    assert "wait for each other in a circle" in told
+    assert 'version 2: ~ description: "' in told
+    assert await operator.fetchval("select count(*) from ai_workflows where user_id = $1", person.identity.user_id) == 0

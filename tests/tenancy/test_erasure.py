@@ -56,9 +56,11 @@ FIXED = {
     ("level_invoice_lines", "cycle"),
     ("payments", "cause"),
     ("payments", "state"),
+    ("ai_workflows", "status"),
+    ("ai_workflows", "slug"),
 }
-"""Texts of persons' tables that can only be one of a few words."""
-WRITTEN_BY_FUNCTIONS = ("user_token_ledger", "audit_logs", "events")
+"""Texts of persons' tables that can only be one of a few words, and a slug, which has the canary from its beginning."""
+WRITTEN_BY_FUNCTIONS = ("user_token_ledger", "audit_logs", "events", "workflow_versions")
 
 
 async def wallet(operator: asyncpg.Connection, person: Person) -> asyncpg.Record:
@@ -117,6 +119,13 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         canary,
         tenant_id,
     )
+    drawn = await operator.fetchval(
+        "select save_workflow($1, jsonb_build_object('name', $1::text, 'nodes', array[jsonb_build_object("
+        "'id', 'a', 'kind', 'llm', 'prompt', $1::text)]), p_user_id => $2) ->> 'id'",
+        canary,
+        user_id,
+    )
+    await operator.fetchval("select publish_workflow($1)", uuid.UUID(drawn))
     await operator.execute(
         "insert into ai_executions (tenant_id, user_id, provider, model, status)"
         " values ($1, $2, 'p', 'm', 'succeeded')",

@@ -19,6 +19,7 @@ RestrictionType = Literal[
     "max_output_tokens",
     "max_prompt_tokens",
     "api_keys",
+    "workflows",
     "history_days",
     "users_per_tenant",
     "history_days_per_tenant",

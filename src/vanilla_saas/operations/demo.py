@@ -19,7 +19,14 @@ from vanilla_saas.database.connection import Addresses, addresses, connect_admin
 from vanilla_saas.database.context import ContextSigner, load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate
-from vanilla_saas.operations import demo_analytics, demo_isolation, demo_levels, demo_person, demo_wallet
+from vanilla_saas.operations import (
+    demo_analytics,
+    demo_isolation,
+    demo_levels,
+    demo_person,
+    demo_wallet,
+    demo_workflows,
+)
 from vanilla_saas.operations.first_run import DEFAULT_TENANT, make_key
 from vanilla_saas.operations.serving import APPLICATION
 from vanilla_saas.settings import Settings
@@ -68,9 +75,11 @@ async def _tour(where: Addresses, signer: ContextSigner, console: Console, url: 
         await demo_levels.show(operator, console, tourist.user_id)
         console.rule("7  Levels in figures", align="left")
         await demo_analytics.show(operator, console, tourist.user_id)
-        console.rule("8  Two tenants", align="left")
+        console.rule("8  A workflow is drawn", align="left")
+        await demo_workflows.show(operator, console, tourist.user_id)
+        console.rule("9  Two tenants", align="left")
         await demo_isolation.show(operator, where.app, signer, console)
-        console.rule("9  A person leaves", align="left")
+        console.rule("10  A person leaves", align="left")
         await demo_person.show(operator, console, tourist.user_id)
     finally:
         await operator.close()

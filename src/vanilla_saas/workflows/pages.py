@@ -1,0 +1,126 @@
+"""Pages of workflows: what there is, each as a graph with its draft and versions, and templates to begin from."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Form, Request
+from fastapi.responses import Response
+
+from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
+from vanilla_saas.console.drawing import draw
+from vanilla_saas.tenancy.identity import acting
+from vanilla_saas.tenancy.page_session import PageCaller
+from vanilla_saas.workflows import drafts, store
+
+router = page_router()
+Slug = Annotated[str, Form(max_length=63, pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Text = Annotated[str, Form(max_length=1_048_576)]
+MOST_DRAWN = 200
+"""Nodes of a graph that a page draws."""
+
+
+@router.get("/workflows")
+async def workflows(request: Request, caller: PageCaller, notice: str = "") -> Response:
+    identity = caller.identity
+    async with acting(request, caller, read_only=True) as connection:
+        rows = await store.workflows(connection, identity.tenant_id)
+        templates = await store.templates(connection, identity.tenant_id)
+    return render(
+        request, "workflows/workflows.html", rows=rows, templates=templates, notice=notice, own=identity.user_id
+    )
+
+
+@router.post("/workflows")
+async def begin(
+    request: Request, caller: PageCaller, slug: Slug, template: Annotated[str, Form(max_length=63)]
+) -> Response:
+    """A new workflow of a template, with its defaults."""
+    async with acting(request, caller) as connection:
+        await drafts.begin(connection, caller.identity.tenant_id, template, slug, {})
+    return redirect(request, f"/workflows/{slug}?notice=begun")
+
+
+@router.get("/workflows/{name}")
+async def workflow(request: Request, caller: PageCaller, name: str, notice: str = "") -> Response:
+    identity = caller.identity
+    async with acting(request, caller, read_only=True) as connection:
+        found = await store.find(connection, identity.tenant_id, name)
+        problems = await drafts.every_problem(connection, found["draft"])
+        graph = await store.graph_problems(connection, found["draft"])
+        versions = await store.versions(connection, identity.tenant_id, found["id"])
+        changed = None if problems else await _changes(connection, identity.tenant_id, found)
+    nodes = found["draft"].get("nodes") or []
+    drawing = None if graph or len(nodes) > MOST_DRAWN else _draw(found["draft"])
+    return render(
+        request, "workflows/workflow.html", row=found, problems=problems, versions=versions, drawing=drawing,
+        nodes={node["id"]: node for node in nodes} if drawing else {}, changed=changed,
+        text=drafts.as_text(found["draft"]),
+        mine=identity.role != "user" or found["user_id"] == identity.user_id, notice=notice,
+    )  # fmt: skip
+
+
+def _draw(definition: dict[str, Any]) -> Any:
+    edges = [(link["from"], link["to"], link.get("on") or "") for link in definition.get("connections") or []]
+    return draw([node["id"] for node in definition["nodes"]], edges)
+
+
+async def _changes(connection: Any, tenant_id: UUID, found: dict[str, Any]) -> str | None:
+    """What the draft changes in the latest version; None without one."""
+    if found["latest_version"] is None:
+        return None
+    latest = await store.version(connection, tenant_id, found["id"], found["latest_version"])
+    return drafts.compare(latest["definition"], found["draft"]).text()
+
+
+@router.post("/workflows/{slug}/draft")
+async def save(
+    request: Request, caller: PageCaller, slug: str, definition: Text, revision: Annotated[int, Form(ge=1)]
+) -> Response:
+    document = drafts.read_definition(definition, "yaml")
+    async with acting(request, caller) as connection:
+        await store.save(connection, caller.identity.tenant_id, slug, document, expected_revision=revision)
+    return redirect(request, f"/workflows/{slug}?notice=saved")
+
+
+@router.post("/workflows/{slug}/publish")
+async def publish(request: Request, caller: PageCaller, slug: str, revision: Annotated[int, Form(ge=1)]) -> Response:
+    async with acting(request, caller) as connection:
+        await drafts.publish(connection, caller.identity.tenant_id, slug, revision)
+    return redirect(request, f"/workflows/{slug}?notice=published")
+
+
+@router.post("/workflows/{slug}/share")
+async def share(request: Request, caller: PageCaller, slug: str, shared: Annotated[bool, Form()] = False) -> Response:
+    async with acting(request, caller) as connection:
+        found = await store.find(connection, caller.identity.tenant_id, slug)
+        await store.save(
+            connection, caller.identity.tenant_id, slug, found["draft"], shared=shared,
+            expected_revision=found["revision"],
+        )  # fmt: skip
+    return redirect(request, f"/workflows/{slug}?notice=shared")
+
+
+@router.post("/workflows/{slug}/retire")
+async def retire(
+    request: Request, caller: PageCaller, slug: str, version: Annotated[int | None, Form(ge=1)] = None
+) -> Response:
+    async with acting(request, caller) as connection:
+        found = await store.find(connection, caller.identity.tenant_id, slug)
+        await store.retire(connection, caller.identity.tenant_id, found["id"], version)
+    return redirect(request, f"/workflows/{slug}?notice=retired")
+
+
+@router.post("/workflows/{slug}/delete")
+async def delete(request: Request, caller: PageCaller, slug: str) -> Response:
+    async with acting(request, caller) as connection:
+        found = await store.find(connection, caller.identity.tenant_id, slug)
+        await store.delete(connection, caller.identity.tenant_id, found["id"])
+    return redirect(request, "/workflows?notice=deleted")
+
+
+ROOM = Room(
+    "workflows",
+    "vanilla_saas.workflows",
+    router,
+    (NavigationEntry("Build", "Workflows", "/workflows", "workflows", 30),),
+)
