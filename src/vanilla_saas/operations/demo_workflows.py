@@ -1,5 +1,7 @@
 """The tour's visitor draws a workflow: a template becomes a draft, a circle is refused, versions are compared."""
 
+from contextlib import nullcontext
+from functools import partial
 from uuid import UUID
 
 import asyncpg
@@ -14,9 +16,10 @@ SLUG = "tour"
 async def show(operator: asyncpg.Connection, console: Console, user_id: UUID) -> None:
     """Raises VanillaError `internal_error` when a circle is published, or a version is not what was drawn."""
     tenant_id = await operator.fetchval("select tenant_id from users where id = $1", user_id)
+    one = partial(nullcontext, operator)
     slug = f"{SLUG}-{user_id.hex[-12:]}"
-    await drafts.begin(operator, tenant_id, "summarise_and_check", slug, {}, user_id=user_id)
-    first = await drafts.publish(operator, tenant_id, slug)
+    await drafts.begin(one, tenant_id, "summarise_and_check", slug, {}, user_id=user_id)
+    first = await drafts.publish(one, tenant_id, slug)
     found = await store.find(operator, tenant_id, slug)
     draft = found["draft"]
     ids = [node["id"] for node in draft["nodes"]]
@@ -24,13 +27,13 @@ async def show(operator: asyncpg.Connection, console: Console, user_id: UUID) ->
     back = {"from": ids[-1], "to": ids[0]}
     await store.save(operator, tenant_id, slug, draft | {"connections": [*draft["connections"], back]})
     try:
-        await drafts.publish(operator, tenant_id, slug)
+        await drafts.publish(one, tenant_id, slug)
     except VanillaError as error:
         console.print(f"   a circle is refused: {error.detail['problems'][0]['message']}")
     else:
         raise VanillaError("internal_error", "A circle was published.")
     await store.save(operator, tenant_id, slug, draft | {"description": "For the tour."})
-    second = await drafts.publish(operator, tenant_id, slug)
+    second = await drafts.publish(one, tenant_id, slug)
     kept = await store.version(operator, tenant_id, found["id"], first["version"])
     if kept["hash"] != first["hash"]:
         raise VanillaError("internal_error", "A published version has changed.")

@@ -1,5 +1,7 @@
 """`vanilla-saas workflows`: definitions as files, drafts, versions and templates, as the operator."""
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -50,7 +52,7 @@ def validate(path: File, as_json: AsJson = False) -> None:
     definition = _read(path)
 
     async def run(connection: asyncpg.Connection) -> list[dict[str, Any]]:
-        return await drafts.every_problem(connection, definition)
+        return await drafts.every_problem(await store.graph_problems(connection, definition), definition)
 
     found = as_operator(run)
     if found or as_json:
@@ -80,9 +82,9 @@ def save(
         owner = await tenant_id(connection, tenant)
         user_id = (await find_user(connection, tenant, user))[1] if user else None
         saved = await store.save(connection, owner, name, definition, shared=shared, user_id=user_id)
-        saved["problems"] = await drafts.every_problem(connection, definition)
+        saved["problems"] = await drafts.every_problem(saved["problems"], definition)
         if publish:
-            saved |= await drafts.publish(connection, owner, name)
+            saved |= await drafts.publish(partial(nullcontext, connection), owner, name)
         return saved
 
     saved = as_operator(run)
@@ -97,7 +99,7 @@ def publish(name: Name, tenant: TenantSlug = "default", as_json: AsJson = False)
     """Freeze the draft as the next version."""
 
     async def run(connection: asyncpg.Connection) -> dict[str, Any]:
-        return await drafts.publish(connection, await tenant_id(connection, tenant), name)
+        return await drafts.publish(partial(nullcontext, connection), await tenant_id(connection, tenant), name)
 
     made = as_operator(run)
     again = " already" if made["unchanged"] else ""
@@ -217,7 +219,9 @@ def new(
 
     async def run(connection: asyncpg.Connection) -> dict[str, Any]:
         owner, user_id = await find_user(connection, tenant, user)
-        return await drafts.begin(connection, owner, template, slug, parameters, shared=shared, user_id=user_id)
+        return await drafts.begin(
+            partial(nullcontext, connection), owner, template, slug, parameters, shared=shared, user_id=user_id
+        )
 
     made = as_operator(run)
     tell(f"{slug} is made of {template}; publish it with vanilla-saas workflows publish {slug}.", made, as_json)

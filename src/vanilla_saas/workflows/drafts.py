@@ -4,7 +4,8 @@ Rules of the graph are the database's (`validate_workflow`); fields, expressions
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,9 @@ from vanilla_saas.workflows.diff import Difference, difference
 from vanilla_saas.workflows.documents import DocumentError, Format, parse
 from vanilla_saas.workflows.library import WorkflowTemplate, instantiate
 from vanilla_saas.workflows.problems import DefinitionError, Problem, problems
+
+Transaction = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
+"""Begins one: what is checked in between takes seconds, and no transaction waits for it."""
 
 
 def read_definition(text: str | bytes, format: Format) -> dict[str, Any]:
@@ -45,28 +49,33 @@ def as_text(definition: dict[str, Any]) -> str:
         return documents.dump_yaml(definition)
 
 
-async def every_problem(connection: asyncpg.Connection, definition: object) -> list[dict[str, Any]]:
-    """Those of the graph first; empty: it can be published and run."""
-    graph = await store.graph_problems(connection, definition)
+async def every_problem(graph: list[dict[str, Any]], definition: object) -> list[dict[str, Any]]:
+    """Those of the graph, as the database told them, then those of fields and languages; empty: it can be published.
+
+    It may take seconds, in a thread: no transaction should wait for it.
+    """
     told = {(problem["node"], problem["field"]) for problem in graph}
-    # expressions are compiled in a process of their own, and a page's worth of them takes a while
     found = await asyncio.to_thread(problems, definition)
     return graph + [asdict(problem) for problem in found if (problem.node, problem.field) not in told]
 
 
 async def publish(
-    connection: asyncpg.Connection, tenant_id: UUID, name: str, expected_revision: int | None = None
+    transaction: Transaction, tenant_id: UUID, name: str, expected_revision: int | None = None
 ) -> dict[str, Any]:
     """Publishes the draft that was checked and no other, with every default written out: what a version means does not
-    depend on the release that runs it. Raises VanillaError `invalid_definition`, `invalid_state`."""
-    found = await store.find(connection, tenant_id, name)
-    if wrong := await every_problem(connection, found["draft"]):
+    depend on the release that runs it. Raises VanillaError `invalid_definition` with every problem, `invalid_state`.
+    """
+    async with transaction() as connection:
+        found = await store.find(connection, tenant_id, name)
+        graph = await store.graph_problems(connection, found["draft"])
+    if wrong := await every_problem(graph, found["draft"]):
         raise VanillaError(
             "invalid_definition", "the workflow does not validate", {"problems": wrong}, wrong[0]["message"]
         )
     definition = plain(Definition.model_validate(found["draft"]))
-    revision = expected_revision or found["revision"]
-    return await store.publish(connection, tenant_id, found["id"], revision, definition)
+    async with transaction() as connection:
+        revision = expected_revision or found["revision"]
+        return await store.publish(connection, tenant_id, found["id"], revision, definition)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> Difference:
@@ -81,7 +90,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Difference:
 
 
 async def begin(
-    connection: asyncpg.Connection,
+    transaction: Transaction,
     tenant_id: UUID,
     template: str,
     slug: str,
@@ -91,16 +100,17 @@ async def begin(
     user_id: UUID | None = None,
 ) -> dict[str, Any]:
     """Makes a workflow of a template. Raises VanillaError `invalid_definition`; `invalid_state`: the slug is taken."""
-    row = await store.template(connection, tenant_id, template)
+    async with transaction() as connection:
+        row = await store.template(connection, tenant_id, template)
     fields = {name: row[name] for name in ("slug", "name", "description", "parameters", "definition")}
     try:
-        definition = await asyncio.to_thread(instantiate, WorkflowTemplate.model_validate(fields), parameters)
+        definition = plain(await asyncio.to_thread(instantiate, WorkflowTemplate.model_validate(fields), parameters))
     except DefinitionError as error:
         raise _refusal(error.problems) from error
-    if any(row["slug"] == slug for row in await store.workflows(connection, tenant_id)):
-        raise VanillaError("invalid_state", f"the name {slug} is taken", {"param": "slug"}, "Choose another slug.")
-    document = plain(definition)
-    return await store.save(connection, tenant_id, slug, document, shared=shared, user_id=user_id)
+    async with transaction() as connection:
+        if any(row["slug"] == slug for row in await store.workflows(connection, tenant_id)):
+            raise VanillaError("invalid_state", f"the name {slug} is taken", {"param": "slug"}, "Choose another slug.")
+        return await store.save(connection, tenant_id, slug, definition, shared=shared, user_id=user_id)
 
 
 def _refusal(found: list[Problem]) -> VanillaError:

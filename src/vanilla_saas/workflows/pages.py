@@ -1,7 +1,6 @@
 """Pages of workflows: what there is, each as a graph with its draft and versions, and templates to begin from."""
 
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import Form, Request
 from fastapi.responses import Response
@@ -35,8 +34,7 @@ async def begin(
     request: Request, caller: PageCaller, slug: Slug, template: Annotated[str, Form(max_length=63)]
 ) -> Response:
     """A new workflow of a template, with its defaults."""
-    async with acting(request, caller) as connection:
-        await drafts.begin(connection, caller.identity.tenant_id, template, slug, {})
+    await drafts.begin(lambda: acting(request, caller), caller.identity.tenant_id, template, slug, {})
     return redirect(request, f"/workflows/{slug}?notice=begun")
 
 
@@ -45,10 +43,14 @@ async def workflow(request: Request, caller: PageCaller, name: str, notice: str 
     identity = caller.identity
     async with acting(request, caller, read_only=True) as connection:
         found = await store.find(connection, identity.tenant_id, name)
-        problems = await drafts.every_problem(connection, found["draft"])
         graph = await store.graph_problems(connection, found["draft"])
         versions = await store.versions(connection, identity.tenant_id, found["id"])
-        changed = None if problems else await _changes(connection, identity.tenant_id, found)
+        latest = found["latest_version"]
+        published = await store.version(connection, identity.tenant_id, found["id"], latest) if latest else None
+    problems = await drafts.every_problem(graph, found["draft"])
+    changed = None
+    if published and not problems:
+        changed = drafts.compare(published["definition"], found["draft"]).text()
     nodes = found["draft"].get("nodes") or []
     drawing = None if graph or len(nodes) > MOST_DRAWN else _draw(found["draft"])
     return render(
@@ -64,14 +66,6 @@ def _draw(definition: dict[str, Any]) -> Any:
     return draw([node["id"] for node in definition["nodes"]], edges)
 
 
-async def _changes(connection: Any, tenant_id: UUID, found: dict[str, Any]) -> str | None:
-    """What the draft changes in the latest version; None without one."""
-    if found["latest_version"] is None:
-        return None
-    latest = await store.version(connection, tenant_id, found["id"], found["latest_version"])
-    return drafts.compare(latest["definition"], found["draft"]).text()
-
-
 @router.post("/workflows/{slug}/draft")
 async def save(
     request: Request, caller: PageCaller, slug: str, definition: Text, revision: Annotated[int, Form(ge=1)]
@@ -84,8 +78,7 @@ async def save(
 
 @router.post("/workflows/{slug}/publish")
 async def publish(request: Request, caller: PageCaller, slug: str, revision: Annotated[int, Form(ge=1)]) -> Response:
-    async with acting(request, caller) as connection:
-        await drafts.publish(connection, caller.identity.tenant_id, slug, revision)
+    await drafts.publish(lambda: acting(request, caller), caller.identity.tenant_id, slug, revision)
     return redirect(request, f"/workflows/{slug}?notice=published")
 
 

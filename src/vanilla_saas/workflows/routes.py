@@ -56,7 +56,8 @@ async def validate(request: Request, caller: CurrentCaller, body: DefinitionBody
     """What is wrong with a definition, by node and field; nothing is written."""
     caller.require_scope("read")
     async with acting(request, caller, read_only=True) as connection:
-        found = await drafts.every_problem(connection, body.definition)
+        graph = await store.graph_problems(connection, body.definition)
+    found = await drafts.every_problem(graph, body.definition)
     return Problems(problems=[ProblemOf(**problem) for problem in found])
 
 
@@ -66,7 +67,8 @@ async def workflow(request: Request, caller: CurrentCaller, workflow: Name) -> W
     caller.require_scope("read")
     async with acting(request, caller, read_only=True) as connection:
         found = await store.find(connection, caller.identity.tenant_id, workflow)
-        wrong = await drafts.every_problem(connection, found["draft"])
+        graph = await store.graph_problems(connection, found["draft"])
+    wrong = await drafts.every_problem(graph, found["draft"])
     return Workflow(**found, problems=[ProblemOf(**problem) for problem in wrong])
 
 
@@ -84,7 +86,7 @@ async def save(request: Request, caller: CurrentCaller, slug: Slug, body: SaveBo
             expected_revision=body.expected_revision,
             user_id=body.user_id,
         )
-        saved["problems"] = await drafts.every_problem(connection, body.definition)
+    saved["problems"] = await drafts.every_problem(saved["problems"], body.definition)
     return Saved(**saved)
 
 
@@ -92,8 +94,9 @@ async def save(request: Request, caller: CurrentCaller, slug: Slug, body: SaveBo
 async def publish(request: Request, caller: CurrentCaller, workflow: Name, body: PublishBody) -> Published:
     """Freezes the draft as the next version; 422 with every problem when it does not validate."""
     caller.require_scope("chat")
-    async with acting(request, caller) as connection:
-        made = await drafts.publish(connection, caller.identity.tenant_id, workflow, body.expected_revision)
+    made = await drafts.publish(
+        lambda: acting(request, caller), caller.identity.tenant_id, workflow, body.expected_revision
+    )
     return Published(**made)
 
 
@@ -188,8 +191,8 @@ async def templates(request: Request, caller: CurrentCaller) -> Templates:
 async def instantiate(request: Request, caller: CurrentCaller, template: Name, body: InstantiateBody) -> Saved:
     """Makes a workflow of a template; parameters that are left out have their defaults."""
     caller.require_scope("chat")
-    async with acting(request, caller) as connection:
-        made = await drafts.begin(
-            connection, caller.identity.tenant_id, template, body.slug, body.parameters, shared=body.shared
-        )
+    made = await drafts.begin(
+        lambda: acting(request, caller), caller.identity.tenant_id, template, body.slug, body.parameters,
+        shared=body.shared,
+    )  # fmt: skip
     return Saved(**made)
