@@ -270,7 +270,7 @@ create or replace function public.save_workflow(p_slug text, p_definition jsonb,
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_self boolean := vanilla.claim(4) is not null and coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid;
-    v_tenant uuid := case when v_self and vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := case when v_self then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
     v_now timestamptz := vanilla.clock();
     v_user public.users;
     v_workflow public.ai_workflows;

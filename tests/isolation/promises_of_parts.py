@@ -118,6 +118,11 @@ PLANS = [
     Case("keeper", "select vanilla.end_trial(u, true) from users u where tenant_id = '{a}' and id = '{user}'", given=TRIAL,
          then=f"{ENDED} = array[true, false]"),
     Case("keeper", PLAN_FROM, "= (0)", ZONE),
+    # who is erased while a call is under way has a wallet that is suspended, on the level that it was
+    Case("admin", f"select consume_feature('{{user}}', {F})", "VS404", "update users set status = 'deleted' where tenant_id = '{a}' and id ="
+         " '{user}'; update user_token_wallets set status = 'suspended' where tenant_id = '{a}' and user_id = '{user}'"),
+    Case("admin", f"select consume_feature('{{user}}', {F})",
+         given="update user_token_wallets set status = 'suspended' where tenant_id = '{a}' and user_id = '{user}'"),
     Case("user", f"select (consume_feature('{{user}}', {F}) ->> 'resets_at')::timestamptz at time zone 'America/New_York' ="
          " date_trunc('day', vanilla.clock() at time zone 'America/New_York') + interval '1 day'", "= (t)", ZONE),
     Case("user", "select (check_feature('{user}', 'document-analysis') ->> 'resets_at')::timestamptz ="

@@ -20,6 +20,12 @@ SAVE = f"select save_workflow('made', {MADE})"
 IS_RETIRED, KEPT = "state = 'retired'", "user_id = '{user}' and shared"
 MINE = "user_id = '{user}' and slug = 'made' and revision = 1 and latest_version is null"
 
+TWINS_SECOND = (
+    "set local session_replication_role = replica; insert into workflow_versions select (jsonb_populate_record(v,"
+    " jsonb_build_object('version', 2, 'state', 'published', 'retired_at', null))).* from workflow_versions v"
+    f" where tenant_id = '{{twin}}' and workflow_id = {FLOW}; set local session_replication_role = origin"
+)
+
 CASES = [
     Case("nobody", f"select validate_workflow({CIRCLE}) -> 0 ->> 'code'", "= (circle)"),
     # new ones
@@ -41,6 +47,8 @@ CASES = [
     Case("user", SAVE, "VS429", RULE % 2),
     Case("user", SAVE, given=RULE % 3),
     Case("user", SAVE, given=f"{RULE % 2}; {RETIRED}"),
+    # the level of who saves, and of nobody else
+    Case("user", SAVE, given=f"{RULE % 0}; update user_token_wallets set level_id = '{{paid}}' where tenant_id = '{{a}}' and user_id = '{{user}}'"),
     # saved again
     Case("user", f"select save_workflow({SLUG}, {MADE})",
          then=f"{DRAFT} = 'Made' and (select revision from ai_workflows where tenant_id = '{{a}}' and id = {FLOW}) = 2"),
@@ -70,6 +78,11 @@ CASES = [
     Case("user", RETIRE % f"{FLOW}, 1", "VS409",
          f"update workflow_versions set state = 'retired', retired_at = now() where tenant_id = '{{a}}' and workflow_id = {FLOW}"),
     Case("user", RETIRE % FLOW, "VS409", RETIRED),
+    # the twin's versions count for nothing
+    Case("user", RETIRE % f"{FLOW}, 2", "VS404", TWINS_SECOND),
+    Case("user", RETIRE % f"{FLOW}, 1", given=TWINS_SECOND,
+         then=f"(select latest_version is null from ai_workflows where tenant_id = '{{a}}' and id = {FLOW})"),
+    Case("user", PUBLISH % FLOW, given=f"{REDRAWN}; {TWINS_SECOND}", then=VERSIONS % (FLOW, "version = 2") + " = 1"),
     # deleted
     Case("user", DELETE % FLOW, audit="workflow.deleted",
          then=f"{OF_A % 'true'} = 3 and {VERSIONS % ('workflow_id', 'true')} = 3"),

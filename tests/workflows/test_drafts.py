@@ -170,7 +170,12 @@ async def test_no_role_changes_a_version(people: People) -> None:
     person = await people.user(tenant_id=await people.tenant())
     workflow, _ = await saved(people, person)
     await people.operator.fetchval(PUBLISH, workflow)
-    for change in ("definition = '{}', hash = sha256('{}')", "version = 7", "published_at = now()"):
+    await people.operator.fetchval(RETIRE, workflow, 1)
+    changes = (
+        "definition = '{}', hash = sha256('{}')", "version = 7", "published_at = now()", "published_by = user_id",
+        "state = 'published', retired_at = null",
+    )  # fmt: skip
+    for change in changes:
         for role in ("vanilla_definer", "vanilla_system", None):
             transaction = people.operator.transaction()
             await transaction.start()
