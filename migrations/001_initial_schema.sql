@@ -1779,13 +1779,13 @@ declare
 begin
     select u.* into v_user from public.users u
         where u.id = p_user_id and (u.tenant_id = p_tenant_id or p_tenant_id is null) and u.status <> 'deleted';
-    if not found then
-        perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user_id', p_user_id));
-    end if;
-    if p_tenant_id is null then      -- the same words for a user of two tenants and for none
+    if p_tenant_id is null then      -- of the users of two tenants none is meant
         if exists (select from public.users u where u.id = p_user_id and u.tenant_id <> v_user.tenant_id and u.status <> 'deleted') then
-            perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user_id', p_user_id));
+            v_user := null;
         end if;
+    end if;
+    if v_user.id is null then
+        perform vanilla.refuse('VS404', 'no such user', jsonb_build_object('user_id', p_user_id));
     end if;
     return v_user;
 end

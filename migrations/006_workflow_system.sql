@@ -283,7 +283,7 @@ begin
     select * into v_workflow from public.ai_workflows w where w.tenant_id = v_tenant and w.slug = p_slug for no key update;
     if not found then
         v_user := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
-        if p_expected_revision is not null then
+        if p_expected_revision > 0 then
             perform vanilla.refuse('VS404', 'no such workflow', jsonb_build_object('slug', p_slug));
         end if;
         select (l.restrictions ->> 'workflows')::bigint into v_most from public.user_token_wallets w
@@ -299,7 +299,7 @@ begin
             end if;
         end if;
         perform vanilla.hold_open(v_user);
-    elsif vanilla.claim(5) = 'user' and v_workflow.user_id <> vanilla.claim(4)::uuid then
+    elsif p_expected_revision = 0 or vanilla.claim(5) = 'user' and v_workflow.user_id <> vanilla.claim(4)::uuid then
         perform vanilla.refuse('VS409', format('the name %s is taken', p_slug), '{"param": "slug"}', 'Choose another slug.');
     elsif v_workflow.user_id <> p_user_id then
         perform vanilla.refuse('VS409', format('%s is another user''s workflow', p_slug), '{"param": "user_id"}', 'Leave the user out to change it.');
@@ -335,7 +335,7 @@ begin
 end
 $f$;
 comment on function public.save_workflow(text, jsonb, boolean, bigint, uuid, uuid) is
-    'Makes a workflow, or saves the draft of the one of this slug, however unfinished: own, or any user''s by an admin. With the revision one began from, VS409 when another has saved since. Returns id, slug, revision and problems.';
+    'Makes a workflow, or saves the draft of the one of this slug, however unfinished: own, or any user''s by an admin. With the revision one began from, VS409 when another has saved since; 0: only when there is none. Returns id, slug, revision and problems.';
 
 create or replace function public.publish_workflow(p_workflow_id uuid, p_expected_revision bigint default null, p_definition jsonb default null,
     p_tenant_id uuid default null) returns jsonb

@@ -805,9 +805,7 @@ begin
     -- a window that is full already refuses here, before anything is written that would have to be undone
     if p_limits ?| array['requests_per_minute', 'requests_per_day'] then
         v_now := vanilla.clock();
-        select * into v_window from public.user_rate_windows r where r.tenant_id = p_tenant_id and r.user_id = p_user_id
-            and (r.minute_at = date_trunc('minute', v_now) and r.minute_requests >= (p_limits ->> 'requests_per_minute')::bigint
-                 or r.day = (v_now at time zone p_time_zone)::date and r.day_requests >= (p_limits ->> 'requests_per_day')::bigint);
+        select * into v_window from public.user_rate_windows r where r.tenant_id = p_tenant_id and r.user_id = p_user_id;
         if found then
             -- with this call counted; tokens are not known yet
             v_window.minute_requests := case when v_window.minute_at = date_trunc('minute', v_now) then v_window.minute_requests + 1 end;
@@ -859,10 +857,7 @@ begin
             day_requests = case when r.day >= excluded.day and r.day <= excluded.day + 1 then r.day_requests + 1 else 1 end,
             day = case when r.day <= excluded.day + 1 then greatest(r.day, excluded.day) else excluded.day end
         returning r.* into v_window;
-    if v_window.minute_requests > (p_limits ->> 'requests_per_minute')::bigint or v_window.minute_tokens > (p_limits ->> 'tokens_per_minute')::bigint
-       or v_window.day_requests > (p_limits ->> 'requests_per_day')::bigint then
-        perform vanilla.refuse_window(p_limits, v_window, p_tokens, v_now, p_time_zone);
-    end if;
+    perform vanilla.refuse_window(p_limits, v_window, p_tokens, v_now, p_time_zone);
     v_minute_end := v_window.minute_at + interval '1 minute';
     if p_limits ? 'requests_per_minute' then
         v_left := v_left || vanilla.rate_left('requests_per_minute', p_limits, v_window.minute_requests, v_minute_end, v_now, 60);

@@ -54,6 +54,8 @@ CASES = [
          then=f"{DRAFT} = 'Made' and (select revision from ai_workflows where tenant_id = '{{a}}' and id = {FLOW}) = 2"),
     Case("user", f"select save_workflow({SLUG}, {MADE}, p_expected_revision => 1)", then=f"{DRAFT} = 'Made'"),
     Case("user", f"select save_workflow({SLUG}, {MADE}, p_expected_revision => 2)", "VS409"),
+    Case("user", f"select save_workflow({SLUG}, {MADE}, p_expected_revision => 0)", "VS409"),
+    Case("user", f"select save_workflow('made', {MADE}, p_expected_revision => 0)"),
     Case("admin", f"select save_workflow({SLUG}, {MADE})", then=f"{DRAFT} = 'Made'"),
     Case("admin", f"select save_workflow({SLUG}, {MADE}, p_user_id => '{{other}}')", "VS409"),
     Case("other", f"select save_workflow('{{word}}-0-0', {MADE})", "VS409"),

@@ -4,6 +4,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from vanilla_saas.workflows import documents
+from vanilla_saas.workflows.definition import Definition
+from vanilla_saas.workflows.documents import Format
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 NUMBER = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-(2**52), 2**52, allow_nan=False)
 JSON = st.recursive(
@@ -70,3 +74,8 @@ def definitions(draw: st.DrawFn, most: int = 6) -> dict[str, Any]:
         "estimate_tokens": st.integers(0, 10**6),
     }
     return {"name": "Drawn", "nodes": found, "connections": links, **draw(st.fixed_dictionaries({}, optional=optional))}
+
+
+def load(text: str | bytes, format: Format) -> Definition:
+    """The definition of a text that is known to be one."""
+    return Definition.model_validate(documents.parse(text, format))

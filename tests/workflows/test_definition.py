@@ -9,9 +9,9 @@ import jsonschema_rs
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.workflows.graphs import definitions
+from tests.workflows.graphs import definitions, load
 from vanilla_saas.workflows import documents
-from vanilla_saas.workflows.definition import Definition, canonical, dump_yaml, json_schema, load, plain
+from vanilla_saas.workflows.definition import Definition, canonical, dump_yaml, json_schema, plain
 from vanilla_saas.workflows.documents import DocumentError
 from vanilla_saas.workflows.problems import problems
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from tests.workflows.graphs import load
 from vanilla_saas.providers.sandbox_rules import example_of
 from vanilla_saas.workflows import prompts, schemas
 from vanilla_saas.workflows.checks import JUDGEMENT
-from vanilla_saas.workflows.definition import dump_yaml, load, plain
+from vanilla_saas.workflows.definition import dump_yaml, plain
 from vanilla_saas.workflows.library import WorkflowTemplate, instantiate, library, load_template
 from vanilla_saas.workflows.nodes import Gate
 from vanilla_saas.workflows.problems import DefinitionError, problems

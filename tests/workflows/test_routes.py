@@ -8,7 +8,8 @@ import aiohttp
 from tests.conftest import People, Person
 from tests.tokens.test_routes import get, post
 from tests.tokens.test_wallet_routes import put
-from vanilla_saas.workflows.definition import Definition, canonical, load
+from tests.workflows.graphs import load
+from vanilla_saas.workflows.definition import Definition, canonical
 
 FLOW: dict[str, Any] = {
     "name": "Shorten",
@@ -169,3 +170,24 @@ async def test_a_tenants_own_template_stands_before_the_platforms_of_the_same_na
     made, _ = await post(http, owner, "/workflow-templates/map_and_merge/instantiate", {"slug": "ours"})
     assert made["problems"] == []
     assert (await get(http, owner, "/workflows/ours"))["name"] == "Shorten"
+
+
+async def test_a_draft_that_is_nested_too_deep_is_shown_and_refused_like_any_other(
+    http: aiohttp.ClientSession, people: People
+) -> None:
+    owner, *_ = await four(people)
+    answered = {}
+    for depth in (70, 240, 900):
+        inside: Any = "x"
+        for _ in range(depth):
+            inside = [inside]
+        body = {"definition": FLOW | {"description": inside}}
+        async with http.put("/api/v1/workflows/deep", headers=owner.headers, json=body) as answer:
+            answered[depth] = [answer.status]
+        for path in ("", "/export", "/diff", "/publish"):
+            post_it = http.post if path == "/publish" else http.get
+            sent = {"json": {}} if path == "/publish" else {}
+            async with post_it(f"/api/v1/workflows/deep{path}", headers=owner.headers, **sent) as answer:
+                answered[depth].append(answer.status)
+    # beyond what JSON is read to, nothing is saved and what was there stays
+    assert answered == {depth: [400 if depth == 900 else 200, 200, 200, 422, 422] for depth in (70, 240, 900)}

@@ -142,20 +142,12 @@ def versions(name: Name, tenant: TenantSlug = "default", as_json: AsJson = False
     show(as_operator(run), as_json)
 
 
-async def _definition(connection: asyncpg.Connection, tenant: str, name: str, version: int | None) -> dict[str, Any]:
-    owner = await tenant_id(connection, tenant)
-    found = await store.find(connection, owner, name)
-    row = await store.version(connection, owner, found["id"], version) if version else None
-    definition: dict[str, Any] = row["definition"] if row else found["draft"]
-    return definition
-
-
 @workflows.command("export")
 def export(name: Name, version: Number = None, tenant: TenantSlug = "default", as_json: AsJson = False) -> None:
     """Print a definition as YAML, or as JSON; `save` reads it again."""
 
     async def run(connection: asyncpg.Connection) -> dict[str, Any]:
-        return await _definition(connection, tenant, name, version)
+        return await store.definition(connection, await tenant_id(connection, tenant), name, version)
 
     definition = as_operator(run)
     tell(drafts.as_text(definition).rstrip("\n"), definition, as_json)
@@ -172,9 +164,10 @@ def diff(
     """What changed from a version to another, or to the draft."""
 
     async def run(connection: asyncpg.Connection) -> tuple[dict[str, Any], dict[str, Any]]:
+        owner = await tenant_id(connection, tenant)
         return (
-            await _definition(connection, tenant, name, before),
-            await _definition(connection, tenant, name, after),
+            await store.definition(connection, owner, name, before),
+            await store.definition(connection, owner, name, after),
         )
 
     found = drafts.compare(*as_operator(run))

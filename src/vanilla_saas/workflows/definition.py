@@ -4,12 +4,12 @@ docs/design/workflows.md describes the format; `json_schema` is its schema.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from vanilla_saas.workflows import documents
-from vanilla_saas.workflows.documents import Format
 from vanilla_saas.workflows.fields import Branch, Expression, NodeId, ObjectSchema, Seconds, Strict, Title
 from vanilla_saas.workflows.nodes import AnyNode
 
@@ -42,18 +42,11 @@ class Definition(Strict):
     estimate_tokens: int | None = Field(None, ge=0, le=10**12, description="wallet tokens reserved at the start")
 
 
+@cache
 def json_schema() -> dict[str, Any]:
     """The schema of a definition, for the API and for editors."""
     schema = Definition.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Workflow definition"}
-
-
-def load(text: str | bytes, format: Format) -> Definition:
-    """Raises DocumentError for a text that is not read, pydantic's ValidationError for one that is no definition.
-
-    `problems` takes `documents.parse` of the same text and says more.
-    """
-    return Definition.model_validate(documents.parse(text, format))
 
 
 def plain(definition: Definition) -> dict[str, Any]:

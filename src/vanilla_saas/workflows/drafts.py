@@ -20,6 +20,7 @@ from vanilla_saas.workflows.diff import Difference, difference
 from vanilla_saas.workflows.documents import DocumentError, Format, parse
 from vanilla_saas.workflows.library import WorkflowTemplate, instantiate
 from vanilla_saas.workflows.problems import DefinitionError, Problem, problems
+from vanilla_saas.workflows.shape import shape_problems
 
 Transaction = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
 """Begins one: what is checked in between takes seconds, and no transaction waits for it."""
@@ -85,7 +86,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Difference:
         try:
             read.append(Definition.model_validate(document))
         except ValidationError as error:
-            raise _refusal(problems(document)) from error
+            raise _refusal(list(shape_problems(document, error))) from error
     return difference(*read)
 
 
@@ -108,9 +109,9 @@ async def begin(
     except DefinitionError as error:
         raise _refusal(error.problems) from error
     async with transaction() as connection:
-        if any(row["slug"] == slug for row in await store.workflows(connection, tenant_id)):
-            raise VanillaError("invalid_state", f"the name {slug} is taken", {"param": "slug"}, "Choose another slug.")
-        return await store.save(connection, tenant_id, slug, definition, shared=shared, user_id=user_id)
+        return await store.save(
+            connection, tenant_id, slug, definition, shared=shared, expected_revision=0, user_id=user_id
+        )
 
 
 def _refusal(found: list[Problem]) -> VanillaError:

@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue, ValidationError
 from vanilla_saas.workflows import documents, schemas
 from vanilla_saas.workflows.definition import Definition
 from vanilla_saas.workflows.fields import NODE_ID, Language, Strict, Title
-from vanilla_saas.workflows.problems import DefinitionError, Problem, problems
+from vanilla_saas.workflows.problems import DefinitionError, Problem, validated
 from vanilla_saas.workflows.schemas import SchemaError
 
 PARAM = "$param"
@@ -77,10 +77,7 @@ def instantiate(template: WorkflowTemplate, parameters: Mapping[str, Any]) -> De
     values = defaults | dict(parameters)
     if found := list(_parameter_problems(template, values)):
         raise DefinitionError(found)
-    document = _filled(template.definition, values)
-    if found := problems(document):
-        raise DefinitionError(found)
-    return Definition.model_validate(document)
+    return validated(_filled(template.definition, values))
 
 
 def _has_default(schema: object) -> bool:

@@ -29,7 +29,7 @@ class DefinitionBody(BaseModel):
 class SaveBody(DefinitionBody):
     shared: bool | None = Field(None, description="for all of the tenant to read; left out: as it was")
     expected_revision: int | None = Field(
-        None, ge=1, description="the revision one began from; 409 when it is another by now"
+        None, ge=0, description="the revision one began from; 409 when it is another by now. 0: only when there is none"
     )
     user_id: UUID | None = Field(None, description="whose it is to be; admins only")
 

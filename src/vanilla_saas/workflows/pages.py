@@ -1,5 +1,6 @@
 """Pages of workflows: what there is, each as a graph with its draft and versions, and templates to begin from."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import Form, Request
@@ -10,9 +11,9 @@ from vanilla_saas.console.drawing import draw
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageCaller
 from vanilla_saas.workflows import drafts, store
+from vanilla_saas.workflows.models import Slug
 
 router = page_router()
-Slug = Annotated[str, Form(max_length=63, pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Text = Annotated[str, Form(max_length=1_048_576)]
 MOST_DRAWN = 200
 """Nodes of a graph that a page draws."""
@@ -31,7 +32,7 @@ async def workflows(request: Request, caller: PageCaller, notice: str = "") -> R
 
 @router.post("/workflows")
 async def begin(
-    request: Request, caller: PageCaller, slug: Slug, template: Annotated[str, Form(max_length=63)]
+    request: Request, caller: PageCaller, slug: Annotated[Slug, Form()], template: Annotated[str, Form(max_length=63)]
 ) -> Response:
     """A new workflow of a template, with its defaults."""
     await drafts.begin(lambda: acting(request, caller), caller.identity.tenant_id, template, slug, {})
@@ -51,12 +52,13 @@ async def workflow(request: Request, caller: PageCaller, name: str, notice: str 
     changed = None
     if published and not problems:
         changed = drafts.compare(published["definition"], found["draft"]).text()
+    text = await asyncio.to_thread(drafts.as_text, found["draft"])
     nodes = found["draft"].get("nodes") or []
     drawing = None if graph or len(nodes) > MOST_DRAWN else _draw(found["draft"])
     return render(
         request, "workflows/workflow.html", row=found, problems=problems, versions=versions, drawing=drawing,
         nodes={node["id"]: node for node in nodes} if drawing else {}, changed=changed,
-        text=drafts.as_text(found["draft"]),
+        text=text,
         mine=identity.role != "user" or found["user_id"] == identity.user_id, notice=notice,
     )  # fmt: skip
 
@@ -70,7 +72,7 @@ def _draw(definition: dict[str, Any]) -> Any:
 async def save(
     request: Request, caller: PageCaller, slug: str, definition: Text, revision: Annotated[int, Form(ge=1)]
 ) -> Response:
-    document = drafts.read_definition(definition, "yaml")
+    document = await asyncio.to_thread(drafts.read_definition, definition, "yaml")
     async with acting(request, caller) as connection:
         await store.save(connection, caller.identity.tenant_id, slug, document, expected_revision=revision)
     return redirect(request, f"/workflows/{slug}?notice=saved")

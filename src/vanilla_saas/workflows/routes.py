@@ -1,5 +1,6 @@
 """Workflows over HTTP: drafts saved by their owners, versions published and retired, templates to begin from."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -147,8 +148,9 @@ async def export(
     """The definition as YAML, to be kept in a repository and saved again with PUT or `vanilla-saas workflows save`."""
     caller.require_scope("read")
     async with acting(request, caller, read_only=True) as connection:
-        definition = await _definition(connection, caller, workflow, version)
-    return Response(drafts.as_text(definition), media_type="application/yaml")
+        definition = await store.definition(connection, caller.identity.tenant_id, workflow, version)
+    text = await asyncio.to_thread(drafts.as_text, definition)
+    return Response(text, media_type="application/yaml")
 
 
 @router.get("/workflows/{workflow}/diff")
@@ -162,20 +164,10 @@ async def diff(
     """What changed from one version to another, or to the draft."""
     caller.require_scope("read")
     async with acting(request, caller, read_only=True) as connection:
-        old = await _definition(connection, caller, workflow, before)
-        new = await _definition(connection, caller, workflow, after)
+        old = await store.definition(connection, caller.identity.tenant_id, workflow, before)
+        new = await store.definition(connection, caller.identity.tenant_id, workflow, after)
     found = drafts.compare(old, new)
     return Difference(text=found.text(), changes=found.data())
-
-
-async def _definition(connection: Any, caller: CurrentCaller, workflow: str, version: int | None) -> dict[str, Any]:
-    found = await store.find(connection, caller.identity.tenant_id, workflow)
-    if version is None:
-        draft: dict[str, Any] = found["draft"]
-        return draft
-    row = await store.version(connection, caller.identity.tenant_id, found["id"], version)
-    definition: dict[str, Any] = row["definition"]
-    return definition
 
 
 @router.get("/workflow-templates")

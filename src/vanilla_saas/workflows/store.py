@@ -11,7 +11,7 @@ LIST = """
 select w.id, w.slug, w.name, w.description, w.user_id, w.shared, w.status, w.revision, w.latest_version,
     w.created_at, w.updated_at
 from public.ai_workflows w
-where w.tenant_id = $1 and ($2::text is null or w.status = $2)
+where w.tenant_id = $1
 order by w.slug
 """
 FIND = """
@@ -46,9 +46,9 @@ RETIRE = "select public.retire_workflow($1, $2, $3)"
 DELETE = "select public.delete_workflow($1, $2)"
 
 
-async def workflows(connection: asyncpg.Connection, tenant_id: UUID, status: str | None = None) -> list[dict[str, Any]]:
+async def workflows(connection: asyncpg.Connection, tenant_id: UUID) -> list[dict[str, Any]]:
     """Those the caller may read, by slug, without their drafts."""
-    return [dict(row) for row in await connection.fetch(LIST, tenant_id, status)]
+    return [dict(row) for row in await connection.fetch(LIST, tenant_id)]
 
 
 async def find(connection: asyncpg.Connection, tenant_id: UUID, name: str) -> dict[str, Any]:
@@ -120,6 +120,14 @@ async def version(connection: asyncpg.Connection, tenant_id: UUID, workflow_id: 
     if row is None:
         raise VanillaError("not_found", "no such version", {"version": number})
     return dict(row)
+
+
+async def definition(connection: asyncpg.Connection, tenant_id: UUID, name: str, number: int | None) -> dict[str, Any]:
+    """That of a version, or without a number the draft. Raises VanillaError `not_found`."""
+    found = await find(connection, tenant_id, name)
+    row = await version(connection, tenant_id, found["id"], number) if number else None
+    wanted: dict[str, Any] = row["definition"] if row else found["draft"]
+    return wanted
 
 
 async def templates(connection: asyncpg.Connection, tenant_id: UUID) -> list[dict[str, Any]]:
