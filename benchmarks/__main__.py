@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from benchmarks import backup, calls, cli, gateway, isolation, levels, machine, operations, startup, wallet
+from benchmarks import backup, calls, cli, gateway, isolation, levels, machine, operations, startup, wallet, workflows
 from benchmarks.frame import BenchmarkError, Result, markdown, show
 from benchmarks.options import Options
 
@@ -21,6 +21,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
     "backup": ("backup and verified restore of a large ledger, against pg_dump and pg_restore", backup.run),
     "wallet": ("debits, reservations, batches, the end of a month and the ledger, against the least SQL", wallet.run),
     "levels": ("uses of a feature counted up to a limit, against a bare upsert", levels.run),
+    "workflows": (
+        "durable steps: throughput against a bare queue and four peers, claims under load, fairness",
+        workflows.run,
+    ),
     "operations": ("retention by dropping months, and the end of a month through the scheduler", operations.run),
 }
 
@@ -38,7 +42,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter slices: under a minute without peers")
     parser.add_argument("--peers", action="store_true", help="install the pinned peers in a venv of their own, compare")
     parser.add_argument("--no-peers", action="store_true", help="leave installed peers out")
-    parser.add_argument("--only", default="", metavar="POINT,...", help="of wallet: these points alone")
+    parser.add_argument("--only", default="", metavar="POINT,...", help="of wallet and workflows: these points alone")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     form.add_argument("--markdown", action="store_true", help="print the tables of docs/benchmarks.md")

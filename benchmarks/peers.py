@@ -1,4 +1,4 @@
-"""LiteLLM's proxy as a peer: its pinned version in a virtual environment of its own, below the user's cache.
+"""Peers: each in its pinned version in a virtual environment of its own, below the user's cache. And LiteLLM's proxy.
 
 It runs without its database: keys and budgets come from `custom_auth`, and nothing is written about a call. That
 favours it, because the metered call of this product commits twice to disk.
@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -44,34 +45,43 @@ general_settings:
 """
 
 
-def _pinned() -> dict[str, str]:
-    peers: dict[str, dict[str, str]] = tomllib.loads(Path(__file__).with_name("peers.toml").read_text())
-    return peers["litellm"]
+def pinned(name: str) -> dict[str, Any]:
+    """What peers.toml says of a peer: package, version, and packages it needs beside."""
+    peers: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("peers.toml").read_text())
+    return peers[name]
 
 
 def litellm_version() -> str:
-    return _pinned()["version"]
+    return str(pinned("litellm")["version"])
 
 
-def _environment() -> Path:
-    return user_cache_path("vanilla-saas") / "benchmarks" / f"litellm-{litellm_version()}"
+def find(name: str, install: bool) -> Path | None:
+    """The folder of a peer's commands; None when it is not installed and shall not be.
 
-
-def find_litellm(install: bool) -> Path | None:
-    """Its command; None when it is not installed and shall not be. Raises BenchmarkError when it cannot be."""
-    folder = _environment()
-    command = folder / "bin" / "litellm"
-    if command.exists() or not install:
-        return command if command.exists() else None
-    peer = _pinned()
+    Raises BenchmarkError when it cannot be.
+    """
+    peer = pinned(name)
+    folder = user_cache_path("vanilla-saas") / "benchmarks" / f"{name}-{peer['version']}"
+    # written last: an installation that was interrupted is none
+    complete = folder / "complete"
+    if complete.exists() or not install:
+        return folder / "bin" if complete.exists() else None
+    packages = [f"{peer['package']}=={peer['version']}", *peer.get("beside", [])]
     for step in (
         ["uv", "venv", "--quiet", "--clear", str(folder)],
-        ["uv", "pip", "install", "--quiet", "--python", str(folder), f"{peer['package']}=={peer['version']}"],
+        ["uv", "pip", "install", "--quiet", "--python", str(folder), *packages],
     ):
         done = subprocess.run(step, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise BenchmarkError(f"LiteLLM cannot be installed: {done.stderr.strip()[-1000:]}")
-    return command
+            raise BenchmarkError(f"{name} cannot be installed: {done.stderr.strip()[-1000:]}")
+    complete.touch()
+    return folder / "bin"
+
+
+def find_litellm(install: bool) -> Path | None:
+    """Its command, or None; see `find`."""
+    folder = find("litellm", install)
+    return folder / "litellm" if folder else None
 
 
 @contextlib.contextmanager

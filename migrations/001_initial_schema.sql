@@ -1916,6 +1916,9 @@ begin
         update public.payment_customers set payment_method = null where tenant_id = p_user.tenant_id and user_id = p_user.id;
         delete from public.payment_top_ups where tenant_id = p_user.tenant_id and user_id = p_user.id;
     end if;
+    if to_regclass('public.workflow_executions') is not null then      -- 006; executions before wallets, as workers lock them
+        perform vanilla.forget_executions(p_user);
+    end if;
     -- The wallet before the row is written: losing its address, a row is locked against foreign keys too, and whoever gives a
     -- user a policy holds the wallet when theirs looks at the user. And before keys, as calls do.
     select * into v_wallet from public.user_token_wallets w where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id for update;
@@ -2557,7 +2560,7 @@ create or replace function vanilla.admit_call(
     p_key_hash bytea, p_session_hash bytea, p_payer text, p_model text,
     p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint, p_output_limit bigint, p_choices integer,
     p_execution_id uuid, p_streamed boolean, p_ttl interval,
-    p_idempotency_key text default null, p_request_id text default null) returns jsonb
+    p_idempotency_key text default null, p_request_id text default null, p_step jsonb default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_now timestamptz := vanilla.clock();
@@ -2580,7 +2583,19 @@ declare
     v_rate jsonb;
 begin
     -- who calls
-    if p_key_hash is not null then
+    if p_step is not null then      -- a worker, for a step of a workflow (006) whose lease it has
+        select q.tenant_id, q.user_id, null::uuid as key_id, array['chat'] as scopes, null::bigint as budget_tokens, l.restrictions,
+                t.calls_stopped_until, t.time_zone, q.execution_id, e.hold_id into v_caller
+            from public.workflow_queue q
+            join public.workflow_executions e on e.tenant_id = q.tenant_id and e.id = q.execution_id
+            join public.users u on u.tenant_id = q.tenant_id and u.id = q.user_id
+            join public.tenants t on t.tenant_id = q.tenant_id and t.id = q.tenant_id
+            left join public.user_token_wallets w on w.tenant_id = q.tenant_id and w.user_id = q.user_id
+            left join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
+            where q.tenant_id = (p_step ->> 'tenant_id')::uuid and q.execution_id = (p_step ->> 'execution_id')::uuid and q.node = (p_step ->> 'n')::smallint
+              and q.item = coalesce((p_step ->> 'item')::integer, -1) and q.worker = (p_step ->> 'worker')::uuid and q.lease = (p_step ->> 'lease')::bigint
+              and u.status = 'active' and t.status = 'active';
+    elsif p_key_hash is not null then
         select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens, l.restrictions, t.calls_stopped_until, t.time_zone into v_caller
             from public.api_keys k
             join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
@@ -2601,6 +2616,7 @@ begin
               and u.status = 'active' and t.status = 'active';
     end if;
     if not found then
+        if p_step is not null then perform vanilla.refuse('VS409', 'the step was taken from this worker, or who pays is not active'); end if;
         perform vanilla.refuse('VS411', 'the key is wrong, revoked or expired');
     end if;
     if not 'chat' = any (v_caller.scopes) then
@@ -2693,6 +2709,15 @@ begin
     v_entry.idempotency_key := p_idempotency_key;
     v_entry.actor_id := v_caller.user_id;
     v_entry.metadata := '{}';
+    if p_step is not null then
+        v_entry.source := 'workflow';
+        v_entry.reference_type := 'workflow_execution';
+        v_entry.reference_id := v_caller.execution_id;
+        v_call := v_call || jsonb_build_object('lease', p_step -> 'lease');
+        if v_caller.hold_id is not null then
+            perform vanilla.draw_estimate(v_caller.tenant_id, v_caller.hold_id, v_needed);
+        end if;
+    end if;
     if p_idempotency_key is null then      -- the short way: most wallets can pay, and nothing is looked at first
         v_short := v_entry;
         v_short.id := vanilla.uuid7();
@@ -2727,6 +2752,15 @@ begin
     if v_limits is not null then
         v_rate := vanilla.count_call(v_caller.tenant_id, v_payer, v_caller.time_zone, v_limits, v_needed);
     end if;
+    if p_step is not null then
+        -- Who takes the step away from now on waits, and then returns what this has reserved. Who is doing so may wait for the
+        -- wallet, which is locked here: then this one gives way.
+        perform from public.workflow_queue q
+            where q.tenant_id = v_caller.tenant_id and q.execution_id = v_caller.execution_id and q.node = (p_step ->> 'n')::smallint
+              and q.item = coalesce((p_step ->> 'item')::integer, -1) and q.worker = (p_step ->> 'worker')::uuid and q.lease = (p_step ->> 'lease')::bigint
+            for key share skip locked;
+        if not found then perform vanilla.refuse('VS430', 'the step is being taken from this worker'); end if;
+    end if;
     if v_caller.budget_tokens is not null then
         update public.api_keys set used_tokens = used_tokens + v_needed
             where tenant_id = v_caller.tenant_id and id = v_caller.key_id and used_tokens + v_needed <= budget_tokens;
@@ -2743,7 +2777,7 @@ begin
         'rate', v_rate);
 end
 $f$;
-comment on function vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text) is
+comment on function vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text, jsonb) is
     'Before a model call, in one round trip: key, payer, model, price, worst case reserved. Sizes in model tokens, the output limit over all choices; returns where to call and with what limit.';
 
 create or replace function vanilla.quote_call(p_session_hash bytea, p_model text, p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint,
@@ -2846,7 +2880,7 @@ $f$;
 comment on function public.set_provider_secret(uuid, bytea, text, uuid) is 'Keeps ciphertext made by the runtime; null forgets it. Admin of the provider''s tenant, or operator.';
 
 grant execute on function
-    vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text),
+    vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text, jsonb),
     vanilla.quote_call(bytea, text, bigint, bigint, bigint, integer),
     vanilla.settle_call(uuid, uuid, text, bigint, bigint, bigint, bigint, boolean, text, integer, integer),
     vanilla.list_models(bytea, bytea) to vanilla_runtime;
@@ -2874,6 +2908,9 @@ set search_path = pg_catalog, pg_temp as $f$
         ('payment.subscription', 'A subscription began, changed its state or its level, or ended; or its grace did (lapsed).'),
         ('payment.top_up_paused', 'Tokens are not bought by themselves any more: a charge failed or is disputed. The user says when to go on.'),
         ('payment.top_up_ceiling', 'Tokens would have been bought, but the month''s ceiling is reached; told once a month.'),
+        ('workflow.succeeded', 'An execution of a workflow ended well; those that others started are not told.'),
+        ('workflow.failed', 'An execution of a workflow failed; reason is the code of what it failed of.'),
+        ('workflow.approval_requested', 'A workflow waits for people to approve something.'),
         ('webhook.disabled', 'An endpoint was disabled because it kept failing or answered 410.'),
         ('webhook.test', 'Sent by hand to see whether an endpoint works.')
 $f$;
@@ -2898,6 +2935,25 @@ end
 $f$;
 comment on function vanilla.emit_event(uuid, text, uuid, jsonb) is
     'Writes an event into the caller''s transaction, and a delivery for each active endpoint that asked for its type. Returns its id.';
+
+create or replace function vanilla.emit_events(p_type text, p_tenants uuid[], p_users uuid[], p_payloads jsonb[]) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+begin
+    if p_tenants is null then return 0; end if;
+    with written as (
+        insert into public.events (tenant_id, created_at, id, type, user_id, payload)
+            select e.tenant_id, v_now, vanilla.uuid7(), p_type, e.user_id, e.payload from unnest(p_tenants, p_users, p_payloads) e (tenant_id, user_id, payload)
+            returning tenant_id, id)
+    insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at, created_at)
+        select w.tenant_id, e.id, v_now, w.id, v_now, v_now from written w
+        cross join lateral (select k.id from public.webhook_endpoints k where k.tenant_id = w.tenant_id and k.status = 'active'
+            and k.event_types && array[p_type, '*', split_part(p_type, '.', 1) || '.*'] for key share skip locked) e;
+    return cardinality(p_tenants);
+end
+$f$;
+comment on function vanilla.emit_events(text, uuid[], uuid[], jsonb[]) is 'emit_event for many of one type: tenants, users and payloads side by side. Returns how many.';
 
 create or replace function vanilla.entry_event(p_entry public.user_token_ledger) returns jsonb language sql stable
 set search_path = pg_catalog, pg_temp as $f$

@@ -4,7 +4,7 @@ set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
 select vanilla.refuse_after_upgrade();
 set local role vanilla_owner;
--- 005, 008 and 009 are not there yet: a table that does not exist is passed over
+-- 005 and 009 are not there yet: a table that does not exist is passed over
 do $do$
 declare
     v record;
@@ -15,6 +15,17 @@ begin
             ('ai_workflows', 'user_owned', '{}', false, 'shared'),
             ('workflow_versions', 'user_owned', '{}', false, 'shared'),
             ('workflow_templates', 'platform_catalog', '{}', false, null),
+            ('workflow_nodes', 'platform_only', '{}', false, null),
+            ('workflow_executions', 'user_read', '{}', false, null),
+            ('workflow_steps', 'user_read', '{}', false, null),
+            ('workflow_queue', 'platform_only', '{}', false, null),
+            ('workflow_timers', 'platform_only', '{}', false, null),
+            ('workflow_signals', 'user_read', '{}', false, null),
+            ('workflow_approvals', 'user_read', '{}', false, null),
+            ('workflow_approval_votes', 'user_read', '{}', false, null),
+            ('quality_gate_results', 'user_read', '{}', false, null),
+            ('workflow_shares', 'admin_only', '{}', false, null),
+            ('workflow_schedules', 'user_read', '{}', false, null),
             ('user_level_changes', 'user_read', '{}', true, null),
             ('level_features', 'tenant_shared', '{}', false, null),
             ('level_feature_usage', 'user_read', '{}', false, null),
@@ -36,7 +47,12 @@ begin
             ('payments', 'user_read', '{}', false, null),
             ('payment_reversals', 'admin_only', '{}', false, null),
             ('payment_top_ups', 'user_read', '{}', false, null),
-            ('payment_events', 'admin_only', '{}', false, null)) t (name, class, hidden, append_only, public)
+            ('payment_events', 'admin_only', '{}', false, null),
+            ('routing_strategies', 'platform_catalog', '{}', false, null),
+            ('worker_registry', 'admin_only', '{}', false, null),
+            ('worker_event_logs', 'admin_only', '{}', true, null),
+            ('routing_metrics', 'admin_only', '{}', false, null),
+            ('routing_decisions', 'admin_only', '{}', true, null)) t (name, class, hidden, append_only, public)
     loop
         continue when v.oid is null;
         perform vanilla.protect_table(v.oid, v.class, p_hidden => v.hidden::name[], p_append_only => v.append_only, p_public => v.public);

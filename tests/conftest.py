@@ -222,7 +222,7 @@ def settings_for(cluster: Cluster, database_name: str, home: Path, **more: Any) 
         secret_key=SecretStr("c3" * 32),
         home=home,
         pool_size=8,
-        **more,
+        **{"run_worker": False} | more,
     )
 
 

@@ -1,7 +1,7 @@
 """Composition root of the API and the console: rooms, error answers, request ids, work in the background."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.datastructures import State
@@ -29,9 +29,11 @@ from vanilla_saas.payments.routes import router as payments_router
 from vanilla_saas.providers import pages as providers_pages
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.gateway import Gateway
-from vanilla_saas.providers.metering import MeteredCalls
 from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
+from vanilla_saas.providers.step_metering import MeteredStepCalls
+from vanilla_saas.routing import pages as routing_pages
+from vanilla_saas.routing.routes import router as routing_router
 from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import pages as tenancy_pages
 from vanilla_saas.tenancy.person_routes import router as person_router
@@ -42,8 +44,12 @@ from vanilla_saas.tokens.routes import router as tokens_router
 from vanilla_saas.tokens.wallet_routes import router as wallet_router
 from vanilla_saas.tracing import configure_tracing
 from vanilla_saas.web import BodyLimit, Observed, RequestIds, install_problems
+from vanilla_saas.workflows import approval_pages, run_pages
 from vanilla_saas.workflows import pages as workflows_pages
+from vanilla_saas.workflows.execution_events import Streams, ended_by_signals
+from vanilla_saas.workflows.execution_routes import router as executions_router
 from vanilla_saas.workflows.routes import router as workflows_router
+from vanilla_saas.workflows.working import worker_beside
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -67,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             async with _sandbox(settings) as sandbox_url, UpstreamClient() as client:
                 secrets = SecretBox.from_settings(settings)
                 coalescer = Coalescer(database)
-                calls = MeteredCalls(database, coalescer, client, secrets, sandbox_url, settings.max_running_calls)
+                calls = MeteredStepCalls(database, coalescer, client, secrets, sandbox_url, settings.max_running_calls)
                 app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
                 app.state.coalescer = coalescer
                 app.state.addresses, app.state.signer = where, signer
@@ -79,7 +85,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 if settings.run_schedules:
                     app.state.scheduler.start()
                 try:
-                    yield
+                    async with AsyncExitStack() as working:
+                        if settings.run_worker:
+                            await working.enter_async_context(worker_beside(database, calls, settings))
+                        working.enter_context(ended_by_signals(app.state.streams))
+                        yield
                 finally:
                     await app.state.scheduler.close()
                     await app.state.webhooks.close()
@@ -91,6 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Vanilla SaaS", version="0.1.0", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
     )
     app.state.settings = settings
+    app.state.streams = Streams(settings.max_streams, max(settings.pool_size // 4, 1))
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(OpenAISurface, state=app.state)
     app.add_middleware(Observed, log_requests=settings.log_requests)
@@ -99,12 +110,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     rooms = (
         operations_router, person_router, tenancy_router, tokens_router, wallet_router, proof_router, levels_router,
         level_changes_router, payments_router, webhooks_router, schedules_router, workflows_router,
+        routing_router,
+        executions_router,
     )  # fmt: skip
     for router in rooms:
         app.include_router(router)
     pages = (
         tokens_pages, levels_pages, payments_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages,
-        operations_pages, backups_pages, workflows_pages,
+        operations_pages, backups_pages, workflows_pages, run_pages, approval_pages, routing_pages,
     )  # fmt: skip
     console.install(app, *(page.ROOM for page in pages))
     return app

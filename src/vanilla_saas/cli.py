@@ -59,8 +59,10 @@ class Commands(LazyGroup):
             "vanilla_saas.payments.cli:payments", "Payments through Stripe: account, prices, events (extra stripe)."
         ),
         "workflows": LazyCommand(
-            "vanilla_saas.workflows.cli:workflows", "Workflows of a tenant: drafts, versions, templates."
+            "vanilla_saas.workflows.cli:workflows", "Workflows of a tenant: drafts, versions, templates, executions."
         ),
+        "worker": LazyCommand("vanilla_saas.workflows.worker_cli:worker", "Run steps of workflows until stopped."),
+        "workers": LazyCommand("vanilla_saas.routing.cli:workers", "Workers of the platform: list, events, drain."),
         "pg-upgrade": LazyCommand(
             "vanilla_saas.database.cli:pg_upgrade", "Move the embedded server's data to VANILLA_SAAS_PG_VERSION."
         ),

@@ -84,6 +84,8 @@ WEBHOOK_DELIVERIES = Counter(
     "vanilla_saas_webhook_attempts", "Attempts to deliver a webhook by how they ended: delivered, failed.", ("outcome",)
 )
 
+STEPS = Counter("vanilla_saas_steps", "Steps of workflows that this process computed, by outcome.", ("outcome",))
+
 
 def metrics() -> Iterator[Metric]:
     """Every metric of this module, in the order of the page."""

@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Largest request body that is read."""
     max_running_calls: Annotated[int, Field(ge=1)] = 512
     """Model calls in flight in one process; one more is answered 429 with Retry-After."""
+    max_streams: Annotated[int, Field(ge=1)] = 1000
+    """Streams of an execution's events that one process keeps open; one more is answered 429 with Retry-After."""
     public_url: str | None = None
     """Address under which people reach this installation; links in mails and answers begin with it."""
     smtp_url: SecretStr | None = None
@@ -88,6 +90,16 @@ class Settings(BaseSettings):
     """`doctor` warns when the last backup that was restored for trial is older; 0 never warns."""
     run_schedules: bool = True
     """This process runs what is due (resets, retention, clean-up) while it serves; any number of processes may."""
+    run_worker: bool = True
+    """This process runs steps of workflows while it serves; `vanilla-saas worker` does nothing else."""
+    worker_pools: Annotated[list[str], Field(min_length=1, max_length=100)] = ["default"]
+    """Pools whose steps a worker takes, as a JSON list."""
+    worker_capacity: Annotated[int, Field(ge=1, le=10_000)] = 20
+    """Steps that a worker runs at the same time."""
+    worker_tools: list[str] = []
+    """Python modules with functions marked `@tool`, which nodes of the kind tool call; a JSON list."""
+    workflows_to_private: bool = False
+    """Let nodes of the kind http reach loopback and private addresses: for development only."""
     export_to: str | None = None
     """Where logs past retention are written before they are dropped: a directory, or
     `s3://bucket/prefix?endpoint=https://host&region=name` (extra `export`, credentials in `AWS_ACCESS_KEY_ID` and

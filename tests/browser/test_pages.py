@@ -44,14 +44,17 @@ ADMIN = [
     "/workflows",
     "/workflows/research",
     "/workflows/unfinished",
+    "/runs",
+    "/approvals",
     "/webhooks",
     "/webhooks/events",
     "/webhooks/{webhook}",
     "/webhooks/{webhook}/deliveries/{delivery}",
 ]
-SUPER = ["/tenants", "/providers", "/schedules"]
+SUPER = ["/tenants", "/providers", "/schedules", "/workers", "/workers/{worker}"]
 NAMES = {
     "/levels/paths": "/levels-paths",
+    "/workers/{worker}": "/worker",
     "/plan/change?level={premium}&when=now&price=monthly+USD": "/plan-change-now",
     "/plan/change?level={basic}&when=period_end": "/plan-change-later",
     "/levels/paths/change?user={other}&level={basic}&when=now&price=monthly+EUR": "/user-change-trial",
@@ -155,6 +158,22 @@ async def _workflows(people: People, person: Person) -> None:
     await store.save(operator, tenant, "unfinished", circle, user_id=user)
 
 
+async def _workers(people: People) -> uuid.UUID:
+    """One that works and two that have ended, of which one died."""
+    call = people.operator.fetchval
+    names = ("worker-1", "worker-2", "worker-3")
+    made = [await call("select vanilla.register_worker($1, '{default}', 8, '{}', 'eu', '1.0')", name) for name in names]
+    for worker in made:
+        report = {"finished": 90, "failed": 10, "latency_ms_sum": 45_000, "in_flight": 3}
+        await call("select vanilla.heartbeat_worker($1, $2)", worker, report)
+    await call("select vanilla.drain_worker($1)", made[1])
+    await call("update worker_registry set heartbeat_at = now() - interval '1 minute' where id = $1", made[2])
+    await call("select vanilla.bury_workers()")
+    # a tour takes longer than a worker may be silent
+    await call("update worker_registry set heartbeat_at = now() + interval '1 hour' where stopped_at is null")
+    return made[0]
+
+
 async def _webhook(people: People, person: Person) -> tuple[uuid.UUID, uuid.UUID]:
     """One that failed, with a delivery that was tried."""
     webhook = uuid.uuid4()
@@ -214,6 +233,8 @@ async def test_every_page_is_accessible_and_fits_its_window(
     await root.theme(theme)
     await super_admin(people)
     await root.sign_in("platform", "admin@localhost", PASSWORD)
+    worker = await _workers(people)
     for path in SUPER:
-        await look(root, path, path)
+        await look(root, path.format(worker=worker), NAMES.get(path, path))
+    await people.operator.execute("delete from worker_registry")
     assert not problems, "\n".join(problems)

@@ -14,7 +14,7 @@ from tests.processes import assert_books_are_clean, eventually
 from vanilla_saas.database.coalescer import RUN_CALLS, Coalescer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database, _prepare
-from vanilla_saas.providers.metering import _TTL, ADMIT, SETTLE
+from vanilla_saas.providers.metering import ADMIT, HOLD_TTL, SETTLE
 from vanilla_saas.tenancy.identity import token_hash
 from vanilla_saas.tokens.store import ADJUST_BY_KEY
 
@@ -53,7 +53,19 @@ def adjustment(admin: Person, user: Person | uuid.UUID, amount: int, direction: 
 def admission(person: Person, **more: Any) -> tuple[Any, ...]:
     payer, model = more.get("payer"), more.get("model", "sandbox-small")
     sizes = (5, 5, more.get("limit", 10), 1)
-    return (ADMIT, token_hash(person.key), None, payer, model, *sizes, uuid.uuid4(), False, _TTL, more.get("key"), None)
+    return (
+        ADMIT,
+        token_hash(person.key),
+        None,
+        payer,
+        model,
+        *sizes,
+        uuid.uuid4(),
+        False,
+        HOLD_TTL,
+        more.get("key"),
+        None,
+    )
 
 
 def settlement(admitted: dict[str, Any], used: int = 5) -> tuple[Any, ...]:

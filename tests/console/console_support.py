@@ -58,6 +58,8 @@ class Page(HTMLParser):
             "/payments",
             "/playground",
             "/workflows",
+            "/runs",
+            "/approvals",
             "/keys",
             "/users",
             "/audit",
@@ -65,6 +67,7 @@ class Page(HTMLParser):
             "/providers",
             "/health",
             "/schedules",
+            "/workers",
         }
         return {link.get("href") for link in self.all("a")} & known
 

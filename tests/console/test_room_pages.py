@@ -76,7 +76,7 @@ async def test_older_entries_follow_without_gap_or_repeat(api: str, people: Peop
         text = page.text
         for _ in range(5):
             seen += re.findall(r"gift-\d+\.", text)
-            more = re.search(r'hx-get="([^"]+)"', text)
+            more = re.search(r'hx-get="(/wallet[^"]+)"', text)
             if not more:
                 break
             path = more[1].replace("&amp;", "&")

@@ -16,7 +16,7 @@ from vanilla_saas.app import create_app
 from vanilla_saas.operations.first_run import FirstRun, prepare_first_run
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/tutorial.md"]
+PAGES = ["README.md", "docs/tutorial.md", "docs/workflows.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -31,7 +31,7 @@ async def installation(cluster: Cluster, tmp_path: Path) -> AsyncIterator[tuple[
         url = cluster.url(database=name)
         first = await prepare_first_run(url, with_demo=True)
         assert first is not None
-        async with serve(create_app(settings_for(cluster, name, tmp_path))) as address:
+        async with serve(create_app(settings_for(cluster, name, tmp_path, run_worker=True))) as address:
             yield url, address, first
 
 

@@ -17,6 +17,8 @@ NOT_CANARY = {
     ): "null where the restriction is a number; the ids of such rows are watched",
     ("payment_prices", "currency"): "three letters",
     ("workflow_versions", "hash"): "is that of the definition, which has one",
+    ("workflow_nodes", "branches"): "one for each successor",
+    ("workflow_nodes", "next_pools"): "the same",
 }
 TEXT_TYPES = ("text", "text[]", "jsonb", "bytea")
 
@@ -84,4 +86,10 @@ def _expressions(column: Column) -> list[str]:
     if column.type == "bytea":
         return [f"substr(convert_to('{CANARY}', 'UTF8') || decode({random} || {random}, 'hex'), 1, 32)"]
     unique = f"'{CANARY}' || substr({random}, 1, 8)"
-    return [unique, f"{unique} || '@{CANARY}.test'", f"'https://' || {unique} || '.test'", f"'$argon2id$' || {unique}"]
+    return [
+        unique,
+        f"{unique} || '@{CANARY}.test'",
+        f"'https://' || {unique} || '.test'",
+        f"'$argon2id$' || {unique}",
+        f"{unique} || ' * * * *'",
+    ]

@@ -75,7 +75,7 @@ def _of_partition(table: Table) -> list[Mutant]:
     closed = f"alter table {name} no force row level security; alter table {name} disable row level security"
     return [
         Mutant("partition", f"grant select on {name} to vanilla_app", only),
-        Mutant("partition", f"grant select (id) on {name} to vanilla_readonly", only),
+        Mutant("partition", f"grant select (tenant_id) on {name} to vanilla_readonly", only),
         Mutant("partition", f"{closed}; grant select on {name} to vanilla_app", only, visible=True),
         Mutant("partition", f"grant insert on {name} to vanilla_runtime", only),
         Mutant("partition", f"alter table {name} disable row level security", only),

@@ -14,6 +14,7 @@ import asyncpg
 
 from tests.conftest import SUPER_ADMIN
 from tests.isolation.contexts import OTHER_KEY
+from tests.isolation.executions import NODES
 from tests.isolation.matrix import rolled_back
 from tests.isolation.rows import CANARY, World
 from tests.isolation.twin import TWIN, WORD, plant
@@ -108,12 +109,13 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     a, b = world.a, world.b
     one = connection.fetchval
     open_hold = "select id::text from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
+    by_hand = "reference_type is distinct from 'workflow_execution'"
     names = {
         "a": a.id, "b": b.id, "same_id": SAME_ID, "context_key": world.signer.key_id, "word": a.word, "twin": TWIN,
         "platform": str(PLATFORM), "super": str(SUPER_ADMIN),
         "user": a.user.id, "other": a.other.id, "admin": a.admin.id, "b_user": b.user.id,
-        "hold": await one(f"{open_hold} and call is null", a.id, a.user.id),
-        "call": await one(f"{open_hold} and call is not null", a.id, a.user.id),
+        "hold": await one(f"{open_hold} and call is null and {by_hand}", a.id, a.user.id),
+        "call": await one(f"{open_hold} and call is not null and {by_hand}", a.id, a.user.id),
         "level": await one("select id::text from levels where tenant_id = $1 and is_default", a.id),
         "paid": await one("select id::text from levels where tenant_id = $1 and not is_default limit 1", a.id),
         "b_level": await one("select id::text from levels where tenant_id = $1 and is_default", b.id),
@@ -124,6 +126,8 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         **await _of_webhooks(connection, a.id, b.id),
         **await _of_payments(connection, world),
         **await _of_workflows(connection, world),
+        **await _of_routing(connection, world),
+        **await _of_executions(connection, world),
         "grant": await one(LARGEST_GRANT, a.id, a.user.id),
         "b_grant": await one(LARGEST_GRANT, b.id, b.user.id),
         "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
@@ -214,17 +218,74 @@ async def _of_payments(connection: asyncpg.Connection, world: World) -> dict[str
 
 
 async def _of_workflows(connection: asyncpg.Connection, world: World) -> dict[str, str]:
-    """The private and the shared workflow of A's user and of another, and one of B's."""
-    rows = await connection.fetch("select w.tenant_id, w.user_id, w.shared, w.id from ai_workflows w")
+    """The private and the shared workflow of A's user and of another that were never started, and those that run."""
+    rows = await connection.fetch(
+        "select w.id, w.tenant_id, w.slug, w.user_id, w.shared from ai_workflows w where w.tenant_id = any($1)",
+        [world.a.id, world.b.id],
+    )
     names = {}
     for row in rows:
+        whose = "flow" if str(row["user_id"]) == world.a.user.id else "others"
+        kind = row["slug"].split("-")[1] if "-" in row["slug"] else ""
         if str(row["tenant_id"]) == world.b.id:
             names["b_flow"] = str(row["id"])
-        elif str(row["tenant_id"]) == world.a.id:
-            whose = "flow" if str(row["user_id"]) == world.a.user.id else "others"
-            kind = "_shared" if row["shared"] else "" if whose == "flow" else "_flow"
-            names[f"{whose}{kind}"] = str(row["id"])
+        elif kind in ("run", "part"):
+            names[f"{whose}_{kind}"] = str(row["id"])
+        else:
+            names[whose + ("_shared" if row["shared"] else "" if whose == "flow" else "_flow")] = str(row["id"])
     return names
+
+
+async def _of_executions(connection: asyncpg.Connection, world: World) -> dict[str, str]:
+    """Of A's user and of another: what runs, what waits for its place, what was started within, what has ended; of B
+    one of each table."""
+    names = {"hands": str(await connection.fetchval("select id from worker_registry where name = 'of the world'"))}
+    of = "e.tenant_id = $1 and e.user_id = $2"
+    for prefix, tenant, user in (
+        ("", world.a, world.a.user.id),
+        ("others_", world.a, world.a.other.id),
+        ("b_", world.b, world.b.user.id),
+    ):
+        for name, where in (
+            ("run", "e.status = 'running' and e.slot_held"),
+            ("slotted", "e.status = 'running' and e.slot is not null and not e.slot_held"),
+            ("child", "e.parent_execution_id is not null"),
+            ("done", "e.status = 'succeeded'"),
+            ("failed", "e.status = 'failed'"),
+        ):
+            found = await connection.fetchval(
+                f"select e.id::text from workflow_executions e where {of} and {where}", tenant.id, user
+            )
+            names[prefix + {"run": "running", "done": "ended", "failed": "lost"}.get(name, name)] = found
+        row = await connection.fetchrow(
+            "select a.id::text as approval, (select q.lease::text from workflow_queue q where q.tenant_id = a.tenant_id"
+            " and q.execution_id = a.execution_id and q.node = $3) as busy, (select q.lease::text from workflow_queue q"
+            " where q.tenant_id = a.tenant_id and q.execution_id = a.execution_id and q.node = $4) as judge,"
+            " (select h.id::text from user_token_holds h where h.tenant_id = a.tenant_id and h.state = 'open'"
+            "  and h.reference_id = a.execution_id and h.call is not null limit 1) as step_call"
+            " from workflow_approvals a where a.tenant_id = $1 and a.user_id = $2",
+            tenant.id, user, NODES.index("busy") + 1, NODES.index("judge") + 1,
+        )  # fmt: skip
+        names |= {f"{prefix}{name}": value for name, value in row.items()}
+        scheduled = "select id::text from workflow_schedules where tenant_id = $1 and user_id = $2"
+        names[f"{prefix}schedule"] = await connection.fetchval(scheduled, tenant.id, user)
+    return names
+
+
+async def _of_routing(connection: asyncpg.Connection, world: World) -> dict[str, str]:
+    """The platform's worker, and of both tenants a worker and the decision that can be replayed."""
+    one = connection.fetchval
+    own = "select id::text from worker_registry where tenant_id = $1 order by id limit 1"
+    decision = (
+        "select id::text from routing_decisions where tenant_id = $1 and kind = 'least_loaded' order by id limit 1"
+    )
+    return {
+        "worker": await one("select id::text from worker_registry where name = 'of the world'"),
+        "own_worker": await one(own, world.a.id),
+        "b_worker": await one(own, world.b.id),
+        "decision": await one(decision, world.a.id),
+        "b_decision": await one(decision, world.b.id),
+    }
 
 
 FROZEN = """do $$ begin execute format('create or replace function vanilla.clock() returns timestamptz language sql'
@@ -283,6 +344,23 @@ TRAPS = f"""
     insert into payments (tenant_id, user_id, account_tenant_id, cause, state, price_id, tokens, currency, amount)
         select '{TWIN}', '{{user}}', '{TWIN}', 'checkout', 'open', '{WORD}', 1, 'USD', 1 from generate_series(1, 20);
     update payments set created_at = vanilla.clock() where tenant_id = '{TWIN}' and state = 'open';
+    -- a worker with the id of the platform's before it, silent for long; a quick one; a strategy for a pool
+    delete from worker_registry where tenant_id = '{{platform}}' and id <> '{{worker}}';
+    insert into worker_registry (tenant_id, id, name, pools, capacity, status, heartbeat_at, latency_ewma_ms)
+        values ('{TWIN}', '{{worker}}', '{WORD}', '{{default}}', 7, 'active', '2020-01-01', null),
+            ('{TWIN}', gen_random_uuid(), '{WORD}', '{{default}}', 7, 'active', '2199-01-01', 1);
+    with gone as (delete from worker_registry where tenant_id = '{{platform}}' returning *)
+        insert into worker_registry select * from gone;
+    insert into routing_strategies (tenant_id, slug, kind, pool) values ('{TWIN}', 'twin-only', 'sticky', 'twinpool');
+    -- signals that came to the twin's alone, and votes that would make a quorum
+    insert into workflow_signals (tenant_id, execution_id, name, user_id, payload, sent_at)
+        select '{TWIN}', '{{running}}', name, '{{user}}', '"{WORD}"', now() from unnest(array['word', 'go']) name;
+    insert into workflow_nodes select (jsonb_populate_record(n, '{{"node": 99}}')).* from workflow_nodes n
+        where tenant_id = '{TWIN}' and node = 1;
+    update workflow_steps set status = 'failed' where tenant_id = '{TWIN}' and execution_id = '{{lost}}';
+    insert into workflow_approval_votes (tenant_id, approval_id, user_id, decision, comment, voted_at)
+        select '{TWIN}', '{{approval}}', u::uuid, 'approved', '{WORD}', '2020-01-01'
+        from unnest(array['{{user}}', '{{admin}}']) u;
     insert into ai_executions (tenant_id, id, user_id, provider, model, status)
         select '{TWIN}', execution_id, user_id, 'x', 'x', 'abandoned' from user_token_holds
         where tenant_id = '{{a}}' and id = '{{call}}';

@@ -38,7 +38,7 @@ SCHEDULES = [
     Case("runtime", PART % ("webhook_deliveries", "error"), '= ("the setting retention.webhook_deliveries_days is not a number of days, so nothing is removed")',
          "delete from system_configurations where tenant_id = '{platform}' and key = 'retention.webhook_deliveries_days'",
          then=job("failures = 1", "webhook_deliveries")),
-    *[Case("runtime", PART % (name, "more"), "= (false)") for name in ("history", "tenant_tokens", "feature_usage")],
+    *[Case("runtime", PART % (name, "more"), "= (false)") for name in ("history", "tenant_tokens", "feature_usage", "workflow_history")],
     # a row of the platform's that this suite made is of January: all days since would be rolled up
     Case("runtime", "select vanilla.tick()", "= (f)", "update schedules set enabled = name <> 'level_analytics' where tenant_id = '{platform}'", then=job("last_run_at = vanilla.clock()", "grants")),
     Case("runtime", "select vanilla.begin_schedule('log_export')", "= (t)"),
@@ -46,7 +46,7 @@ SCHEDULES = [
     Case("runtime", "select vanilla.finish_schedule('log_export', 5, '{}')", "VS409"),
     Case("runtime", "select vanilla.finish_schedule('log_export', 5, '{}')", given=f"{last('log_export')}; {HELD}",
          then=job("last_duration_ms = 5", "log_export")),
-    *[Case(who, "select count(*) from list_schedules()", "= (18)") for who in ("super", "operator")],
+    *[Case(who, "select count(*) from list_schedules()", "= (20)") for who in ("super", "operator")],
     *[Case(who, statement, "VS403 schedules are the platform") for who in ("admin", "user", "service", "opened") for statement in (
         "select name from list_schedules()", "select set_schedule('holds', false)", "select request_schedule('holds')")],
     *[Case("nobody", statement, "VS401") for statement in (

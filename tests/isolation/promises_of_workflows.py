@@ -12,6 +12,7 @@ OF_A = "(select count(*) from ai_workflows where tenant_id = '{a}' and %s)"
 SLUG = "'{word}-0-0'"
 DRAFT = f"(select draft ->> 'name' from ai_workflows where tenant_id = '{{a}}' and id = {FLOW})"
 VERSIONS = "(select count(*) from workflow_versions where tenant_id = '{a}' and workflow_id = %s and %s)"
+NODES = "(select count(*) from workflow_nodes where tenant_id = '{a}' and workflow_id = %s)"
 RULE = "update levels set restrictions = '{\"workflows\": %s}' where tenant_id = '{a}' and id = '{level}'"
 REDRAWN = f"update ai_workflows set draft = {MADE} where tenant_id = '{{a}}' and id = {FLOW}"
 RETIRED = f"update ai_workflows set status = 'retired' where tenant_id = '{{a}}' and id = {FLOW}"
@@ -44,9 +45,9 @@ CASES = [
     Case("user", f"select save_workflow('made', {MADE}, p_expected_revision => 1)", "VS404"),
     Case("user", "select save_workflow('A b', '{\"name\": \"x\"}')", "VS400"),
     Case("user", "select save_workflow('made', '{}')", "VS400"),
-    Case("user", SAVE, "VS429", RULE % 2),
-    Case("user", SAVE, given=RULE % 3),
-    Case("user", SAVE, given=f"{RULE % 2}; {RETIRED}"),
+    Case("user", SAVE, "VS429", RULE % 4),
+    Case("user", SAVE, given=RULE % 5),
+    Case("user", SAVE, given=f"{RULE % 4}; {RETIRED}"),
     # the level of who saves, and of nobody else
     Case("user", SAVE, given=f"{RULE % 0}; update user_token_wallets set level_id = '{{paid}}' where tenant_id = '{{a}}' and user_id = '{{user}}'"),
     # saved again
@@ -87,7 +88,7 @@ CASES = [
     Case("user", PUBLISH % FLOW, given=f"{REDRAWN}; {TWINS_SECOND}", then=VERSIONS % (FLOW, "version = 2") + " = 1"),
     # deleted
     Case("user", DELETE % FLOW, audit="workflow.deleted",
-         then=f"{OF_A % 'true'} = 3 and {VERSIONS % ('workflow_id', 'true')} = 3"),
+         then=f"{OF_A % 'true'} = 7 and {VERSIONS % ('workflow_id', 'true')} = 7 and {NODES % FLOW} = 0"),
     # whose: their owner's and the admins', shared or not
     *[Case("admin", verb % FLOW) for verb in (PUBLISH, RETIRE, DELETE)],
     *[Case("user", verb % SHARED) for verb in (PUBLISH, RETIRE, DELETE)],
@@ -97,11 +98,11 @@ CASES = [
     *[Case("operator", verb % "'{b_flow}', p_tenant_id => '{a}'", "VS404") for verb in (PUBLISH, RETIRE, DELETE)],
     Case("operator", f"select publish_workflow({FLOW}, p_tenant_id => '{{a}}')"),
     # what a person may see
-    Case("user", "select count(*) from ai_workflows", "= (3)"),
-    Case("user", "select count(*) from workflow_versions", "= (3)"),
-    Case("admin", "select count(*) from ai_workflows", "= (4)"),
+    Case("user", "select count(*) from ai_workflows", "= (5)"),
+    Case("user", "select count(*) from workflow_versions", "= (5)"),
+    Case("admin", "select count(*) from ai_workflows", "= (8)"),
     # with an erased user
     Case("admin", "select erase_user('{user}', 'asked')",
-         then=f"{OF_A % 'true'} = 3 and {VERSIONS % ('workflow_id', 'true')} = 3"
-         f" and {OF_A % KEPT} = 1"),
+         then=f"{OF_A % 'true'} = 5 and {VERSIONS % ('workflow_id', 'true')} = 5 and {NODES % FLOW} = 0"
+         f" and {NODES % SHARED} = 2 and {OF_A % KEPT} = 1"),
 ]  # fmt: skip

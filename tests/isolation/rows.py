@@ -11,6 +11,7 @@ import asyncpg
 
 from tests.isolation.canaries import CANARY, TEXT_TYPES, plant, words
 from tests.isolation.catalog import PLATFORM, PUBLIC_FLAG, Closed, Column, Table, enumeration, read_closed, read_tables
+from tests.isolation.executions import run_workflows, vote
 from vanilla_saas.database.context import ContextSigner, Identity, Role
 
 
@@ -80,6 +81,17 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
     a = await _make_tenant(connection, f"plain{uuid.uuid4().hex[:6]}")
     b = await _make_tenant(connection, CANARY)
     world = World(tables, await read_closed(connection), a, b, signer)
+    worker = await connection.fetchval("select vanilla.register_worker('of the world', '{default}', 10)")
+    await connection.fetchval("select vanilla.heartbeat_worker($1)", worker)
+    # whatever buries meanwhile
+    await connection.execute("update worker_registry set heartbeat_at = '2199-01-01' where id = $1", worker)
+    for tenant in (a, b):
+        await _route(connection, tenant)
+    for tenant in (a, b):
+        members = [tenant.user.id, tenant.other.id]
+        await run_workflows(connection, worker, tenant.id, members, tenant.word)
+        decides = {tenant.other.id: tenant.user, tenant.user.id: tenant.other}
+        await vote(connection, {whose: tenant.token(signer, who) for whose, who in decides.items()}, tenant.word)
     for tenant in (a, b):
         for table in _referenced_first(tables):
             await _fill(connection, world, table, tenant)
@@ -90,6 +102,10 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
     for table in tables:
         if not table.parent:
             await plant(connection, table, b.id)
+    # what b's members run is with a worker whom nobody is
+    await connection.execute(
+        "update workflow_queue set worker = gen_random_uuid() where tenant_id = $1 and worker is not null", b.id
+    )
     for member in (b.user, b.other, b.admin):
         await _read_hashes(connection, b, member)
     world.ids_of_b = await _ids_of_b(connection, world)
@@ -152,6 +168,15 @@ async def _make_tenant(connection: asyncpg.Connection, word: str) -> Tenant:
     await _subscribe(connection, tenant, members, word)
     await _draw(connection, tenant, members, word)
     return made
+
+
+async def _route(connection: asyncpg.Connection, tenant: Tenant) -> None:
+    """A strategy of the tenant, and a decision by it that can be replayed."""
+    set_ = "select set_routing_strategy($1, 'least_loaded', p_description => $1, p_tenant_id => $2)"
+    await connection.fetchval(set_, tenant.word, uuid.UUID(tenant.id))
+    candidates = json.dumps([{"id": tenant.word}])
+    decide = "select route_decision($1, $2::jsonb, p_tenant_id => $3)"
+    await connection.fetchval(decide, tenant.word, candidates, uuid.UUID(tenant.id))
 
 
 async def _draw(connection: asyncpg.Connection, tenant: str, members: list[Member], word: str) -> None:
@@ -358,7 +383,7 @@ async def insert(
 
 
 def _spellings(word: str) -> list[str]:
-    return [word, f"{word}@{word}.test", f"https://{word}.test", f"$argon2id${word}"]
+    return [word, f"{word}@{word}.test", f"https://{word}.test", f"$argon2id${word}", f"{word} * * * *"]
 
 
 async def generate(

@@ -62,9 +62,12 @@ the tables and which of them say whose a row is, and do nothing else."""
 SETTINGS = {
     "search_path=pg_catalog, pg_temp",
     "enable_seqscan=off",
+    "enable_bitmapscan=off",
+    "enable_sort=off",
     "enable_hashjoin=off",
     "enable_mergejoin=off",
     "plan_cache_mode=force_generic_plan",
+    "jit=off",
     "cursor_tuple_fraction=1",
     "lock_timeout=250ms",
     "lock_timeout=2s",

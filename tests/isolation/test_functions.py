@@ -16,7 +16,13 @@ from tests.isolation.contexts import Context, contexts, enter
 from tests.isolation.matrix import Notices, listening, rolled_back, undone
 from tests.isolation.rows import World
 
-OPEN_HOLD = "select id from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open' order by call is "
+OPEN_HOLD = (
+    "select id from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
+    " and reference_type is distinct from 'workflow_execution' order by call is "
+)
+RUNNING = (
+    "select id from workflow_executions where tenant_id = $1 and user_id = $2 and status = 'running' and slot_held"
+)
 ANOTHER_LEVEL = "select id from levels where tenant_id = $1 and not is_default order by tier limit 1"
 IDS = {
     "p_tenant_id": "select $1::uuid",
@@ -47,7 +53,20 @@ IDS = {
     "p_customer_key": "select id from payment_customers where tenant_id = $1 limit 1",
     "public.begin_checkout.p_price_id": "select id from payment_prices where tenant_id = $1 and kind = 'pack'",
     "public.set_auto_top_up.p_price_id": "select id from payment_prices where tenant_id = $1 and kind = 'pack'",
-    "p_workflow_id": "select id from ai_workflows where tenant_id = $1 and user_id = $2 order by slug limit 1",
+    "p_worker_id": "select id from worker_registry where tenant_id = $1 limit 1",
+    "p_decision_id": "select id from routing_decisions where tenant_id = $1 and kind = 'least_loaded' limit 1",
+    "p_workflow_id": "select w.id from ai_workflows w where w.tenant_id = $1 and w.user_id = $2 and not exists"
+    " (select from workflow_executions e where e.tenant_id = w.tenant_id and e.workflow_id = w.id)"
+    " order by w.id limit 1",
+    "public.gate_statistics.p_workflow_id": RUNNING.replace("id", "workflow_id", 1),
+    **{f"public.{verb}_execution.p_execution_id": RUNNING for verb in ("cancel", "pause", "resume", "signal")},
+    "public.execution_progress.p_execution_id": RUNNING,
+    "public.execution_step.p_execution_id": RUNNING,
+    "public.restart_execution.p_execution_id": "select id from workflow_executions where tenant_id = $1"
+    " and user_id = $2 and status = 'failed'",
+    "p_approval_id": "select id from workflow_approvals where tenant_id = $1 and user_id = $2",
+    "p_schedule_id": "select id from workflow_schedules where tenant_id = $1 and user_id = $2 order by id limit 1",
+    "p_worker": "select id from worker_registry where tenant_id = vanilla.platform() and name = 'of the world'",
 }
 """Where the ids of a tenant for an argument of this name come from: $1 the tenant, $2 its user."""
 
@@ -137,6 +156,43 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.publish_workflow": (OK, {}),
     "public.retire_workflow": (OK, {}),
     "public.delete_workflow": (OK, {}),
+    "public.set_routing_strategy": (OK, {"p_slug": "'new'", "p_kind": "'sticky'"}),
+    "public.route_decision": (OK, {"p_strategy": "'least_loaded'"}),
+    "public.explain_routing": (OK, {}),
+    "public.drain_worker": (OK, {}),
+    # workers are the platform's: nothing of a tenant's is in what they are told
+    "vanilla.register_worker": (OK, {"p_name": "'x'", "p_pools": "'{{default}}'", "p_capacity": "1"}),
+    "vanilla.heartbeat_worker": (OK, {}),
+    "vanilla.worker_allowance": (OK, {"p_n": "1"}),
+    "vanilla.drain_worker": (OK, {}),
+    "vanilla.stop_worker": (OK, {}),
+    "vanilla.bury_workers": (OK, {}),
+    "public.start_workflow": (OK, {}),
+    "public.cancel_execution": (OK, {}),
+    "public.pause_execution": (OK, {}),
+    "public.resume_execution": ("VS409", {}),
+    "public.restart_execution": (OK, {}),
+    "public.signal_execution": (OK, {"p_name": "'x'"}),
+    "public.decide_approval": (OK, {"p_decision": "'approved'"}),
+    "public.my_approvals": (OK, {}),
+    "public.execution_progress": (OK, {}),
+    "public.gate_statistics": (OK, {"p_from": "'2000-01-01'", "p_until": "now()"}),
+    "public.set_workflow_share": ("VS403", {}),
+    "public.execution_step": (OK, {"p_node": "'ask'"}),
+    "public.replay_executions": (OK, {}),
+    "public.set_workflow_schedule": (OK, {"p_name": "'new'", "p_cron": "'0 2 * * *'"}),
+    "public.delete_workflow_schedule": (OK, {}),
+    # over all tenants: nothing of B's is due
+    "vanilla.due_workflow_schedules": (OK, {}),
+    "vanilla.fire_workflow_schedule": (
+        OK,
+        {"p_seen_at": "'2199-01-01Z'", "p_times": "array[now()]", "p_next_at": "'2199-01-02Z'"},
+    ),
+    # a worker runs the steps of every tenant that are in its pools: none of B's is
+    "vanilla.tick_worker": (OK, {"p_done": "'[]'", "p_n": "100"}),
+    "vanilla.held_leases": (OK, {}),
+    "vanilla.tend_workflows": (OK, {}),
+    "vanilla.workflow_plan": (OK, {"p_version": "1"}),
     "vanilla.grants_after_burn": (OK, {}),
     "public.verify_token_ledger": (OK, {}),
     "public.reconcile_token_wallets": (OK, {}),
@@ -267,6 +323,11 @@ CAPABILITIES = {
     "vanilla.settle_call": {"p_tenant_id", "p_hold_id"},
     "vanilla.finish_webhook_delivery": {"p_tenant_id", "p_delivery_id", "p_lease_id"},
     "vanilla.finish_top_up": {"p_tenant_id", "p_payment_id", "p_lease_id"},
+    **{f"vanilla.{verb}_worker": {"p_worker"} for verb in ("heartbeat", "drain", "stop")},
+    "vanilla.worker_allowance": {"p_worker"},
+    "vanilla.workflow_plan": {"p_tenant_id", "p_workflow_id"},
+    "vanilla.fire_workflow_schedule": {"p_tenant_id", "p_schedule_id"},
+    **{f"vanilla.{name}": {"p_worker"} for name in ("tick_worker", "held_leases")},
 }
 """Arguments that together are the right to act, of functions without a context: B's are tried one at a time."""
 
@@ -282,6 +343,7 @@ POWERS = {
     "public.request_schedule",
     "public.token_ledger_anchor",
     "public.verify_token_anchor",
+    "public.set_workflow_share",
 }
 """With which a super admin at the platform acts on tenants that they have not opened."""
 
@@ -291,8 +353,17 @@ EMPTY = {
     "vanilla.finish_webhook_delivery",
     "vanilla.finish_top_up",
     "vanilla.bind_payment_customer",
+    "vanilla.workflow_plan",
+    "public.replay_executions",
+    "public.my_approvals",
+    "vanilla.fire_workflow_schedule",
+    "vanilla.held_leases",
+    "public.gate_statistics",
 }
 """Functions that answer nothing, instead of refusing, for an id that is not here."""
+NOTHING = ("[]", "[None]", "['0']", """['{"refused": [], "restarted": []}']""")
+WRITE_DOWN_AN_EXECUTION = {"vanilla.admit_call", "vanilla.adjust_by_key", "public.adjust_user_tokens"}
+"""What it is that is paid for, in the caller's own words: nothing looks it up."""
 
 EXPRESSION = re.compile(r"(?:SQL|PL/pgSQL) (?:expression|assignment) .*?\\n(?=PL/pgSQL function)")
 """A line of an error's context that PL/pgSQL leaves out the first time a session evaluates the expression."""
@@ -414,8 +485,8 @@ def _choices(function: Function) -> list[tuple[str, ...]]:
 
 def _harmless(function: Function, choice: tuple[str, ...], outcome: str) -> bool:
     """Nothing came back, or the ids were only written down."""
-    nothing = function.name in EMPTY and outcome in (f"{OK} []", f"{OK} [None]")
-    unused = {"p_execution_id"}
+    nothing = function.name in EMPTY and outcome in {f"{OK} {none}" for none in NOTHING}
+    unused = {"p_execution_id"} if function.name in WRITE_DOWN_AN_EXECUTION else set()
     if function.name == "public.create_webhook_endpoint":
         unused.add("p_endpoint_id")  # the caller makes it up
     return nothing or set(choice) <= unused

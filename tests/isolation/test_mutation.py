@@ -23,6 +23,8 @@ from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
 from tests.isolation.promises_of_parts import CASES as PARTS
 from tests.isolation.promises_of_payments import CASES as PAYMENTS
+from tests.isolation.promises_of_routing import CASES as ROUTING
+from tests.isolation.promises_of_runner import CASES as RUNNER
 from tests.isolation.promises_of_schedules import CASES as SCHEDULES
 from tests.isolation.promises_of_supabase import CASES as SUPABASE
 from tests.isolation.promises_of_tenancy import CASES as TENANCY
@@ -37,7 +39,21 @@ SAMPLES = {"schema": 400, "functions": 110}
 """How many mutants an ordinary run takes, of those that break tables, roles and grants, and of those of functions."""
 IN_ONE = 25
 """Mutants in one transaction."""
-CASES = [*TENANCY, *TOKENS, *GRANTS, *LEVELS, *CHANGES, *PAYMENTS, *PARTS, *WEBHOOKS, *WORKFLOWS, *SCHEDULES, *SUPABASE]
+CASES = [
+    *TENANCY,
+    *TOKENS,
+    *GRANTS,
+    *LEVELS,
+    *CHANGES,
+    *PAYMENTS,
+    *PARTS,
+    *WEBHOOKS,
+    *WORKFLOWS,
+    *RUNNER,
+    *ROUTING,
+    *SCHEDULES,
+    *SUPABASE,
+]
 CONTEXTS = {"none", "user", "admin"}
 LAST_SEEN: dict[str, str] = {}
 """By kind of mutant, the check of the catalog that saw the last one."""

@@ -9,6 +9,8 @@ from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
 from tests.isolation.promises_of_parts import CASES as PARTS
 from tests.isolation.promises_of_payments import CASES as PAYMENTS
+from tests.isolation.promises_of_routing import CASES as ROUTING
+from tests.isolation.promises_of_runner import CASES as RUNNER
 from tests.isolation.promises_of_schedules import CASES as SCHEDULES
 from tests.isolation.promises_of_supabase import CASES as SUPABASE
 from tests.isolation.promises_of_tenancy import CASES as TENANCY
@@ -20,7 +22,21 @@ from tests.isolation.rows import World
 
 @pytest.mark.parametrize(
     "cases",
-    [TENANCY, TOKENS, GRANTS, LEVELS, CHANGES, PAYMENTS, PARTS, WEBHOOKS, WORKFLOWS, SCHEDULES, SUPABASE],
+    [
+        TENANCY,
+        TOKENS,
+        GRANTS,
+        LEVELS,
+        CHANGES,
+        PAYMENTS,
+        PARTS,
+        WEBHOOKS,
+        WORKFLOWS,
+        ROUTING,
+        RUNNER,
+        SCHEDULES,
+        SUPABASE,
+    ],
     ids=[
         "tenancy",
         "tokens",
@@ -31,6 +47,8 @@ from tests.isolation.rows import World
         "parts",
         "webhooks",
         "workflows",
+        "routing",
+        "runner",
         "schedules",
         "supabase",
     ],

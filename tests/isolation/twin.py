@@ -41,7 +41,23 @@ DIFFERENT = {
     "level_changes": "terms = '{}'",
     "level_invoice_lines": "payment_reference = '{word}'",
     "ai_workflows": "name = '{word}', draft = '{\"nodes\": []}', revision = revision + 70, latest_version = 77",
-    "workflow_versions": "state = 'retired', retired_at = now()",
+    "workflow_versions": "state = 'retired', retired_at = now(), definition = '{}', hash = sha256('{}')",
+    "workflow_nodes": "name = '{word}' || node, kind = '$end', pool = '{word}', attempts = 77, timeout_s = 7777,"
+    " retry_node = null, settings = '{\"output\": 1}'",
+    "workflow_executions": "input = jsonb_build_object('word', '{word}'), output = '\"{word}\"', depth = 5,"
+    " charged_tokens = 7777777,"
+    " priority = 9, request_hash = sha256(request_hash), hold_id = null",
+    "workflow_steps": "output = '\"{word}\"', charged_tokens = 7777777, attempts = 7, round = 7, taken = 7,"
+    ' undecided = 7, items_left = 7, state = \'{"check": true, "escalated": 1}\', value = \'"{word}"\'',
+    # with another worker, and in a pool of its own
+    "workflow_queue": "pool = '{word}', rank = rank - 7, worker = case when worker is not null then tenant_id end",
+    "workflow_timers": "due_at = '2199-01-01'",
+    "workflow_signals": "payload = '\"{word}\"'",
+    "workflow_approvals": "title = '{word}', approvers = '{role:admin,role:user}', quorum = 1, comment = '{word}'",
+    "workflow_approval_votes": "comment = '{word}'",
+    "quality_gate_results": "score = 0, threshold = 0, passed = not passed, charged_tokens = 7777777",
+    "workflow_shares": "weight = 77, max_running = 1",
+    "workflow_schedules": "cron = '7 7 7 7 7', input = '{\"word\": \"{word}\"}', catch_up = 'all'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 

@@ -6,7 +6,7 @@ import pytest
 from tests.conftest import DEFAULT_TENANT, SUPER_ADMIN
 from vanilla_saas.database.context import PLATFORM
 
-LOGS = ("ai_executions", "audit_logs", "events")
+LOGS = ("ai_executions", "audit_logs", "events", "worker_event_logs", "routing_metrics", "routing_decisions")
 AHEAD = "date_trunc('month', now() at time zone 'UTC') + make_interval(months => $1)"
 
 
@@ -72,6 +72,15 @@ async def test_rows_that_came_before_their_month_move_into_its_partition(
         "ai_executions": ("user_id, provider, model, status", "vanilla.uuid7(), 'p', 'early', 'succeeded'"),
         "audit_logs": ("actor_role, action", "'operator', 'early'"),
         "events": ("type", "'token.early'"),
+        "worker_event_logs": (
+            "worker_id, worker, event, to_status, reason, health_score",
+            "vanilla.uuid7(), 'w', 'registered', 'registered', 'early', 100",
+        ),
+        "routing_metrics": ("worker_id", "vanilla.uuid7()"),
+        "routing_decisions": (
+            "strategy, kind, target, config, candidates, context, seed, result",
+            "'early', 'sticky', 'worker', '{}', '[]', '{}', 1, '{}'",
+        ),
     }[log]
     for day in ("1 second", "14 days", "27 days 23 hours"):
         await operator.execute(
@@ -81,7 +90,10 @@ async def test_rows_that_came_before_their_month_move_into_its_partition(
             DEFAULT_TENANT,
         )
     partition = f"{log}_" + await operator.fetchval(f"select to_char({AHEAD}, 'YYYYMM')", 9)
-    rows = f"select x::text from {log} x where x::text like '%early%' order by 1"
+    rows = (
+        f"select x::text from {log} x where tenant_id = '{DEFAULT_TENANT}' and created_at > now() + interval '7 months'"
+        " order by 1"
+    )
     before = await operator.fetch(rows)
     assert len(before) == await operator.fetchval(f"select count(*) from {log}_default") == 3
     made = await operator.fetchval("select vanilla.ensure_partitions(9)")

@@ -20,6 +20,15 @@ COLUMNS = {
     "ai_executions": ("user_id, provider, model, status", "vanilla.uuid7(), 'p', 'a \"m\", 1', 'succeeded'"),
     "audit_logs": ("actor_role, action, details", "'operator', 'test', '{\"a\": 1}'"),
     "events": ("type", "'token.test'"),
+    "worker_event_logs": (
+        "worker_id, worker, event, to_status, reason, health_score",
+        "vanilla.uuid7(), 'w', 'registered', 'registered', 'test', 100",
+    ),
+    "routing_metrics": ("worker_id", "vanilla.uuid7()"),
+    "routing_decisions": (
+        "strategy, kind, target, config, candidates, context, seed, result",
+        "'test', 'sticky', 'worker', '{}', '[]', '{}', 1, '{}'",
+    ),
 }
 
 

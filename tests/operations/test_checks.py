@@ -12,7 +12,30 @@ from tests.conftest import Cluster, People, migrated_database
 from vanilla_saas.checks import BOOKS, Finding, checks, run_checks
 from vanilla_saas.database.schema import migrations
 
+EXECUTION = (
+    "with made as (insert into workflow_executions (tenant_id, id, user_id, workflow_id, version, status, input,"
+    " priority, started_at, finished_at, charged_tokens)"
+    " select u.tenant_id, gen_random_uuid(), u.id, u.id, 1, {}, jsonb_build_object(), 5, now(), {}"
+    " from users u where u.id = $1 returning *) "
+)
+RUNNING, ENDED = EXECUTION.format("'running'", "null, 0"), EXECUTION.format("'succeeded'", "now(), 5")
+STEP = RUNNING + (
+    "insert into workflow_steps (tenant_id, execution_id, node, item, user_id, status, waits_for)"
+    " select tenant_id, id, 1, -1, user_id, {} from made"
+)
+QUEUED = (
+    "insert into workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority,"
+    " rank)"
+    " select tenant_id, {0}, 1, -1, {0}, 1, {1}, 'default', 5, 0 from {2}"
+)
+
 BOOKS_BROKEN = {
+    "executions_charged": [f"{ENDED} select from made"],
+    "executions_stuck": [
+        f"{RUNNING} select from made",
+        STEP.format("'ready', null"),
+        *[STEP.format(f"'waiting', '{what}'") for what in ("approval", "items", "retry", "execution", "slot")],
+    ],
     "webhooks_overdue": [
         """
         with made as (
@@ -74,6 +97,14 @@ BOOKS_BROKEN = {
 """Breaks that need judgement, or a command with a secret: their mend is told, not run."""
 
 BREAK = {
+    "steps_without_execution": [
+        "insert into workflow_steps (tenant_id, execution_id, node, item, user_id, status)"
+        " select tenant_id, gen_random_uuid(), n, -1, id, 'succeeded' from users, generate_series(1, 2) n where id = $1"
+    ],
+    "queue_without_execution": [
+        QUEUED.format("gen_random_uuid()", "id", "users where id = $1"),
+        ENDED + QUEUED.format("id", "user_id", "made"),
+    ],
     "retention_settings": [
         "delete from system_configurations where key = 'retention.events_days'",
         "alter table system_configurations drop constraint system_configurations_retention_check;"

@@ -3,14 +3,17 @@
 import io
 import re
 import uuid
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 from rich.console import Console
 
-from tests.conftest import Cluster, People
+from tests.conftest import Cluster, People, settings_for
 from tests.processes import assert_books_are_clean
+from tests.workflows.hands import room
+from vanilla_saas.database.connection import Addresses
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations import (
@@ -208,3 +211,14 @@ async def test_a_workflow_is_drawn_published_and_compared(
     assert "wait for each other in a circle" in told
     assert 'version 2: ~ description: "' in told
     assert await operator.fetchval("select count(*) from ai_workflows where user_id = $1", person.identity.user_id) == 0
+
+
+async def test_a_workflow_runs_and_the_wallet_pays_what_its_steps_cost(
+    cluster: Cluster, signer: ContextSigner, console: Console, tmp_path: Path
+) -> None:
+    async with room(cluster) as desk:
+        where = Addresses(*(cluster.url(login, desk.name) for login in ("postgres", "vanilla_app", "vanilla_runtime")))
+        settings = settings_for(cluster, desk.name, tmp_path)
+        await demo_workflows.run(desk.operator, where, signer, console, desk.owner.identity.user_id, settings)
+    assert re.search(r"its steps cost (\d+) tokens, and the wallet paid \1$", said(console), re.MULTILINE)
+    assert "score 1.00" in said(console)

@@ -51,7 +51,17 @@ async def count(time: Time, log: str) -> int:
     return await time.connection.fetchval(f"select count(*) from {log} where created_at < now()")
 
 
-@pytest.mark.parametrize(("log", "kept", "gone"), [("ai_executions", 2, 5), ("events", 11, 14), ("audit_logs", 11, 14)])
+@pytest.mark.parametrize(
+    ("log", "kept", "gone"),
+    [
+        ("ai_executions", 2, 5),
+        ("events", 11, 14),
+        ("audit_logs", 11, 14),
+        ("worker_event_logs", 2, 5),
+        ("routing_metrics", 0, 3),
+        ("routing_decisions", 0, 3),
+    ],
+)
 async def test_whole_months_past_retention_are_dropped_and_others_stay(
     time: Time, log: str, kept: int, gone: int
 ) -> None:

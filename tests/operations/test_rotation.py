@@ -36,7 +36,7 @@ async def people(superuser: asyncpg.Connection, port: int) -> AsyncIterator[Peop
 def place(port: int, people: People, tmp_path: Path) -> Installation:
     """An installation whose key is in its home, made by the first command that needs it."""
     url = f"postgresql://owner:{quote(OWNER_PASSWORD, safe='')}@127.0.0.1:{port}/rotated"
-    return Installation(tmp_path, DATABASE_URL=url, VANILLA_SAAS_POOL_SIZE="8")
+    return Installation(tmp_path, DATABASE_URL=url, VANILLA_SAAS_POOL_SIZE="8", VANILLA_SAAS_RUN_WORKER="false")
 
 
 async def run(place: Installation, *arguments: str, **environment: str) -> Finished:

@@ -7,8 +7,8 @@ import aiohttp
 import pytest
 
 from tests.operations.webhook_support import Receiver
+from vanilla_saas import outgoing
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.operations import webhooks_targets
 from vanilla_saas.operations.webhooks_targets import check_url, connector, is_public
 
 PRIVATE = [
@@ -121,7 +121,7 @@ async def test_a_name_that_changes_its_mind_after_it_was_resolved_is_not_followe
     """What is checked is the address of the connection itself: there is no second look-up to answer otherwise."""
     looked_up: list[str] = []
     checked: list[Any] = []
-    make = webhooks_targets._public_socket
+    make = outgoing._public_socket
 
     def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
         # public at the first look, ours at every later one
@@ -136,7 +136,7 @@ async def test_a_name_that_changes_its_mind_after_it_was_resolved_is_not_followe
         return make(address)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(webhooks_targets, "_public_socket", checking)
+    monkeypatch.setattr(outgoing, "_public_socket", checking)
     async with aiohttp.ClientSession(connector=connector(private=False)) as client:
         for _ in range(2):
             with pytest.raises(aiohttp.ClientConnectorError):

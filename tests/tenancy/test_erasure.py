@@ -12,6 +12,8 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.tenancy import store
 
+WORDLESS = {"user_token_wallets", "user_token_policies", "one_time_tokens", "user_rate_windows", "workflow_timers"}
+"""Tables of a person that hold no text of theirs."""
 STAYS = {
     # in the hash chain, which verifies only as it was written
     "user_token_ledger": {"reason", "source", "reference_type", "metadata", "idempotency_key"},
@@ -58,6 +60,16 @@ FIXED = {
     ("payments", "state"),
     ("ai_workflows", "status"),
     ("ai_workflows", "slug"),
+    ("workflow_schedules", "cron"),
+    ("workflow_schedules", "name"),
+    ("workflow_schedules", "catch_up"),
+    ("workflow_executions", "status"),
+    ("workflow_steps", "status"),
+    ("workflow_timers", "kind"),
+    ("workflow_signals", "name"),
+    ("workflow_approvals", "status"),
+    ("workflow_approvals", "on_deadline"),
+    ("workflow_approval_votes", "decision"),
 }
 """Texts of persons' tables that can only be one of a few words, and a slug, which has the canary from its beginning."""
 WRITTEN_BY_FUNCTIONS = ("user_token_ledger", "audit_logs", "events", "workflow_versions")
@@ -126,6 +138,30 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         user_id,
     )
     await operator.fetchval("select publish_workflow($1)", uuid.UUID(drawn))
+    await operator.fetchval("select set_workflow_schedule($1, 'nightly', '0 2 * * *')", uuid.UUID(drawn))
+    await operator.execute(
+        "with run as (insert into workflow_executions (tenant_id, id, user_id, workflow_id, version, input, priority,"
+        "   started_at) values ($1, vanilla.uuid7(), $2, $3, 1, '{}', 5, now()) returning *),"
+        " step as (insert into workflow_steps (tenant_id, execution_id, node, item, user_id, status)"
+        "   select tenant_id, id, 1, -1, user_id, 'pending' from run),"
+        " signal as (insert into workflow_signals (tenant_id, execution_id, name, user_id, sent_at)"
+        "   select tenant_id, id, 'go', user_id, now() from run),"
+        " queued as (insert into workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, "
+        "user_id, pool,"
+        "   priority, rank) select tenant_id, id, 1, -1, workflow_id, 1, user_id, 'default', 5, 0 from run),"
+        " timed as (insert into workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)"
+        "   select tenant_id, id, 1, -1, user_id, 'wait', '2199-01-01' from run),"
+        " gate as (insert into quality_gate_results (tenant_id, id, user_id, workflow_id, version, execution_id, gate,"
+        "   round, passed, score, threshold, created_at)"
+        "   select tenant_id, id, user_id, workflow_id, 1, id, 'g', 0, true, 1, 0, now() from run),"
+        " approval as (insert into workflow_approvals (tenant_id, id, execution_id, node, user_id, title, approvers,"
+        "   quorum, created_at) select tenant_id, id, id, 1, user_id, 't', '{}', 1, now() from run)"
+        " insert into workflow_approval_votes (tenant_id, approval_id, user_id, decision, voted_at)"
+        " select tenant_id, id, user_id, 'approved', now() from run",
+        tenant_id,
+        user_id,
+        uuid.UUID(drawn),
+    )
     await operator.execute(
         "insert into ai_executions (tenant_id, user_id, provider, model, status)"
         " values ($1, $2, 'p', 'm', 'succeeded')",
@@ -234,7 +270,7 @@ async def test_no_text_of_an_erased_person_is_left_but_where_the_design_says(
     await operator.fetchrow("select * from vanilla.begin_sign_in($1, $2, 'here')", slug, f"{canary}@example.test")
     before = await where_it_is(operator, canary)
     tables = {row[0] for row in await operator.fetch("select relation from vanilla.person_tables()")}
-    assert set(before) == tables - {"user_token_wallets", "user_token_policies", "one_time_tokens", "user_rate_windows"}
+    assert set(before) == tables - WORDLESS
     hashed = (
         "select count(*) from sign_in_throttles where subject_hash = sha256(convert_to($1, 'UTF8'))",
         f"email:{slug}:{canary}@example.test",

@@ -129,3 +129,19 @@ def test_names_are_those_from_outside() -> None:
     assert found.roots == {"input", "steps", "z"}
     assert (found.steps, found.step_fields, found.all_steps) == ({"a"}, {("a", "output")}, False)
     assert names("{{ steps[input.which] }}").all_steps
+
+
+@pytest.mark.parametrize(
+    ("template", "roots", "text"),
+    [
+        ("{{ input.text[:2] }}", {"input"}, "ab"),
+        ("{{ input.text[input.n:] }}", {"input"}, "bc"),
+        ("{{ steps.a.output[value[0]:value[-1]] }}", {"steps", "value"}, "yz"),
+        ("{{ {'a': input.text[1:2]}['a'] }} [x:y]", {"input"}, "b [x:y]"),
+        ("{% raw %}{{ a[b:c] }}{% endraw %}{{ input['text'][::2] }}", {"input"}, "{{ a[b:c] }}ac"),
+    ],
+)
+def test_names_in_slices_are_found(template: str, roots: set[str], text: str) -> None:
+    variables = {"input": {"text": "abc", "n": 1}, "value": [1, 3], "steps": {"a": {"output": "xyz"}}}
+    assert names(template).roots == roots
+    assert render(template, variables) == text

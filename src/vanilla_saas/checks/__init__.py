@@ -50,6 +50,7 @@ BOOKS = (
     "ledger_without_wallet",
     "executions_charged_twice",
     "executions_against_ledger",
+    "executions_charged",
 )
 """The checks of money, which hold after every test, crash and restore."""
 

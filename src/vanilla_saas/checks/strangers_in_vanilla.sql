@@ -7,7 +7,8 @@ from (
         from pg_class c
         where c.relnamespace = 'vanilla'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f')
           and (pg_get_userbyid(c.relowner) not like 'vanilla\_%'
-               or c.relname not in ('schema_migrations', 'context_keys', 'table_ownership', 'blocked_sessions', 'running_statements'))
+               or c.relname not in ('schema_migrations', 'context_keys', 'table_ownership', 'blocked_sessions', 'running_statements', 'wake_ups',
+                                    'workflow_leases'))
     union all
     select format('function %s', p.oid::regprocedure), p.proowner from pg_proc p
         where p.pronamespace = 'vanilla'::regnamespace and pg_get_userbyid(p.proowner) not like 'vanilla\_%' and not p.prosecdef

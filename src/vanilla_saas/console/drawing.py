@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import pairwise
 
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 168, 48, 56, 24, 8
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 168, 48, 72, 24, 8
 SWEEPS = 8
 
 
@@ -24,7 +24,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An edge as the path of an SVG, and where its label is."""
+    """An edge as the path of an SVG, and where its label is: `below` it where it goes down, else above."""
 
     source: str
     target: str
@@ -32,6 +32,7 @@ class Line:
     path: str
     x: float
     y: float
+    below: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,8 @@ def _line(edge: tuple[str, str, str], corners: Sequence[tuple[float, float]]) ->
             path += f" H{left + WIDTH:.0f}"
         x, y = left + WIDTH, end
     source, target, label = edge
-    first = corners[1]
-    return Line(
-        source, target, label, path,
-        (corners[0][0] + WIDTH + first[0]) / 2, (corners[0][1] + first[1]) / 2 + HEIGHT / 2 - 6,
-    )  # fmt: skip
+    (left, top), first = corners[0], corners[1]
+    below = first[1] > top
+    # nearer to where it leads than to where it begins: edges that part have their labels apart
+    y = top + 0.8 * (first[1] - top) + HEIGHT / 2 + (14 if below else -6)
+    return Line(source, target, label, path, (left + WIDTH + first[0]) / 2, y, below)

@@ -78,6 +78,14 @@ def span(value: timedelta) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"
 
 
+def elapsed(value: timedelta) -> str:
+    """Time that something took: 240 ms, 3.2 s, then as span says."""
+    seconds = max(value.total_seconds(), 0)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else span(value)
+
+
 def short_id(value: UUID | str | None) -> str:
     """The last characters of a UUIDv7: its first ones are the time, and alike in neighbours."""
     return "" if value is None else f"\u2026{str(value)[-8:]}"
@@ -104,6 +112,7 @@ FILTERS = {
     "clock": clock,
     "day": day,
     "span": span,
+    "elapsed": elapsed,
     "short_id": short_id,
     "details": details,
     "json_attribute": json_attribute,

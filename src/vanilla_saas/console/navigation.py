@@ -12,7 +12,10 @@ _RANK: dict[str, int] = {"user": 0, "service": 0, "admin": 1, "superadmin": 2}
 
 @dataclass(frozen=True, slots=True)
 class NavigationEntry:
-    """A line of the side bar, shown from `least_role` upwards; `weight` orders lines and their groups."""
+    """A line of the side bar, shown from `least_role` upwards; `weight` orders lines and their groups.
+
+    `count` is the path of a fragment that says how much waits there; pages ask for it after they are shown.
+    """
 
     group: str
     title: str
@@ -20,6 +23,7 @@ class NavigationEntry:
     icon: str
     weight: int
     least_role: LeastRole = "user"
+    count: str = ""
 
 
 @dataclass(frozen=True, slots=True)

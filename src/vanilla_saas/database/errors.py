@@ -30,6 +30,7 @@ ERROR_CODES = (
     ErrorCode("VS414", "model_not_found", 404, "No model of that name can be called."),
     ErrorCode("VS415", "wallet_inactive", 403, "The wallet is locked, suspended or closed."),
     ErrorCode("VS422", "invalid_definition", 422, "A definition does not validate."),
+    ErrorCode("VS423", "invalid_input", 422, "An input, payload or value does not fit the workflow's schema of it."),
     ErrorCode("VS424", "provider_not_ready", 424, "The provider has no key, or the model no price."),
     ErrorCode(
         "VS429",

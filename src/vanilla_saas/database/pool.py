@@ -13,6 +13,7 @@ from vanilla_saas import metrics, tracing
 from vanilla_saas.database.connection import login_connector, unreachable
 from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, expired
 from vanilla_saas.database.errors import VanillaError, from_postgres
+from vanilla_saas.database.exit_at import EXIT_AT
 from vanilla_saas.database.schema import refuse_changed_files
 from vanilla_saas.database.session import SessionConnection
 
@@ -37,11 +38,19 @@ class Database:
     """`app` acts for people under row-level security; `runtime` may only execute the hot functions."""
 
     def __init__(
-        self, app: asyncpg.Pool, runtime: asyncpg.Pool, signer: ContextSigner, *, shared: bool = False, size: int = 10
+        self,
+        app: asyncpg.Pool,
+        runtime: asyncpg.Pool,
+        signer: ContextSigner,
+        *,
+        runtime_dsn: str,
+        shared: bool = False,
+        size: int = 10,
     ):
         self._app = app
         self._runtime = runtime
         self._signer = signer
+        self._runtime_dsn = runtime_dsn
         self._snapshots = asyncio.Semaphore(max(size // 4, 1))
         self.shared = shared
         """Whether a pooler lends the sessions of `app` to others between transactions."""
@@ -76,7 +85,7 @@ class Database:
             for pool in pools:
                 pool.terminate()
             raise
-        return cls(pools[0], pools[1], signer, shared=shared[0], size=size)
+        return cls(pools[0], pools[1], signer, runtime_dsn=runtime_dsn, shared=shared[0], size=size)
 
     async def close(self) -> None:
         """Waits for statements under way, at most ten seconds."""
@@ -149,13 +158,44 @@ class Database:
 
     async def _call(self, statement: str, *arguments: object) -> Any:
         async with translated_errors(), _acquired(self._runtime, "runtime") as connection:
-            return await connection.fetchval(statement, *arguments)
+            if EXIT_AT is None:
+                return await connection.fetchval(statement, *arguments)
+            EXIT_AT.passes("before", statement, arguments)
+            value = await connection.fetchval(statement, *arguments)
+            EXIT_AT.passes("after", statement, arguments)
+            return value
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[asyncpg.Connection]:
         """A transaction of the runtime pool, for what holds a lock between its statements."""
         async with translated_errors(), _acquired(self._runtime, "runtime") as connection, connection.transaction():
             yield connection
+
+    @asynccontextmanager
+    async def listener(self, channel: str, heard: Callable[[str], None]) -> AsyncIterator["asyncio.Future[None]"]:
+        """Hears the channel's notifications on a connection of its own; the future ends when that is lost.
+
+        Behind a pooler that lends sessions nothing is heard (`shared`).
+        """
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def tell(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+            heard(str(payload))
+
+        def ended(_connection: object) -> None:
+            if not lost.done():
+                lost.set_result(None)
+
+        async with translated_errors():
+            # not of the pool: it would be lent for good
+            connection = await login_connector(self._runtime_dsn, self._signer)(self._runtime_dsn, timeout=10)
+            try:
+                connection.add_termination_listener(ended)
+                await connection.add_listener(channel, tell)
+                yield lost
+            finally:
+                connection.remove_termination_listener(ended)
+                connection.terminate()
 
     async def call_row(self, statement: str, *arguments: object) -> asyncpg.Record:
         """The one row of a statement on the runtime pool."""

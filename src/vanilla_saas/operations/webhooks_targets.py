@@ -1,37 +1,11 @@
-"""Where webhooks may be sent: tenants choose the address, and it must not lead into our own network.
+"""Where webhooks may be sent: tenants choose the address, and it must not lead into our own network (`outgoing`)."""
 
-The address is checked where the socket for it is made, after the name was resolved: there is no moment in between in
-which a name can come to mean another address.
-"""
-
-import errno
-import socket
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Any
-
-from aiohttp import DummyCookieJar, TCPConnector
 from yarl import URL
 
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.outgoing import REFUSED, connector, is_public, no_cookies
 
-_NAT64 = IPv6Network("64:ff9b::/96")
-_REFUSED = "The address {} is not a public one."
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is on the public internet, as are the IPv4 addresses that an IPv6 one stands for."""
-    # a link-local address may carry the interface
-    found = ip_address(address.partition("%")[0])
-    return all(one.is_global and not one.is_multicast for one in (found, *_inside(found)))
-
-
-def _inside(address: IPv4Address | IPv6Address) -> list[IPv4Address]:
-    if isinstance(address, IPv4Address):
-        return []
-    inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if address in _NAT64:
-        inside.append(IPv4Address(int(address) & 0xFFFFFFFF))
-    return [one for one in inside if one is not None]
+__all__ = ["check_url", "connector", "is_public", "no_cookies"]
 
 
 def check_url(url: str, *, private: bool) -> str:
@@ -61,28 +35,9 @@ def check_url(url: str, *, private: bool) -> str:
     except ValueError:
         public = host.rstrip(".") != "localhost" and not host.rstrip(".").endswith(".localhost")
     if not public:
-        raise _not_valid(_REFUSED.format(host), "VANILLA_SAAS_WEBHOOKS_TO_PRIVATE allows it for development.")
+        raise _not_valid(REFUSED.format(host), "VANILLA_SAAS_WEBHOOKS_TO_PRIVATE allows it for development.")
     return str(parsed.with_fragment(None))
 
 
 def _not_valid(message: str, hint: str | None = None) -> VanillaError:
     return VanillaError("invalid_request", message, {"param": "url"}, hint)
-
-
-def connector(*, private: bool) -> TCPConnector:
-    """Connections to public addresses only, unless `private`; none is used twice."""
-    return TCPConnector(
-        limit=0, force_close=True, use_dns_cache=False, socket_factory=None if private else _public_socket
-    )
-
-
-def _public_socket(address: tuple[Any, ...]) -> socket.socket:
-    family, kind, protocol, _, (host, *_) = address
-    if not is_public(host):
-        raise OSError(errno.EACCES, _REFUSED.format(host))
-    return socket.socket(family, kind, protocol)
-
-
-def no_cookies() -> DummyCookieJar:
-    """Endpoints of all tenants share the client: none of them may leave anything in it."""
-    return DummyCookieJar()

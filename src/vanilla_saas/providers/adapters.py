@@ -39,6 +39,7 @@ __all__ = [
     "UpstreamStream",
     "Usage",
     "estimate_completion_tokens",
+    "retry_after_seconds",
     "with_output_limit",
 ]
 
@@ -48,6 +49,7 @@ CONNECT_SECONDS = 10.0
 MAX_ERROR_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 128 * 1024 * 1024
 MAX_DETAIL = 500
+WITHOUT_EMBEDDINGS = frozenset(("anthropic",))
 _HEADERS_OF_INTEREST = ("content-type", "retry-after", "x-request-id", "openai-processing-ms")
 _STATUS_TO_CLIENT: dict[Kind, int] = {
     "timeout": 504,
@@ -269,6 +271,19 @@ class UpstreamClient:
             )
         return _completion(response, raw, upstream)
 
+    async def embed(self, upstream: Upstream, body: Mapping[str, Any], *, deadline: float) -> Completion:
+        """The embeddings of `input`, in the form of OpenAI's `/embeddings`.
+
+        Raises InvalidRequest for a kind of provider that has none, UpstreamError when there is no answer.
+        """
+        if upstream.provider in WITHOUT_EMBEDDINGS:
+            raise InvalidRequest(
+                "unsupported_parameter",
+                f"A provider of the kind {upstream.provider} has no embeddings; name a model of another one.",
+                "model",
+            )
+        return await self.complete(upstream, body, deadline=deadline, path="embeddings")
+
     @asynccontextmanager
     async def stream(
         self, upstream: Upstream, body: Mapping[str, Any], *, deadline: float
@@ -407,7 +422,7 @@ def _refused(response: aiohttp.ClientResponse, raw: bytes, upstream: Upstream) -
     code = error.get("code") if isinstance(error, dict) else None
     code = code if isinstance(code, str) else None
     detail = _safe(message if isinstance(message, str) else f"status {status}", upstream)
-    retry_after = _retry_after(response.headers)
+    retry_after = retry_after_seconds(response.headers)
     if status in (401, 402, 403):
         # the provider's words about the operator's key or bill are not for the customer
         return UpstreamError("authentication", status, "it refused the operator's credentials", code=code)
@@ -436,7 +451,7 @@ def _safe(text: str, upstream: Upstream) -> str:
     return text[:MAX_DETAIL]
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """Seconds of `retry-after-ms` or `retry-after`, a number or a date; at most a day."""
     try:
         if "retry-after-ms" in headers:

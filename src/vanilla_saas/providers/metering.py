@@ -21,7 +21,14 @@ from vanilla_saas import metrics, tracing
 from vanilla_saas.database.coalescer import Coalescer, Function
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
-from vanilla_saas.providers.adapters import Upstream, UpstreamClient, UpstreamError, UpstreamStream, with_output_limit
+from vanilla_saas.providers.adapters import (
+    Completion,
+    Upstream,
+    UpstreamClient,
+    UpstreamError,
+    UpstreamStream,
+    with_output_limit,
+)
 from vanilla_saas.providers.estimate import (
     choices,
     estimate_prompt_tokens,
@@ -37,7 +44,7 @@ log = structlog.get_logger()
 
 CALL_SECONDS = 600.0
 """Longest call; a hold outlives it by a minute."""
-_TTL = timedelta(seconds=CALL_SECONDS + 60)
+HOLD_TTL = timedelta(seconds=CALL_SECONDS + 60)
 SETTLE_WAIT_S = 2.0
 """How long an answer waits for its settlement when the database is away."""
 SETTLE_RETRY_S = 600.0
@@ -181,14 +188,23 @@ class MeteredCalls:
             choices(body),
             execution_id,
             body.get("stream") is True,
-            _TTL,
+            HOLD_TTL,
             idempotency_key,
             request_id,
             lane=hashed,
             unwanted=self._return_hold,
         )
         structlog.contextvars.bind_contextvars(tenant_id=found["tenant_id"], user_id=found["user_id"])
-        call = Call(
+        call = self._admitted(found, body, execution_id, started)
+        try:
+            return self._ready(call, found)
+        except BaseException as error:
+            code = error.name if isinstance(error, VanillaError) else "internal_error"
+            await self._settle(call, "failed", Usage(0, 0), False, code, None)
+            raise
+
+    def _admitted(self, found: Mapping[str, Any], body: Mapping[str, Any], execution_id: UUID, started: float) -> Call:
+        return Call(
             UUID(found["tenant_id"]),
             UUID(found["hold_id"]),
             execution_id,
@@ -200,12 +216,6 @@ class MeteredCalls:
             started,
             tuple(found["rate"] or ()),
         )
-        try:
-            return self._ready(call, found)
-        except BaseException as error:
-            code = error.name if isinstance(error, VanillaError) else "internal_error"
-            await self._settle(call, "failed", Usage(0, 0), False, code, None)
-            raise
 
     def _return_hold(self, found: Mapping[str, Any]) -> None:
         """Settles a call whose caller was cancelled while it was admitted."""
@@ -266,19 +276,23 @@ class MeteredCalls:
         Raises UpstreamError, after the call was settled: nothing is charged for an answer that did not come.
         """
         try:
-            with _provider_span(call) as span:
+            with provider_span(call) as span:
                 answer = await self._client.complete(call.upstream, call.body, deadline=call.started + CALL_SECONDS)
-                _add_usage(span, answer.usage)
+                add_usage(span, answer.usage)
         except UpstreamError as error:
             await self._settle(call, "failed", Usage(0, 0), False, f"upstream_{error.kind}", None)
             raise
         except BaseException:
             await self._settle(call, "failed", Usage(0, 0), False, "internal_error", None)
             raise
-        usage, estimated = answer.usage, answer.usage is None
-        if usage is None:
-            usage = Usage(self._prompt_estimate(call), answer.completion_tokens_estimate)
+        usage, estimated = self._reported(call, answer)
         return answer.body, await self._settle(call, "succeeded", usage, estimated, None, None)
+
+    def _reported(self, call: Call, answer: Completion) -> tuple[Usage, bool]:
+        """What a whole answer consumed, and whether that is an estimate."""
+        if answer.usage is not None:
+            return answer.usage, False
+        return Usage(self._prompt_estimate(call), answer.completion_tokens_estimate), True
 
     async def stream(
         self,
@@ -321,7 +335,7 @@ class MeteredCalls:
                     gone.set()
                 finally:
                     cutter.cancel()
-                    _add_usage(span, answer.usage)
+                    add_usage(span, answer.usage)
             if gone.is_set() and not answer.finished:
                 status, code = "cancelled", "client_disconnected"
             elif answer.finished:
@@ -360,7 +374,7 @@ class MeteredCalls:
         self, call: Call, status: str, usage: Usage, estimated: bool, code: str | None, first_token_ms: int | None
     ) -> Settlement:
         latency_ms = round((asyncio.get_running_loop().time() - call.started) * 1000)
-        _count(call, status, usage, latency_ms)
+        count_call(call, status, usage, latency_ms)
         task = asyncio.create_task(
             self._settle_surely(
                 call.hold_id,
@@ -403,25 +417,26 @@ class MeteredCalls:
             pause = min(pause * 2, 5.0)
 
 
-def _provider_span(call: Call) -> AbstractContextManager[Any]:
+def provider_span(call: Call, operation: str = "chat") -> AbstractContextManager[Any]:
     """Named as OpenTelemetry's conventions for generative AI say; what was asked and answered is never in it."""
-    asked = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": call.upstream.provider}
-    return tracing.span(f"chat {call.upstream.model}", "client", asked | {"gen_ai.request.model": call.upstream.model})
+    asked = {"gen_ai.operation.name": operation, "gen_ai.provider.name": call.upstream.provider}
+    name = f"{operation} {call.upstream.model}"
+    return tracing.span(name, "client", asked | {"gen_ai.request.model": call.upstream.model})
 
 
 @asynccontextmanager
 async def _provider_call(call: Call) -> AsyncIterator[Any]:
-    with _provider_span(call) as span:
+    with provider_span(call) as span:
         yield span
 
 
-def _add_usage(span: Any, usage: Usage | None) -> None:
+def add_usage(span: Any, usage: Usage | None) -> None:
     if usage is not None:
         span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
         span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
 
 
-def _count(call: Call, status: str, usage: Usage, latency_ms: int) -> None:
+def count_call(call: Call, status: str, usage: Usage, latency_ms: int) -> None:
     provider = call.upstream.provider
     metrics.MODEL_CALLS.labels(provider, status).inc()
     metrics.MODEL_CALL_SECONDS.labels(provider).observe(latency_ms / 1000)

@@ -41,6 +41,7 @@ class Caller:
     must_change_password: bool = False
     display_name: str = ""
     token: str = ""
+    key_id: UUID | None = None
 
     def require_scope(self, scope: str) -> None:
         if self.scopes is not None and scope not in self.scopes and "admin" not in self.scopes:
@@ -76,6 +77,7 @@ async def identify(database: Database, token: str, tenant_id: UUID | None = None
         found.get("must_change_password", False),
         found.get("display_name", ""),
         token,
+        UUID(found["key_id"]) if "key_id" in found else None,
     )
 
 

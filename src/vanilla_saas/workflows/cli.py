@@ -12,8 +12,10 @@ import typer
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
 from vanilla_saas.tokens.store import find_user
 from vanilla_saas.workflows import drafts, store
+from vanilla_saas.workflows.execution_cli import register
+from vanilla_saas.workflows.run_cli import run
 
-workflows = typer.Typer(no_args_is_help=True, help="Workflows of a tenant: drafts, versions, templates.")
+workflows = typer.Typer(no_args_is_help=True, help="Workflows of a tenant: drafts, versions, templates, executions.")
 Name = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Slug or UUID.")]
 File = Annotated[
     Path,
@@ -218,3 +220,7 @@ def new(
 
     made = as_operator(run)
     tell(f"{slug} is made of {template}; publish it with vanilla-saas workflows publish {slug}.", made, as_json)
+
+
+workflows.command("run")(run)
+register(workflows)

@@ -1,22 +1,23 @@
 """Pages of workflows: what there is, each as a graph with its draft and versions, and templates to begin from."""
 
 import asyncio
-from typing import Annotated, Any
+import secrets
+from typing import Annotated
 
 from fastapi import Form, Request
 from fastapi.responses import Response
 
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
-from vanilla_saas.console.drawing import draw
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageCaller
-from vanilla_saas.workflows import drafts, store
+from vanilla_saas.workflows import drafts, forms, run_store, run_view, store
+from vanilla_saas.workflows.gate_chart import charts
 from vanilla_saas.workflows.models import Slug
 
 router = page_router()
 Text = Annotated[str, Form(max_length=1_048_576)]
-MOST_DRAWN = 200
-"""Nodes of a graph that a page draws."""
+LAST_RUNS = 5
+"""Runs that the page of a workflow shows."""
 
 
 @router.get("/workflows")
@@ -48,24 +49,24 @@ async def workflow(request: Request, caller: PageCaller, name: str, notice: str 
         versions = await store.versions(connection, identity.tenant_id, found["id"])
         latest = found["latest_version"]
         published = await store.version(connection, identity.tenant_id, found["id"], latest) if latest else None
+        runs = await run_store.runs(connection, identity.tenant_id, workflow=found["slug"], limit=LAST_RUNS)
+        judged = await run_store.statistics(connection, identity.tenant_id, found["id"])
+        today = await run_store.today(connection)
     problems = await drafts.every_problem(graph, found["draft"])
     changed = None
     if published and not problems:
         changed = drafts.compare(published["definition"], found["draft"]).text()
     text = await asyncio.to_thread(drafts.as_text, found["draft"])
-    nodes = found["draft"].get("nodes") or []
-    drawing = None if graph or len(nodes) > MOST_DRAWN else _draw(found["draft"])
+    drawing = None if graph else run_view.drawing(found["draft"])
     return render(
         request, "workflows/workflow.html", row=found, problems=problems, versions=versions, drawing=drawing,
-        nodes={node["id"]: node for node in nodes} if drawing else {}, changed=changed,
-        text=text,
+        nodes={node["id"]: node for node in found["draft"].get("nodes") or []} if drawing else {}, changed=changed,
+        text=text, runs=runs[:LAST_RUNS], took=run_view.took, judged=judged[::-1],
+        gates=charts(judged, today, run_store.GATE_DAYS),
+        days=run_store.GATE_DAYS, key=secrets.token_urlsafe(16),
+        fields=forms.fields_of(published["definition"].get("input")) if published else [],
         mine=identity.role != "user" or found["user_id"] == identity.user_id, notice=notice,
     )  # fmt: skip
-
-
-def _draw(definition: dict[str, Any]) -> Any:
-    edges = [(link["from"], link["to"], link.get("on") or "") for link in definition.get("connections") or []]
-    return draw([node["id"] for node in definition["nodes"]], edges)
 
 
 @router.post("/workflows/{slug}/draft")

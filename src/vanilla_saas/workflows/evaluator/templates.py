@@ -97,9 +97,41 @@ def _known(kind: str, name: str) -> bool:
     return True
 
 
+_PIECE = re.compile(rf"{_STRING.pattern}|[\[\](){{}}:]|[^\[\](){{}}:'\"]+|.", re.DOTALL)
+
+
+def _without_slices(tag: str) -> str:
+    """`a[b:c]` as `a[[b, c]]`: minijinja does not look for names in slices and what they are of."""
+    open_: list[tuple[str, list[str], list[str]]] = []
+    bounds: list[str] = []
+    out: list[str] = []
+    for piece in _PIECE.findall(tag):
+        if piece in ("[", "(", "{"):
+            open_.append((piece, out, bounds))
+            out, bounds = [], []
+        elif piece in ("]", ")", "}") and open_:
+            opening, before, bounds_before = open_.pop()
+            text = "".join(out)
+            if opening == "[" and bounds:
+                kept = ", ".join(bound for bound in (*bounds, text) if bound.strip())
+                text = f"[{kept}]"
+            out, bounds = [*before, opening, text, piece], bounds_before
+        elif piece == ":" and open_ and open_[-1][0] == "[":
+            bounds.append("".join(out))
+            out = []
+        else:
+            out.append(piece)
+    while open_:
+        opening, before, _ = open_.pop()
+        out = [*before, opening, *out]
+    return "".join(out)
+
+
 def parse_template(text: str) -> Answer:
     try:
-        names = _TEMPLATES.undeclared_variables_in_str(text, nested=True)
+        _TEMPLATES.undeclared_variables_in_str(text)
+        looked = _TAG.sub(lambda tag: tag[0] if tag[0].startswith("{#") else _without_slices(tag[0]), text)
+        names = _TEMPLATES.undeclared_variables_in_str(looked, nested=True)
     except minijinja.TemplateError as error:
         raise _template_error(error) from None
     _refuse_unknown(text)

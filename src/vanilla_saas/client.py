@@ -1,0 +1,259 @@
+"""A client of workflows over HTTP, for asyncio:
+
+    async with Client("http://127.0.0.1:8000", "vsk_...") as client:
+        await client.workflows.publish("summarise", definition)
+        run = await client.workflows.start("summarise", input={"text": "A long story."})
+        async for progress in client.workflows.follow(run.execution_id):
+            print(progress["status"])
+        print(await client.workflows.result(run.execution_id))
+
+For models any OpenAI client is one: `/v1` of the same address.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+from urllib.parse import quote
+from uuid import UUID
+
+import aiohttp
+import orjson
+
+from vanilla_saas.providers.sse import EventSplitter, data_of
+
+Progress = dict[str, Any]
+"""An execution with its steps, as GET /api/v1/workflow-executions/{id} answers it."""
+SILENT_S = 60.0
+"""After so long without a sign of life a stream is asked for again; the server gives one each 15 s."""
+AGAIN_S = 1.0
+RETRIED = {429, 502, 503, 504}
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+class ApiError(Exception):
+    """A refusal: `code` is stable, `status` HTTP's, `problem` the whole answer (RFC 9457)."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any]):
+        self.status, self.problem = status, problem
+        self.code = str(problem.get("code", "unknown"))
+        super().__init__(f"{self.code}: {problem.get('detail', 'no explanation')}")
+
+
+class WorkflowFailed(Exception):
+    """An execution did not succeed: `code` says why, `node` where, `execution` is all of it."""
+
+    def __init__(self, execution: Progress):
+        error = execution["error"] or {}
+        self.execution, self.status = execution, str(execution["status"])
+        self.code, self.node = str(execution["reason"] or execution["status"]), error.get("node")
+        where = f" in {self.node}" if self.node else ""
+        super().__init__(f"{self.code}{where}: {error.get('message') or self.status}")
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An execution that was started, or with the same idempotency key before (`replayed`)."""
+
+    execution_id: str
+    workflow_id: str
+    version: int
+    status: str
+    replayed: bool
+
+
+class Client:
+    """One address and one key or session; `async with` opens and closes its connections."""
+
+    def __init__(self, base_url: str, key: str, *, timeout_s: float = 60):
+        self._base_url = base_url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {key}"}
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+        self.workflows = Workflows(self)
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=aiohttp.ClientTimeout(total=self._timeout_s)
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def call(
+        self,
+        method: Literal["GET", "POST", "PUT"],
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """The answer of `/api/v1` at a path. Raises ApiError; aiohttp.ClientError when there is none."""
+        address = f"{self._base_url}/api/v1{path}"
+        async with self._open().request(method, address, json=body, params=query, headers=headers) as answer:
+            await _refuse(answer)
+            return orjson.loads(await answer.read())
+
+    async def stream(self, path: str) -> AsyncIterator[tuple[str, Any]]:
+        """Name and data of each server-sent event. Raises ApiError; aiohttp.ClientError when it breaks off."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout_s, sock_read=SILENT_S)
+        async with self._open().get(f"{self._base_url}/api/v1{path}", timeout=timeout) as answer:
+            await _refuse(answer)
+            splitter = EventSplitter()
+            async for chunk in answer.content.iter_any():
+                for event in splitter.feed(chunk):
+                    name = next((line[6:].strip() for line in event.split(b"\n") if line.startswith(b"event:")), b"")
+                    if data := data_of(event):
+                        yield name.decode(), orjson.loads(data)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("Open the client first: async with Client(...) as client.")
+        return self._session
+
+
+class Workflows:
+    """`client.workflows`. Ids are texts or UUIDs; a workflow is named by slug or id."""
+
+    def __init__(self, client: Client):
+        self._client = client
+
+    async def publish(self, slug: str, definition: Mapping[str, Any]) -> int:
+        """Saves a definition as the draft of a workflow, which is made when it is not there, and publishes it.
+
+        The version, which is the latest one when nothing has changed. Raises ApiError `invalid_definition`.
+        """
+        path = f"/workflows/{quote(slug, safe='')}"
+        await self._client.call("PUT", path, {"definition": dict(definition)})
+        version: int = (await self._client.call("POST", f"{path}/publish", {}))["version"]
+        return version
+
+    async def start(
+        self,
+        workflow: str | UUID,
+        input: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        version: int | None = None,
+        priority: int | None = None,
+        user_id: str | UUID | None = None,
+    ) -> Started:
+        """Starts a published workflow; with a key it may be sent again after a failure and starts once.
+
+        Raises ApiError `invalid_input` when the input does not fit.
+        """
+        body: dict[str, Any] = {"input": dict(input or {}), "version": version, "priority": priority}
+        if user_id is not None:
+            body["user_id"] = str(user_id)
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        path = f"/workflows/{quote(str(workflow), safe='')}/executions"
+        answer = await self._client.call("POST", path, body, headers=headers)
+        return Started(**{one.name: answer[one.name] for one in fields(Started)})
+
+    async def get(self, execution_id: str | UUID) -> Progress:
+        """An execution as it is now."""
+        found: Progress = await self._client.call("GET", _path(execution_id))
+        return found
+
+    async def step(self, execution_id: str | UUID, node: str) -> dict[str, Any]:
+        """A step with output and error; of a map the first items in `data`."""
+        found: dict[str, Any] = await self._client.call("GET", f"{_path(execution_id)}/steps/{quote(node, safe='')}")
+        return found
+
+    async def follow(self, execution_id: str | UUID) -> AsyncIterator[Progress]:
+        """The execution now, whenever something of it changes, and as it ended. A stream that breaks off goes on.
+
+        Raises ApiError when it is refused.
+        """
+        progress: Progress | None = None
+        while True:
+            try:
+                async for name, data in self._client.stream(f"{_path(execution_id)}/events"):
+                    if name == "error":
+                        raise ApiError(data.get("status", 500), data)
+                    progress = _merged(progress, data)
+                    yield progress
+                    if name == "end":
+                        return
+            except ApiError as error:
+                if error.status not in RETRIED:
+                    raise
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            await asyncio.sleep(AGAIN_S)
+
+    async def result(self, execution_id: str | UUID) -> Any:
+        """Waits for the end and gives the output. Raises WorkflowFailed with the code, ApiError."""
+        async for progress in self.follow(execution_id):
+            if progress["status"] in ENDED and progress["finished_at"]:
+                break
+        if progress["status"] != "succeeded":
+            raise WorkflowFailed(progress)
+        return progress["output"]
+
+    async def cancel(self, execution_id: str | UUID, reason: str | None = None) -> None:
+        """Ends it with its children."""
+        await self._client.call("POST", f"{_path(execution_id)}/cancel", {"reason": reason})
+
+    async def pause(self, execution_id: str | UUID) -> None:
+        """What runs ends, nothing further is started."""
+        await self._client.call("POST", f"{_path(execution_id)}/pause")
+
+    async def resume(self, execution_id: str | UUID) -> None:
+        """Goes on with one that is paused, or that ended for want of tokens."""
+        await self._client.call("POST", f"{_path(execution_id)}/resume")
+
+    async def restart(self, execution_id: str | UUID, node: str | None = None) -> None:
+        """Runs an ended one again from where it failed, or from a node."""
+        await self._client.call("POST", f"{_path(execution_id)}/restart", {"node": node})
+
+    async def signal(self, execution_id: str | UUID, name: str, payload: object = None) -> int:
+        """Sends a signal; how many steps waited for it."""
+        body = {"name": name, "payload": payload}
+        steps: int = (await self._client.call("POST", f"{_path(execution_id)}/signals", body))["steps"]
+        return steps
+
+    async def approvals(self) -> list[dict[str, Any]]:
+        """What the caller may decide and has not."""
+        found: list[dict[str, Any]] = (await self._client.call("GET", "/approvals"))["data"]
+        return found
+
+    async def decide(
+        self,
+        approval_id: str | UUID,
+        decision: Literal["approved", "rejected"],
+        *,
+        comment: str | None = None,
+        value: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Approves or rejects; `value` is what was shown, changed where `edit` allows it."""
+        body = {"decision": decision, "comment": comment, "value": None if value is None else dict(value)}
+        path = f"/approvals/{quote(str(approval_id), safe='')}/decision"
+        decided: dict[str, Any] = await self._client.call("POST", path, body)
+        return decided
+
+
+def _path(execution_id: str | UUID) -> str:
+    return f"/workflow-executions/{quote(str(execution_id), safe='')}"
+
+
+def _merged(before: Progress | None, told: Progress) -> Progress:
+    """`told` is the whole when it has an input, else what changed of it."""
+    if before is None or "input" in told:
+        return told
+    changed = {step["node"]: step for step in told.get("steps", ())}
+    return before | told | {"steps": [changed.get(step["node"], step) for step in before["steps"]]}
+
+
+async def _refuse(answer: aiohttp.ClientResponse) -> None:
+    if answer.status < 400:
+        return
+    try:
+        problem = orjson.loads(await answer.read())
+    except orjson.JSONDecodeError:
+        problem = {}
+    raise ApiError(answer.status, problem if isinstance(problem, dict) else {})

@@ -1,0 +1,1 @@
+"""Who runs the work and by what rule it is chosen: workers, strategies, decisions."""

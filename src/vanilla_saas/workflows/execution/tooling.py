@@ -1,0 +1,29 @@
+"""What a worker lends to the steps that it computes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from vanilla_saas.workflows.execution.calls import StepCalls
+from vanilla_saas.workflows.execution.http_client import HttpClient
+from vanilla_saas.workflows.execution.tools import ToolRegistry
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    output_bytes: int = 1 << 20
+    """Of what a step hands on, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tooling:
+    calls: StepCalls
+    http: HttpClient
+    tools: ToolRegistry = field(default_factory=ToolRegistry)
+    settings: Limits = Limits()
+    now: Callable[[], datetime] = _now
+    """The clock that `wait` counts from."""

@@ -1,0 +1,154 @@
+"""`vanilla-saas workflows run`: a definition or a published workflow is started and watched until it ends."""
+
+import asyncio
+import sys
+from contextlib import AsyncExitStack, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import asyncpg
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from vanilla_saas.database.connection import Addresses
+from vanilla_saas.database.context import load_signer
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.operator import AsJson, TenantSlug, in_parts, tell, tenant_id
+from vanilla_saas.logs import configure_logs
+from vanilla_saas.settings import Settings
+from vanilla_saas.tokens.store import find_user
+from vanilla_saas.workflows import drafts, execution_store, executions, store
+from vanilla_saas.workflows.execution_cli import tell_end, tell_progress
+from vanilla_saas.workflows.execution_view import tree
+from vanilla_saas.workflows.working import options_of, worker_alone, working
+
+LOOK_S = 0.1
+DRAIN_S = 5.0
+SUFFIXES = (".yaml", ".yml", ".json")
+Answer = dict[str, Any]
+
+
+def run(
+    what: Annotated[
+        str, typer.Argument(metavar="FILE_OR_SLUG", help="A definition in YAML or JSON, or a workflow: slug or UUID.")
+    ],
+    value: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=VALUE", help="A field of the input; a value is YAML. Repeatable."),
+    ] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option(help="The input in YAML or JSON; --input overrides its fields.", exists=True, dir_okay=False),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show how it goes until it ends.")] = True,
+    version: Annotated[int | None, typer.Option(min=1, help="Of a published workflow; the latest without.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Who pays, and whose a new workflow is: email, external id or UUID [its owner].")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Repeating the command with this key starts nothing more.")] = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Start a workflow and show how it goes; exit code 1 when it fails or is cancelled.
+
+    A file is saved as the draft of the workflow of its name, and published when it has changed. When no worker is
+    running, the steps run in this command.
+    """
+    given = _given(value or [], input_file)
+    definition = _read(Path(what)) if _is_file(what) else None
+
+    async def act(connection: asyncpg.Connection, where: Addresses) -> Answer:
+        owner = await tenant_id(connection, tenant)
+        user_id = (await find_user(connection, tenant, user))[1] if user else None
+        name = what if definition is None else Path(what).stem
+        if definition is not None:
+            await _publish(connection, owner, name, definition, user_id)
+        started = await executions.start(
+            partial(nullcontext, connection), owner, name, given, version=version, key=key, user_id=user_id
+        )
+        if not follow:
+            return started
+        lacking = await execution_store.pools_without_worker(
+            connection, owner, UUID(started["workflow_id"]), started["version"]
+        )
+        async with AsyncExitStack() as stack:
+            if lacking:
+                typer.echo("No worker is running: the steps run here.", err=True)
+                settings = Settings()
+                configure_logs(settings.model_copy(update={"log_level": "warning"}))
+                signer = load_signer(settings)
+                options = options_of(settings, pools=tuple(lacking))
+                alone = worker_alone(settings, options, where, signer, drain_s=DRAIN_S)
+                await stack.enter_async_context(working(await stack.enter_async_context(alone)))
+            return await _watch(connection, owner, UUID(started["execution_id"]), as_json)
+
+    found = in_parts(act)
+    if not follow:
+        tell(f"It runs: {found['execution_id']}.", found, as_json)
+        return
+    if as_json:
+        tell_progress(found, True)
+    else:
+        tell_end(found)
+    raise typer.Exit(0 if found["status"] == "succeeded" else 1)
+
+
+def _given(values: list[str], file: Path | None) -> Answer:
+    given = drafts.read_value(file.read_bytes().decode(), "json" if file.suffix == ".json" else "yaml") if file else {}
+    if not isinstance(given, dict):
+        raise typer.BadParameter("An input is an object.", param_hint="--input-file")
+    for one in values:
+        name, equals, text = one.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{one} is not NAME=VALUE.", param_hint="--input")
+        given[name] = drafts.read_value(text) if text else ""
+    return given
+
+
+def _is_file(what: str) -> bool:
+    return what.endswith(SUFFIXES) or "/" in what
+
+
+def _read(path: Path) -> Answer:
+    try:
+        return drafts.read_definition(path.read_bytes(), "json" if path.suffix == ".json" else "yaml")
+    except FileNotFoundError:
+        raise VanillaError("not_found", f"There is no file {path}.") from None
+
+
+async def _publish(
+    connection: asyncpg.Connection, owner: UUID, slug: str, definition: Answer, user_id: UUID | None
+) -> None:
+    """Makes the latest version of a workflow what the file says."""
+    try:
+        found = await store.find(connection, owner, slug)
+    except VanillaError as error:
+        if error.name != "not_found":
+            raise
+        new_for = user_id or await execution_store.only_user(connection, owner)
+        await store.save(connection, owner, slug, definition, user_id=new_for)
+    else:
+        if found["draft"] != definition:
+            await store.save(connection, owner, slug, definition)
+    made = await drafts.publish(partial(nullcontext, connection), owner, slug)
+    if not made["unchanged"]:
+        typer.echo(f"{slug} is published: version {made['version']}.", err=True)
+
+
+async def _watch(connection: asyncpg.Connection, owner: UUID, execution: UUID, quiet: bool) -> Answer:
+    """The execution as it ended, after showing how it went."""
+    console = Console(stderr=True, highlight=False)
+    progress = await execution_store.progress(connection, owner, execution)
+    live = Live(tree(progress), console=console, auto_refresh=False) if sys.stderr.isatty() and not quiet else None
+    with live or nullcontext():
+        while progress["finished_at"] is None:
+            await asyncio.sleep(LOOK_S)
+            progress = await execution_store.progress(connection, owner, execution)
+            if live:
+                live.update(tree(progress), refresh=True)
+    if not live and not quiet:
+        console.print(tree(progress))
+    return progress

@@ -1,0 +1,363 @@
+"""The worker: claims steps, computes them side by side, tells what came of them; docs/design/workflows.md.
+
+One statement a round: outcomes go, steps come. Whatever happens to a round, it may be repeated, because outcomes are
+fenced by leases: those that are not held any more are dropped by the database.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import structlog
+from pydantic import ValidationError
+
+from vanilla_saas import metrics
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.pool import Database
+from vanilla_saas.workflows import worker_store as store
+from vanilla_saas.workflows.clock import start_due
+from vanilla_saas.workflows.execution.failures import Failure
+from vanilla_saas.workflows.execution.plan import Plan
+from vanilla_saas.workflows.execution.run import execute
+from vanilla_saas.workflows.execution.steps import Step, handed_back
+from vanilla_saas.workflows.execution.tooling import Tooling
+
+log = structlog.get_logger()
+
+HEARTBEAT_S = 3.0
+LEASES_S = 1.0
+"""How often a worker looks which of its leases were taken away."""
+TEND_S = 0.2
+"""How often it does what time brings: attempts, ends of waits, deadlines."""
+CLOCK_S = 1.0
+"""How often it looks for schedules whose time has come."""
+BURY_S = 2.0
+"""How often it looks for workers that are dead."""
+POLL_S = 1.0
+"""The longest between two looks when nothing is heard; right after there was something it looks again soon."""
+FIRST_POLL_S = 0.01
+DRAIN_S = 25.0
+"""How long steps may run on when the worker is told to stop; then they are handed back."""
+LEAVE_S = 10.0
+PLANS = 200
+"""Definitions that are kept."""
+ToolingFor = Callable[[str], Tooling]
+"""Makes what steps are computed with, for the id under which the worker is registered."""
+_UNREACHED = (VanillaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What a worker says of itself."""
+
+    name: str
+    pools: tuple[str, ...] = ("default",)
+    capacity: int = 20
+    """Steps at the same time."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    region: str = ""
+    release: str = "0.1.0"
+
+
+@dataclass(slots=True)
+class _Running:
+    """A step under way, and the settlements of its model calls so far."""
+
+    step: Step
+    key: dict[str, Any]
+    task: asyncio.Task[None] | None = None
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    taken_away: bool = False
+
+
+@dataclass(slots=True)
+class _Report:
+    """What the next heartbeat tells."""
+
+    finished: int = 0
+    failed: int = 0
+    latency_ms: float = 0
+    in_flight_max: int = 0
+
+
+class Worker:
+    """`run` works until it is cancelled or `stop` is called, then drains."""
+
+    def __init__(self, database: Database, options: WorkerOptions, tooling: ToolingFor, *, drain_s: float = DRAIN_S):
+        self._database = database
+        self._options = options
+        self._tooling_for = tooling
+        self._drain_s = drain_s
+        self._tooling: Tooling | None = None
+        self._worker: UUID | None = None
+        self._running: dict[int, _Running] = {}
+        self._done: list[dict[str, Any]] = []
+        self._telling: set[int] = set()
+        self._state: dict[str, Any] = {}
+        self._plans: dict[tuple[str, str, int], Plan] = {}
+        self._woken = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._report = _Report()
+        self._quiet_s = FIRST_POLL_S
+        self._unknown: set[int] = set()
+
+    @property
+    def id(self) -> UUID | None:
+        """None before it is registered."""
+        return self._worker
+
+    def stop(self) -> None:
+        """Lets `run` drain: nothing more is claimed, what runs ends or is handed back."""
+        self._stopping.set()
+        self._woken.set()
+
+    def wake(self) -> None:
+        """There is work, or there may be."""
+        self._quiet_s = FIRST_POLL_S
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Registers and works. Raises VanillaError when it cannot register."""
+        await self._register()
+        beside = [
+            asyncio.create_task(self._every(HEARTBEAT_S, self._heartbeat)),
+            asyncio.create_task(self._every(LEASES_S, self._look_at_leases)),
+            asyncio.create_task(self._every(TEND_S, self._tend)),
+            asyncio.create_task(self._every(BURY_S, self._bury)),
+            asyncio.create_task(self._every(CLOCK_S, self._look_at_clock)),
+        ]
+        if not self._database.shared:
+            beside.append(asyncio.create_task(self._listen()))
+        try:
+            while not self._stopping.is_set():
+                await self._round(self._options.capacity - len(self._running))
+                await self._rest()
+            await self._drain()
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            for running in list(self._running.values()):
+                if running.task:
+                    running.task.cancel()
+            await asyncio.gather(*(r.task for r in self._running.values() if r.task), return_exceptions=True)
+            with suppress(*_UNREACHED):
+                await self._database.call(store.STOP, self._worker)
+
+    async def _register(self) -> None:
+        options = self._options
+        self._worker = await self._database.call(
+            store.REGISTER, options.name, list(options.pools), options.capacity, dict(options.labels), options.region,
+            options.release,
+        )  # fmt: skip
+        self._tooling = self._tooling_for(str(self._worker))
+        self._state = {}
+        log.debug("worker_registered", worker_id=str(self._worker), pools=options.pools, capacity=options.capacity)
+
+    async def _every(self, seconds: float, act: Any) -> None:
+        while True:
+            await asyncio.sleep(seconds * random.uniform(0.8, 1.2))  # noqa: S311 (workers do not look all at once)
+            try:
+                await act()
+            except _UNREACHED as error:
+                log.warning("worker_not_reached", what=act.__name__.strip("_"), error=str(error))
+
+    async def _rest(self) -> None:
+        """Until there is something to tell or to take: soon after there was something, within a second at last."""
+        if self._done or (self._woken.is_set() and len(self._running) < self._options.capacity):
+            self._woken.clear()
+            return
+        self._woken.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._woken.wait(), self._quiet_s)
+        self._quiet_s = min(self._quiet_s * 2, POLL_S)
+
+    async def _round(self, free: int) -> None:
+        done, self._done = self._done[:500], self._done[500:]
+        self._telling = {outcome["lease"] for outcome in done}
+        try:
+            answer = await self._database.call(store.TICK, self._worker, done, free, self._state)
+        except _UNREACHED as error:
+            self._done = done + self._done
+            await self._not_told(error, done)
+            return
+        finally:
+            self._telling = set()
+        self._state = answer["state"]
+        for lease in answer["stale"]:
+            log.info("step_lost", lease=lease)
+        for claim in answer["steps"]:
+            self._start(claim)
+        if answer["steps"]:
+            self._quiet_s = FIRST_POLL_S
+
+    async def _not_told(self, error: BaseException, done: list[dict[str, Any]]) -> None:
+        if isinstance(error, VanillaError) and error.name == "invalid_state":
+            await self._begin_again(error.message)
+            return
+        log.warning("round_not_told", outcomes=len(done), error=str(error))
+        broken = isinstance(error, asyncpg.PostgresError) and error.sqlstate[:2] in ("22", "23", "42")
+        if broken or (isinstance(error, VanillaError) and error.name in ("invalid_request", "internal_error")):
+            await self._tell_one_by_one(done)
+        else:
+            await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 (jitter)
+
+    async def _begin_again(self, why: str) -> None:
+        """Declared dead while it was away: its steps are others' by now, and it is another worker."""
+        log.warning("worker_dead", worker_id=str(self._worker), why=why)
+        for running in list(self._running.values()):
+            self._give_up(running)
+        self._done = []
+        try:
+            await self._register()
+        except _UNREACHED as error:  # the next round is refused too, and this is tried again
+            log.warning("worker_not_reached", what="register", error=str(error))
+            await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 (jitter)
+
+    async def _tell_one_by_one(self, done: list[dict[str, Any]]) -> None:
+        """One of them cannot be stored: it alone fails, the others are told."""
+        self._done = self._done[len(done) :]
+        for outcome in done:
+            try:
+                await self._database.call(store.TICK, self._worker, [outcome], 0, {})
+            except (VanillaError, asyncpg.PostgresError) as error:
+                log.error("outcome_not_stored", execution_id=outcome["execution_id"], error=str(error))
+                told = {"code": "internal_error", "message": "The outcome could not be stored."}
+                keys = ("lease", "attempt", "tenant_id", "execution_id", "n", "item", "node")
+                failed = {key: outcome[key] for key in keys} | {"outcome": "failed", "error": told}
+                with suppress(*_UNREACHED):  # its deadline ends it
+                    await self._database.call(store.TICK, self._worker, [failed], 0, {})
+
+    def _start(self, claim: Mapping[str, Any]) -> None:
+        step = Step.from_json(claim)
+        key = {name: claim[name] for name in ("lease", "attempt", "tenant_id", "execution_id", "n", "item", "node")}
+        running = self._running[step.lease] = _Running(step, key)
+        running.task = asyncio.create_task(self._compute(running))
+        self._report.in_flight_max = max(self._report.in_flight_max, len(self._running))
+
+    async def _compute(self, running: _Running) -> None:
+        step, loop = running.step, asyncio.get_running_loop()
+        began = loop.time()
+        assert self._tooling is not None
+        try:
+            plan = await self._plan(step)
+            outcome = (await execute(step, plan, self._tooling, running.calls)).json()
+        except asyncio.CancelledError:
+            if running.taken_away:
+                return
+            outcome = handed_back(step, running.calls).json()
+        except _UNREACHED as error:
+            log.warning("plan_not_read", execution_id=step.execution_id, error=str(error))
+            outcome = handed_back(step, running.calls).json()
+        except ValidationError as error:
+            # published by SQL alone, or by a release that takes more
+            wrong = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, wrong["loc"]))
+            log.warning("plan_not_valid", execution_id=step.execution_id, field=field, problem=wrong["msg"])
+            message = f"This release cannot run the definition: {field}: {wrong['msg']}."
+            outcome = Failure("invalid_definition", message).outcome([]).json()
+        finally:
+            self._running.pop(step.lease, None)
+            self._woken.set()
+        kind = outcome["outcome"]
+        self._report.finished += kind != "failed"
+        self._report.failed += kind == "failed"
+        self._report.latency_ms += (loop.time() - began) * 1000
+        metrics.STEPS.labels(kind).inc()
+        self._done.append(outcome | running.key)
+
+    async def _plan(self, step: Step) -> Plan:
+        key = (step.tenant_id, step.workflow_id, step.version)
+        if key not in self._plans:
+            found = await self._database.call(store.PLAN, UUID(step.tenant_id), UUID(step.workflow_id), step.version)
+            if len(self._plans) >= PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = Plan.from_json(found)
+        return self._plans[key]
+
+    def _give_up(self, running: _Running) -> None:
+        running.taken_away = True
+        self._running.pop(running.step.lease, None)
+        if running.task is not None:
+            running.task.cancel()
+
+    async def _look_at_leases(self) -> None:
+        """Stops what was cancelled or taken away; hands back what the answer to a lost round had given it."""
+        known = set(self._running)
+        if not known and not self._state:
+            return
+        held = {row["lease"]: row for row in await self._database.call(store.LEASES, self._worker)}
+        for lease in known - held.keys():
+            if running := self._running.get(lease):
+                self._give_up(running)
+        told = self._telling | {outcome["lease"] for outcome in self._done}
+        unknown = held.keys() - known - self._running.keys() - told
+        # a round that is under way may have claimed them: what is still unknown at the next look was lost
+        lost = unknown & self._unknown
+        self._unknown = unknown - lost
+        self._done += [held[lease] | {"node": "", "outcome": "handed_back"} for lease in lost]
+        if lost:
+            self._woken.set()
+
+    async def _heartbeat(self) -> None:
+        report, self._report = self._report, _Report(in_flight_max=len(self._running))
+        told = {
+            "in_flight": len(self._running),
+            "in_flight_max": report.in_flight_max,
+            "finished": report.finished,
+            "failed": report.failed,
+            "latency_ms_sum": round(report.latency_ms),
+        }
+        answer = await self._database.call(store.HEARTBEAT, self._worker, told)
+        if answer["status"] == "draining":
+            self.stop()
+        elif answer["status"] != "active":
+            await self._begin_again(answer["status"])
+
+    async def _tend(self) -> None:
+        if await self._database.call(store.TEND):
+            self.wake()
+
+    async def _bury(self) -> None:
+        if await self._database.call(store.BURY):
+            self.wake()
+
+    async def _look_at_clock(self) -> None:
+        if await start_due(self._database):
+            self.wake()
+
+    async def _listen(self) -> None:
+        """Hears of work at once; without it the worker looks every second."""
+        while True:
+            try:
+                async with self._database.listener(store.CHANNEL, self._heard) as ended:
+                    await ended
+            except _UNREACHED as error:
+                log.warning("worker_not_listening", error=str(error))
+            await asyncio.sleep(1)
+
+    def _heard(self, pool: str) -> None:
+        if pool in self._options.pools:
+            self.wake()
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(*_UNREACHED):
+            await self._database.call(store.DRAIN, self._worker)
+        hand_back_at, leave_at = loop.time() + self._drain_s, loop.time() + self._drain_s + LEAVE_S
+        while (self._running or self._done) and loop.time() < leave_at:
+            if self._done:
+                await self._round(0)
+                continue
+            if loop.time() >= hand_back_at:
+                for running in self._running.values():
+                    if running.task is not None:
+                        running.task.cancel()
+            self._woken.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), 0.5)

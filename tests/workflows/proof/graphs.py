@@ -1,0 +1,228 @@
+"""Random workflows whose outcome does not depend on who runs what when, and that outcome."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tests.workflows.hands import Outcome, Step
+
+NEVER = 99
+BRANCHES = {"condition": ["true", "false"], "switch": ["x", "y", "default"], "gate": ["passed", "failed"]}
+KINDS = (
+    ["transform"] * 3
+    + ["llm"] * 3
+    + ["condition"] * 2
+    + ["switch"]
+    + ["join"] * 3
+    + ["map"] * 2
+    + ["gate"] * 3
+    + ["wait", "workflow"]
+)
+Result = dict[str, tuple[str, Any]]
+"""Of every node its status and output."""
+
+
+@dataclass
+class Node:
+    """What a node does, whoever runs it: `fails` attempts fail first; a gate refuses `refuses` rounds."""
+
+    id: str
+    kind: str
+    fails: int = 0
+    branch: str = ""
+    items: int = 0
+    at_once: int | None = None
+    needs: int = 0
+    refuses: int = 0
+    back_to: str = ""
+    edges: list[tuple[str, str]] = field(default_factory=list)
+    """Connections into it: from where, and on which branch."""
+    calls: bool = False
+    """It calls a model in every attempt: set where the number of attempts does not depend on the schedule."""
+
+    @property
+    def before(self) -> list[str]:
+        return sorted({name for name, _ in self.edges})
+
+
+@dataclass
+class Graph:
+    nodes: list[Node]
+
+    def node(self, id_: str) -> Node:
+        return next(node for node in self.nodes if node.id == id_)
+
+    def after(self, id_: str) -> set[str]:
+        """A node and all that depends on it: what a gate that goes back to it undoes."""
+        found = {id_}
+        for node in self.nodes:
+            if found & set(node.before):
+                found.add(node.id)
+        return found
+
+    def upstream(self, id_: str) -> set[str]:
+        return {node.id for node in self.nodes if id_ in self.after(node.id)} - {id_}
+
+    def decide_calls(self) -> None:
+        """What a gate undoes runs as often as it likes, but for what lies between its node and the only gate."""
+        gates = [node for node in self.nodes if node.back_to and node.refuses]
+        undone = set().union(*(self.after(gate.back_to) for gate in gates)) if gates else set()
+        between: set[str] = set()
+        if len(gates) == 1 and not any(node.needs for node in self.nodes):
+            between = self.upstream(gates[0].id) & undone
+        for node in self.nodes:
+            node.calls = node.kind in ("llm", "map") and (node.id not in undone or node.id in between)
+
+    def definition(self, child: str) -> dict[str, Any]:
+        return {
+            "nodes": [self._written(node, child) for node in self.nodes],
+            "connections": [
+                {"from": name, "to": node.id} | ({"on": on} if on else {})
+                for node in self.nodes
+                for name, on in node.edges
+            ],
+        }
+
+    def _written(self, node: Node, child: str) -> dict[str, Any]:
+        reads = ", ".join(f"steps.{name}.output" for name in node.before)
+        made: dict[str, Any] = {
+            "id": node.id,
+            "kind": node.kind,
+            "value": f"[{reads}]",
+            "retry": {"attempts": 3, "initial_ms": 0, "max_ms": 0},
+        }
+        if node.kind == "join":
+            made |= (
+                {"mode": "all"}
+                if not node.needs
+                else {"mode": "any"}
+                if node.needs == 1
+                else {"mode": "count", "count": node.needs}
+            )
+        if node.kind == "map":
+            made |= {"over": "[]", "item": {"kind": "transform", "value": "item"}}
+        if node.kind == "gate":
+            times = 1 if node.refuses == NEVER else 10
+            made |= (
+                {"on_fail": "retry", "retry": {"node": node.back_to, "times": times}}
+                if node.back_to
+                else {"on_fail": "branch"}
+            )
+        if node.kind == "workflow":
+            made |= {"ref": child}
+        return made
+
+    def failed_branch(self, id_: str) -> bool:
+        return any(edge == (id_, "failed") for node in self.nodes for edge in node.edges)
+
+    def verdict(self, node: Node) -> str:
+        """How a gate ends at last: passed, failed, or stop."""
+        if not node.refuses or (node.back_to and node.refuses != NEVER):
+            return "passed"
+        return "failed" if self.failed_branch(node.id) else "stop"
+
+    def outcome(self) -> tuple[Result, set[str]]:
+        """How every node ends, and with which codes the execution may fail; none: it succeeds."""
+        ends: Result = {}
+        branches: dict[str, str] = {}
+        codes: set[str] = set()
+        for node in self.nodes:
+            taken = [name for name, on in node.edges if ends[name][0] == "succeeded" and on in ("", branches[name])]
+            if node.edges and len(taken) < max(node.needs, 1):
+                ends[node.id], branches[node.id] = ("skipped", None), ""
+                continue
+            if node.fails == NEVER:
+                codes.add("tool_failed")
+            branches[node.id] = node.branch
+            if node.kind == "gate":
+                branches[node.id] = self.verdict(node)
+                codes |= {"gate_failed"} if branches[node.id] == "stop" else set()
+            ends[node.id] = ("succeeded", output_of(node, {name: ends[name] for name in node.before}))
+        return ends, codes
+
+    def last(self) -> Iterator[str]:
+        followed = {name for node in self.nodes for name, _ in node.edges}
+        return (node.id for node in self.nodes if node.id not in followed)
+
+
+def digest(*parts: Any) -> str:
+    return sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def output_of(node: Node, before: Result) -> Any:
+    """Depends on all that it is given, so that a step that ran too early or was given something old is seen."""
+    if node.kind == "wait":
+        return None
+    if node.kind == "gate":
+        return "gate"  # which round it passed in is a matter of the schedule
+    if node.kind == "join" and node.needs:
+        return node.id  # and so is which of its predecessors were there
+    if node.kind == "workflow":
+        return {"x": "child"}
+    made = digest(
+        node.id,
+        sorted((name, status, output if status == "succeeded" else None) for name, (status, output) in before.items()),
+    )
+    return [f"{made}{item}" for item in range(node.items)] if node.kind == "map" else made
+
+
+def answer(graph: Graph, step: Step, child: str, calls: list[dict[str, Any]]) -> Outcome:
+    """What a hand says of a step: a function of the step alone."""
+    more = {"calls": calls}
+    if step.node == "x":
+        return step.done(output="child", **more)
+    node = graph.node(step.node)
+    if step.attempt <= node.fails:
+        return step.failed(retryable=node.fails != NEVER) | more
+    if step.item is not None:
+        return step.done(output=step.value, **more)
+    before = {name: (step.steps[name]["status"], step.steps[name]["output"]) for name in node.before}
+    for name, (status, output) in before.items():
+        if graph.node(name).kind == "gate":
+            before[name] = (status, "gate" if status == "succeeded" else output)
+    output = output_of(node, before)
+    match node.kind:
+        case "gate":
+            passed = step.round >= node.refuses
+            return step.done("gate", passed=passed, score=int(passed), threshold=1, feedback="no", value=output, **more)
+        case "map":
+            return step.done("items", items=output, concurrency=node.at_once, **more)
+        case "wait":
+            return step.done("waiting", wait={"kind": "timer", "due_at": "2020-01-01T00:00:00Z"}, state=None, **more)
+        case "workflow" if not step.decision:
+            return step.done("waiting", wait={"kind": "execution", "ref": child, "input": {}}, state=None, **more)
+        case "workflow":
+            return step.done(output=step.decision["output"], **more)
+    return step.done(output=output, branch=node.branch or None, **more)
+
+
+@st.composite
+def graphs(draw: st.DrawFn, most: int = 12) -> Graph:
+    """Valid graphs: connections go from earlier nodes to later ones."""
+    graph = Graph([])
+    for number in range(draw(st.integers(2, most))):
+        node = Node(f"n{number}", draw(st.sampled_from(KINDS)))
+        earlier = graph.nodes
+        chosen = draw(st.lists(st.sampled_from(earlier), max_size=4)) if earlier else []
+        for other in chosen:
+            edge = (other.id, draw(st.sampled_from(["", *BRANCHES.get(other.kind, [])])))
+            if edge not in node.edges:
+                node.edges.append(edge)
+        node.fails = draw(st.sampled_from([0] * 12 + [1, 2] * 3 + [NEVER])) if node.kind != "wait" else 0
+        if node.kind in ("condition", "switch"):
+            node.branch = draw(st.sampled_from(BRANCHES[node.kind]))
+        elif node.kind == "map":
+            node.items, node.at_once = draw(st.integers(0, 4)), draw(st.sampled_from([None, 1, 2]))
+        elif node.kind == "join" and node.edges:
+            node.needs = draw(st.integers(0, len(node.edges)))
+        graph.nodes.append(node)
+        if node.kind == "gate":
+            node.refuses = draw(st.sampled_from([0, 1, 1, 2, NEVER]))
+            upstream = sorted(graph.upstream(node.id))
+            if upstream and draw(st.integers(0, 4)):
+                node.back_to = draw(st.sampled_from(upstream))
+    graph.decide_calls()
+    return graph

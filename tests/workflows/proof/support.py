@@ -1,0 +1,18 @@
+"""How hypothesis is asked here: without time limits, and always the same examples but in the long version."""
+
+from hypothesis import HealthCheck, Phase, settings
+
+from tests.conftest import LONG
+
+
+def ours(examples: int, *, shrink: bool = True) -> settings:
+    """Settings for tests whose examples are whole lives in a database."""
+    phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])]
+    return settings(
+        max_examples=examples,
+        phases=phases,
+        deadline=None,
+        database=None,
+        derandomize=not LONG,
+        suppress_health_check=list(HealthCheck),
+    )

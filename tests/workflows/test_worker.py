@@ -1,0 +1,105 @@
+"""The worker: whole workflows over the sandbox provider, in this process and in others that are killed."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import Cluster, serve, settings_for
+from tests.workflows.hands import Room, room, workflow
+from vanilla_saas.app import create_app
+from vanilla_saas.workflows.definition import plain
+from vanilla_saas.workflows.library import instantiate, library
+
+
+@pytest.fixture(scope="module")
+async def desk(cluster: Cluster) -> AsyncIterator[Room]:
+    async with room(cluster) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def served(desk: Room, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """An API with a worker beside it."""
+    home = tmp_path_factory.mktemp("home")
+    async with serve(create_app(settings_for(desk.cluster, desk.name, home, run_worker=True))) as address:
+        yield address
+
+
+async def ended(desk: Room, execution: uuid.UUID, seconds: float = 20) -> dict[str, Any]:
+    async with asyncio.timeout(seconds):
+        while (found := await desk.execution(execution))["finished_at"] is None:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_a_chain_of_expressions(desk: Room, served: str) -> None:
+    shape = workflow(
+        "a b", "a>b", a={"value": "input.n + 1"}, b={"value": "steps.a.output * 2"}, output="steps.b.output"
+    )
+    execution = await desk.start(await desk.publish(shape), n=20)
+    found = await ended(desk, execution)
+    assert (found["status"], found["output"]) == ("succeeded", 42)
+
+
+INPUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "summarise_and_check": ({}, {"text": "A long story about a short thing."}),
+    "moderated_reply": ({}, {"message": "Hello there."}),
+    "extract_to_schema": ({}, {"text": "Ada was born in 1815."}),
+    "map_and_merge": ({"at_once": 2}, {"question": "What is it?", "texts": ["one", "two", "three"]}),
+    "research_with_judge": ({}, {"question": "Why?"}),
+}
+
+
+@pytest.mark.parametrize("slug", INPUTS)
+async def test_a_template_runs_on_the_sandbox_and_costs_what_the_ledger_says(
+    desk: Room, served: str, slug: str
+) -> None:
+    parameters, values = INPUTS[slug]
+    person = await desk.people.user(balance=100_000)
+    shape = await desk.publish(plain(instantiate(library()[slug], parameters)), person)
+    execution = await desk.start(shape, **values)
+    found = await ended(desk, execution)
+    assert found["status"] == "succeeded", found["error"]
+    assert found["output"]
+    charged = sum(step["charged_tokens"] for step in found["steps"].values())
+    assert 0 < charged == found["charged_tokens"]
+    wallet = await desk.people.wallet(person)
+    assert (wallet["available_tokens"], wallet["reserved_tokens"]) == (100_000 - charged, 0)
+
+
+async def test_a_draft_waits_for_a_person_and_goes_on_with_the_edited_text(desk: Room, served: str) -> None:
+    shape = await desk.publish(plain(instantiate(library()["draft_with_approval"], {})))
+    execution = await desk.start(shape, task="A letter.")
+    async with asyncio.timeout(10):
+        while not (
+            approval := await desk.operator.fetchrow(
+                "select * from workflow_approvals where execution_id = $1", execution
+            )
+        ):
+            await asyncio.sleep(0.02)
+    assert approval["title"] == "Draft: A letter."
+    admin = await desk.people.user("admin")
+    from tests.conftest import TEST_KEY
+    from vanilla_saas.database.context import ContextSigner
+
+    async with desk.operator.transaction():
+        await desk.operator.execute("set local role vanilla_app")
+        await desk.operator.fetchval(
+            "select vanilla.set_context($1)", ContextSigner(bytes.fromhex(TEST_KEY)).sign(admin.identity)
+        )
+        await desk.operator.fetchval(
+            "select decide_approval($1, 'approved', null, $2)", approval["id"], {"text": "Mine."}
+        )
+    found = await ended(desk, execution)
+    assert found["output"] == {"text": "Mine.", "approved": True}
+
+
+async def test_a_version_that_the_release_cannot_read_fails_its_execution(desk: Room, served: str) -> None:
+    # published by SQL alone, which looks at the graph
+    execution = await desk.start(await desk.publish(workflow("a", a={"value": "1", "timeout_s": 10**8})))
+    found = await ended(desk, execution)
+    assert (found["status"], found["reason"]) == ("failed", "invalid_definition")
+    assert "nodes.0.transform.timeout_s: Input should be less than or equal to 86400" in found["error"]["message"]
