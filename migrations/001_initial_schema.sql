@@ -1495,6 +1495,15 @@ $f$;
 comment on function vanilla.own_tenant(uuid) is
     'The context''s tenant, for what people do to their own; naming another is refused as if there were none.';
 
+create or replace function vanilla.member_tenant(p_tenant_id uuid) returns uuid language plpgsql stable
+set search_path = pg_catalog, pg_temp as $f$
+begin
+    return case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+end
+$f$;
+comment on function vanilla.member_tenant(uuid) is
+    'The tenant in which a member looks for what is theirs: a user''s own, for others the acting tenant; null for an operator who names none.';
+
 create or replace function vanilla.audit(
     p_tenant_id uuid, p_action text, p_target_type text default null, p_target_id uuid default null,
     p_details jsonb default '{}', p_actor_id uuid default null, p_actor_role text default null)
@@ -2479,7 +2488,7 @@ comment on function public.create_api_key(text, text, bytea, text[], timestamptz
 create or replace function public.revoke_api_key(p_key_id uuid, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
     v_row public.api_keys;
 begin
     update public.api_keys set revoked_at = coalesce(revoked_at, vanilla.clock())

@@ -1,15 +1,19 @@
--- 006: workflows as a person draws them: drafts, immutable versions, templates. What runs them comes into this file next.
+-- 006: workflows as a person draws them, and what runs them (docs/design/workflows.md).
 --
--- Tables:  ai_workflows, workflow_versions, workflow_templates
--- Public:  validate_workflow, save_workflow, publish_workflow, retire_workflow, delete_workflow
--- Private: workflow_problems   what is wrong with a definition as a graph; fields of kinds, expressions and templates are the runtime's
---          workflow_circle     one circle of a graph
---          own_workflow        the workflow that a caller may change, locked
---          forget_workflows    erase_person of 001 calls it
+-- Tables:  ai_workflows, workflow_versions, workflow_templates, workflow_nodes (a version, compiled)
+--          workflow_executions, workflow_steps, workflow_queue, workflow_timers, workflow_signals, workflow_approvals,
+--          workflow_approval_votes, quality_gate_results, workflow_shares, workflow_schedules; vanilla.wake_ups
+-- Public:  validate_, save_, publish_, retire_, delete_workflow; start_workflow; cancel_, pause_, resume_, restart_, signal_execution;
+--          replay_executions, decide_approval, my_approvals, execution_progress, execution_step, gate_statistics,
+--          set_workflow_share, set_workflow_schedule, delete_workflow_schedule
+-- Workers: tick_worker (finish_steps, claim_steps), tend_workflows, held_leases, reclaim_leases, workflow_plan,
+--          due_workflow_schedules, fire_workflow_schedule; admit_call of 001 admits model calls of their steps
+-- Others:  forget_workflows, forget_executions   erase_person of 001 calls them
+--          job_workflow_history                  a job
 --
 -- Invariants: a published version never changes but for being retired, and its hash is that of its text; versions of a
 -- workflow count from 1 without gaps; latest_version is the newest that is not retired; a version has no problems.
--- Lock order: the user (when a level limits workflows), the workflow, its versions.
+-- Lock order of definitions: the user (when a level limits workflows), the workflow, its versions. Of executions: below.
 begin;
 set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
@@ -549,7 +553,7 @@ comment on function public.validate_workflow(jsonb) is
 create or replace function vanilla.own_workflow(p_workflow_id uuid, p_tenant_id uuid) returns public.ai_workflows
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
     v_workflow public.ai_workflows;
 begin
     select * into v_workflow from public.ai_workflows w
@@ -788,7 +792,7 @@ begin
             array(select case when t.name = '$end' then -1 when t.body ->> 'mode' = 'any' then 1 when t.body ->> 'mode' = 'count' then (t.body ->> 'count')::smallint else 0 end
                   from links l join every t on t.node = l.to_node where l.from_node = n.node order by l.nr),
             coalesce((select r.nodes from read r where r.node = n.node), '{}'), coalesce((select r.names from read r where r.node = n.node), '{}'),
-            case when n.body ->> 'kind' in ('signal', 'approval') then 60 else coalesce((n.body ->> 'timeout_s')::integer,
+            case when n.body ->> 'kind' = 'signal' then 60 else coalesce((n.body ->> 'timeout_s')::integer,
                 case when n.body ->> 'kind' in ('engine', 'workflow', 'agent') then 3600 else 60 end) end,
             coalesce((n.body #>> '{retry,attempts}')::smallint, 3), coalesce((n.body #>> '{retry,initial_ms}')::integer, 500),
             coalesce((n.body #>> '{retry,max_ms}')::integer, 60000), r.node, coalesce((n.body #>> '{retry,times}')::smallint, 0),
@@ -1052,7 +1056,7 @@ comment on function vanilla.take_slot(public.workflow_executions, text, integer)
 
 -- What follows a decided step: edges are taken or not, nodes become ready or are skipped. One row after the other: each is a look-up
 -- by key whose plan is kept, and starting one statement over all of them costs more than a hundred of these.
-create or replace function vanilla.follow_step(p_step public.workflow_queue, p_branch text, p_taken boolean, p_paused boolean, out pools text[], out ends public.workflow_queue[])
+create or replace function vanilla.follow_step(p_step public.workflow_queue, p_branch text, p_paused boolean, out pools text[], out ends public.workflow_queue[])
 language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $f$
 declare
     v_rank bigint;
@@ -1070,7 +1074,7 @@ begin
         select n.successors, n.branches, n.next_pools, n.next_needs into v_next from public.workflow_nodes n
             where n.tenant_id = p_step.tenant_id and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = v_nodes[v_at];
         for v_edge in 1 .. cardinality(v_next.successors) loop
-            v_taken := v_at = 1 and p_taken and (v_next.branches[v_edge] = '' or coalesce(v_next.branches[v_edge] = p_branch, false));
+            v_taken := v_at = 1 and (v_next.branches[v_edge] = '' or coalesce(v_next.branches[v_edge] = p_branch, false));
             update public.workflow_steps s set undecided = s.undecided - 1, taken = s.taken + v_taken::integer, status = case
                     when v_next.next_needs[v_edge] > 0 and s.taken + v_taken::integer >= v_next.next_needs[v_edge] then 'ready'
                     when s.undecided > 1 then 'pending'
@@ -1096,7 +1100,7 @@ begin
     end loop;
 end
 $f$;
-comment on function vanilla.follow_step(public.workflow_queue, text, boolean, boolean) is
+comment on function vanilla.follow_step(public.workflow_queue, text, boolean) is
     'What follows a decided step: p_branch is its outcome; of a paused execution nothing is queued. Its execution is locked. Returns the pools of what is queued, each as often as it has one, and the end of the execution when that is reached and no worker computes it.';
 
 create or replace function vanilla.complete_executions(p_ends public.workflow_queue[]) returns void
@@ -1167,7 +1171,7 @@ begin
         select * into v_execution from public.workflow_executions e where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id;
         perform vanilla.end_execution(v_execution, 'succeeded', p_output => p_output);
     else
-        select f.pools, f.ends into v_pools, v_ends from vanilla.follow_step(p_step, p_branch, true, exists (select from public.workflow_executions e
+        select f.pools, f.ends into v_pools, v_ends from vanilla.follow_step(p_step, p_branch, exists (select from public.workflow_executions e
             where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id and e.status = 'paused')) f;
         if v_ends <> '{}' then perform vanilla.complete_executions(v_ends); end if;
         perform vanilla.wake_workers(p.pool) from (select distinct p as pool from unnest(v_pools) p) p;
@@ -1375,7 +1379,7 @@ declare
 begin
     insert into public.workflow_approvals (tenant_id, id, execution_id, node, user_id, title, prompt, subject, edit, approvers, quorum, on_deadline, escalate_to, deadline_s,
             deadline_at, created_at)
-        values (p_step.tenant_id, v_id, p_step.execution_id, p_step.node, p_step.user_id, left(coalesce(p_wait ->> 'title', ''), 1000), coalesce(p_wait ->> 'prompt', ''),
+        values (p_step.tenant_id, v_id, p_step.execution_id, p_step.node, p_step.user_id, left(coalesce(p_wait ->> 'title', ''), 200), coalesce(p_wait ->> 'prompt', ''),
             nullif(p_wait -> 'subject', 'null'), nullif(p_wait -> 'edit', 'null'), array(select jsonb_array_elements_text(p_wait -> 'approvers')),
             coalesce((p_wait ->> 'quorum')::smallint, 1), p_wait ->> 'on_deadline',
             case when jsonb_typeof(p_wait -> 'escalate_to') = 'array' then array(select jsonb_array_elements_text(p_wait -> 'escalate_to')) end,
@@ -1387,7 +1391,7 @@ begin
             values (p_step.tenant_id, p_step.execution_id, p_step.node, -1, p_step.user_id, 'approval', v_now + make_interval(secs => v_deadline));
     end if;
     perform vanilla.emit_event(p_step.tenant_id, 'workflow.approval_requested', p_step.user_id, jsonb_build_object('approval_id', v_id,
-        'execution_id', p_step.execution_id, 'title', left(p_wait ->> 'title', 1000), 'approvers', p_wait -> 'approvers', 'deadline_at', v_now + make_interval(secs => v_deadline)));
+        'execution_id', p_step.execution_id, 'title', left(p_wait ->> 'title', 200), 'approvers', p_wait -> 'approvers', 'deadline_at', v_now + make_interval(secs => v_deadline)));
 end
 $f$;
 comment on function vanilla.ask_people(public.workflow_queue, jsonb, jsonb) is 'A step waits for people: what they see, who may decide, until when. Its execution is locked.';
@@ -1548,7 +1552,7 @@ begin
         update public.workflow_steps s set status = 'succeeded', output = v.output, branch = v.branch, error = null, state = null, decision = null, waits_for = null,
                 attempts = v_step.attempt, started_at = v_step.claimed_at, finished_at = v_now
             where s.tenant_id = v.tenant_id and s.execution_id = v.execution_id and s.node = v.n and s.item = -1;
-        select f.pools, f.ends into v_pools, v_ends from vanilla.follow_step(v_step, v.branch, true, v.execution_id = any (v_paused)) f;
+        select f.pools, f.ends into v_pools, v_ends from vanilla.follow_step(v_step, v.branch, v.execution_id = any (v_paused)) f;
         pools := pools || v_pools;
         v_all_ends := v_all_ends || v_ends;
     end loop;
@@ -1639,7 +1643,7 @@ comment on function vanilla.begin_execution(public.workflow_queue, text, integer
 -- those that had enough for the last one. A turn that the end of a claim cuts off is gone on with by the next (left).
 -- Entries of dead rows, which an old snapshot keeps, are stepped over where this worker has been: it looks behind its mark
 -- first, and every 250 ms before it.
-create or replace function vanilla.claim_steps(p_worker uuid, p_pool text, p_n integer, p_state jsonb, out steps public.workflow_queue[], out state jsonb)
+create or replace function vanilla.claim_steps(p_pool text, p_n integer, p_state jsonb, out steps public.workflow_queue[], out state jsonb)
 language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $f$
 declare
     v_from uuid := coalesce((p_state ->> 'cursor')::uuid, '00000000-0000-0000-0000-000000000000');
@@ -1730,7 +1734,7 @@ begin
     state := jsonb_build_object('cursor', v_last, 'left', v_left, 'marks', v_marks);
 end
 $f$;
-comment on function vanilla.claim_steps(uuid, text, integer, jsonb) is
+comment on function vanilla.claim_steps(text, integer, jsonb) is
     'Locks up to n steps that can run: each tenant its weight in turn until there are n or none; p_state is where this worker was.';
 
 create or replace function vanilla.tick_worker(p_worker uuid, p_done jsonb, p_n integer, p_state jsonb default '{}') returns json
@@ -1763,7 +1767,7 @@ begin
     if p_n > 0 then
         foreach v_pool in array v_pools loop
             exit when cardinality(v_claimed) >= p_n;
-            select * into v_claim from vanilla.claim_steps(p_worker, v_pool, p_n - cardinality(v_claimed), v_state -> v_pool);
+            select * into v_claim from vanilla.claim_steps(v_pool, p_n - cardinality(v_claimed), v_state -> v_pool);
             v_claimed := v_claimed || v_claim.steps;
             v_state := v_state || jsonb_build_object(v_pool, v_claim.state);
         end loop;
@@ -1791,11 +1795,11 @@ begin
             'input', v_given.input, 'execution', json_build_object('id', v_step.execution_id, 'user_id', v_step.user_id, 'started_at', v_given.started_at), 'steps', v_read,
             'predecessors', case when v_node.kind = 'join' then to_json(v_node.read_names) end);
     end loop;
-    -- of what is queued now others are told, unless this worker has just taken all there was
+    -- of what is queued now others are told, unless this worker has had room for it
     if v_ready <> '{}' then
         v_full := cardinality(v_claimed) >= p_n;
         foreach v_pool in array v_ready loop
-            continue when v_pool = any (v_woken) or not v_full and v_pool = any (v_pools) or v_full and cardinality(v_ready) = 1 and p_n = 1;
+            continue when v_pool = any (v_woken) or not v_full and v_pool = any (v_pools);
             perform vanilla.wake_workers(v_pool);
             v_woken := v_woken || v_pool;
         end loop;
@@ -1990,12 +1994,40 @@ $f$;
 comment on function vanilla.fire_timer(public.workflow_executions, public.workflow_timers) is 'Does what a timer was set for. The execution, its children and their money are locked; it is running or paused.';
 
 -- executions, for people ------------------------------------------------------------------------------------------
-create or replace function vanilla.insert_execution(p_execution public.workflow_executions, p_estimate bigint, p_max_duration_s integer) returns boolean
+create or replace function vanilla.new_execution(p_user_id uuid, p_version public.workflow_versions, p_input jsonb, p_priority integer default null)
+returns public.workflow_executions
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_execution public.workflow_executions;
+begin
+    v_execution.tenant_id := p_version.tenant_id;
+    v_execution.id := vanilla.uuid7();
+    v_execution.user_id := p_user_id;
+    v_execution.workflow_id := p_version.workflow_id;
+    v_execution.version := p_version.version;
+    v_execution.status := 'running';
+    v_execution.input := p_input;
+    v_execution.priority := coalesce(p_priority, (p_version.definition ->> 'priority')::smallint, 5);
+    v_execution.depth := 0;
+    v_execution.slot_held := false;
+    v_execution.charged_tokens := 0;
+    v_execution.cost_micros := 0;
+    v_execution.started_by := vanilla.claim(4)::uuid;
+    v_execution.started_at := vanilla.clock();
+    return v_execution;
+end
+$f$;
+comment on function vanilla.new_execution(uuid, public.workflow_versions, jsonb, integer) is 'An execution of a version as it begins; insert_execution writes it.';
+
+create or replace function vanilla.insert_execution(p_execution public.workflow_executions, p_definition jsonb) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_entry public.user_token_ledger;
     v_pools text[];
     v_pool text;
+    v_max_duration_s integer := (p_definition ->> 'max_duration_s')::integer;
+    -- a child's calls draw on what there is: the estimate is of the whole
+    v_estimate bigint := case when p_execution.parent_execution_id is null then (p_definition ->> 'estimate_tokens')::bigint end;
 begin
     insert into public.workflow_executions select (p_execution).* on conflict (tenant_id, user_id, idempotency_key) where idempotency_key is not null do nothing;
     if not found then return false; end if;
@@ -2009,11 +2041,11 @@ begin
             from public.workflow_nodes n where n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version and n.predecessors = '{}'
             returning pool)
     select array_agg(distinct q.pool order by q.pool) into v_pools from queued q;
-    if p_max_duration_s is not null then
+    if v_max_duration_s is not null then
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
-            values (p_execution.tenant_id, p_execution.id, -1, -1, p_execution.user_id, 'wait', p_execution.started_at + make_interval(secs => p_max_duration_s));
+            values (p_execution.tenant_id, p_execution.id, -1, -1, p_execution.user_id, 'wait', p_execution.started_at + make_interval(secs => v_max_duration_s));
     end if;
-    if p_estimate > 0 then
+    if v_estimate > 0 then
         v_entry.tenant_id := p_execution.tenant_id;
         v_entry.user_id := p_execution.user_id;
         v_entry.reason := 'workflow estimate';
@@ -2022,8 +2054,8 @@ begin
         v_entry.reference_id := p_execution.id;
         v_entry.actor_id := p_execution.started_by;
         v_entry.metadata := '{}';
-        v_entry := vanilla.reserve_tokens(vanilla.lock_wallet(p_execution.tenant_id, p_execution.user_id), v_entry, p_estimate,
-            make_interval(secs => coalesce(p_max_duration_s, 86400)));
+        v_entry := vanilla.reserve_tokens(vanilla.lock_wallet(p_execution.tenant_id, p_execution.user_id), v_entry, v_estimate,
+            make_interval(secs => coalesce(v_max_duration_s, 86400)));
         update public.workflow_executions e set hold_id = v_entry.hold_id where e.tenant_id = p_execution.tenant_id and e.id = p_execution.id;
     end if;
     foreach v_pool in array coalesce(v_pools, '{}') loop
@@ -2032,8 +2064,8 @@ begin
     return true;
 end
 $f$;
-comment on function vanilla.insert_execution(public.workflow_executions, bigint, integer) is
-    'Starts an execution in the caller''s transaction; false when its idempotency key was used before. Estimate in wallet tokens.';
+comment on function vanilla.insert_execution(public.workflow_executions, jsonb) is
+    'Starts an execution of a definition in the caller''s transaction; false when its idempotency key was used before.';
 
 create or replace function vanilla.draw_estimate(p_tenant_id uuid, p_hold_id uuid, p_needed bigint) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2114,6 +2146,7 @@ declare
     v_user public.users;
     v_execution public.workflow_executions;
     v_first jsonb;
+    v_hash bytea;
 begin
     select w.* into v_workflow from public.ai_workflows w where w.id = p_workflow_id and (w.tenant_id = v_tenant or v_tenant is null)
         and (vanilla.claim(5) is distinct from 'user' or w.user_id = vanilla.claim(4)::uuid or w.shared) order by w.tenant_id limit 1;
@@ -2128,30 +2161,22 @@ begin
     if p_priority not between 0 and 9 then
         perform vanilla.refuse('VS400', 'a priority is 0 to 9, 9 first', '{"param": "priority"}');
     end if;
-    v_execution.tenant_id := v_user.tenant_id;
-    v_execution.id := vanilla.uuid7();
-    v_execution.user_id := v_user.id;
-    v_execution.idempotency_key := p_idempotency_key;
     if p_idempotency_key is not null then
+        v_execution.tenant_id := v_user.tenant_id;
+        v_execution.user_id := v_user.id;
+        v_execution.idempotency_key := p_idempotency_key;
         v_execution.request_hash := sha256(convert_to(jsonb_build_array(p_workflow_id, p_version, p_input, p_priority)::text, 'UTF8'));
         v_first := vanilla.first_start(v_execution);      -- whatever has become of the workflow since
         if v_first is not null then return v_first; end if;
+        v_hash := v_execution.request_hash;
     end if;
     v_start := vanilla.startable_version(v_workflow.tenant_id, v_workflow.id, p_version);
     v_version := v_start.version;
     perform vanilla.hold_open(v_user);
-    v_execution.workflow_id := v_workflow.id;
-    v_execution.version := v_version.version;
-    v_execution.status := 'running';
-    v_execution.input := p_input;
-    v_execution.priority := coalesce(p_priority, (v_version.definition ->> 'priority')::smallint, 5);
-    v_execution.depth := 0;
-    v_execution.slot_held := false;
-    v_execution.charged_tokens := 0;
-    v_execution.cost_micros := 0;
-    v_execution.started_by := vanilla.claim(4)::uuid;
-    v_execution.started_at := vanilla.clock();
-    if not vanilla.insert_execution(v_execution, coalesce((v_version.definition ->> 'estimate_tokens')::bigint, 0), (v_version.definition ->> 'max_duration_s')::integer) then
+    v_execution := vanilla.new_execution(v_user.id, v_version, p_input, p_priority);
+    v_execution.idempotency_key := p_idempotency_key;
+    v_execution.request_hash := v_hash;
+    if not vanilla.insert_execution(v_execution, v_version.definition) then
         return vanilla.first_start(v_execution);      -- another was quicker with the same key
     end if;
     return jsonb_build_object('execution_id', v_execution.id, 'workflow_id', v_workflow.id, 'version', v_version.version, 'status', 'running', 'replayed', false);
@@ -2182,26 +2207,13 @@ begin
     if jsonb_typeof(p_input) is distinct from 'object' then
         perform vanilla.refuse('VS400', 'the input is a JSON object', '{"param": "input"}');
     end if;
-    v_child := p_parent;
-    v_child.id := vanilla.uuid7();
-    v_child.workflow_id := v_owner.id;
-    v_child.version := v_version.version;
-    v_child.status := 'running';
-    v_child.input := p_input;
+    v_child := vanilla.new_execution(p_parent.user_id, v_version, p_input, p_parent.priority);
     v_child.depth := p_parent.depth + 1;
-    v_child.hold_id := null;
     v_child.parent_execution_id := p_parent.id;
     v_child.parent_node := p_step.node;
     v_child.parent_item := p_step.item;
-    v_child.slot := null;
-    v_child.slot_limit := null;
-    v_child.slot_held := false;
-    v_child.idempotency_key := null;
-    v_child.request_hash := null;
-    v_child.charged_tokens := 0;
-    v_child.cost_micros := 0;
-    v_child.started_at := vanilla.clock();
-    perform vanilla.insert_execution(v_child, 0, (v_version.definition ->> 'max_duration_s')::integer);
+    v_child.started_by := p_parent.started_by;
+    perform vanilla.insert_execution(v_child, v_version.definition);
     return v_child.id;
 end
 $f$;
@@ -2210,7 +2222,7 @@ comment on function vanilla.start_child(public.workflow_executions, public.workf
 create or replace function vanilla.own_execution(p_execution_id uuid, p_tenant_id uuid) returns public.workflow_executions
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
     v_execution public.workflow_executions;
 begin
     select * into v_execution from public.workflow_executions e
@@ -2331,8 +2343,8 @@ begin
             jsonb_build_object('execution_id', v_execution.id, 'node', p_node), 'Name a node that has run.');
     end if;
     if v_execution.slot is not null and 0 <> all (v_nodes) and not vanilla.take_slot(v_execution, v_execution.slot, v_execution.slot_limit) then
-        perform vanilla.refuse('VS409', 'another execution has the place of its concurrency key', jsonb_build_object('execution_id', v_execution.id, 'limit', v_execution.slot_limit),
-            'Restart it when that has ended.');
+        perform vanilla.refuse('VS409', 'all places of its concurrency key are taken', jsonb_build_object('execution_id', v_execution.id, 'limit', v_execution.slot_limit),
+            'Restart it when another has ended.');
     end if;
     update public.workflow_executions e set status = 'running', reason = null, error = null, output = null, finished_at = null
         where e.tenant_id = v_execution.tenant_id and e.id = v_execution.id returning * into v_execution;
@@ -2365,7 +2377,7 @@ comment on function public.restart_execution(uuid, text, uuid) is
 create or replace function public.replay_executions(p_workflow_id uuid default null, p_reason text default null, p_limit integer default 100, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
     v_execution record;
     v_done uuid[] := '{}';
     v_refused jsonb := '[]';
@@ -2501,7 +2513,7 @@ comment on function public.my_approvals(uuid) is 'The first 200 open approvals t
 create or replace function public.execution_progress(p_execution_id uuid, p_tenant_id uuid default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
     v_execution public.workflow_executions;
     v_steps jsonb;
 begin
@@ -2535,7 +2547,7 @@ comment on function public.execution_progress(uuid, uuid) is 'An execution with 
 create or replace function public.execution_step(p_execution_id uuid, p_node text, p_after integer default -1, p_limit integer default 50, p_tenant_id uuid default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
     v_execution public.workflow_executions;
     v_node public.workflow_nodes;
     v_found jsonb;
@@ -2566,7 +2578,7 @@ create or replace function public.gate_statistics(p_workflow_id uuid, p_from tim
 returns table (gate text, day date, judged bigint, passed bigint, average_score double precision, rounds double precision, charged_tokens numeric)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
 begin
     return query select r.gate, (r.created_at at time zone 'UTC')::date, count(*), count(*) filter (where r.passed), avg(r.score), avg(r.round + 1.0)::double precision, sum(r.charged_tokens)
         from public.quality_gate_results r
@@ -2635,7 +2647,7 @@ comment on function public.set_workflow_schedule(uuid, text, text, text, jsonb, 
 create or replace function public.delete_workflow_schedule(p_schedule_id uuid, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_tenant uuid := case when vanilla.claim(5) = 'user' then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
     v_schedule public.workflow_schedules;
 begin
     delete from public.workflow_schedules s where s.id = p_schedule_id and (s.tenant_id = v_tenant or v_tenant is null)
@@ -2673,14 +2685,14 @@ begin
             v_start := vanilla.startable_version(p_tenant_id, v_schedule.workflow_id, null);
             v_version := v_start.version;
             perform vanilla.hold_open(vanilla.find_user(p_tenant_id, v_schedule.user_id));
-            v_execution := row(p_tenant_id, vanilla.uuid7(), v_schedule.user_id, v_schedule.workflow_id, v_version.version, 'running', null, null,
-                v_schedule.input || jsonb_build_object('scheduled_at', v_time), null, coalesce((v_version.definition ->> 'priority')::smallint, 5), null, null, null, null, 0,
-                null, null, false, format('schedule:%s:%s', v_schedule.id, extract(epoch from v_time)::bigint), null, 0, 0, null, vanilla.clock(), null)::public.workflow_executions;
-            if vanilla.insert_execution(v_execution, coalesce((v_version.definition ->> 'estimate_tokens')::bigint, 0), (v_version.definition ->> 'max_duration_s')::integer) then
+            v_execution := vanilla.new_execution(v_schedule.user_id, v_version, v_schedule.input || jsonb_build_object('scheduled_at', v_time));
+            v_execution.idempotency_key := format('schedule:%s:%s', v_schedule.id, extract(epoch from v_time)::bigint);
+            if vanilla.insert_execution(v_execution, v_version.definition) then
                 v_started := v_started + 1;
             end if;
         end loop;
     exception when others then      -- retired, erased, no tokens for the estimate: the schedule says so and goes on
+        if sqlstate not like 'VS%' then raise; end if;      -- what passes by itself is tried again
         p_problem := sqlerrm;
         v_started := 0;
     end;

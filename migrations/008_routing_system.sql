@@ -305,9 +305,7 @@ begin
     update public.worker_registry w set status = p_worker.status, health_score = p_worker.health_score, stopped_at = vanilla.clock(), in_flight = 0
         where w.tenant_id = p_worker.tenant_id and w.id = p_worker.id;
     perform vanilla.log_worker(p_worker, p_event, v_from, p_reason);
-    if to_regprocedure('vanilla.reclaim_leases(uuid)') is not null then      -- 006
-        perform vanilla.reclaim_leases(p_worker.id);
-    end if;
+    perform vanilla.reclaim_leases(p_worker.id);
 end
 $f$;
 comment on function vanilla.end_worker(public.worker_registry, text, text) is 'A worker, whose row is locked, stopped or died: what it held is taken up by others.';
@@ -376,7 +374,7 @@ begin
         select w.* from public.worker_registry w
         where w.tenant_id = vanilla.platform() and w.status in ('registered', 'active', 'draining') and w.heartbeat_at < v_now - interval '10 s'
         order by w.id for update skip locked) w;
-    if v_dead is not null and to_regprocedure('vanilla.lock_leases(uuid[])') is not null then      -- 006: of all of them, in its order
+    if v_dead is not null then      -- of all of them, in the order of 006
         perform vanilla.lock_leases(array(select d.id from unnest(v_dead) d));
     end if;
     foreach v_worker in array coalesce(v_dead, '{}') loop

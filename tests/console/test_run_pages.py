@@ -153,7 +153,7 @@ async def test_a_start_is_refused_by_its_schema_and_made_once(desk: Room, api: s
         key = next(field["value"] for field in page.all("input") if field.get("name") == "key")
         form = {"version": "1", "key": str(key), "field.n": "2"}
         status, text, _ = await submit(http, f"/workflows/{slug}/start", FRAGMENT, **form)
-        assert (status, "does not fit: n: " in text) == (400, True)
+        assert (status, "does not fit its schema: input.n: " in text) == (422, True)
         sent = [await submit(http, f"/workflows/{slug}/start", **form | {"field.n": "3"}) for _ in range(2)]
         assert {status for status, _, _ in sent} == {303}
         assert len({headers["location"] for _, _, headers in sent}) == 1

@@ -2,13 +2,12 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster, Person
-from tests.workflows.hands import Hands, Room, Step, room, workflow
+from tests.conftest import Person
+from tests.workflows.hands import Hands, Room, Step, workflow
 
 ADMIT = (
     "select vanilla.admit_call(null, null, null, 'sandbox-small', 10, 10, 40, 1, $1, false, '11 minutes',"
@@ -16,12 +15,6 @@ ADMIT = (
 )
 CALL = {"status": "succeeded", "input": 10, "output": 5, "cached": 0, "reasoning": 0, "estimated": False,
         "error_code": None, "latency_ms": 5, "first_token_ms": None}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 def key(hands: Hands, step: Step) -> dict[str, object]:

@@ -8,18 +8,12 @@ import aiohttp
 import pytest
 from fastapi import FastAPI
 
-from tests.conftest import Cluster, serve, settings_for
-from tests.workflows.hands import Room, room, workflow
+from tests.conftest import serve, settings_for
+from tests.workflows.hands import Room, workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.client import ApiError, Client, WorkflowFailed
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

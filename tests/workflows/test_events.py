@@ -12,22 +12,16 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from tests.conftest import Cluster, Person, serve, settings_for
+from tests.conftest import Person, serve, settings_for
 from tests.processes import over
 from tests.tokens.test_routes import get, post
-from tests.workflows.hands import Room, room, workflow
+from tests.workflows.hands import Room, workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.workflows import execution_events
 from vanilla_saas.workflows.execution_events import Streams, changes
 
 WAITS = workflow("a s=signal b", "a>s s>b", s={"signal": "go"}, b={"value": "steps.s.output"}, output="steps.b.output")
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,14 @@
 """`vanilla-saas workflows run` and what is done with executions, in a database without any other worker."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import TEST_KEY, Cluster
+from tests.conftest import TEST_KEY
 from tests.tokens.test_cli import Cli
-from tests.workflows.hands import Room, room, workflow
+from tests.workflows.hands import Room, workflow
 
 FLOW = """
 name: Double
@@ -20,12 +19,6 @@ nodes:
 connections: [{from: double, to: check}]
 output: steps.double.output
 """
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture

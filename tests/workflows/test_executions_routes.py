@@ -8,20 +8,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conftest import Cluster, Person, serve, settings_for
+from tests.conftest import Person, serve, settings_for
 from tests.tokens.test_routes import get, post
-from tests.workflows.hands import Room, room, workflow
+from tests.workflows.hands import Room, workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
 
 INPUT = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"]}
 EXECUTIONS = "select count(*) from workflow_executions where workflow_id = $1"
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

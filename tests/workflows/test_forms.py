@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.workflows.forms import WHOLE, fields_of, read, require
+from vanilla_saas.workflows.forms import WHOLE, fields_of, read
 
 
 def schema(required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
@@ -73,10 +73,3 @@ def test_what_was_sent_is_read_by_the_types() -> None:
 def test_what_cannot_be_read_is_refused_with_its_name(part: dict[str, Any], sent: str, message: str) -> None:
     with pytest.raises(VanillaError, match=message):
         read(fields_of(schema(["one"], one=part)), {"field.one": sent})
-
-
-def test_a_value_is_asked_of_its_schema() -> None:
-    require({"type": "object"}, {}, "The input")
-    with pytest.raises(VanillaError, match="The input does not fit: a: "):
-        require(schema(a={"type": "string", "minLength": 2}), {"a": "x"}, "The input")
-    require({"type": "no type"}, {}, "The input")

@@ -1,18 +1,9 @@
 """What is run again: joins wait for all they waited for, places and deadlines hold, handled failures stay."""
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster
-from tests.workflows.hands import Room, room, workflow
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
+from tests.workflows.hands import Room, workflow
 
 
 async def test_a_join_waits_for_every_branch_that_was_cut_off(desk: Room) -> None:

@@ -1,17 +1,8 @@
 """The runner in the database: what follows what, what is skipped, who has a step, how executions end."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
-from tests.conftest import Cluster
-from tests.workflows.hands import Room, Step, room, workflow
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
+from tests.workflows.hands import Room, Step, workflow
 
 
 def echo(step: Step) -> dict[str, object]:

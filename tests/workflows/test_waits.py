@@ -8,19 +8,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster, Person
-from tests.workflows.hands import Hands, Room, Step, room, workflow
+from tests.conftest import Person
+from tests.workflows.hands import Hands, Room, Step, workflow
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.pool import Database
 
 DECIDE = "select decide_approval($1, $2, $3, $4)"
 ASKED = {"kind": "approval", "title": "May it?", "prompt": "", "approvers": ["role:admin"], "quorum": 1}
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +135,13 @@ async def decide(
 async def test_who_is_asked_decides(desk: Room, as_people: Database, decision: str, then: str) -> None:
     admin = await desk.people.user("admin")
     async with desk.worker() as hands:
-        execution, approval = await asked(desk, hands, subject={"text": "draft"})
+        execution, approval = await asked(desk, hands, subject={"text": "draft"}, title="May it?" + " " * 300)
         async with as_people.transaction(admin.identity) as connection:
             mine = await connection.fetch("select * from my_approvals()")
-        assert [(row["id"], row["node"], row["title"], row["subject"]) for row in mine] == [
+        assert [(row["id"], row["node"], row["title"].rstrip(), row["subject"]) for row in mine] == [
             (approval, "a", "May it?", {"text": "draft"})
         ]
+        assert len(mine[0]["title"]) == 200
         answer = await decide(as_people, admin, approval, decision, "Looks right.")
         assert answer["status"] == decision
         assert await hands.run(echo) == [then]

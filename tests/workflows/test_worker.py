@@ -7,17 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Cluster, serve, settings_for
-from tests.workflows.hands import Room, room, workflow
+from tests.conftest import serve, settings_for
+from tests.workflows.hands import Room, workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.workflows.definition import plain
 from vanilla_saas.workflows.library import instantiate, library
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

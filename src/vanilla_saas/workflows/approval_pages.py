@@ -1,6 +1,6 @@
 """The inbox of approvals: what waits for the person who looks, and what they decide."""
 
-import asyncio
+from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageCaller
-from vanilla_saas.workflows import forms, run_store
+from vanilla_saas.workflows import execution_store, executions, forms, run_store
 
 router = page_router()
 Decision = Annotated[Literal["approved", "rejected"], Form()]
@@ -49,31 +49,27 @@ async def decide(
     decision: Decision,
     comment: Annotated[str, Form(max_length=20_000)] = "",
 ) -> Response:
-    tenant_id, form = caller.identity.tenant_id, await request.form()
+    form = await request.form()
     async with acting(request, caller, read_only=True) as connection:
-        row = await run_store.approval(connection, approval_id)
+        rows = await execution_store.approvals(connection, approval_id)
     value = None
-    if decision == "approved" and row and (fields := _fields(row["edit"], row["subject"])):
-        value = await _edited(row["subject"], row["edit"], fields, form)
-    async with acting(request, caller) as connection:
-        answer = await run_store.decide(connection, tenant_id, approval_id, decision, comment.strip() or None, value)
+    if decision == "approved" and rows and (fields := _fields(rows[0]["edit"], rows[0]["subject"])):
+        value = _edited(rows[0]["subject"], fields, form)
+    answer = await executions.decide(
+        partial(acting, request, caller), approval_id, decision, comment.strip() or None, value
+    )
     notice = "voted" if answer["status"] == "open" else answer["status"]
     return redirect(request, f"/approvals?notice={notice}")
 
 
-async def _edited(
-    subject: dict[str, Any], edit: dict[str, Any], fields: list[forms.Field], form: Any
-) -> dict[str, Any] | None:
+def _edited(subject: dict[str, Any], fields: list[forms.Field], form: Any) -> dict[str, Any] | None:
     """The subject as the form changes it, or None when it does not. Raises VanillaError `invalid_request`."""
     written = {field.name: str(form.get(field.key, field.value)).replace("\r\n", "\n") for field in fields}
     changed = [field for field in fields if written[field.name] != field.value.replace("\r\n", "\n")]
     if not changed:
         return None
     kept = {name: given for name, given in subject.items() if name not in {field.name for field in changed}}
-    value = kept | forms.read(changed, form)
-    part = {name: given for name, given in value.items() if name in written}
-    await asyncio.to_thread(forms.require, edit, part, "What you have changed")
-    return value
+    return kept | forms.read(changed, form)
 
 
 ROOM = Room(

@@ -8,26 +8,16 @@ import asyncpg
 
 from vanilla_saas.database.errors import VanillaError
 
-LIST_OF_TENANT = """
+_LIST = """
 select e.id, e.workflow_id, w.slug as workflow, e.version, e.user_id, e.status, e.reason, e.error, e.priority,
     e.parent_execution_id, e.charged_tokens, e.cost_micros, e.started_at, e.finished_at
 from public.workflow_executions e
 left join public.ai_workflows w on w.tenant_id = e.tenant_id and w.id = e.workflow_id
 where e.tenant_id = $1 and e.id < coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
     and ($3::uuid is null or e.workflow_id = $3) and ($4::text is null or e.status = $4)
-order by e.id desc
-limit $5
 """
-LIST_OF_USER = """
-select e.id, e.workflow_id, w.slug as workflow, e.version, e.user_id, e.status, e.reason, e.error, e.priority,
-    e.parent_execution_id, e.charged_tokens, e.cost_micros, e.started_at, e.finished_at
-from public.workflow_executions e
-left join public.ai_workflows w on w.tenant_id = e.tenant_id and w.id = e.workflow_id
-where e.tenant_id = $1 and e.id < coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
-    and ($3::uuid is null or e.workflow_id = $3) and ($4::text is null or e.status = $4) and e.user_id = $6
-order by e.id desc
-limit $5
-"""
+LIST_OF_TENANT = f"{_LIST} order by e.id desc limit $5"
+LIST_OF_USER = f"{_LIST} and e.user_id = $6 order by e.id desc limit $5"
 SCHEMAS = """
 select v.version, v.definition -> 'input' as input
 from public.ai_workflows w

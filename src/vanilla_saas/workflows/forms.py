@@ -7,7 +7,6 @@ from typing import Any, Literal
 import orjson
 
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.workflows.schemas import Mismatch, SchemaError, mismatches
 
 Control = Literal["text", "number", "integer", "boolean", "choice", "json"]
 _CONTROLS: Mapping[str, Control] = {"string": "text", "number": "number", "integer": "integer", "boolean": "boolean"}
@@ -132,22 +131,6 @@ def _value(field: Field, text: str) -> Any:
 
 
 _UNREAD = object()
-
-
-def require(schema: object, value: object, what: str) -> None:
-    """Refuses a value that its schema does. It asks another process: call it in a thread.
-
-    Raises VanillaError `invalid_request`. A schema that cannot be asked refuses nothing here: its step says so.
-    """
-    try:
-        found: list[Mismatch] = mismatches(schema, value)
-    except SchemaError:
-        return
-    if found:
-        place = f"{found[0].path}: " if found[0].path else ""
-        raise VanillaError(
-            "invalid_request", f"{what} does not fit: {place}{found[0].message}", {"param": found[0].path}
-        )
 
 
 def _refusal(title: str, what: str, hint: str | None) -> VanillaError:

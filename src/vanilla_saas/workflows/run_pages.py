@@ -1,7 +1,7 @@
 """Pages of runs: the list, one run as it goes on, its steps, and what a person may do with it."""
 
-import asyncio
 import hashlib
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from vanilla_saas.database.cursor import decode_cursor, encode_cursor
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
-from vanilla_saas.workflows import forms, run_store, run_view, store
+from vanilla_saas.workflows import execution_store, executions, forms, run_store, run_view, store
 
 router = page_router()
 STATUSES = ("running", "paused", "succeeded", "failed", "cancelled")
@@ -51,13 +51,12 @@ async def start(request: Request, caller: PageCaller, slug: str) -> Response:
     async with acting(request, caller, read_only=True) as connection:
         found = await store.find(connection, tenant_id, slug)
         definition = (await store.version(connection, tenant_id, found["id"], number))["definition"]
-    schema = definition.get("input")
-    values = forms.read(forms.fields_of(schema), form)
-    if schema is not None:
-        await asyncio.to_thread(forms.require, schema, values, "The input")
-    async with acting(request, caller) as connection:
-        run = await run_store.start(connection, tenant_id, found["id"], number, values, key)
-    return redirect(request, f"/runs/{run}")
+    values = forms.read(forms.fields_of(definition.get("input")), form)
+    transaction = partial(acting, request, caller)
+    started = await executions.start(
+        transaction, tenant_id, slug, values, version=number, key=key, caller_id=caller.identity.user_id
+    )
+    return redirect(request, f"/runs/{started['execution_id']}")
 
 
 @router.get("/runs/{run_id}")
@@ -77,7 +76,7 @@ async def live(request: Request, caller: PageCaller, run_id: UUID, seen: str = "
 async def _shown(request: Request, caller: Caller, run_id: UUID) -> dict[str, Any]:
     tenant_id = caller.identity.tenant_id
     async with acting(request, caller, read_only=True) as connection:
-        progress = await run_store.progress(connection, tenant_id, run_id)
+        progress = await execution_store.progress(connection, tenant_id, run_id)
         about = await run_store.about(connection, tenant_id, run_id)
         beside = await run_store.beside(connection, tenant_id, run_id)
     definition = about.pop("definition")
@@ -111,7 +110,7 @@ async def step(
     """What a step gave, or an item of it; of a map, its items behind `after`."""
     tenant_id = caller.identity.tenant_id
     async with acting(request, caller, read_only=True) as connection:
-        progress = await run_store.progress(connection, tenant_id, run_id)
+        progress = await execution_store.progress(connection, tenant_id, run_id)
         names = [step["node"] for step in progress["steps"]]
         # nodes are numbered in the order in which they are told; the runner's own first one is number 0
         number = names.index(node) + (0 if names[0] == "$start" else 1) if node in names else None
@@ -132,21 +131,21 @@ async def step(
 @router.post("/runs/{run_id}/cancel")
 async def cancel(request: Request, caller: PageCaller, run_id: UUID, reason: Reason = "") -> Response:
     async with acting(request, caller) as connection:
-        await run_store.cancel(connection, caller.identity.tenant_id, run_id, reason.strip() or None)
+        await execution_store.cancel(connection, caller.identity.tenant_id, run_id, reason.strip() or None)
     return redirect(request, f"/runs/{run_id}?notice=cancelled")
 
 
 @router.post("/runs/{run_id}/pause")
 async def pause(request: Request, caller: PageCaller, run_id: UUID) -> Response:
     async with acting(request, caller) as connection:
-        await run_store.pause(connection, caller.identity.tenant_id, run_id)
+        await execution_store.pause(connection, caller.identity.tenant_id, run_id)
     return redirect(request, f"/runs/{run_id}?notice=paused")
 
 
 @router.post("/runs/{run_id}/resume")
 async def resume(request: Request, caller: PageCaller, run_id: UUID) -> Response:
     async with acting(request, caller) as connection:
-        await run_store.resume(connection, caller.identity.tenant_id, run_id)
+        await execution_store.resume(connection, caller.identity.tenant_id, run_id)
     return redirect(request, f"/runs/{run_id}?notice=resumed")
 
 
@@ -155,7 +154,7 @@ async def restart(
     request: Request, caller: PageCaller, run_id: UUID, node: Annotated[str, Form(max_length=63)] = ""
 ) -> Response:
     async with acting(request, caller) as connection:
-        await run_store.restart(connection, caller.identity.tenant_id, run_id, node or None)
+        await execution_store.restart(connection, caller.identity.tenant_id, run_id, node or None)
     return redirect(request, f"/runs/{run_id}?notice=restarted")
 
 
@@ -173,8 +172,7 @@ async def signal(
         raise VanillaError(
             "invalid_request", "the payload is no JSON", {"param": "payload"}, 'Texts stand in quotes: "yes".'
         ) from None
-    async with acting(request, caller) as connection:
-        await run_store.signal(connection, caller.identity.tenant_id, run_id, name, value)
+    await executions.signal(partial(acting, request, caller), caller.identity.tenant_id, run_id, name, value)
     return redirect(request, f"/runs/{run_id}?notice=signalled")
 
 

@@ -43,7 +43,6 @@ left join public.users u on u.tenant_id = e.tenant_id and u.id = e.user_id
 left join public.users s on s.tenant_id = e.tenant_id and s.id = e.started_by
 where e.tenant_id = $1 and e.id = $2
 """
-PROGRESS = "select public.execution_progress($1, $2)"
 JUDGEMENTS = """
 select g.gate, g.round, g.passed, g.score, g.threshold, left(g.feedback, 4000) as feedback, g.suggestions, g.metrics,
     g.charged_tokens, g.created_at
@@ -98,12 +97,6 @@ where s.tenant_id = $1 and s.execution_id = $2 and s.node = $3 and s.item > $4
 order by s.item
 limit $5
 """
-START = "select public.start_workflow($1, $2, $3, $4, p_tenant_id => $5)"
-CANCEL = "select public.cancel_execution($1, $2, $3)"
-PAUSE = "select public.pause_execution($1, $2)"
-RESUME = "select public.resume_execution($1, $2)"
-RESTART = "select public.restart_execution($1, $2, $3)"
-SIGNAL = "select public.signal_execution($1, $2, $3, $4)"
 STATISTICS = """
 select g.gate, g.day, g.judged, g.passed, g.average_score, g.rounds, g.charged_tokens::bigint as charged_tokens
 from public.gate_statistics($1, vanilla.clock() - make_interval(days => $2), vanilla.clock() + interval '1 s', $3) g
@@ -115,9 +108,7 @@ from public.my_approvals() m
 left join public.workflow_executions e on e.tenant_id = $2 and e.id = m.execution_id
 order by m.id
 """
-APPROVAL = "select m.subject, m.edit from public.my_approvals() m where m.id = $1"
 WAITING = "select count(*) from public.my_approvals()"
-DECIDE = "select public.decide_approval($1, $2, $3, $4, $5)"
 
 
 async def runs(
@@ -132,12 +123,6 @@ async def runs(
     """Those the caller may read, newest first, one more than `limit` when there are more; `workflow` is a slug."""
     rows: Rows = await connection.fetch(RUNS, tenant_id, status, workflow, before, limit + 1)
     return rows
-
-
-async def progress(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -> dict[str, Any]:
-    """`execution_progress`. Raises VanillaError `not_found`."""
-    found: dict[str, Any] = await connection.fetchval(PROGRESS, run_id, tenant_id)
-    return found
 
 
 async def about(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -> dict[str, Any]:
@@ -169,37 +154,6 @@ async def items(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID, n
     return rows
 
 
-async def start(
-    connection: asyncpg.Connection, tenant_id: UUID, workflow_id: UUID, version: int, values: dict[str, Any], key: str
-) -> UUID:
-    """`start_workflow`; the id of the run. Raises VanillaError as it refuses."""
-    started: dict[str, Any] = await connection.fetchval(START, workflow_id, values, version, key, tenant_id)
-    return UUID(started["execution_id"])
-
-
-async def cancel(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID, reason: str | None) -> None:
-    await connection.fetchval(CANCEL, run_id, reason, tenant_id)
-
-
-async def pause(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -> None:
-    await connection.fetchval(PAUSE, run_id, tenant_id)
-
-
-async def resume(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -> None:
-    await connection.fetchval(RESUME, run_id, tenant_id)
-
-
-async def restart(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID, node: str | None) -> None:
-    await connection.fetchval(RESTART, run_id, node, tenant_id)
-
-
-async def signal(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID, name: str, payload: Any) -> int:
-    """`signal_execution`; how many steps waited for it."""
-    sent: dict[str, Any] = await connection.fetchval(SIGNAL, run_id, name, payload, tenant_id)
-    steps: int = sent["steps"]
-    return steps
-
-
 async def statistics(connection: asyncpg.Connection, tenant_id: UUID, workflow_id: UUID) -> Rows:
     """What the workflow's gates found on each of the last GATE_DAYS days (UTC)."""
     rows: Rows = await connection.fetch(STATISTICS, workflow_id, GATE_DAYS, tenant_id)
@@ -212,28 +166,10 @@ async def approvals(connection: asyncpg.Connection, tenant_id: UUID) -> Rows:
     return rows
 
 
-async def approval(connection: asyncpg.Connection, approval_id: UUID) -> asyncpg.Record | None:
-    """Subject and edit schema of an open approval of the caller."""
-    return await connection.fetchrow(APPROVAL, approval_id)
-
-
 async def waiting(connection: asyncpg.Connection) -> int:
     """How many approvals wait for the caller, 200 at most."""
     count: int = await connection.fetchval(WAITING)
     return count
-
-
-async def decide(
-    connection: asyncpg.Connection,
-    tenant_id: UUID,
-    approval_id: UUID,
-    decision: str,
-    comment: str | None,
-    value: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """`decide_approval`. Raises VanillaError as it refuses."""
-    answer: dict[str, Any] = await connection.fetchval(DECIDE, approval_id, decision, comment, value, tenant_id)
-    return answer
 
 
 async def today(connection: asyncpg.Connection) -> date:

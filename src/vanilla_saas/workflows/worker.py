@@ -82,7 +82,6 @@ class _Report:
     finished: int = 0
     failed: int = 0
     latency_ms: float = 0
-    in_flight_max: int = 0
 
 
 class Worker:
@@ -238,7 +237,6 @@ class Worker:
         key = {name: claim[name] for name in ("lease", "attempt", "tenant_id", "execution_id", "n", "item", "node")}
         running = self._running[step.lease] = _Running(step, key)
         running.task = asyncio.create_task(self._compute(running))
-        self._report.in_flight_max = max(self._report.in_flight_max, len(self._running))
 
     async def _compute(self, running: _Running) -> None:
         step, loop = running.step, asyncio.get_running_loop()
@@ -305,10 +303,9 @@ class Worker:
             self._woken.set()
 
     async def _heartbeat(self) -> None:
-        report, self._report = self._report, _Report(in_flight_max=len(self._running))
+        report, self._report = self._report, _Report()
         told = {
             "in_flight": len(self._running),
-            "in_flight_max": report.in_flight_max,
             "finished": report.finished,
             "failed": report.failed,
             "latency_ms_sum": round(report.latency_ms),

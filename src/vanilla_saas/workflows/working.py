@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 
+import structlog
+
 from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.connection import Addresses, addresses
 from vanilla_saas.database.context import ContextSigner, load_signer
@@ -26,6 +28,7 @@ from vanilla_saas.workflows.execution.tooling import Tooling
 from vanilla_saas.workflows.execution.tools import ToolRegistry
 from vanilla_saas.workflows.worker import DRAIN_S, Worker, WorkerOptions
 
+log = structlog.get_logger()
 BESIDE_DRAIN_S = 5.0
 """How long a worker beside the API lets its steps run on: a server that is told to stop is waited for."""
 THREADS = 64
@@ -114,8 +117,15 @@ async def worker_alone(
 async def working(worker: Worker) -> AsyncIterator[Worker]:
     """Runs a worker while the block runs, then drains it."""
     task = asyncio.create_task(worker.run())
+    task.add_done_callback(_tell_why)
     try:
         yield worker
     finally:
         worker.stop()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _tell_why(task: asyncio.Task[None]) -> None:
+    """A worker beside something else that ends by an error would be missed by nobody."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("worker_failed", exc_info=task.exception())

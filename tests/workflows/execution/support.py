@@ -13,6 +13,7 @@ from vanilla_saas.workflows.execution.plan import Plan
 from vanilla_saas.workflows.execution.steps import Step
 
 TENANT = "00000000-0000-7000-8000-000000000001"
+EXECUTION = "00000000-0000-7000-8000-0000000000e1"
 WORKER = "00000000-0000-7000-8000-0000000000ee"
 
 
@@ -29,7 +30,7 @@ def step(node: str = "a", **fields: Any) -> Step:
         "lease": 7,
         "attempt": 2,
         "tenant_id": TENANT,
-        "execution_id": "00000000-0000-7000-8000-0000000000e1",
+        "execution_id": EXECUTION,
         "workflow_id": "00000000-0000-7000-8000-0000000000f1",
         "version": 1,
         "user_id": "00000000-0000-7000-8000-0000000000d1",

@@ -93,7 +93,8 @@ async def test_a_map_gives_its_items(compute: Compute) -> None:
         "lease": 7, "attempt": 2, "outcome": "items", "items": [1, "b"], "concurrency": 2,
     }  # fmt: skip
     assert (await compute(node, input={"list": []})).fields["items"] == []
-    assert (await compute(node, input={"list": [1, 2, 3, 4]})).code == "too_many_items"
+    # how many it takes is the database's to say
+    assert (await compute(node, input={"list": [1, 2, 3, 4]})).fields["items"] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -152,10 +153,3 @@ async def test_the_end_computes_the_output(tooling: Tooling) -> None:
     ended = plan(NODE, output="{'n': steps.a.output, 'of': input.who}")
     outcome = await execute(step("$end", steps={"a": done(4)}, input={"who": "Ada"}), ended, tooling)
     assert outcome.fields == {"output": {"n": 4, "of": "Ada"}}
-
-
-async def test_without_an_expression_the_end_gives_what_has_no_successor(tooling: Tooling) -> None:
-    nodes = [{**NODE, "id": name} for name in ("a", "b", "c")]
-    ended = plan(*nodes, connections=[{"from": "a", "to": "b"}, {"from": "a", "to": "c"}])
-    outcome = await execute(step("$end", steps={"a": done(1), "b": done(2)}), ended, tooling)
-    assert outcome.fields == {"output": {"b": 2, "c": None}}

@@ -4,7 +4,7 @@ import pytest
 
 from tests.providers.provider_support import answering, raw_provider
 from tests.workflows.execution.conftest import Compute
-from tests.workflows.execution.support import WORKER, Admissions, script
+from tests.workflows.execution.support import EXECUTION, TENANT, WORKER, Admissions, script
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.providers.sandbox import SandboxServer
 
@@ -37,7 +37,8 @@ async def test_a_call_is_admitted_for_the_lease_of_the_step(compute: Compute, ad
     await compute(SAY | {"max_output_tokens": 30}, input={"say": "hello"})
     (asked,) = admissions.asked
     assert len(asked) == 14
-    assert asked[-1] == {"worker": WORKER, "lease": 7, "attempt": 2}
+    of_step = {"tenant_id": TENANT, "execution_id": EXECUTION, "n": 0, "item": None}
+    assert asked[-1] == {"worker": WORKER, "lease": 7} | of_step
     assert asked[:4] == (None, None, None, "sandbox-small"), "neither a key nor a session"
     assert asked[6] == 30
     assert asked[4] >= asked[5] == 9

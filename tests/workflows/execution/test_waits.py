@@ -39,7 +39,6 @@ async def test_a_payload_is_checked_when_it_comes_back(compute: Compute) -> None
     refused = await compute(node, decision={"payload": "four"})
     assert refused.code == "schema_mismatch"
     assert "go" in refused.fields["error"]["message"]
-    assert (await compute(node, decision={"decision": "expired"})).fields == {"output": None, "branch": "expired"}
 
 
 async def test_a_null_payload_is_a_payload(compute: Compute) -> None:
@@ -77,21 +76,12 @@ async def test_an_approval_shows_its_value(compute: Compute) -> None:
 
 
 async def test_an_approval_without_more_has_every_field(compute: Compute) -> None:
-    outcome = await compute({"kind": "approval", "title": "x" * 300, "approvers": ["role:user"]})
+    outcome = await compute({"kind": "approval", "title": "x\n x", "approvers": ["role:user"]})
     wait = outcome.fields["wait"]
-    assert wait["title"] == "x" * 200
+    assert wait["title"] == "x x"
     assert [name for name, value in wait.items() if value is None] == [
         "subject", "prompt", "edit", "deadline_s", "on_deadline", "escalate_to",
     ]  # fmt: skip
-
-
-async def test_a_decision_that_comes_back_is_checked(compute: Compute) -> None:
-    decision = {"decision": "approved", "comment": "ok", "value": {"n": 2}, "by": BY}
-    outcome = await compute(APPROVAL, decision=decision)
-    assert outcome.fields == {"output": {"value": {"n": 2}, "comment": "ok", "by": BY}, "branch": "approved"}
-    assert (await compute(APPROVAL, decision=decision | {"value": {}})).code == "schema_mismatch"
-    rejected = await compute(APPROVAL, decision=decision | {"value": {}, "decision": "rejected"})
-    assert rejected.fields["branch"] == "rejected"
 
 
 WORKFLOW = {"kind": "workflow", "ref": "other@2", "input": "{'n': input.n}"}

@@ -2,7 +2,6 @@
 
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -10,16 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.conftest import LONG, Cluster
-from tests.workflows.hands import Hands, Room, room, workflow
+from tests.workflows.hands import Hands, Room, workflow
 from tests.workflows.proof.support import ours
 
 MOST = 5
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

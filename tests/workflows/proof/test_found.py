@@ -10,17 +10,11 @@ import pytest
 
 from tests.concurrency.test_tenancy_races import first_then, pair
 from tests.conftest import TEST_KEY, Cluster
-from tests.workflows.hands import Hands, Room, Step, room, workflow
+from tests.workflows.hands import Hands, Room, Step, workflow
 from tests.workflows.proof.invariants import broken
 from tests.workflows.test_claims import ADMIT, call, key, money
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.pool import _prepare
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

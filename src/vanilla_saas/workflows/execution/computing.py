@@ -39,9 +39,6 @@ async def map_items(attempt: Attempt, node: Map) -> Outcome:
     found = await attempt.compute("over", node.over)
     if not isinstance(found, list):
         raise wrong_type("over", "a list", found)
-    if len(found) > node.max_items:
-        message = f"The list has {len(found):,} items; max_items allows {node.max_items:,}."
-        raise Failure("too_many_items", message, {"items": len(found), "max_items": node.max_items})
     return Outcome("items", {"items": found, "concurrency": node.concurrency})
 
 
@@ -69,11 +66,9 @@ async def start(attempt: Attempt) -> Outcome:
 
 
 async def end(attempt: Attempt) -> Outcome:
-    """The output of the execution; without an expression those of the nodes at its ends, null of what was skipped."""
-    if attempt.plan.definition.output is not None:
-        return succeeded(await attempt.compute("output", attempt.plan.definition.output))
-    steps = attempt.step.steps
-    return succeeded({name: steps.get(name, {}).get("output") for name in attempt.plan.sinks})
+    """The output of the execution; without an expression the database ends it by itself."""
+    assert attempt.plan.definition.output is not None
+    return succeeded(await attempt.compute("output", attempt.plan.definition.output))
 
 
 def same(a: Any, b: Any) -> bool:

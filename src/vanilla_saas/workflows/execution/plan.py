@@ -14,17 +14,13 @@ NOTHING_YET: Mapping[str, Any] = {"output": None, "status": None, "branch": None
 class Plan:
     definition: Definition
     nodes: Mapping[str, BaseNode]
-    sinks: tuple[str, ...]
-    """Nodes without successors."""
     nothing_yet: Mapping[str, Mapping[str, Any]]
     """What texts see of nodes of which nothing is known."""
 
     @classmethod
     def of(cls, definition: Definition) -> Self:
         nodes = {node.id: node for node in definition.nodes}
-        leading = {connection.source for connection in definition.connections}
-        sinks = tuple(name for name in nodes if name not in leading)
-        return cls(definition, nodes, sinks, dict.fromkeys(nodes, NOTHING_YET))
+        return cls(definition, nodes, dict.fromkeys(nodes, NOTHING_YET))
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Self:

@@ -8,9 +8,6 @@ from vanilla_saas.workflows.execution.failures import Failure, of_mismatches
 from vanilla_saas.workflows.execution.steps import Outcome, succeeded, waiting
 from vanilla_saas.workflows.nodes import Approval, Signal, Wait, Workflow
 
-MAX_TITLE = 200
-"""Characters of an approval's title; a longer one is cut."""
-
 
 async def wait(attempt: Attempt, node: Wait) -> Outcome:
     if node.seconds is not None:
@@ -37,8 +34,6 @@ async def signal(attempt: Attempt, node: Signal) -> Outcome:
     if decision is None:
         asked = {"kind": "signal", "name": node.signal, "timeout_s": node.timeout_s, "check": node.schema_ is not None}
         return waiting(asked)
-    if "payload" not in decision:
-        return succeeded(None, "expired")
     payload = decision["payload"]
     if node.schema_ is not None and (found := await attempt.mismatches("schema", node.schema_, payload)):
         raise of_mismatches("schema_mismatch", f"The payload of the signal {node.signal}", found)
@@ -46,8 +41,7 @@ async def signal(attempt: Attempt, node: Signal) -> Outcome:
 
 
 async def approval(attempt: Attempt, node: Approval) -> Outcome:
-    if attempt.step.decision is not None:
-        return await _decided(attempt, node)
+    """Does not come back: who decides gives the node its outcome."""
     value = None if node.of is None else await attempt.compute("of", node.of)
     templates = {"title": node.title} | ({} if node.prompt is None else {"prompt": node.prompt})
     texts = await attempt.render(templates, value=value)
@@ -70,17 +64,7 @@ def asked_of_people(title: str, subject: Any, **more: Any) -> dict[str, Any]:
     """The wait for an approval, with every field that it has."""
     title = " ".join(title.split()) or "Approval"
     fields = dict.fromkeys(("prompt", "edit", "deadline_s", "on_deadline", "escalate_to"))
-    return {"kind": "approval", "title": title[:MAX_TITLE], "subject": subject, **fields, **more}
-
-
-async def _decided(attempt: Attempt, node: Approval) -> Outcome:
-    decision = attempt.step.decision or {}
-    value, branch = decision.get("value"), str(decision.get("decision"))
-    edited = branch == "approved" and node.edit is not None and value is not None
-    if edited and (found := await attempt.mismatches("edit", node.edit, value)):
-        raise of_mismatches("schema_mismatch", "The value as it was edited", found)
-    output = {"value": value, "comment": decision.get("comment"), "by": decision.get("by") or []}
-    return succeeded(output, branch)
+    return {"kind": "approval", "title": title, "subject": subject, **fields, **more}
 
 
 async def workflow(attempt: Attempt, node: Workflow) -> Outcome:
