@@ -3,6 +3,8 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from tests.conftest import serve, settings_for
 from tests.workflows.hands import Room, workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.workflows.definition import plain
+from vanilla_saas.workflows.execution.run import execute
+from vanilla_saas.workflows.execution.steps import Outcome, Step
 from vanilla_saas.workflows.library import instantiate, library
 
 
@@ -97,3 +101,20 @@ async def test_a_version_that_the_release_cannot_read_fails_its_execution(desk: 
     found = await ended(desk, execution)
     assert (found["status"], found["reason"]) == ("failed", "invalid_definition")
     assert "nodes.0.transform.timeout_s: Input should be less than or equal to 86400" in found["error"]["message"]
+
+
+async def test_an_outcome_that_cannot_be_stored_fails_alone(
+    desk: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(step: Step, *rest: Any) -> Outcome:
+        outcome = await execute(step, *rest)
+        return replace(outcome, fields={"output": "\0"}) if step.node == "bad" else outcome
+
+    monkeypatch.setattr("vanilla_saas.workflows.worker.execute", broken)
+    bad, good = [
+        await desk.start(await desk.publish(workflow(name, **{name: {"pool": "alone"}}))) for name in ("bad", "good")
+    ]
+    settings = settings_for(desk.cluster, desk.name, tmp_path, run_worker=True, worker_pools=["alone"])
+    async with serve(create_app(settings)):
+        assert (await ended(desk, bad))["reason"] == "internal_error"
+        assert (await ended(desk, good))["status"] == "succeeded"

@@ -179,11 +179,12 @@ class Worker:
     async def _round(self, free: int) -> None:
         done, self._done = self._done[:500], self._done[500:]
         self._telling = {outcome["lease"] for outcome in done}
+        worker = self._worker
         try:
-            answer = await self._database.call(store.TICK, self._worker, done, free, self._state)
+            answer = await self._database.call(store.TICK, worker, done, free, self._state)
         except _UNREACHED as error:
             self._done = done + self._done
-            await self._not_told(error, done)
+            await self._not_told(error, done, worker)
             return
         finally:
             self._telling = set()
@@ -195,20 +196,21 @@ class Worker:
         if answer["steps"]:
             self._quiet_s = FIRST_POLL_S
 
-    async def _not_told(self, error: BaseException, done: list[dict[str, Any]]) -> None:
+    async def _not_told(self, error: BaseException, done: list[dict[str, Any]], worker: UUID | None) -> None:
         if isinstance(error, VanillaError) and error.name == "invalid_state":
-            await self._begin_again(error.message)
+            await self._begin_again(worker, error.message)
             return
         log.warning("round_not_told", outcomes=len(done), error=str(error))
-        broken = isinstance(error, asyncpg.PostgresError) and error.sqlstate[:2] in ("22", "23", "42")
-        if broken or (isinstance(error, VanillaError) and error.name in ("invalid_request", "internal_error")):
+        if _of_an_outcome(error):
             await self._tell_one_by_one(done)
         else:
             await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 (jitter)
 
-    async def _begin_again(self, why: str) -> None:
+    async def _begin_again(self, worker: UUID | None, why: str) -> None:
         """Declared dead while it was away: its steps are others' by now, and it is another worker."""
-        log.warning("worker_dead", worker_id=str(self._worker), why=why)
+        if worker != self._worker:
+            return  # it is already: heartbeat and round learn of it one after the other
+        log.warning("worker_dead", worker_id=str(worker), why=why)
         for running in list(self._running.values()):
             self._give_up(running)
         self._done = []
@@ -224,7 +226,10 @@ class Worker:
         for outcome in done:
             try:
                 await self._database.call(store.TICK, self._worker, [outcome], 0, {})
-            except (VanillaError, asyncpg.PostgresError) as error:
+            except _UNREACHED as error:
+                if not _of_an_outcome(error):
+                    self._done.append(outcome)  # it is as good as before
+                    continue
                 log.error("outcome_not_stored", execution_id=outcome["execution_id"], error=str(error))
                 told = {"code": "internal_error", "message": "The outcome could not be stored."}
                 keys = ("lease", "attempt", "tenant_id", "execution_id", "n", "item", "node")
@@ -303,18 +308,18 @@ class Worker:
             self._woken.set()
 
     async def _heartbeat(self) -> None:
-        report, self._report = self._report, _Report()
+        worker, report, self._report = self._worker, self._report, _Report()
         told = {
             "in_flight": len(self._running),
             "finished": report.finished,
             "failed": report.failed,
             "latency_ms_sum": round(report.latency_ms),
         }
-        answer = await self._database.call(store.HEARTBEAT, self._worker, told)
+        answer = await self._database.call(store.HEARTBEAT, worker, told)
         if answer["status"] == "draining":
             self.stop()
         elif answer["status"] != "active":
-            await self._begin_again(answer["status"])
+            await self._begin_again(worker, answer["status"])
 
     async def _tend(self) -> None:
         if await self._database.call(store.TEND):
@@ -358,3 +363,10 @@ class Worker:
             self._woken.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), 0.5)
+
+
+def _of_an_outcome(error: BaseException) -> bool:
+    """Whether the database refuses what an outcome says, which it would again; not that it is away or busy."""
+    if isinstance(error, VanillaError):
+        return error.name == "invalid_request"
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate[:2] in ("22", "23")
