@@ -100,6 +100,7 @@ class Worker:
         self._state: dict[str, Any] = {}
         self._plans: dict[tuple[str, str, int], Plan] = {}
         self._woken = asyncio.Event()
+        self._beginning = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._report = _Report()
         self._quiet_s = FIRST_POLL_S
@@ -208,17 +209,18 @@ class Worker:
 
     async def _begin_again(self, worker: UUID | None, why: str) -> None:
         """Declared dead while it was away: its steps are others' by now, and it is another worker."""
-        if worker != self._worker:
-            return  # it is already: heartbeat and round learn of it one after the other
-        log.warning("worker_dead", worker_id=str(worker), why=why)
-        for running in list(self._running.values()):
-            self._give_up(running)
-        self._done = []
-        try:
-            await self._register()
-        except _UNREACHED as error:  # the next round is refused too, and this is tried again
-            log.warning("worker_not_reached", what="register", error=str(error))
-            await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 (jitter)
+        async with self._beginning:
+            if worker != self._worker:
+                return  # it is already: heartbeat and round learn of it one after the other
+            log.warning("worker_dead", worker_id=str(worker), why=why)
+            for running in list(self._running.values()):
+                self._give_up(running)
+            self._done = []
+            try:
+                await self._register()
+            except _UNREACHED as error:  # the next round is refused too, and this is tried again
+                log.warning("worker_not_reached", what="register", error=str(error))
+                await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 (jitter)
 
     async def _tell_one_by_one(self, done: list[dict[str, Any]]) -> None:
         """One of them cannot be stored: it alone fails, the others are told."""
