@@ -23,7 +23,7 @@ class Counted(Database):
     """The real database of a test, and what was sent to it."""
 
     def __init__(self, database: Database):
-        super().__init__(database._app, database._runtime, database._signer)
+        super().__init__(database._app, database._runtime, database._signer, runtime_dsn=database._runtime_dsn)
         self.sent: list[str] = []
 
     async def call(self, statement: str, *arguments: object) -> Any:

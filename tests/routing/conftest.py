@@ -9,34 +9,19 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster, migrated_database
+from tests.conftest import Cluster
+from tests.workflows.hands import Room, room, workflow
 from vanilla_saas.database.pool import _prepare
 
-LEASES = """
-create table public.test_leases (worker_id uuid not null, step text not null);
-drop function if exists vanilla.reclaim_leases(uuid);
-create function vanilla.reclaim_leases(p_worker uuid) returns integer language plpgsql as $f$
-declare
-    v_taken integer;
-begin
-    delete from public.test_leases where worker_id = p_worker;
-    get diagnostics v_taken = row_count;
-    return v_taken;
-end
-$f$;
-grant all on public.test_leases to vanilla_definer;
-grant execute on function vanilla.reclaim_leases(uuid) to vanilla_definer;
-"""
-"""What the queue of 006 gives back, in its place."""
+TICK = "select vanilla.tick_worker($1, '[]', 10, '{}')"
 
 
 @dataclass
 class Workers:
-    """A superuser's connection, and what tests do with workers there."""
+    """A superuser's connection, what tests do with workers there, and executions for them to have steps of."""
 
     connection: asyncpg.Connection
-    cluster: Cluster
-    name: str
+    desk: Room
 
     async def register(self, name: str = "one", **more: Any) -> uuid.UUID:
         asked: dict[str, Any] = {
@@ -67,6 +52,21 @@ class Workers:
             seconds,
         )
 
+    async def ready(self, *nodes: str) -> None:
+        """Lets steps of these names wait for a worker."""
+        await self.desk.start(await self.desk.publish(workflow(" ".join(nodes))))
+
+    async def claim(self, worker: uuid.UUID, *nodes: str) -> None:
+        """Gives a worker steps of these names."""
+        await self.ready(*nodes)
+        answer = await self.connection.fetchval(TICK, worker)
+        assert sorted(step["node"] for step in answer["steps"]) == sorted(nodes)
+
+    async def claimed(self) -> list[uuid.UUID]:
+        """Whose the claimed steps are."""
+        rows = await self.connection.fetch("select worker from workflow_queue where worker is not null")
+        return [row["worker"] for row in rows]
+
     async def row(self, worker: uuid.UUID) -> asyncpg.Record:
         return await self.connection.fetchrow("select * from worker_registry where id = $1", worker)
 
@@ -79,7 +79,7 @@ class Workers:
 
     @asynccontextmanager
     async def another(self, user: str = "postgres") -> AsyncIterator[asyncpg.Connection]:
-        connection = await asyncpg.connect(self.cluster.url(user, self.name))
+        connection = await asyncpg.connect(self.desk.cluster.url(user, self.desk.name))
         await _prepare(connection)
         try:
             yield connection
@@ -88,18 +88,15 @@ class Workers:
 
 
 @pytest.fixture(scope="module")
-async def workers_database(cluster: Cluster) -> AsyncIterator[str]:
-    async with migrated_database(cluster, "workers") as name:
-        connection = await asyncpg.connect(cluster.url(database=name))
-        await connection.execute(LEASES)
-        await connection.close()
-        yield name
+async def workers_room(cluster: Cluster) -> AsyncIterator[Room]:
+    async with room(cluster) as made:
+        yield made
 
 
 @pytest.fixture
-async def workers(cluster: Cluster, workers_database: str) -> AsyncIterator[Workers]:
-    connection = await asyncpg.connect(cluster.url(database=workers_database))
-    await _prepare(connection)
-    await connection.execute("delete from worker_registry; delete from test_leases")
-    yield Workers(connection, cluster, workers_database)
-    await connection.close()
+async def workers(workers_room: Room) -> AsyncIterator[Workers]:
+    await workers_room.operator.execute("delete from worker_registry")
+    yield Workers(workers_room.operator, workers_room)
+    await workers_room.operator.execute(
+        "select cancel_execution(id) from workflow_executions where finished_at is null"
+    )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.routing.conftest import Workers
+from tests.routing.conftest import TICK, Workers
 from tests.routing.test_strategies import hypothesize
 
 WAITING = """
@@ -59,9 +59,10 @@ async def test_a_worker_registers_becomes_active_drains_and_stops(workers: Worke
 
 async def test_what_a_worker_still_held_when_it_stopped_is_given_back(workers: Workers) -> None:
     worker, other = await workers.register(), await workers.register("other")
-    await workers.connection.execute("insert into test_leases values ($1, 'a'), ($2, 'b')", worker, other)
+    await workers.claim(worker, "a")
+    await workers.claim(other, "b")
     await workers.connection.execute("select vanilla.stop_worker($1)", worker)
-    assert [row["step"] for row in await workers.connection.fetch("select step from test_leases")] == ["b"]
+    assert await workers.claimed() == [other]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,8 @@ async def test_a_worker_that_has_ended_learns_it_when_it_asks_for_work(workers: 
 async def test_a_silent_worker_is_declared_dead_and_its_work_given_back(workers: Workers) -> None:
     dead, late, other = [await workers.register(name) for name in ("dead", "late", "other")]
     await workers.beat(dead, in_flight=3)
-    await workers.connection.execute("insert into test_leases values ($1, 'a'), ($1, 'b'), ($2, 'c')", dead, other)
+    await workers.claim(dead, "a", "b")
+    await workers.claim(other, "c")
     await workers.silent(dead, 10.5)
     await workers.silent(late, 9)
     assert await workers.bury() == [dead]
@@ -130,7 +132,7 @@ async def test_a_silent_worker_is_declared_dead_and_its_work_given_back(workers:
     assert (row["status"], row["health_score"], row["in_flight"]) == ("dead", 0, 0)
     assert (await workers.row(late))["status"] == "registered"
     assert (await workers.events(dead))[-1] == ("died", "active", "dead")
-    assert [row["step"] for row in await workers.connection.fetch("select step from test_leases")] == ["c"]
+    assert await workers.claimed() == [other]
 
 
 async def test_a_draining_worker_that_falls_silent_dies_too(workers: Workers) -> None:
@@ -170,18 +172,18 @@ async def test_a_heartbeat_that_comes_while_its_worker_is_buried_learns_it(worke
 
 async def test_no_lease_outlives_a_burial_that_meets_a_claim(workers: Workers) -> None:
     worker = await workers.register()
+    await workers.ready("late")
     await workers.silent(worker, 60)
     async with workers.another() as zombie:
         transaction = zombie.transaction()
         await transaction.start()
-        await zombie.fetchval("select vanilla.worker_allowance($1, 5)", worker)
-        await zombie.execute("insert into test_leases values ($1, 'late')", worker)
+        assert (await zombie.fetchval(TICK, worker))["steps"]
         assert await workers.bury() == []  # the lease is not visible yet: it would be left behind
         assert (await workers.beat(worker))["status"] == "active"  # a heartbeat does not wait for a claim
         await workers.silent(worker, 60)
         await transaction.commit()
     assert await workers.bury() == [worker]
-    assert await workers.connection.fetchval("select count(*) from test_leases") == 0
+    assert await workers.claimed() == []
 
 
 async def test_a_claim_that_comes_while_its_worker_is_buried_is_refused(workers: Workers) -> None:
@@ -201,7 +203,7 @@ async def test_many_who_bury_at_once_bury_each_worker_once(workers: Workers) -> 
     silent = [await workers.register(f"w{n}") for n in range(20)]
     for worker in silent:
         await workers.silent(worker, 60)
-    connections = [await asyncpg.connect(workers.cluster.url(database=workers.name)) for _ in range(6)]
+    connections = [await asyncpg.connect(workers.desk.cluster.url(database=workers.desk.name)) for _ in range(6)]
     found = await asyncio.gather(*(c.fetchval("select vanilla.bury_workers()") for c in connections))
     for connection in connections:
         await connection.close()
