@@ -1,15 +1,14 @@
 """A tenant chooses where its webhooks go; none leads into our own network."""
 
-import socket
-from typing import Any
-
 import aiohttp
 import pytest
 
 from tests.operations.webhook_support import Receiver
-from vanilla_saas import outgoing
+from tests.rebinding import Rebinding, rebinding
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations.webhooks_targets import check_url, connector, is_public
+
+__all__ = ["rebinding"]
 
 PRIVATE = [
     "127.0.0.1",
@@ -116,31 +115,13 @@ async def test_no_spelling_of_loopback_is_connected_to(receiver: Receiver, host:
 
 
 async def test_a_name_that_changes_its_mind_after_it_was_resolved_is_not_followed(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver, rebinding: Rebinding
 ) -> None:
     """What is checked is the address of the connection itself: there is no second look-up to answer otherwise."""
-    looked_up: list[str] = []
-    checked: list[Any] = []
-    make = outgoing._public_socket
-
-    def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
-        # public at the first look, ours at every later one
-        looked_up.append(host)
-        address = "1.1.1.1" if len(looked_up) == 1 else "127.0.0.1"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 9))]
-
-    def checking(address: tuple[Any, ...]) -> socket.socket:
-        checked.append(address[4][0])
-        if address[4][0] == "1.1.1.1":
-            raise OSError("no tests go to the internet")
-        return make(address)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(outgoing, "_public_socket", checking)
     async with aiohttp.ClientSession(connector=connector(private=False)) as client:
         for _ in range(2):
             with pytest.raises(aiohttp.ClientConnectorError):
                 await client.post("http://rebinding.example/")
-    assert looked_up == ["rebinding.example"] * 2, "one look-up a request"
-    assert checked == ["1.1.1.1", "127.0.0.1"], "and what it said is what is checked"
+    assert rebinding.looked_up == ["rebinding.example"] * 2, "one look-up a request"
+    assert rebinding.checked == ["1.1.1.1", "127.0.0.1"], "and what it said is what is checked"
     assert receiver.requests == []

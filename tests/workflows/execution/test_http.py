@@ -3,20 +3,21 @@
 import asyncio
 import gzip
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from tests.providers.provider_support import raw_provider
+from tests.rebinding import Rebinding, rebinding
 from tests.workflows.execution.conftest import Compute, Receiver
 from tests.workflows.execution.support import plan, step
-from vanilla_saas import outgoing
 from vanilla_saas.workflows.execution.http_client import HttpClient
 from vanilla_saas.workflows.execution.run import execute
 from vanilla_saas.workflows.execution.steps import Outcome
 from vanilla_saas.workflows.execution.tooling import Tooling
+
+__all__ = ["rebinding"]
 
 GET = {"kind": "http", "url": "{{ input.url }}/a?b=1"}
 
@@ -234,34 +235,10 @@ async def test_our_own_network_is_refused(tooling: Tooling, receiver: Receiver, 
     assert receiver.requests == []
 
 
-@pytest.fixture
-def rebinding(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A name that is a public address at the first look and ours at every later one; what sockets were asked for."""
-    looked_up: list[str] = []
-    checked: list[str] = []
-    make = outgoing._public_socket
-
-    def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
-        looked_up.append(host)
-        address = "1.1.1.1" if len(looked_up) == 1 else "127.0.0.1"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 9))]
-
-    def checking(address: tuple[Any, ...]) -> socket.socket:
-        checked.append(address[4][0])
-        if address[4][0] == "1.1.1.1":
-            raise OSError("no tests go to the internet")
-        return make(address)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(outgoing, "_public_socket", checking)
-    yield checked
-    assert set(looked_up) == {"rebinding.example"}
-
-
-async def test_a_name_that_changes_its_mind_is_refused(tooling: Tooling, rebinding: list[str]) -> None:
+async def test_a_name_that_changes_its_mind_is_refused(tooling: Tooling, rebinding: Rebinding) -> None:
     assert (await public(tooling, "http://rebinding.example/")).code == "provider_error"
     assert (await public(tooling, "http://rebinding.example/")).code == "http_refused"
-    assert rebinding == ["1.1.1.1", "127.0.0.1"], "one look-up a request, and what it said is what is checked"
+    assert rebinding.checked == ["1.1.1.1", "127.0.0.1"], "one look-up a request, and what it said is what is checked"
 
 
 @pytest.mark.parametrize(
