@@ -62,14 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         signer = load_signer(settings)
         with addresses(settings, signer) as where:
-            database = await Database.open(
-                where.app,
-                where.runtime,
-                signer,
-                size=settings.pool_size,
-                allow_superuser=settings.allow_superuser,
-                transaction_pooling=settings.transaction_pooling,
-            )
+            database = await Database.configured(where, settings, signer)
             async with _sandbox(settings) as sandbox_url, UpstreamClient() as client:
                 secrets = SecretBox.from_settings(settings)
                 coalescer = Coalescer(database)

@@ -10,12 +10,13 @@ import asyncpg
 import orjson
 
 from vanilla_saas import metrics, tracing
-from vanilla_saas.database.connection import login_connector, unreachable
+from vanilla_saas.database.connection import Addresses, login_connector, unreachable
 from vanilla_saas.database.context import PLATFORM, ContextSigner, Identity, expired
 from vanilla_saas.database.errors import VanillaError, from_postgres
 from vanilla_saas.database.exit_at import EXIT_AT
 from vanilla_saas.database.schema import refuse_changed_files
 from vanilla_saas.database.session import SessionConnection
+from vanilla_saas.settings import Settings
 
 ACQUIRE_TIMEOUT_S = 5.0
 RENEW_BELOW_S = 40
@@ -86,6 +87,20 @@ class Database:
                 pool.terminate()
             raise
         return cls(pools[0], pools[1], signer, runtime_dsn=runtime_dsn, shared=shared[0], size=size)
+
+    @classmethod
+    async def configured(
+        cls, where: Addresses, settings: Settings, signer: ContextSigner, *, size: int | None = None
+    ) -> "Database":
+        """`open` as the settings say; `size` is theirs unless it is given. Raises VanillaError as `open` does."""
+        return await cls.open(
+            where.app,
+            where.runtime,
+            signer,
+            size=settings.pool_size if size is None else size,
+            allow_superuser=settings.allow_superuser,
+            transaction_pooling=settings.transaction_pooling,
+        )
 
     async def close(self) -> None:
         """Waits for statements under way, at most ten seconds."""

@@ -129,14 +129,7 @@ async def check_logins(where: Addresses, settings: Settings, signer: ContextSign
 
     Raises VanillaError `database_unavailable`, `forbidden`, `invalid_state`, `context_invalid`.
     """
-    database = await Database.open(
-        where.app,
-        where.runtime,
-        signer,
-        size=1,
-        allow_superuser=settings.allow_superuser,
-        transaction_pooling=settings.transaction_pooling,
-    )
+    database = await Database.configured(where, settings, signer, size=1)
     await database.close()
 
 

@@ -89,14 +89,7 @@ async def worker_alone(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "wait"))
     tools = tools_of(settings)
     async with AsyncExitStack() as stack:
-        database = await Database.open(
-            where.app,
-            where.runtime,
-            signer,
-            size=settings.pool_size,
-            allow_superuser=settings.allow_superuser,
-            transaction_pooling=settings.transaction_pooling,
-        )
+        database = await Database.configured(where, settings, signer)
         stack.push_async_callback(database.close)
         sandbox_url = settings.sandbox_url or (await stack.enter_async_context(SandboxServer())).url
         client = await stack.enter_async_context(UpstreamClient())
