@@ -19,6 +19,7 @@ import asyncpg
 
 from tests.conftest import TEST_KEY, Cluster
 from vanilla_saas.database import embedded
+from vanilla_saas.database.pool import _prepare
 
 COMMAND = Path(sys.executable).with_name("vanilla-saas")
 START_SECONDS = 90.0
@@ -167,6 +168,20 @@ async def eventually(
         assert time.monotonic() < end, why()
         await asyncio.sleep(0.02)
     return found
+
+
+async def reached(**where: Any) -> asyncpg.Connection:
+    """A connection, prepared as the product's are; waits while PostgreSQL is coming back."""
+
+    async def connect() -> asyncpg.Connection | None:
+        try:
+            return await asyncpg.connect(**where)
+        except (OSError, asyncpg.PostgresError):
+            return None
+
+    connection = await eventually(connect, 60)
+    await _prepare(connection)
+    return connection
 
 
 def over(cluster: Cluster, database: str, home: Path, **more: str) -> Installation:

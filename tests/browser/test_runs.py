@@ -10,20 +10,17 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import LOOKS, Visitor
-from tests.conftest import Cluster, People, Person, serve, settings_for
+from tests.conftest import People, Person, serve, settings_for
 from tests.console.console_support import PASSWORD, set_password, tenant_slug
-from tests.workflows.hands import Room, room, workflow
+from tests.workflows.conftest import desk
+from tests.workflows.hands import Room, workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.workflows import drafts
 
+__all__ = ["desk"]
+
 Visit = Callable[..., Awaitable[Visitor]]
 HOSTILE = "</pre><script>document.title='taken'</script><img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,17 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conftest import Cluster, serve, settings_for
+from tests.conftest import serve, settings_for
 from tests.console.console_support import look, signed_in, submit
-from tests.workflows.hands import Room, Step, room, workflow
+from tests.workflows.conftest import desk
+from tests.workflows.hands import Room, Step, workflow
 from vanilla_saas.app import create_app
+
+__all__ = ["desk"]
 
 FRAGMENT = {"hx-request": "true"}
 HOSTILE = '</pre></textarea><script>alert(1)</script>"'
 ASKS = workflow("ask=approval", ask={"title": "t", "approvers": ["role:admin"], "quorum": 1})
-
-
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ import pytest
 
 from tests.conftest import LONG, People, Person
 from tests.crash.test_gateway_crash import move_clock, request
-from tests.processes import Installation, assert_books_are_clean, eventually, new_home
+from tests.processes import Installation, assert_books_are_clean, eventually, new_home, reached
 from vanilla_saas.database import postmaster
-from vanilla_saas.database.pool import _prepare
 
 ROUNDS, CALLERS = (20, 40) if LONG else (3, 20)
 ALLOWED = {"503 database_unavailable", "429 saturated"}
@@ -72,16 +71,7 @@ async def home() -> AsyncIterator[Path]:
 async def operator_of(installation: Installation) -> asyncpg.Connection:
     """A connection as the operator; again while PostgreSQL is coming back."""
     socket_dir = installation.home / "postgresql" / "run"
-
-    async def connect() -> asyncpg.Connection | None:
-        try:
-            return await asyncpg.connect(host=str(socket_dir), user="postgres", database="vanilla_saas")
-        except (OSError, asyncpg.PostgresError):
-            return None
-
-    connection = await eventually(connect, 60)
-    await _prepare(connection)
-    return connection
+    return await reached(host=str(socket_dir), user="postgres", database="vanilla_saas")
 
 
 async def test_killing_postgresql_in_mid_call_loses_no_token_and_charges_nothing_twice(home: Path) -> None:

@@ -18,14 +18,13 @@ import pytest
 
 from tests.concurrency.test_operations import END_PERIOD
 from tests.conftest import LONG, TEST_KEY
-from tests.processes import eventually, new_home
+from tests.processes import eventually, new_home, reached
 from tests.tokens.support import Books, User
 from vanilla_saas.checks import BOOKS, run_checks
 from vanilla_saas.database import postmaster
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.embedded import EmbeddedServer, attach
 from vanilla_saas.database.migrator import migrate
-from vanilla_saas.database.pool import _prepare
 from vanilla_saas.settings import Settings
 
 FAST = {"fsync": "off", "full_page_writes": "off"}
@@ -119,14 +118,7 @@ class Victim:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[asyncpg.Connection]:
-        async def connect() -> asyncpg.Connection | None:
-            try:
-                return await asyncpg.connect(self.url)
-            except (OSError, asyncpg.PostgresError):
-                return None
-
-        connection = await eventually(connect, 60)
-        await _prepare(connection)
+        connection = await reached(dsn=self.url)
         try:
             yield connection
         finally:

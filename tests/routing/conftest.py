@@ -9,9 +9,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster
-from tests.workflows.hands import Room, room, workflow
+from tests.workflows.conftest import desk
+from tests.workflows.hands import Room, workflow
 from vanilla_saas.database.pool import _prepare
+
+__all__ = ["desk"]
 
 TICK = "select vanilla.tick_worker($1, '[]', 10, '{}')"
 
@@ -87,16 +89,8 @@ class Workers:
             await connection.close()
 
 
-@pytest.fixture(scope="module")
-async def workers_room(cluster: Cluster) -> AsyncIterator[Room]:
-    async with room(cluster) as made:
-        yield made
-
-
 @pytest.fixture
-async def workers(workers_room: Room) -> AsyncIterator[Workers]:
-    await workers_room.operator.execute("delete from worker_registry")
-    yield Workers(workers_room.operator, workers_room)
-    await workers_room.operator.execute(
-        "select cancel_execution(id) from workflow_executions where finished_at is null"
-    )
+async def workers(desk: Room) -> AsyncIterator[Workers]:
+    await desk.operator.execute("delete from worker_registry")
+    yield Workers(desk.operator, desk)
+    await desk.operator.execute("select cancel_execution(id) from workflow_executions where finished_at is null")

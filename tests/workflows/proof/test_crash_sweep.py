@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import LONG, TEST_KEY, Cluster, People, serve, settings_for
-from tests.processes import Running, eventually, new_home, over
+from tests.processes import Running, eventually, new_home, over, reached
 from tests.workflows.hands import Room, workflow
 from tests.workflows.proof.invariants import require_invariants
 from vanilla_saas.app import create_app
@@ -25,7 +25,6 @@ from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.embedded import EmbeddedServer, attach
 from vanilla_saas.database.exit_at import EXIT_CODE
 from vanilla_saas.database.migrator import migrate
-from vanilla_saas.database.pool import _prepare
 from vanilla_saas.settings import Settings
 from vanilla_saas.workflows.definition import Definition, plain
 
@@ -70,14 +69,7 @@ class Place:
 
     @asynccontextmanager
     async def operator(self) -> AsyncIterator[asyncpg.Connection]:
-        async def connect() -> asyncpg.Connection | None:
-            try:
-                return await asyncpg.connect(self.cluster.url(database="crash"))
-            except (OSError, asyncpg.PostgresError):
-                return None
-
-        connection = await eventually(connect, 60)
-        await _prepare(connection)
+        connection = await reached(dsn=self.cluster.url(database="crash"))
         try:
             yield connection
         finally:
