@@ -23,7 +23,8 @@ update floor_queue set worker = $1, lease_until = now() + interval '30 seconds',
 where id = any (array({_NEXT})) returning id
 """
 COMPLETE = "delete from floor_queue where id = any ($2) and worker = $1"
-# what is completed goes first: a claim keeps locks of rows that another has just claimed, and who deletes after it waits for those
+# what is completed goes first: a claim keeps locks of rows that another has just claimed, and who deletes after it
+# waits for those
 COMPLETE_AND_CLAIM = f"""
 with completed as (delete from floor_queue where id = any ($3::bigint[]) and worker = $1 returning id)
 update floor_queue set worker = $1, lease_until = now() + interval '30 seconds', attempt = attempt + 1

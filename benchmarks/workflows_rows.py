@@ -144,8 +144,8 @@ async def dead_one(bench: Bench) -> Found:
 async def _dead(bench: Bench, form: str, tenants: Sequence[Tenant]) -> Found:
     clean, full = await bench.copy(f"clean_{form}"), await bench.copy(f"dead_{form}")
     await bench.load(clean, tenants, SINGLE, bench.size.few)
-    # a step of the runner's at each end: three rows of the queue die with an execution
-    executions = -(-bench.size.dead // 3 // len(tenants)) * len(tenants)
+    # a row of the queue dies with each
+    executions = -(-bench.size.dead // len(tenants)) * len(tenants)
     snapshot = await asyncpg.connect(bench.server.dsn(database=full))
     try:
         await snapshot.execute("begin isolation level repeatable read")

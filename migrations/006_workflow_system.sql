@@ -249,14 +249,18 @@ create table if not exists public.workflow_queue (
     lease bigint,
     claimed_at timestamptz,
     deadline_at timestamptz,
+    held_until timestamptz,
     constraint workflow_queue_pkey primary key (tenant_id, execution_id, node, item)
 ) with (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 create index if not exists workflow_queue_ready_idx on public.workflow_queue (pool, tenant_id, rank) where worker is null;
 create index if not exists workflow_queue_leased_idx on public.workflow_queue (worker) where worker is not null;
+create index if not exists workflow_queue_held_idx on public.workflow_queue (held_until) where worker is null and strpos(pool, '@') > 0;
 create sequence if not exists vanilla.workflow_leases as bigint;
 comment on table public.workflow_queue is 'Steps that a worker can take or has: narrow rows that are deleted when the step ends. What waits has none.';
 comment on column public.workflow_queue.rank is
     'When it became ready, in microseconds, less 30 s for each step of priority: read in order, it ages by itself.';
+comment on column public.workflow_queue.pool is 'The pool; pool@worker while a strategy holds it for that worker, pool@ while none may have it.';
+comment on column public.workflow_queue.held_until is 'Until when it is held; behind it: it was, and is for any eligible worker now.';
 comment on column public.workflow_queue.lost is 'How often its worker died with it.';
 
 create table if not exists public.workflow_timers (
@@ -796,7 +800,7 @@ begin
                 case when n.body ->> 'kind' in ('engine', 'workflow', 'agent') then 3600 else 60 end) end,
             coalesce((n.body #>> '{retry,attempts}')::smallint, 3), coalesce((n.body #>> '{retry,initial_ms}')::integer, 500),
             coalesce((n.body #>> '{retry,max_ms}')::integer, 60000), r.node, coalesce((n.body #>> '{retry,times}')::smallint, 0),
-            jsonb_strip_nulls(jsonb_build_object('on_fail', n.body -> 'on_fail', 'escalate_to', n.body -> 'escalate_to', 'output', n.body -> 'output'))
+            jsonb_strip_nulls(jsonb_build_object('on_fail', n.body -> 'on_fail', 'escalate_to', n.body -> 'escalate_to', 'output', n.body -> 'output', 'routing', n.body -> 'routing'))
         from every n left join nodes r on r.name = n.body #>> '{retry,node}' and n.body ->> 'on_fail' = 'retry';
 end
 $f$;
@@ -906,7 +910,7 @@ end
 $f$;
 comment on function vanilla.wake_workers(text) is 'Tells the workers of a pool that there is work, at most every 50 ms; workers look again for a while after each.';
 
-create or replace function vanilla.step_rank(p_at timestamptz, p_priority integer) returns bigint language sql immutable
+create or replace function vanilla.step_rank(p_at timestamptz, p_priority integer) returns bigint language sql stable
     return (extract(epoch from p_at) * 1000000)::bigint - p_priority * 30000000::bigint;
 comment on function vanilla.step_rank(timestamptz, integer) is 'Place in a pool''s queue: a step of priority goes before what has become ready up to 30 s earlier.';
 
@@ -1054,54 +1058,51 @@ $f$;
 comment on function vanilla.take_slot(public.workflow_executions, text, integer) is
     'Whether a locked execution has one of the places of its concurrency key now; no when another is just being counted.';
 
--- What follows a decided step: edges are taken or not, nodes become ready or are skipped. One row after the other: each is a look-up
--- by key whose plan is kept, and starting one statement over all of them costs more than a hundred of these.
-create or replace function vanilla.follow_step(p_step public.workflow_queue, p_branch text, p_paused boolean, out pools text[], out ends public.workflow_queue[])
-language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $f$
+create or replace function vanilla.follow_steps(p_steps public.workflow_queue[], p_branches text[], p_paused uuid[], out pools text[], out ends public.workflow_queue[])
+language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
 declare
-    v_rank bigint;
-    v_nodes smallint[] := array[p_step.node];      -- decided, and not looked at; after the first all were skipped
-    v_next record;
-    v_step public.workflow_queue := p_step;
-    v_edge integer;
-    v_taken boolean;
-    v_becomes text;
-    v_at integer := 1;
+    v_now timestamptz := vanilla.clock();
+    v_taken boolean := true;
 begin
     pools := '{}';
     ends := '{}';
-    while v_at <= cardinality(v_nodes) loop
-        select n.successors, n.branches, n.next_pools, n.next_needs into v_next from public.workflow_nodes n
-            where n.tenant_id = p_step.tenant_id and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = v_nodes[v_at];
-        for v_edge in 1 .. cardinality(v_next.successors) loop
-            v_taken := v_at = 1 and (v_next.branches[v_edge] = '' or coalesce(v_next.branches[v_edge] = p_branch, false));
-            update public.workflow_steps s set undecided = s.undecided - 1, taken = s.taken + v_taken::integer, status = case
-                    when v_next.next_needs[v_edge] > 0 and s.taken + v_taken::integer >= v_next.next_needs[v_edge] then 'ready'
-                    when s.undecided > 1 then 'pending'
-                    when v_next.next_needs[v_edge] < 0 or v_next.next_needs[v_edge] = 0 and s.taken + v_taken::integer > 0 then 'ready'
+    -- then what follows those that are skipped: none of their connections is taken
+    while p_steps is not null loop
+        with counted as (
+            select d.tenant_id, d.execution_id, x.node, d.workflow_id, d.version, d.user_id, d.priority, x.pool, x.needs, count(*)::smallint as decided,
+                (count(*) filter (where v_taken and (x.branch = '' or x.branch = d.branch)))::smallint as taken
+            from unnest(p_steps, p_branches) as d (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank, attempt, lost, worker, lease,
+                claimed_at, deadline_at, held_until, branch)
+            join public.workflow_nodes n on n.tenant_id = d.tenant_id and n.workflow_id = d.workflow_id and n.version = d.version and n.node = d.node
+            cross join lateral unnest(n.successors, n.branches, n.next_pools, n.next_needs) as x (node, branch, pool, needs)
+            group by 1, 2, 3, 4, 5, 6, 7, 8, 9),
+        become as (
+            update public.workflow_steps s set undecided = s.undecided - c.decided, taken = s.taken + c.taken, status = case
+                    when c.needs > 0 and s.taken + c.taken >= c.needs then 'ready'
+                    when s.undecided > c.decided then 'pending'
+                    when c.needs < 0 or c.needs = 0 and s.taken + c.taken > 0 then 'ready'
                     else 'skipped' end
-                where s.tenant_id = p_step.tenant_id and s.execution_id = p_step.execution_id and s.node = v_next.successors[v_edge] and s.item = -1 and s.status = 'pending'
-                returning s.status into v_becomes;
-            continue when not found;
-            if v_becomes = 'skipped' then
-                v_nodes := v_nodes || v_next.successors[v_edge];
-            elsif v_becomes = 'ready' and v_next.next_pools[v_edge] = '' then
-                v_step.node := v_next.successors[v_edge];
-                ends := ends || v_step;
-            elsif v_becomes = 'ready' and not p_paused then
-                v_rank := coalesce(v_rank, vanilla.step_rank(vanilla.clock(), p_step.priority));
-                insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank)
-                    values (p_step.tenant_id, p_step.execution_id, v_next.successors[v_edge], -1, p_step.workflow_id, p_step.version, p_step.user_id, v_next.next_pools[v_edge],
-                        p_step.priority, v_rank);
-                pools := pools || v_next.next_pools[v_edge];
-            end if;
-        end loop;
-        v_at := v_at + 1;
+                from counted c
+                where s.tenant_id = c.tenant_id and s.execution_id = c.execution_id and s.node = c.node and s.item = -1 and s.status = 'pending'
+                returning c.*, s.status),
+        queued as (
+            insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank)
+                select b.tenant_id, b.execution_id, b.node, -1, b.workflow_id, b.version, b.user_id, b.pool, b.priority, vanilla.step_rank(v_now, b.priority)
+                from become b where b.status = 'ready' and b.pool <> '' and b.execution_id <> all (p_paused))
+        select pools || array_agg(b.pool) filter (where b.status = 'ready' and b.pool <> '' and b.execution_id <> all (p_paused)),
+                ends || array_agg(row(b.tenant_id, b.execution_id, b.node, -1, b.workflow_id, b.version, b.user_id, b.pool, b.priority, 0, 0, 0, null, null, null,
+                    null, null)::public.workflow_queue) filter (where b.status = 'ready' and b.pool = ''),
+                array_agg(row(b.tenant_id, b.execution_id, b.node, -1, b.workflow_id, b.version, b.user_id, b.pool, b.priority, 0, 0, 0, null, null, null,
+                    null, null)::public.workflow_queue) filter (where b.status = 'skipped')
+            into pools, ends, p_steps from become b;
+        p_branches := '{}';
+        v_taken := false;
     end loop;
 end
 $f$;
-comment on function vanilla.follow_step(public.workflow_queue, text, boolean) is
-    'What follows a decided step: p_branch is its outcome; of a paused execution nothing is queued. Its execution is locked. Returns the pools of what is queued, each as often as it has one, and the end of the execution when that is reached and no worker computes it.';
+comment on function vanilla.follow_steps(public.workflow_queue[], text[], uuid[]) is
+    'What follows decided steps: edges are taken or not, nodes become ready or are skipped. p_branches are their outcomes; of the executions in p_paused nothing is queued. Their executions are locked. Returns the pools of what is queued, each as often as it has one, and the ends of executions that no worker computes.';
 
 create or replace function vanilla.complete_executions(p_ends public.workflow_queue[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
@@ -1171,7 +1172,7 @@ begin
         select * into v_execution from public.workflow_executions e where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id;
         perform vanilla.end_execution(v_execution, 'succeeded', p_output => p_output);
     else
-        select f.pools, f.ends into v_pools, v_ends from vanilla.follow_step(p_step, p_branch, exists (select from public.workflow_executions e
+        select f.pools, f.ends into v_pools, v_ends from vanilla.follow_steps(array[p_step], array[p_branch], array(select e.id from public.workflow_executions e
             where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id and e.status = 'paused')) f;
         if v_ends <> '{}' then perform vanilla.complete_executions(v_ends); end if;
         perform vanilla.wake_workers(p.pool) from (select distinct p as pool from unnest(v_pools) p) p;
@@ -1183,7 +1184,7 @@ comment on function vanilla.decide_step(public.workflow_queue, text, text, jsonb
 create or replace function vanilla.step_of(p_execution public.workflow_executions, p_node smallint, p_item integer) returns public.workflow_queue
 language sql stable set search_path = pg_catalog, pg_temp as $f$
     select row(s.tenant_id, s.execution_id, s.node, s.item, p_execution.workflow_id, p_execution.version, s.user_id, '', p_execution.priority, 0,
-        s.attempts, 0, null, null, null, null)::public.workflow_queue
+        s.attempts, 0, null, null, null, null, null)::public.workflow_queue
     from public.workflow_steps s where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.node = p_node and s.item = p_item
 $f$;
 comment on function vanilla.step_of(public.workflow_executions, smallint, integer) is 'A step that is not queued, in the form in which steps are decided.';
@@ -1245,7 +1246,7 @@ begin
     update public.workflow_steps s set status = 'waiting', waits_for = 'items', items_left = v_count, attempts = p_step.attempt, started_at = p_step.claimed_at
         where s.tenant_id = p_step.tenant_id and s.execution_id = p_step.execution_id and s.node = p_step.node and s.item = -1;
     insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank)
-        select p_step.tenant_id, p_step.execution_id, p_step.node, i, p_step.workflow_id, p_step.version, p_step.user_id, p_step.pool, p_step.priority,
+        select p_step.tenant_id, p_step.execution_id, p_step.node, i, p_step.workflow_id, p_step.version, p_step.user_id, split_part(p_step.pool, '@', 1), p_step.priority,
             vanilla.step_rank(vanilla.clock(), p_step.priority)
         from generate_series(0, least(coalesce(p_at_once, v_count), v_count) - 1) i
         where exists (select from public.workflow_executions e where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id and e.status = 'running');
@@ -1499,10 +1500,9 @@ declare
     v record;
     v_now timestamptz := vanilla.clock();
     v_step public.workflow_queue;
-    v_pools text[];
-    v_ends public.workflow_queue[];
-    v_all_ends public.workflow_queue[] := '{}';
-    v_found bigint[] := '{}';
+    v_steps public.workflow_queue[];
+    v_branches text[];
+    v_found bigint[];
     v_paused uuid[];
     v_call record;
     v_settled jsonb;
@@ -1514,49 +1514,44 @@ declare
 begin
     stale := '{}';
     pools := '{}';
-    v_plain := not exists (select from jsonb_array_elements(p_done) d where d.value ->> 'outcome' <> 'succeeded' or d.value ? 'calls' or d.value ->> 'item' is not null or d.value ->> 'node' = '$end');
-    if v_plain then
-        select array_agg(l.tenant_id) filter (where l.hold_id is not null), array_agg(l.id) filter (where l.hold_id is not null),
-                coalesce(array_agg(l.id) filter (where l.status = 'paused'), '{}')
-            into v_tenants, v_ids, v_paused from (
-            select o.* from (
-                select distinct e.depth, e.tenant_id, e.id from jsonb_to_recordset(p_done) as d (tenant_id uuid, execution_id uuid)
-                    cross join lateral (select x.* from public.workflow_executions x where x.tenant_id = d.tenant_id and x.id = d.execution_id offset 0) e) o
-            order by o.depth, o.tenant_id, o.id) o
-            cross join lateral (select x.tenant_id, x.id, x.hold_id, x.status from public.workflow_executions x where x.tenant_id = o.tenant_id and x.id = o.id for no key update) l;
-        if v_ids is not null then      -- one that ends gives back its estimate
-            perform vanilla.lock_money(v_tenants, v_ids);
-        end if;
-    else
+    v_plain := not p_done @? '$[*] ? (@.outcome != "succeeded" || exists (@.calls) || @.item >= 0 || @.node == "$end")';
+    if not v_plain then
         select array_agg(d.tenant_id), array_agg(d.execution_id) into v_tenants, v_ids
             from (select distinct x.tenant_id, x.execution_id from jsonb_to_recordset(p_done) as x (tenant_id uuid, execution_id uuid)) d;
         select l.tenants, l.ids into v_tenants, v_ids from vanilla.lock_executions(v_tenants, v_ids) l;
-        select coalesce(array_agg(e.id), '{}') into v_paused from unnest(v_tenants, v_ids) d (tenant_id, id)
-            cross join lateral (select x.id from public.workflow_executions x where x.tenant_id = d.tenant_id and x.id = d.id and x.status = 'paused' offset 0) e;
         perform vanilla.lock_money(v_tenants, v_ids, coalesce((
             select jsonb_agg(jsonb_build_object('tenant_id', d.tenant_id, 'hold_id', c.hold_id)) from jsonb_to_recordset(p_done) as d (tenant_id uuid, calls jsonb)
                 cross join lateral jsonb_to_recordset(case when jsonb_typeof(d.calls) = 'array' then d.calls else '[]' end) as c (hold_id uuid)), '[]'),
             exists (select from jsonb_array_elements(p_done) d where d.value ->> 'outcome' in ('failed', 'gate')));
     end if;
     -- most steps: they succeeded and called no model
-    for v in
-        select d.* from jsonb_to_recordset(p_done) as d (tenant_id uuid, execution_id uuid, n smallint, item integer, lease bigint, outcome text, output jsonb, branch text,
-            calls jsonb, node text)
+    with told as (
+        select d.execution_id, d.n, d.lease, d.output, d.branch, e.tenant_id, e.hold_id, e.status = 'paused' as paused
+        from jsonb_to_recordset(p_done) as d (tenant_id uuid, execution_id uuid, n smallint, item integer, lease bigint, outcome text, output jsonb, branch text, calls jsonb,
+            node text)
+        join public.workflow_executions e on e.tenant_id = d.tenant_id and e.id = d.execution_id
         where d.outcome = 'succeeded' and d.calls is null and d.item is null and d.node <> '$end'
-    loop
-        delete from public.workflow_queue q where q.tenant_id = v.tenant_id and q.execution_id = v.execution_id and q.node = v.n and q.item = -1
-            and q.worker is not distinct from p_worker and q.lease = v.lease      -- by the key: the worker's own index has all of its others
-            returning * into v_step;
-        continue when not found;
-        v_found := v_found || v.lease;
-        update public.workflow_steps s set status = 'succeeded', output = v.output, branch = v.branch, error = null, state = null, decision = null, waits_for = null,
-                attempts = v_step.attempt, started_at = v_step.claimed_at, finished_at = v_now
-            where s.tenant_id = v.tenant_id and s.execution_id = v.execution_id and s.node = v.n and s.item = -1;
-        select f.pools, f.ends into v_pools, v_ends from vanilla.follow_step(v_step, v.branch, v.execution_id = any (v_paused)) f;
-        pools := pools || v_pools;
-        v_all_ends := v_all_ends || v_ends;
-    end loop;
-    if v_all_ends <> '{}' then perform vanilla.complete_executions(v_all_ends); end if;
+        order by e.depth, e.tenant_id, e.id for no key update of e),
+    had as (
+        delete from public.workflow_queue q using told t
+            where q.tenant_id = t.tenant_id and q.execution_id = t.execution_id and q.node = t.n and q.item = -1
+              and q.worker is not distinct from p_worker and q.lease = t.lease      -- by the key: the worker's own index has all of its others
+            returning q as step, t.output, t.branch, t.hold_id, t.paused),
+    ended as (
+        update public.workflow_steps s set status = 'succeeded', output = h.output, branch = h.branch, error = null, state = null, decision = null, waits_for = null,
+                attempts = (h.step).attempt, started_at = (h.step).claimed_at, finished_at = v_now
+            from had h where s.tenant_id = (h.step).tenant_id and s.execution_id = (h.step).execution_id and s.node = (h.step).node and s.item = -1)
+    select array_agg(h.step), array_agg(h.branch), coalesce(array_agg((h.step).lease), '{}'), coalesce(array_agg((h.step).execution_id) filter (where h.paused), '{}'),
+            array_agg((h.step).tenant_id) filter (where h.hold_id is not null), array_agg((h.step).execution_id) filter (where h.hold_id is not null)
+        into v_steps, v_branches, v_found, v_paused, v_tenants, v_ids from had h;
+    if v_plain and v_ids is not null then      -- one that ends gives back its estimate
+        perform vanilla.lock_money(v_tenants, v_ids);
+    end if;
+    if v_found <> '{}' then
+        v := vanilla.follow_steps(v_steps, v_branches, v_paused);
+        pools := v.pools;
+        if v.ends <> '{}' then perform vanilla.complete_executions(v.ends); end if;
+    end if;
     if v_plain then
         if cardinality(v_found) < jsonb_array_length(p_done) then
             stale := array(select (d.value ->> 'lease')::bigint from jsonb_array_elements(p_done) d where (d.value ->> 'lease')::bigint <> all (v_found));
@@ -1639,103 +1634,138 @@ end
 $f$;
 comment on function vanilla.begin_execution(public.workflow_queue, text, integer) is 'The input is in order: the execution goes on when its concurrency key has a place, else it waits for one.';
 
--- Tenants in turn from where the last claim ended, each its weight; then, when there is room left, as many whole turns more as fit
--- those that had enough for the last one. A turn that the end of a claim cuts off is gone on with by the next (left).
--- Entries of dead rows, which an old snapshot keeps, are stepped over where this worker has been: it looks behind its mark
--- first, and every 250 ms before it.
+create or replace function vanilla.running_room(p_tenant_id uuid, p_most integer) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_running integer;
+begin
+    if not pg_try_advisory_xact_lock(hashtextextended(p_tenant_id::text, 61)) then return 0; end if;
+    select count(*) into v_running from (select from public.workflow_queue q where q.tenant_id = p_tenant_id and q.worker is not null limit p_most) r;
+    return p_most - v_running;
+end
+$f$;
+comment on function vanilla.running_room(uuid, integer) is
+    'How many steps of a tenant may be claimed beside those that run; 0 while another claim counts. It is this transaction''s until it ends.';
+
+-- Tenants in turn from where the last claim ended, each as many whole turns of its weight as fit all that were there the last time
+-- (weights); when there is room after a round, those that had enough have more. A turn that the end of a claim cuts off is gone on
+-- with by the next (left). Entries of dead rows, which an old snapshot keeps, are stepped over where looking was slow: of such a
+-- tenant this worker looks behind its mark first, and every 250 ms before it.
 create or replace function vanilla.claim_steps(p_pool text, p_n integer, p_state jsonb, out steps public.workflow_queue[], out state jsonb)
 language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $f$
 declare
-    v_from uuid := coalesce((p_state ->> 'cursor')::uuid, '00000000-0000-0000-0000-000000000000');
-    v_left integer := (p_state ->> 'left')::integer;
+    c_first constant uuid := '00000000-0000-0000-0000-000000000000';
+    c_last constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+    c_unmarked constant bigint := -9000000000000000000;
+    v_from uuid := coalesce((p_state ->> 'cursor')::uuid, c_first);
+    v_left integer := nullif((p_state ->> 'left')::integer, 0);
+    v_weights integer := coalesce((p_state ->> 'weights')::integer, 1000);
     v_marks jsonb := coalesce(p_state -> 'marks', '{}');
-    v_now timestamptz := vanilla.clock();
-    v_ms bigint := (extract(epoch from v_now) * 1000)::bigint;
-    v_tenant uuid := v_from;
-    v_last uuid := v_from;
+    v_ms bigint := (extract(epoch from vanilla.clock()) * 1000)::bigint;
+    v_turns integer := greatest(1, p_n / greatest(v_weights, 1));
+    v_exact uuid := case when v_left is not null then v_from end;
     v_marked uuid;
+    v_tenant uuid := v_from;
+    v_until uuid := c_last;
+    v_last uuid := v_from;
     v_next record;
-    v_wrapped boolean := false;
-    v_turns integer := 1;
-    v_weights integer := 0;      -- of those that took all they might in this round: they may have more
-    v_lim integer;
-    v_rows public.workflow_queue[];
-    v_mark bigint;
-    v_looked bigint;
-    v_running integer;
+    v_turn integer;
+    v_began timestamptz;
+    v_round integer := 1;
+    v_beside boolean := v_left is not null;      -- it may come to a tenant of which it has some already
+    v_all integer := 0;      -- weight of those that had something in the first round
+    v_more integer := 0;      -- of those that took all they might in this one
 begin
     steps := '{}';
     while cardinality(steps) < p_n loop
-        -- the next tenant: the one that was cut off, the nearest that is marked, or one between here and there
+        v_began := clock_timestamp();
         v_marked := null;
-        if v_left > 0 then
-            select v_from as tenant_id, v_left as weight, max(s.max_running) as max_running into v_next from public.workflow_shares s where s.tenant_id = v_from;
-        else
-            if v_marks <> '{}' then
-                select k.tenant::uuid into v_marked from jsonb_object_keys(v_marks) k (tenant) where k.tenant::uuid > v_tenant order by k.tenant limit 1;
-            end if;
-            select q.tenant_id, coalesce(s.weight, 1) as weight, s.max_running into v_next
-                from public.workflow_queue q left join public.workflow_shares s on s.tenant_id = q.tenant_id
-                where q.pool = p_pool and q.worker is null and q.tenant_id > v_tenant and q.tenant_id < coalesce(v_marked, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-                order by q.tenant_id limit 1;
-            if not found and v_marked is not null then
-                select v_marked as tenant_id, coalesce(max(s.weight), 1) as weight, max(s.max_running) as max_running into v_next
-                    from public.workflow_shares s where s.tenant_id = v_marked;
-            end if;
+        if v_exact is null and v_marks <> '{}' then
+            v_marked := (select k.tenant::uuid from jsonb_object_keys(v_marks) k (tenant) where k.tenant::uuid > v_tenant and k.tenant::uuid <= v_until order by 1 limit 1);
         end if;
-        if v_next.tenant_id is null or v_wrapped and v_next.tenant_id > v_from then
-            if not v_wrapped then
-                v_wrapped := true;
-                v_tenant := '00000000-0000-0000-0000-000000000000';
-                continue;
+        select t.*, array(
+                select q from public.workflow_queue q where q.pool = p_pool and q.tenant_id = t.tenant_id and q.worker is null and q.rank >= t.mark
+                    and (not v_beside or not exists (select from unnest(steps) s where s.execution_id = q.execution_id and s.node = q.node and s.item = q.item))
+                order by q.rank limit t.most for update skip locked) as rows
+            into v_next from (
+                select n.tenant_id, coalesce(s.weight, 1) as weight,
+                    greatest(0, least(coalesce(v_left, coalesce(s.weight, 1) * v_turns), p_n - cardinality(steps), case when s.max_running is not null then
+                        vanilla.running_room(n.tenant_id, s.max_running) - (select count(*) from unnest(steps) h where h.tenant_id = n.tenant_id)::integer end)) as most,
+                    coalesce(case when v_ms - (v_marks #>> array[n.tenant_id::text, '1'])::bigint < 250 then (v_marks #>> array[n.tenant_id::text, '0'])::bigint end,
+                        c_unmarked) as mark
+                from (select v_exact as tenant_id where v_exact is not null
+                    union all (select q.tenant_id from public.workflow_queue q where v_exact is null and q.pool = p_pool and q.worker is null and q.tenant_id > v_tenant
+                        and q.tenant_id < coalesce(v_marked, c_last) and q.tenant_id <= v_until order by q.tenant_id limit 1)) n
+                left join public.workflow_shares s on s.tenant_id = n.tenant_id) t;
+        if not found then
+            if v_marked is not null then      -- nobody before it
+                v_exact := v_marked;
+            elsif v_until = c_last then      -- on from the first, to where this claim began
+                v_until := v_from;
+                v_tenant := c_first;
+            else
+                if v_round = 1 then v_weights := v_all; end if;
+                exit when v_more = 0;
+                v_round := v_round + 1;
+                v_beside := true;
+                v_turns := greatest(1, (p_n - cardinality(steps)) / v_more);
+                v_more := 0;
+                v_until := c_last;
+                v_tenant := v_from;
             end if;
-            exit when v_weights = 0;
-            v_turns := greatest(1, (p_n - cardinality(steps)) / v_weights);
-            v_weights := 0;
-            v_wrapped := false;
-            v_tenant := v_from;
             continue;
         end if;
         v_tenant := v_next.tenant_id;
-        v_lim := least(v_next.weight * case when v_left > 0 then 1 else v_turns end, p_n - cardinality(steps));
-        v_left := 0;
-        if v_next.max_running is not null then
-            continue when not pg_try_advisory_xact_lock(hashtextextended(v_tenant::text, 61));
-            select count(*) into v_running from (select from public.workflow_queue q where q.tenant_id = v_tenant and q.worker is not null limit v_next.max_running) r;
-            v_lim := least(v_lim, v_next.max_running - v_running - (select count(*) from unnest(steps) s where s.tenant_id = v_tenant));
-            continue when v_lim <= 0;
-        end if;
-        v_mark := (v_marks #>> array[v_tenant::text, '0'])::bigint;
-        v_looked := (v_marks #>> array[v_tenant::text, '1'])::bigint;
-        if v_ms - v_looked >= 250 then v_mark := null; end if;
-        if steps = '{}' then
-            select array_agg(q) into v_rows from (
-                select q.* from public.workflow_queue q where q.pool = p_pool and q.tenant_id = v_tenant and q.worker is null and q.rank >= coalesce(v_mark, -9000000000000000000)
-                order by q.rank limit v_lim for update skip locked) q;
-        else      -- beside what it has already
-            select array_agg(q) into v_rows from (
-                select q.* from public.workflow_queue q where q.pool = p_pool and q.tenant_id = v_tenant and q.worker is null and q.rank >= coalesce(v_mark, -9000000000000000000)
-                    and not exists (select from unnest(steps) s where s.execution_id = q.execution_id and s.node = q.node and s.item = q.item)
-                order by q.rank limit v_lim for update skip locked) q;
-        end if;
-        if v_rows is null then
-            if v_mark is not null then v_weights := v_weights + v_next.weight; end if;      -- before its mark there may be some
+        v_turn := coalesce(v_left, v_next.weight);
+        v_exact := null;
+        v_left := null;
+        v_all := v_all + case when v_round = 1 then v_next.weight else 0 end;
+        if v_next.rows = '{}' then
+            if v_next.mark <> c_unmarked then v_more := v_more + v_next.weight; end if;      -- before its mark there may be some
             v_marks := v_marks - v_tenant::text;
             continue;
         end if;
-        steps := steps || v_rows;
+        steps := steps || v_next.rows;
         v_last := v_tenant;
-        if cardinality(v_rows) = v_lim then v_weights := v_weights + v_next.weight; end if;
-        if cardinality(v_rows) = v_lim and cardinality(steps) = p_n then v_left := (v_next.weight - v_lim % v_next.weight) % v_next.weight; end if;
-        if v_mark is null then v_looked := v_ms; end if;
-        v_marks := v_marks || jsonb_build_object(v_tenant, jsonb_build_array(v_rows[cardinality(v_rows)].rank, v_looked));
+        if cardinality(v_next.rows) = v_next.most then
+            v_more := v_more + v_next.weight;
+            if cardinality(steps) = p_n then v_left := (v_turn - v_next.most % v_turn) % v_turn; end if;
+        end if;
+        if v_next.mark <> c_unmarked then
+            v_marks := jsonb_set(v_marks, array[v_tenant::text, '0'], to_jsonb(v_next.rows[cardinality(v_next.rows)].rank));
+        elsif clock_timestamp() - v_began > interval '1 ms' then
+            v_marks := v_marks || jsonb_build_object(v_tenant, jsonb_build_array(v_next.rows[cardinality(v_next.rows)].rank, v_ms));
+        elsif v_marks <> '{}' then
+            v_marks := v_marks - v_tenant::text;
+        end if;
     end loop;
+    -- cut off: there are more than were known; how many, a claim that gets around will see
+    if cardinality(steps) >= p_n and v_round = 1 then
+        v_weights := case when v_until = v_from and v_last = v_from then v_all else least(1000, 2 * greatest(v_weights, v_all)) end;
+    end if;
     if length(v_marks::text) > 2500 then v_marks := '{}'; end if;      -- some thirty tenants
-    state := jsonb_build_object('cursor', v_last, 'left', v_left, 'marks', v_marks);
+    state := jsonb_build_object('cursor', v_last, 'left', coalesce(v_left, 0), 'weights', v_weights, 'marks', v_marks);
 end
 $f$;
 comment on function vanilla.claim_steps(text, integer, jsonb) is
     'Locks up to n steps that can run: each tenant its weight in turn until there are n or none; p_state is where this worker was.';
+
+create or replace function vanilla.held_pool(p_pool text, p_worker uuid) returns text
+language sql immutable return p_pool || '@' || coalesce(p_worker::text, '');
+comment on function vanilla.held_pool(text, uuid) is 'The name under which the queue holds steps of a pool for one worker; null: for none.';
+
+create or replace function vanilla.free_steps(p_pools text[]) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_pool text;
+begin
+    foreach v_pool in array p_pools loop
+        update public.workflow_queue q set pool = split_part(q.pool, '@', 1), held_until = null where q.pool = v_pool and q.worker is null;
+        if found then perform vanilla.wake_workers(split_part(v_pool, '@', 1)); end if;
+    end loop;
+end
+$f$;
+comment on function vanilla.free_steps(text[]) is 'What is held under these names can be placed anew: its worker takes no more, or the rule has changed.';
 
 create or replace function vanilla.tick_worker(p_worker uuid, p_done jsonb, p_n integer, p_state jsonb default '{}') returns json
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
@@ -1743,68 +1773,70 @@ declare
     v_now timestamptz := vanilla.clock();
     v_stale bigint[] := '{}';
     v_ready text[] := '{}';
-    v_pools text[];
     v_woken text[] := '{}';
     v_full boolean;
     v_state jsonb := coalesce(p_state, '{}');
     v_pool text;
+    v_held boolean;
+    v_worker record;
+    v_finished record;
     v_claim record;
     v_claimed public.workflow_queue[] := '{}';
-    v_step public.workflow_queue;
-    v_node record;
-    v_given record;
-    v_read json;
-    v_answer json[] := '{}';
+    v_answer json := '[]';
 begin
     if jsonb_typeof(p_done) is distinct from 'array' or jsonb_array_length(p_done) > 1000 or p_n is null or p_n > 1000 then
         perform vanilla.refuse('VS400', 'a tick takes an array of at most 1,000 outcomes, and claims at most 1,000 steps', '{"param": "done"}');
     end if;
-    p_n := vanilla.worker_allowance(p_worker, p_n);      -- first: it keeps the worker from being buried, which takes its steps
+    v_worker := vanilla.worker_allowance(p_worker, p_n);      -- first: it keeps the worker from being buried, which takes its steps
+    p_n := v_worker.allowed;
     if p_done <> '[]' then
-        select f.stale, f.pools into v_stale, v_ready from vanilla.finish_steps(p_worker, p_done) f;
+        v_finished := vanilla.finish_steps(p_worker, p_done);
+        v_stale := v_finished.stale;
+        v_ready := v_finished.pools;
     end if;
-    select w.pools into v_pools from public.worker_registry w where w.tenant_id = vanilla.platform() and w.id = p_worker;
-    if p_n > 0 then
-        foreach v_pool in array v_pools loop
-            exit when cardinality(v_claimed) >= p_n;
-            select * into v_claim from vanilla.claim_steps(v_pool, p_n - cardinality(v_claimed), v_state -> v_pool);
+    foreach v_pool in array v_worker.pools loop
+        exit when cardinality(v_claimed) >= p_n;
+        v_held := v_pool = any (v_worker.held);
+        if v_held then      -- first what is held for this worker
+            v_claim := vanilla.claim_steps(vanilla.held_pool(v_pool, p_worker), p_n - cardinality(v_claimed), v_state -> vanilla.held_pool(v_pool, p_worker));
             v_claimed := v_claimed || v_claim.steps;
-            v_state := v_state || jsonb_build_object(v_pool, v_claim.state);
-        end loop;
-    end if;
-    foreach v_step in array v_claimed loop
-        select n.name, n.kind, n.reads, n.read_names, n.timeout_s into v_node from public.workflow_nodes n
-            where n.tenant_id = v_step.tenant_id and n.workflow_id = v_step.workflow_id and n.version = v_step.version and n.node = v_step.node;
-        update public.workflow_queue q set worker = p_worker, lease = nextval('vanilla.workflow_leases'), attempt = q.attempt + 1, claimed_at = v_now,
-                deadline_at = v_now + make_interval(secs => v_node.timeout_s + 15)
-            where q.tenant_id = v_step.tenant_id and q.execution_id = v_step.execution_id and q.node = v_step.node and q.item = v_step.item
-            returning q.lease, q.attempt into v_step.lease, v_step.attempt;
-        select s.value, s.round, s.state, s.decision, s.feedback, e.input, e.started_at into v_given from public.workflow_steps s, public.workflow_executions e
-            where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item = v_step.item
-              and e.tenant_id = v_step.tenant_id and e.id = v_step.execution_id;
-        v_read := '{}';
-        if v_node.reads <> '{}' then
-            select coalesce(json_object_agg(x.name, json_build_object('output', r.output, 'status', r.status, 'branch', r.branch, 'error', r.error)), '{}') into v_read
-                from unnest(v_node.reads, v_node.read_names) x (node, name)
-                cross join lateral (select r.* from public.workflow_steps r where r.tenant_id = v_step.tenant_id and r.execution_id = v_step.execution_id
-                    and r.node = x.node and r.item = -1 offset 0) r;
+            v_state := v_state || jsonb_build_object(vanilla.held_pool(v_pool, p_worker), v_claim.state);
+            exit when cardinality(v_claimed) >= p_n;
         end if;
-        v_answer := v_answer || json_build_object('lease', v_step.lease, 'attempt', v_step.attempt, 'tenant_id', v_step.tenant_id, 'execution_id', v_step.execution_id,
-            'workflow_id', v_step.workflow_id, 'version', v_step.version, 'user_id', v_step.user_id, 'node', v_node.name, 'n', v_step.node, 'item', nullif(v_step.item, -1),
-            'value', v_given.value, 'round', v_given.round, 'timeout_s', v_node.timeout_s, 'state', v_given.state, 'decision', v_given.decision, 'feedback', v_given.feedback,
-            'input', v_given.input, 'execution', json_build_object('id', v_step.execution_id, 'user_id', v_step.user_id, 'started_at', v_given.started_at), 'steps', v_read,
-            'predecessors', case when v_node.kind = 'join' then to_json(v_node.read_names) end);
+        v_claim := vanilla.claim_steps(v_pool, p_n - cardinality(v_claimed), v_state -> v_pool);
+        v_claimed := v_claimed || case when v_held then vanilla.place_steps(p_worker, v_pool, v_claim.steps) else v_claim.steps end;
+        v_state := v_state || jsonb_build_object(v_pool, v_claim.state);
     end loop;
+    if v_claimed <> '{}' then
+        with mine as (
+            update public.workflow_queue q set worker = p_worker, lease = nextval('vanilla.workflow_leases'), attempt = q.attempt + 1, claimed_at = v_now,
+                    deadline_at = v_now + make_interval(secs => n.timeout_s + 15)
+                from unnest(v_claimed) c
+                join public.workflow_nodes n on n.tenant_id = c.tenant_id and n.workflow_id = c.workflow_id and n.version = c.version and n.node = c.node
+                where q.tenant_id = c.tenant_id and q.execution_id = c.execution_id and q.node = c.node and q.item = c.item
+                returning q.tenant_id, q.execution_id, q.node, q.item, q.workflow_id, q.version, q.user_id, q.lease, q.attempt, n.name, n.kind, n.reads, n.read_names, n.timeout_s)
+        select json_agg(json_build_object('lease', m.lease, 'attempt', m.attempt, 'tenant_id', m.tenant_id, 'execution_id', m.execution_id,
+            'workflow_id', m.workflow_id, 'version', m.version, 'user_id', m.user_id, 'node', m.name, 'n', m.node, 'item', nullif(m.item, -1),
+            'value', s.value, 'round', s.round, 'timeout_s', m.timeout_s, 'state', s.state, 'decision', s.decision, 'feedback', s.feedback,
+            'input', e.input, 'execution', json_build_object('id', m.execution_id, 'user_id', m.user_id, 'started_at', e.started_at), 'steps', (
+                select coalesce(json_object_agg(x.name, json_build_object('output', r.output, 'status', r.status, 'branch', r.branch, 'error', r.error)), '{}')
+                from unnest(m.reads, m.read_names) x (node, name)
+                join public.workflow_steps r on r.tenant_id = m.tenant_id and r.execution_id = m.execution_id and r.node = x.node and r.item = -1),
+            'predecessors', case when m.kind = 'join' then to_json(m.read_names) end))
+            into v_answer from mine m
+            join public.workflow_steps s on s.tenant_id = m.tenant_id and s.execution_id = m.execution_id and s.node = m.node and s.item = m.item
+            join public.workflow_executions e on e.tenant_id = m.tenant_id and e.id = m.execution_id;
+    end if;
     -- of what is queued now others are told, unless this worker has had room for it
     if v_ready <> '{}' then
         v_full := cardinality(v_claimed) >= p_n;
         foreach v_pool in array v_ready loop
-            continue when v_pool = any (v_woken) or not v_full and v_pool = any (v_pools);
+            continue when v_pool = any (v_woken) or not v_full and v_pool = any (v_worker.pools);
             perform vanilla.wake_workers(v_pool);
             v_woken := v_woken || v_pool;
         end loop;
     end if;
-    return json_build_object('steps', to_json(v_answer), 'state', v_state, 'stale', to_json(v_stale));
+    return json_build_object('steps', v_answer, 'state', v_state, 'stale', to_json(v_stale));
 end
 $f$;
 comment on function vanilla.tick_worker(uuid, jsonb, integer, jsonb) is
@@ -1872,9 +1904,10 @@ begin
         delete from public.workflow_queue q where q.tenant_id = p_step.tenant_id and q.execution_id = p_step.execution_id and q.node = p_step.node and q.item = p_step.item;
         return;      -- resume_execution queues it
     end if;
-    update public.workflow_queue q set worker = null, lease = null, claimed_at = null, deadline_at = null, lost = q.lost + 1, attempt = q.attempt - 1
+    update public.workflow_queue q set worker = null, lease = null, claimed_at = null, deadline_at = null, lost = q.lost + 1, attempt = q.attempt - 1,
+            pool = split_part(q.pool, '@', 1), held_until = null
         where q.tenant_id = p_step.tenant_id and q.execution_id = p_step.execution_id and q.node = p_step.node and q.item = p_step.item;
-    perform vanilla.wake_workers(p_step.pool);
+    perform vanilla.wake_workers(split_part(p_step.pool, '@', 1));
 end
 $f$;
 comment on function vanilla.lose_step(public.workflow_queue, text, text) is
@@ -1892,6 +1925,7 @@ declare
     v_due public.workflow_executions[] := '{}';
     v_timer public.workflow_timers;
     v_step public.workflow_queue;
+    v_pools text[] := '{}';
     v_fired integer := 0;
 begin
     for v_execution in select e.* from (
@@ -1906,7 +1940,16 @@ begin
         v_tenants := v_tenants || array_fill(v_execution.tenant_id, array[cardinality(v_tree)]);
         v_ids := v_ids || v_tree;
     end loop;
-    if v_due = '{}' then return 0; end if;
+    -- what was held long enough is for all; what nobody could have is decided again
+    for v_step in update public.workflow_queue q set pool = split_part(q.pool, '@', 1), held_until = case when q.pool like '%@' then null else q.held_until end
+            from (select h.tenant_id, h.execution_id, h.node, h.item from public.workflow_queue h
+                where h.held_until <= v_now and h.worker is null and strpos(h.pool, '@') > 0 order by h.held_until limit p_limit for update skip locked) d
+            where q.tenant_id = d.tenant_id and q.execution_id = d.execution_id and q.node = d.node and q.item = d.item returning q.* loop
+        v_fired := v_fired + 1;
+        v_pools := v_pools || v_step.pool;
+    end loop;
+    perform vanilla.wake_workers(p.pool) from (select distinct p as pool from unnest(v_pools) p) p;
+    if v_due = '{}' then return v_fired; end if;
     perform vanilla.lock_money(v_tenants, v_ids);
     for v_execution in select * from unnest(v_due) loop
         -- as it is now: one that was looked at before may have ended it with itself

@@ -7,7 +7,7 @@
 --          judge_candidates   who is eligible, and why the others are not
 --          score_candidates   the formula of each kind
 --          decide_routing     routes by a strategy of the catalogue and records it when that one explains
---          worker_matches, preferred_worker, pool_strategy    for the queue of 006
+--          pool_strategy, hold_of, place_steps, free_worker     for the queue of 006
 --          job_workers        buries when no worker lives to do it, and forgets those that ended long ago
 --
 -- Invariants: every transition of a worker is a row of worker_event_logs, written with it; a worker that is dead or stopped
@@ -50,6 +50,8 @@ create table if not exists public.routing_strategies (
     constraint routing_strategies_description_check check (octet_length(description) <= 2000)
 );
 create unique index if not exists routing_strategies_pool_idx on public.routing_strategies (tenant_id, target, pool) where status = 'active';
+create index if not exists routing_strategies_held_idx on public.routing_strategies (pool)
+    where target = 'worker' and status = 'active' and (config ? 'hold_ms' or config @> '{"mode": "hard"}');
 comment on table public.routing_strategies is
     'Rules by which a worker or a provider is chosen: the platform''s for everybody, a tenant''s own of the same slug before them.';
 comment on column public.routing_strategies.pool is 'The pool to which it applies by itself, one of each; null: it is named by whoever routes.';
@@ -278,23 +280,25 @@ $f$;
 comment on function vanilla.heartbeat_worker(uuid, jsonb) is
     'A worker lives: {in_flight, finished, failed, latency_ms_sum} since its last heartbeat, every 3 s. Answers {status, health_score, allowance}; status draining: take no more; stopped, dead: register again, your leases are others'' now.';
 
-create or replace function vanilla.worker_allowance(p_worker uuid, p_n integer) returns integer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+create or replace function vanilla.worker_allowance(p_worker uuid, p_n integer, out allowed integer, out pools text[], out held text[])
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_status text;
     v_health integer;
 begin
-    select w.status, w.health_score into v_status, v_health from public.worker_registry w
-        where w.tenant_id = vanilla.platform() and w.id = p_worker for key share;
+    select w.status, w.health_score, w.pools, array(select p.pool from unnest(w.pools) p (pool) where exists (select from public.routing_strategies s
+            where s.pool = p.pool and s.target = 'worker' and s.status = 'active' and (s.config ? 'hold_ms' or s.config @> '{"mode": "hard"}')))
+        into v_status, v_health, pools, held from public.worker_registry w
+        where w.tenant_id = vanilla.platform() and w.id = p_worker for key share of w;
     if v_status is null or v_status in ('stopped', 'dead') then
         perform vanilla.refuse('VS409', format('the worker is %s', coalesce(v_status, 'unknown')),
             jsonb_build_object('worker_id', p_worker, 'status', coalesce(v_status, 'unknown')), 'Register again; what it held is others'' now.');
     end if;
-    return vanilla.allowance(v_status, v_health, p_n);
+    allowed := vanilla.allowance(v_status, v_health, p_n);
 end
 $f$;
 comment on function vanilla.worker_allowance(uuid, integer) is
-    'How many steps of p_n a worker may claim now: 0 when it drains, else its share by health, at least 1. VS409 when it is dead, stopped or unknown. It is not buried until the caller''s transaction ends.';
+    'How many steps of p_n a worker may claim now: 0 when it drains, else its share by health, at least 1; of which pools, and in which of them a strategy holds steps for whom it prefers. VS409 when it is dead, stopped or unknown. It is not buried until the caller''s transaction ends.';
 
 create or replace function vanilla.end_worker(p_worker public.worker_registry, p_event text, p_reason text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -306,9 +310,16 @@ begin
         where w.tenant_id = p_worker.tenant_id and w.id = p_worker.id;
     perform vanilla.log_worker(p_worker, p_event, v_from, p_reason);
     perform vanilla.reclaim_leases(p_worker.id);
+    perform vanilla.free_worker(p_worker);
 end
 $f$;
 comment on function vanilla.end_worker(public.worker_registry, text, text) is 'A worker, whose row is locked, stopped or died: what it held is taken up by others.';
+
+create or replace function vanilla.free_worker(p_worker public.worker_registry) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    select vanilla.free_steps(array(select vanilla.held_pool(p.pool, p_worker.id) from unnest(p_worker.pools) p (pool)))
+$f$;
+comment on function vanilla.free_worker(public.worker_registry) is 'What is held for a worker that takes no more, whose row is locked, is others'' to take.';
 
 create or replace function vanilla.live_worker(p_worker uuid) returns public.worker_registry
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -337,6 +348,7 @@ begin
     p_worker.status := 'draining';
     update public.worker_registry w set status = 'draining' where w.tenant_id = p_worker.tenant_id and w.id = p_worker.id;
     perform vanilla.log_worker(p_worker, 'draining', v_from, p_reason, p_actor_id);
+    perform vanilla.free_worker(p_worker);
 end
 $f$;
 comment on function vanilla.begin_drain(public.worker_registry, text, uuid) is 'A live worker, whose row is locked, takes no more work; once is enough.';
@@ -470,7 +482,7 @@ begin
             vanilla.figure(c.value, 'health', 100) > vanilla.figure(p_config, 'min_health', 60) as healthy,
             case
                 when p_context -> 'exclude' ? (c.value ->> 'id') then 'tried'
-                when coalesce(c.value ->> 'status', 'active') <> 'active' then 'status'
+                when coalesce(c.value ->> 'status', 'active') not in ('active', 'registered') then 'status'
                 when p_context ? 'pool' and c.value ? 'pools' and not c.value -> 'pools' ? (p_context ->> 'pool') then 'pool'
                 when c.value ->> 'breaker' = 'open' then 'circuit'
                 when p_context ? 'require' and not vanilla.label_match(c.value -> 'labels', p_context -> 'require')
@@ -647,28 +659,6 @@ $f$;
 comment on function vanilla.route(jsonb, jsonb, jsonb, bigint) is
     'Routes by a strategy {kind, config}: {chosen, waits_for, panic, ranking: [{id, score}], refused: [{id, reason}], cursor}. Reads nothing but its arguments, so the same ones give the same choice.';
 
--- what the queue of 006 asks ----------------------------------------------------------------------------------------
-create or replace function vanilla.preferred_worker(p_pool text, p_key text) returns uuid
-language sql volatile set search_path = pg_catalog, pg_temp as $f$
-    select (vanilla.route('{"kind": "sticky"}', vanilla.worker_candidates(vanilla.platform(), p_pool), jsonb_build_object('key', p_key)) ->> 'chosen')::uuid
-$f$;
-comment on function vanilla.preferred_worker(text, text) is
-    'The live worker of a pool that is first for a key by rendezvous hashing; null when there is none. When workers come and go, only the keys of those move.';
-
-create or replace function vanilla.worker_matches(p_worker public.worker_registry, p_preference jsonb) returns boolean
-language sql volatile set search_path = pg_catalog, pg_temp as $f$
-    select case
-        when coalesce(p_preference, 'null') = 'null' then true
-        when jsonb_typeof(p_preference) <> 'object' then false
-        else p_preference - array['worker', 'region', 'labels', 'key', 'pool'] = '{}'
-            and (not p_preference ? 'worker' or p_preference -> 'worker' ? p_worker.id::text)
-            and (not p_preference ? 'region' or p_preference -> 'region' ? p_worker.region)
-            and vanilla.label_match(p_worker.labels, p_preference -> 'labels')
-            and (not p_preference ? 'key' or coalesce(vanilla.preferred_worker(p_preference ->> 'pool', p_preference ->> 'key') = p_worker.id, false)) end
-$f$;
-comment on function vanilla.worker_matches(public.worker_registry, jsonb) is
-    'Whether a worker is what a step prefers: {worker: id or list, region: name or list, labels: as label_match, key, pool: first for the key in the pool}; none is everybody, one that says anything else is nobody.';
-
 -- routing: strategies and records -----------------------------------------------------------------------------------
 create or replace function vanilla.strategy_problem(p_kind text, p_config jsonb) returns text
 language sql immutable set search_path = pg_catalog, pg_temp as $f$
@@ -717,6 +707,10 @@ begin
         when unique_violation then
             perform vanilla.refuse('VS409', format('another strategy applies to the pool %s', p_pool), '{"param": "pool"}', 'Disable that one, or leave the pool out.');
     end;
+    if p_target = 'worker' and p_pool is not null then      -- what another rule held is placed by this one
+        perform vanilla.free_steps(array(select vanilla.held_pool(p_pool, w.id) from public.worker_registry w
+            where w.tenant_id = vanilla.platform() and w.status in ('registered', 'active', 'draining')) || vanilla.held_pool(p_pool, null));
+    end if;
     perform vanilla.audit(v_tenant, 'routing.strategy_set', 'routing_strategy', v_row.id,
         jsonb_build_object('slug', p_slug, 'kind', p_kind, 'target', p_target, 'pool', p_pool, 'status', p_status));
     return to_jsonb(v_row) - array['tenant_id'];
@@ -749,6 +743,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
 $f$;
 comment on function vanilla.pool_strategy(uuid, text, text) is 'The strategy that applies to a pool, the tenant''s own before the platform''s; null: none does.';
 
+create or replace function vanilla.hold_of(p_strategy public.routing_strategies) returns interval
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select case when p_strategy.config @> '{"mode": "hard"}' then interval '1000 years'
+        when p_strategy.config ? 'hold_ms' then make_interval(secs => least(vanilla.figure(p_strategy.config, 'hold_ms', 0), 3600000) / 1000) end
+$f$;
+comment on function vanilla.hold_of(public.routing_strategies) is
+    'How long the queue keeps a step for whom a strategy prefers: hold_ms, at most an hour; hard: until that worker ends; null: it does not.';
+
 create or replace function vanilla.decide_routing(p_tenant_id uuid, p_strategy public.routing_strategies, p_candidates jsonb, p_context jsonb default '{}',
     p_seed bigint default null, p_record boolean default null, p_actor_id uuid default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -769,6 +771,52 @@ end
 $f$;
 comment on function vanilla.decide_routing(uuid, public.routing_strategies, jsonb, jsonb, bigint, boolean, uuid) is
     'vanilla.route by a strategy of the catalogue, recorded when that one explains or p_record says so; the seed is drawn when none is given.';
+
+-- Who asks decides: a step that another should have is put aside for that one, and it alone looks there. When the time is over
+-- tend_workflows puts it back, and whoever is eligible may have it.
+create or replace function vanilla.place_steps(p_worker uuid, p_pool text, p_steps public.workflow_queue[]) returns public.workflow_queue[]
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_candidates jsonb := vanilla.worker_candidates(vanilla.platform(), p_pool);
+    v_step public.workflow_queue;
+    v_strategy public.routing_strategies;
+    v_routing jsonb;
+    v_decision jsonb;
+    v_for uuid;
+    v_mine public.workflow_queue[] := '{}';
+    v_held boolean := false;
+begin
+    foreach v_step in array p_steps loop
+        v_strategy := vanilla.pool_strategy(v_step.tenant_id, 'worker', p_pool);
+        if vanilla.hold_of(v_strategy) is null then
+            v_mine := v_mine || v_step;
+            continue;
+        end if;
+        select coalesce(n.settings -> 'routing', '{}') into v_routing from public.workflow_nodes n
+            where n.tenant_id = v_step.tenant_id and n.workflow_id = v_step.workflow_id and n.version = v_step.version and n.node = v_step.node;
+        -- the workers are the platform's: what is told of them is for its people
+        v_decision := vanilla.decide_routing(vanilla.platform(), v_strategy, v_candidates, v_routing || jsonb_build_object('pool', p_pool, 'key',
+            case coalesce(v_routing ->> 'key', 'execution') when 'tenant' then v_step.tenant_id when 'user' then v_step.user_id when 'workflow' then v_step.workflow_id
+                else v_step.execution_id end));
+        v_for := coalesce(v_decision ->> 'chosen', v_decision ->> 'waits_for')::uuid;
+        if v_for = p_worker or v_step.held_until is not null and v_decision -> 'ranking' @> jsonb_build_array(jsonb_build_object('id', p_worker)) then
+            v_mine := v_mine || v_step;
+            continue;
+        end if;
+        -- one that ends just now has its row locked: what is put aside for it would be forgotten
+        perform from public.worker_registry w where w.tenant_id = vanilla.platform() and w.id = v_for and w.status in ('registered', 'active') for key share skip locked;
+        if not found then v_for := null; end if;
+        update public.workflow_queue q set pool = vanilla.held_pool(p_pool, v_for),
+                held_until = vanilla.clock() + case when v_for is null then interval '1 s' else vanilla.hold_of(v_strategy) end
+            where q.tenant_id = v_step.tenant_id and q.execution_id = v_step.execution_id and q.node = v_step.node and q.item = v_step.item;
+        v_held := true;
+    end loop;
+    if v_held then perform vanilla.wake_workers(p_pool); end if;
+    return v_mine;
+end
+$f$;
+comment on function vanilla.place_steps(uuid, text, public.workflow_queue[]) is
+    'Which of the steps that a worker has locked it may have by the strategy of their pool; the others are held for whom that prefers, or for a second when nobody is eligible.';
 
 create or replace function public.route_decision(p_strategy text, p_candidates jsonb default null, p_context jsonb default '{}', p_seed bigint default null,
     p_tenant_id uuid default null) returns jsonb

@@ -61,7 +61,7 @@ NULLABLE = {
     "workflow_executions": "reason error output hold_id parent_execution_id parent_node parent_item slot slot_limit"
     " idempotency_key request_hash started_by finished_at",
     "workflow_steps": "waits_for branch value output error state decision feedback items_left started_at finished_at",
-    "workflow_queue": "worker lease claimed_at deadline_at",
+    "workflow_queue": "worker lease claimed_at deadline_at held_until",
     "workflow_signals": "payload sent_by",
     "workflow_approvals": "subject edit on_deadline escalate_to deadline_at deadline_s value comment decided_at",
     "workflow_approval_votes": "comment value",

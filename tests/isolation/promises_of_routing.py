@@ -7,7 +7,7 @@ OF_PLATFORM = f"tenant_id = '{{platform}}' and id = {WORKER}"
 OF_A = f"tenant_id = '{{a}}' and id = {OWN}"
 BEAT = f"select vanilla.heartbeat_worker({WORKER}%s) ->> '%s'"
 REPORT = """, '{"finished": 4, "failed": 1, "latency_ms_sum": 1250, "in_flight": 3}'"""
-ALLOWED = f"select vanilla.worker_allowance({WORKER}, 10)"
+ALLOWED = f"select (vanilla.worker_allowance({WORKER}, 10)).allowed"
 
 
 def worker(condition: str, which: str = OF_PLATFORM) -> str:
@@ -33,6 +33,13 @@ LOAD = """'[{"id": "x", "in_flight": 1}, {"id": "y"}]'"""
 ROUTE = "select route_decision('%s'%s) ->> '%s'"
 LATEST = "(select %s from routing_decisions where tenant_id = '{a}' order by id desc limit 1)"
 EXPLAIN = "select explain_routing('{decision}'%s) ->> '%s'"
+HELD = """update routing_strategies set kind = 'region', config = '{"residency": true, "hold_ms": 5000}'
+    where tenant_id = '{platform}' and slug = 'capacity_aware'"""
+BUSY = "array(select q from workflow_queue q where q.tenant_id = '{a}' and q.lease = {busy})"
+PLACE = f"select cardinality(vanilla.place_steps({WORKER}, 'default', {BUSY}))"
+PUT_BACK = (
+    "update workflow_queue set pool = 'default@', held_until = '2020-01-01', worker = null where tenant_id = '{a}'"
+)
 DECISIONS = "(select count(*) from routing_decisions where tenant_id = '{a}' and strategy = '{word}')"
 
 CASES = [
@@ -55,7 +62,7 @@ CASES = [
     Case("runtime", ALLOWED, "= (0)", state("draining")),
     Case("runtime", ALLOWED, "VS409", state("stopped")),
     Case("runtime", ALLOWED, "VS409", state("dead")),
-    Case("runtime", f"select vanilla.worker_allowance({OWN}, 10)", "VS409"),
+    Case("runtime", f"select (vanilla.worker_allowance({OWN}, 10)).allowed", "VS409"),
     Case("runtime", f"select vanilla.drain_worker({WORKER})", then=worker("status = 'draining'") + " and " + logged(DRAINED % "is null") % ("platform", 1)),
     Case("runtime", f"select vanilla.drain_worker({WORKER})", "VS409", state("dead")),
     Case("runtime", f"select vanilla.drain_worker({WORKER})", "VS409", state("stopped")),
@@ -133,9 +140,12 @@ CASES = [
     Case("keeper", "select vanilla.decide_routing('{a}', vanilla.routing_strategy('{a}', '{word}'), '[]') ->> 'decision_id' is not null", "= (t)",
          "update routing_strategies set explain = true where tenant_id = '{a}' and slug = '{word}'", then=f"{DECISIONS} = 2"),
     *[Case("keeper", f"select vanilla.route({arguments})", "VS400") for arguments in ("'{}', '[]'", """'{"kind": "sticky"}', '{}'""")],
-    # what the queue asks
-    Case("keeper", "select vanilla.preferred_worker('default', 'k')", "= ({worker})"),
-    Case("keeper", f"select vanilla.worker_matches(w, '{{\"key\": \"k\", \"pool\": \"default\"}}') from worker_registry w where {OF_PLATFORM}", "= (t)"),
+    # the queue: held for nobody when nobody is eligible, and put back
+    Case("keeper", PLACE, "= (1)"),
+    Case("keeper", PLACE, "= (0)", HELD, then="(select count(*) from workflow_queue where tenant_id = '{a}' and pool = 'default@' and held_until > vanilla.clock()) = 1"
+         " and not exists (select from workflow_queue where tenant_id = '{twin}' and strpos(pool, '@') > 0)"),
+    Case("runtime", "select vanilla.tend_workflows(1)", "= (1)", PUT_BACK,
+         then="(select count(*) from workflow_queue where tenant_id = '{a}' and pool = 'default' and held_until is null) = 1"),
     # what people may see
     *[Case("admin", f"select count(distinct tenant_id) from {table}", "= (1)")
       for table in ("worker_registry", "worker_event_logs", "routing_metrics", "routing_decisions")],

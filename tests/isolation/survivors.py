@@ -69,8 +69,24 @@ SURVIVORS: dict[str, str] = {
         "an answer that comes too late, which takes two sessions: tests/workflows/proof/test_found.py",
     "tenant comparison: vanilla.complete_executions: s.tenant_id = d.tenant_id (1)":
         "no case here ends an execution that has neither parent nor output: tests/workflows/test_claims.py has one",
-    "tenant comparison: vanilla.claim_steps: s.tenant_id = v_tenant":
+    "status check: vanilla.follow_steps: b.status = 'ready' (1)":
+        "more pools are told that there is work than have any",
+    "status check: vanilla.follow_steps: b.status = 'ready' (2)":
+        "the end of an execution that is not decided yet: tests/workflows/test_runner.py",
+    "status check: vanilla.follow_steps: s.status = 'pending'":
+        "a join that is ready already: tests/workflows/test_runner.py",
+    "tenant comparison: vanilla.claim_steps: h.tenant_id = n.tenant_id":
         "no case here has two tenants in one claim: the twin's steps are in a pool of their own",
+    "status check: vanilla.worker_allowance: s.status = 'active'":
+        "it says where to look; place_steps takes the active strategy",
+    "tenant comparison: public.set_routing_strategy: w.tenant_id = vanilla.platform()":
+        "names that are not looked for: nothing is held for the workers of tenants",
+    "tenant comparison: vanilla.place_steps: n.tenant_id = v_step.tenant_id":
+        "the twin has the same nodes",
+    "tenant comparison: vanilla.place_steps: w.tenant_id = vanilla.platform()":
+        "the id of a candidate, which is a worker of the platform",
+    "tenant comparison: vanilla.finish_steps: q.tenant_id = t.tenant_id":
+        "t is the row of the execution, and no two steps have one lease",
     "tenant comparison: vanilla.end_execution: e.tenant_id = p_execution.tenant_id (2)":
         "ids of children, each of which is cancelled with the tenant beside it",
     "tenant comparison: vanilla.requeue: n.tenant_id = s.tenant_id":

@@ -41,7 +41,7 @@ class Workers:
         return await self.connection.fetchval("select vanilla.heartbeat_worker($1, $2)", worker, report)
 
     async def allowance(self, worker: uuid.UUID, n: int = 10) -> int:
-        return await self.connection.fetchval("select vanilla.worker_allowance($1, $2)", worker, n)
+        return await self.connection.fetchval("select (vanilla.worker_allowance($1, $2)).allowed", worker, n)
 
     async def bury(self) -> list[uuid.UUID]:
         return await self.connection.fetchval("select vanilla.bury_workers()")

@@ -46,7 +46,7 @@ def refusal(kind: str, config: dict[str, Any], one: Candidate, context: dict[str
     labels = one.get("labels", {})
     if one["id"] in context.get("exclude", []):
         return "tried"
-    if one.get("status", "active") != "active":
+    if one.get("status", "active") not in ("active", "registered"):
         return "status"
     if "pool" in context and "pools" in one and context["pool"] not in one["pools"]:
         return "pool"

@@ -210,46 +210,7 @@ async def test_a_super_admin_drains_a_worker_and_it_is_audited_once(
     assert late.value.name == "invalid_state"
 
 
-# what the queue asks ----------------------------------------------------------------------------------------------
-async def test_a_preference_is_for_the_workers_that_it_says(workers: Workers) -> None:
-    one = await workers.register("one", labels={"gpu": "a100", "memory": 80}, region="eu")
-    two = await workers.register("two", region="us")
-    matches = "select array_agg(w.name order by w.name) from worker_registry w where vanilla.worker_matches(w, $1)"
-    for preference, expected in [
-        (None, ["one", "two"]),
-        ({}, ["one", "two"]),
-        ({"worker": str(one)}, ["one"]),
-        ({"worker": [str(one), str(two)]}, ["one", "two"]),
-        ({"region": "us"}, ["two"]),
-        ({"region": ["us", "eu"]}, ["one", "two"]),
-        ({"labels": {"gpu": ["a100", "h100"], "memory": {"min": 40}}}, ["one"]),
-        ({"labels": {"gpu": {"exists": False}}}, ["two"]),
-        ({"labels": {"gpu": {"not": "a100"}}}, ["two"]),
-        ({"region": "us", "labels": {"gpu": "a100"}}, None),
-        ({"odd": 1}, None),
-        ([], None),
-        ("x", None),
-    ]:
-        assert await workers.connection.fetchval(matches, preference) == expected, preference
-
-
-async def test_a_key_has_one_live_worker_and_another_when_that_one_dies(workers: Workers) -> None:
-    for n in range(4):
-        await workers.beat(await workers.register(f"w{n}"))
-    await workers.beat(await workers.register("gpu", pools=["gpu"]))
-    matching = (
-        "select array_agg(w.id) from worker_registry w where w.status = 'active'"
-        ' and vanilla.worker_matches(w, \'{"key": "session-1", "pool": "default"}\')'
-    )
-    [first] = await workers.connection.fetchval(matching)
-    assert await workers.connection.fetchval("select vanilla.preferred_worker('default', 'session-1')") == first
-    await workers.silent(first, 60)
-    await workers.bury()
-    [second] = await workers.connection.fetchval(matching)
-    assert second != first
-    assert await workers.connection.fetchval("select vanilla.preferred_worker('nowhere', 'session-1')") is None
-
-
+# what time takes off ------------------------------------------------------------------------------------------------
 async def test_health_fades_with_the_time_since_the_last_heartbeat(workers: Workers) -> None:
     worker = await workers.register()
     await workers.beat(worker)

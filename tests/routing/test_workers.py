@@ -193,7 +193,7 @@ async def test_a_claim_that_comes_while_its_worker_is_buried_is_refused(workers:
         transaction = gravedigger.transaction()
         await transaction.start()
         await gravedigger.fetchval("select vanilla.bury_workers()")
-        claim = asyncio.create_task(zombie.fetchval("select vanilla.worker_allowance($1, 5)", worker))
+        claim = asyncio.create_task(zombie.fetchval("select (vanilla.worker_allowance($1, 5)).allowed", worker))
         await until_somebody_waits(workers)
         await transaction.commit()
         assert (await refused(claim)).sqlstate == "VS409"
@@ -351,7 +351,7 @@ async def test_the_login_of_workers_may_call_their_functions_and_read_nothing(wo
     async with workers.another("vanilla_runtime") as runtime:
         worker = await runtime.fetchval("select vanilla.register_worker('r', '{default}', 4)")
         assert (await runtime.fetchval("select vanilla.heartbeat_worker($1)", worker))["status"] == "active"
-        assert await runtime.fetchval("select vanilla.worker_allowance($1, 4)", worker) == 4
+        assert await runtime.fetchval("select (vanilla.worker_allowance($1, 4)).allowed", worker) == 4
         await runtime.fetchval("select vanilla.bury_workers()")
         for statement in (
             "select * from worker_registry",

@@ -18,6 +18,14 @@ JSON = st.recursive(
 RETRIES = st.fixed_dictionaries(
     {}, optional={"attempts": st.integers(1, 100), "initial_ms": st.integers(0, 1000), "on": st.just(["timeout"])}
 )
+ROUTING = st.fixed_dictionaries(
+    {},
+    optional={
+        "key": st.sampled_from(["user", "tenant"]),
+        "region": st.just("eu"),
+        "require": st.just({"gpu": ["a", "b"]}),
+    },
+)
 
 
 @st.composite
@@ -47,7 +55,9 @@ def nodes(draw: st.DrawFn, name: str, before: list[str]) -> dict[str, Any]:
         "signal": {"signal": "paid", "schema": {"default": None, "examples": [draw(JSON)]}},
     }[kind]
     common = draw(
-        st.fixed_dictionaries({}, optional={"retry": RETRIES, "pool": st.just("gpu"), "name": TEXT.filter(len)})
+        st.fixed_dictionaries(
+            {}, optional={"retry": RETRIES, "pool": st.just("gpu"), "name": TEXT.filter(len), "routing": ROUTING}
+        )
     )
     return {"id": name, "kind": kind, **fields, **common}
 

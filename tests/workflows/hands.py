@@ -85,11 +85,11 @@ class Room:
         return self.people.operator
 
     @asynccontextmanager
-    async def worker(self, *pools: str) -> AsyncIterator[Hands]:
+    async def worker(self, *pools: str, region: str = "", **labels: str) -> AsyncIterator[Hands]:
         connection = await asyncpg.connect(self.cluster.url("vanilla_runtime", self.name))
         await _prepare(connection)
-        registered = "select vanilla.register_worker('hands', $1, 100, '{}', '', 'test')"
-        yield Hands(connection, await connection.fetchval(registered, list(pools or ["default"])))
+        registered = "select vanilla.register_worker('hands', $1, 100, $2, $3, 'test')"
+        yield Hands(connection, await connection.fetchval(registered, list(pools or ["default"]), labels, region))
         await connection.close()
 
     async def publish(self, definition: dict[str, Any], owner: Person | None = None) -> uuid.UUID:

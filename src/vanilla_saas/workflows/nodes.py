@@ -40,6 +40,24 @@ class Retry(Strict):
     )
 
 
+class Preference(Strict):
+    """Workers whose labels are as `match` says are preferred by `weight`."""
+
+    match: dict[str, JsonValue]
+    weight: float = Field(1, gt=0, le=1_000_000)
+
+
+class Routing(Strict):
+    """What the strategy of the pool is told of a step; docs/design/routing.md has the rules of labels."""
+
+    key: Literal["execution", "user", "tenant", "workflow"] = Field(
+        "execution", description="whose steps stay together"
+    )
+    region: str | None = Field(None, min_length=1, max_length=100)
+    require: dict[str, JsonValue] | None = Field(None, description="labels that a worker must have")
+    prefer: list[Preference] | None = Field(None, min_length=1, max_length=20)
+
+
 class BaseNode(Strict):
     """What every node has beside the fields of its kind."""
 
@@ -49,6 +67,7 @@ class BaseNode(Strict):
     name: Title | None = None
     retry: Retry = Retry()
     pool: Pool = Field("default", description="the workers that may run it")
+    routing: Routing | None = Field(None, description="which of them, where the pool has a strategy that holds steps")
 
     def branch_names(self) -> tuple[str, ...]:
         """What `on` of a connection from this node can be."""

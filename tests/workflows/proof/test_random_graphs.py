@@ -69,6 +69,8 @@ class Run:
     dice: random.Random
     kept: dict[int, list[Step]] = field(default_factory=dict)
     told: dict[int, list[Outcome]] = field(default_factory=dict)
+    befalling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One worker at a time, so that no step is lost once more than was counted."""
 
     async def ended(self) -> bool:
         query = "select finished_at is not null from workflow_executions where id = $1"
@@ -135,6 +137,10 @@ class Run:
 
     async def disturb(self, number: int) -> bool:
         """What befalls a worker; False: nothing, since its steps have been lost often enough."""
+        async with self.befalling:
+            return await self._befall(number)
+
+    async def _befall(self, number: int) -> bool:
         hands, kept = self.hands[number], self.kept[number]
         lost = await self.desk.operator_turn(
             lambda: self.desk.operator.fetchval("select coalesce(max(lost), 0) from workflow_queue")
