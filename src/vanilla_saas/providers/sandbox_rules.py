@@ -24,6 +24,8 @@ MAX_SCRIPTED_MS = 600_000
 MAX_SCRIPTED_TOKENS = 1_000_000
 DEFAULT_DIMENSIONS = 256
 MAX_DIMENSIONS = 4096
+MAX_NUMBERS = 2**21
+"""Of all vectors of one answer: the sandbox shares its process with others."""
 
 
 class SandboxError(Exception):
@@ -393,9 +395,13 @@ def embed(body: Mapping[str, Any]) -> dict[str, Any]:
     dimensions = DEFAULT_DIMENSIONS if dimensions is None else dimensions
     if type(dimensions) is not int or not 1 <= dimensions <= MAX_DIMENSIONS:
         raise SandboxError(400, f"dimensions must lie in 1..{MAX_DIMENSIONS}.", param="dimensions")
+    inputs = _inputs(body)
+    if dimensions * len(inputs) > MAX_NUMBERS:
+        most = MAX_NUMBERS // dimensions
+        raise SandboxError(400, f"The sandbox takes {most} inputs of {dimensions} dimensions at a time.", param="input")
     as_base64 = body.get("encoding_format") == "base64"
     data = []
-    for index, item in enumerate(_inputs(body)):
+    for index, item in enumerate(inputs):
         words = item.split() if isinstance(item, str) else [str(token) for token in item]
         vector: list[float] | str = _vector(words, dimensions)
         if as_base64:
