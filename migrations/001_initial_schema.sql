@@ -540,6 +540,7 @@ create table if not exists public.ai_models (
     slug text not null,
     upstream_model text not null,
     name text not null,
+    kind text not null default 'chat',
     context_window integer,
     max_output_tokens integer,
     input_price bigint,
@@ -557,6 +558,7 @@ create table if not exists public.ai_models (
     constraint ai_models_provider_fkey foreign key (provider_tenant_id, provider_id) references public.ai_providers (tenant_id, id),
     constraint ai_models_provider_check check (provider_tenant_id in (tenant_id, '00000000-0000-0000-0000-000000000000')),
     constraint ai_models_slug_check check (slug ~ '^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$'),
+    constraint ai_models_kind_check check (kind in ('chat', 'embedding')),
     constraint ai_models_sizes_check check (context_window > 0 and max_output_tokens > 0),
     constraint ai_models_prices_check check (input_price >= 0 and output_price >= 0 and cached_input_price >= 0),
     constraint ai_models_weights_check check (input_weight >= 0 and output_weight >= 0
@@ -2674,6 +2676,11 @@ begin
         perform vanilla.refuse('VS414', format('the model %s does not exist', p_model), jsonb_build_object('model', p_model),
             'GET /v1/models lists what you can call.');
     end if;
+    if v_model.kind <> (case p_output_limit when 0 then 'embedding' else 'chat' end) then
+        perform vanilla.refuse('VS416', format(case v_model.kind when 'chat' then 'the model %s chats, it makes no embeddings'
+                else 'the model %s makes embeddings, it does not chat' end, p_model),
+            jsonb_build_object('param', 'model', 'model', p_model, 'kind', v_model.kind), 'GET /v1/models says of what kind a model is.');
+    end if;
     select * into v_provider from public.ai_providers
         where tenant_id = v_model.provider_tenant_id and id = v_model.provider_id;
     if v_provider.status <> 'active' or (v_provider.secret is null and v_provider.kind not in ('sandbox', 'custom')) then
@@ -2690,8 +2697,8 @@ begin
         'streamed', p_streamed, 'request_id', p_request_id);
     -- the worst case, clamped to what the wallet affords when the caller named no limit
     v_prompt := case when v_provider.kind = 'sandbox' then p_sandbox_prompt_tokens else p_prompt_tokens end;
-    if v_model.context_window is not null and v_prompt > 4::bigint * v_model.context_window then
-        -- the bound counts bytes; four a token is far beyond what the window can take
+    -- the bound counts bytes; four a token is far beyond what the window can take. Of embeddings each input has a window.
+    if v_model.kind = 'chat' and v_prompt > 4::bigint * v_model.context_window then
         perform vanilla.refuse('VS400', format('the prompt does not fit the context window of %s tokens', v_model.context_window),
             jsonb_build_object('param', 'messages', 'limit', v_model.context_window));
     end if;
@@ -2787,7 +2794,7 @@ begin
 end
 $f$;
 comment on function vanilla.admit_call(bytea, bytea, text, text, bigint, bigint, bigint, integer, uuid, boolean, interval, text, text, jsonb) is
-    'Before a model call, in one round trip: key, payer, model, price, worst case reserved. Sizes in model tokens, the output limit over all choices; returns where to call and with what limit.';
+    'Before a model call, in one round trip: key, payer, model, price, worst case reserved. Sizes in model tokens, the output limit over all choices, 0 for embeddings; returns where to call and with what limit.';
 
 create or replace function vanilla.quote_call(p_session_hash bytea, p_model text, p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint,
     p_output_limit bigint, p_choices integer default 1) returns jsonb
@@ -2865,7 +2872,7 @@ declare
     v_tenant uuid := coalesce((vanilla.key_identity(p_key_hash) ->> 'tenant_id')::uuid, (vanilla.session_identity(p_session_hash) ->> 'tenant_id')::uuid);
 begin
     if v_tenant is null then perform vanilla.refuse('VS411', 'the key is wrong, revoked or expired'); end if;
-    return coalesce((select jsonb_agg(jsonb_build_object('id', slug, 'name', name, 'owned_by', provider, 'created', extract(epoch from created_at)::bigint,
+    return coalesce((select jsonb_agg(jsonb_build_object('id', slug, 'name', name, 'owned_by', provider, 'kind', kind, 'created', extract(epoch from created_at)::bigint,
             'context_window', context_window, 'max_output_tokens', max_output_tokens, 'input_weight', input_weight, 'output_weight', output_weight,
             'input_price', input_price, 'output_price', output_price, 'ready', ready) order by not ready, provider, slug)
         from (select distinct on (m.slug) m.*, p.slug as provider, (p.secret is not null or p.kind in ('sandbox', 'custom')) and m.input_price is not null as ready

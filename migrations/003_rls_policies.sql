@@ -16,7 +16,7 @@ select vanilla.protect_table('public.user_token_ledger', 'user_read', p_append_o
 select vanilla.protect_table('public.ai_providers', 'platform_catalog', p_hidden => '{secret}',
     p_writable => '{tenant_id,id,slug,name,kind,base_url,status}');
 select vanilla.protect_table('public.ai_models', 'platform_catalog',
-    p_writable => '{tenant_id,id,provider_tenant_id,provider_id,slug,upstream_model,name,context_window,max_output_tokens,input_price,output_price,cached_input_price,input_weight,output_weight,cached_input_weight,price_source,status}');
+    p_writable => '{tenant_id,id,provider_tenant_id,provider_id,slug,upstream_model,name,kind,context_window,max_output_tokens,input_price,output_price,cached_input_price,input_weight,output_weight,cached_input_weight,price_source,status}');
 select vanilla.protect_table('public.ai_executions', 'user_read');
 select vanilla.protect_table('public.api_keys', 'user_owned', p_hidden => '{key_hash}');
 select vanilla.protect_table('public.sessions', 'platform_only');

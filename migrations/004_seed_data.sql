@@ -98,6 +98,21 @@ from (values
     ) m (provider, id, slug, name, context_window, input_price, output_price, cached_input_price)
 on conflict do nothing;
 
+-- what embeddings cost is what goes in
+insert into public.ai_models (tenant_id, id, provider_tenant_id, provider_id, slug, upstream_model, name, kind, context_window,
+                              input_price, output_price, cached_input_price, price_source, created_at)
+select '00000000-0000-0000-0000-000000000000', ('00000000-0000-7000-8000-00000000' || m.id)::uuid, '00000000-0000-0000-0000-000000000000',
+       ('00000000-0000-7000-8000-000000000' || m.provider)::uuid, m.slug, m.slug, m.name, 'embedding', m.context_window,
+       m.input_price, 0, m.input_price, m.price_source, '2026-01-01+00'
+from (values
+    ('304', '0403', 'sandbox-embed', 'Sandbox embed', 128000, 20000, 'sandbox'),
+    ('301', '5151', 'text-embedding-3-large', 'text embedding 3', 8192, 130000, 'genai-prices 0.2.3'),
+    ('301', '5152', 'text-embedding-3-small', 'text embedding 3', 8192, 20000, 'genai-prices 0.2.3'),
+    ('303', '5351', 'gemini-embedding-2', 'Gemini Embedding 2', 8192, 200000, 'genai-prices 0.2.3'),
+    ('303', '5352', 'gemini-embedding-001', 'gemini-embedding-001', null, 150000, 'genai-prices 0.2.3')
+    ) m (provider, id, slug, name, context_window, input_price, price_source)
+on conflict do nothing;
+
 insert into public.system_configurations (tenant_id, key, value, description, updated_at) values
     ('00000000-0000-0000-0000-000000000000', 'gateway.min_output_tokens', '16',
      'The least output, in tokens a choice, to which a call without max_tokens is clamped; a wallet that affords less refuses.', '2026-01-01+00'),

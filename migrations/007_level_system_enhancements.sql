@@ -795,7 +795,7 @@ begin
     v_most := (p_limits ->> 'max_prompt_tokens')::bigint;
     if p_prompt > v_most then
         perform vanilla.refuse('VS400', format('the level allows prompts of %s tokens', v_most), jsonb_build_object('restriction', 'max_prompt_tokens',
-            'param', 'messages', 'limit', v_most, 'needed', p_prompt), 'Shorten the prompt; what is compared is the upper bound that is reserved.');
+            'param', case p_output when 0 then 'input' else 'messages' end, 'limit', v_most, 'needed', p_prompt), 'Shorten the prompt; what is compared is the upper bound that is reserved.');
     end if;
     v_most := (p_limits ->> 'max_output_tokens')::bigint * p_choices;
     if p_output > v_most and p_output_named then

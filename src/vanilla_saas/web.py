@@ -125,7 +125,7 @@ class Observed:
 
 _METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"}
 _TRACE_HEADERS = {"traceparent", "tracestate"}
-_GATEWAY = {"/v1/chat/completions", "/v1/models"}
+_GATEWAY = {"/v1/chat/completions", "/v1/embeddings", "/v1/models"}
 
 
 def _headers(scope: Scope) -> Iterator[tuple[str, bytes]]:

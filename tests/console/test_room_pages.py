@@ -21,6 +21,13 @@ async def _call(http: aiohttp.ClientSession, **form: str) -> list[tuple[str, dic
     return [(name, orjson.loads(data)) for name, data in re.findall(r"event: (\w+)\ndata: (.*)\n\n", text)]
 
 
+async def test_the_playground_offers_models_that_chat(api: str, people: People) -> None:
+    async with signed_in(api, people, await people.user()) as http, http.get("/playground") as page:
+        text = await page.text()
+    assert "sandbox-large" in text
+    assert "sandbox-embed" not in text
+
+
 async def test_a_call_in_the_playground_costs_what_the_wallet_then_shows(api: str, people: People) -> None:
     person = await people.user(balance=9_000)
     async with signed_in(api, people, person) as http:

@@ -220,8 +220,9 @@ APPEND_ONLY = {
 
 WRITABLE_COLUMNS = {
     "ai_providers": "tenant_id id slug name kind base_url status",
-    "ai_models": "tenant_id id provider_tenant_id provider_id slug upstream_model name context_window max_output_tokens"
-    " input_price output_price cached_input_price input_weight output_weight cached_input_weight price_source status",
+    "ai_models": "tenant_id id provider_tenant_id provider_id slug upstream_model name kind context_window"
+    " max_output_tokens input_price output_price cached_input_price input_weight output_weight cached_input_weight"
+    " price_source status",
     "system_configurations": "tenant_id key value is_public description updated_at",
 }
 """What a request may insert; update takes all of it but tenant_id and id."""
@@ -503,6 +504,7 @@ FORBIDDEN = {
     "ai_providers_kind_check": ["kind = 'odd', base_url = 'http://x'"],
     "ai_providers_slug_check": ["slug = 'A b'"],
     "ai_providers_status_check": ["status = 'odd'"],
+    "ai_models_kind_check": ["kind = 'odd'"],
     "ai_models_prices_check": ["input_price = -1", "output_price = -1", "cached_input_price = -1"],
     "ai_models_provider_check": ["provider_tenant_id = '{b}'"],
     "ai_models_sizes_check": ["context_window = 0", "max_output_tokens = 0"],

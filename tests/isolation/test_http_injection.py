@@ -283,6 +283,10 @@ async def test_sql_in_any_text_of_the_api_is_refused_or_kept_as_text(target: Tar
         Attack("POST", "/v1/chat/completions", headers=who, body=question | {name: payload})
         for name, payload in zip(cycle(("model", "user", "messages", "stop")), SQL + UNSENDABLE, strict=False)
     ]
+    attacks += [
+        Attack("POST", "/v1/embeddings", headers=who, body={"model": "sandbox-embed", "input": "x"} | {name: payload})
+        for name, payload in zip(cycle(("model", "user", "input", "encoding_format")), SQL + UNSENDABLE, strict=False)
+    ]
     async with target.unharmed():
         await _send_all(target.server.url, attacks)
 

@@ -179,8 +179,12 @@ SURFACES = {
     "api": ("GET", "/api/v1/users", "application/problem+json", "authentication_failed"),
     "models": ("GET", "/v1/models", "application/json", "authentication_failed"),
     "chat": ("POST", "/v1/chat/completions", "application/json", "authentication_failed"),
+    "embeddings": ("POST", "/v1/embeddings", "application/json", "authentication_failed"),
 }
-CHAT = {"model": "sandbox-small", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+BODIES = {
+    "chat": {"model": "sandbox-small", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5},
+    "embeddings": {"model": "sandbox-embed", "input": "x"},
+}
 
 
 class Door:
@@ -193,8 +197,7 @@ class Door:
         method, path, *_ = SURFACES[surface]
         self._capsys.readouterr()
         given = {"authorization": f"Bearer {token}", **headers}
-        body = {"json": CHAT} if surface == "chat" else {}
-        async with self._http.request(method, path, headers=given, **body) as reply:
+        async with self._http.request(method, path, headers=given, json=BODIES.get(surface)) as reply:
             answer = await self._answer(reply)
         return answer, self._logged(reply)
 

@@ -102,7 +102,7 @@ async def test_a_refused_call_counts_nothing_and_reserves_nothing(books: Books) 
     window = await books.connection.fetchrow("select * from user_rate_windows where user_id = $1", user.id)
     assert (window["minute_requests"], window["minute_tokens"]) == (1, 20)
     # a smaller one fits into what is left
-    assert (await admit(books, key, limit=0))["reserved"] == 10
+    assert (await admit(books, key, "sandbox-embed", limit=0))["reserved"] == 10
 
 
 async def test_what_a_call_did_not_use_is_given_back_to_its_minute_and_to_no_other(books: Books) -> None:

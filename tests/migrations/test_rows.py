@@ -41,11 +41,12 @@ async def test_providers_have_no_secret_and_the_sandbox_has_priced_models(operat
     assert {r["slug"] for r in providers} >= {"openai", "anthropic", "google", "sandbox"}
     assert {r["secret"] for r in providers} == {None}
     models = await operator.fetch(
-        "select slug, input_price, output_price from ai_models where tenant_id = $1 and price_source = 'sandbox'",
+        "select slug, kind, input_price, output_price from ai_models where tenant_id = $1 and price_source = 'sandbox'",
         PLATFORM,
     )
-    assert {r["slug"] for r in models} == {"sandbox-small", "sandbox-large"}
-    assert all(r["input_price"] > 0 and r["output_price"] > 0 for r in models)
+    kinds = {"sandbox-small": "chat", "sandbox-large": "chat", "sandbox-embed": "embedding"}
+    assert {r["slug"]: r["kind"] for r in models} == kinds
+    assert all(r["input_price"] > 0 and (r["output_price"] > 0) == (r["kind"] == "chat") for r in models)
 
 
 @pytest.mark.parametrize("log", LOGS)

@@ -1,6 +1,7 @@
 """The client against a real HTTP server: the sandbox, and TCP servers that misbehave."""
 
 import asyncio
+import json
 import traceback
 
 import aiohttp
@@ -86,6 +87,46 @@ async def test_embeddings_take_the_same_way(client, sandbox):
     body = {"model": "x", "input": "four words of text"}
     answer = await client.complete(upstream, body, deadline=soon(), path="embeddings")
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 0)
+
+
+NUMBERS = b",".join([b"0.0123456789"] * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "prompt"),
+    [
+        (b'{"data":[{"embedding":[%b]}],"model":"m","usage":{"prompt_tokens":7,"total_tokens":7}}', 7),
+        (b'{"data":[{"embedding":[%b]}],"usage":{"prompt_tokens":7},"model":"m"}\n', 7),
+        (b'{"usage":{"prompt_tokens":7},"data":[{"embedding":[%b]}]}', 7),
+        (b'{"data":[{"embedding":[%b],"usage":{"prompt_tokens":9}}],"usage":{"prompt_tokens":7}}', 7),
+        (b'{"data":[{"embedding":[%b],"usage":{"prompt_tokens":9}}]}', None),
+        (b'{"data":[{"embedding":[%b]}],"model":"\\"usage\\": {}"}', None),
+        (b'{"data":[{"embedding":[%b]}],"usage":null}', None),
+        (b'{"data":[{"embedding":[%b]}]}', None),
+    ],
+)
+async def test_the_usage_of_many_vectors_is_found_wherever_it_stands(client, answer, prompt):
+    body = answer % NUMBERS
+    async with raw_provider(answering(200, body)) as url:
+        found = await client.embed(Upstream("openai", url, None, "m"), {"input": "x"}, deadline=soon())
+    assert found.body == body
+    assert (found.usage and found.usage.prompt_tokens, found.completion_tokens_estimate) == (prompt, 0)
+
+
+async def test_many_vectors_are_not_read_for_their_usage(client, monkeypatch):
+    read = []
+    monkeypatch.setattr(adapters.orjson, "loads", lambda raw: read.append(len(raw)) or json.loads(raw))
+    body = b'{"data":[{"embedding":[%b]}],"usage":{"prompt_tokens":7}}' % NUMBERS
+    async with raw_provider(answering(200, body)) as url:
+        found = await client.embed(Upstream("openai", url, None, "m"), {"input": "x"}, deadline=soon())
+    assert (found.usage.prompt_tokens, read) == (7, [29])
+
+
+async def test_many_vectors_cut_short_are_malformed(client):
+    body = b'{"data":[{"embedding":[%b]}],"usage":{"prompt_tokens":7}' % NUMBERS
+    async with raw_provider(answering(200, body)) as url:
+        call = client.embed(Upstream("openai", url, None, "m"), {"input": "x"}, deadline=soon())
+        assert (await failure(call)).kind == "malformed"
 
 
 @pytest.mark.parametrize("asked", [True, False])

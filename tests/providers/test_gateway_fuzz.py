@@ -5,7 +5,7 @@ import copy
 import json
 import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,6 +64,21 @@ valid = st.fixed_dictionaries(
     },
 )
 
+embeddings = st.fixed_dictionaries(
+    {
+        "model": st.sampled_from(["sandbox-embed", "sandbox-small", "text-embedding-3-small", "nothing"]),
+        "input": st.text(min_size=1, max_size=60)
+        | st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=4)
+        | st.lists(st.integers(0, 2**32), min_size=1, max_size=5)
+        | st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=3),
+    },
+    optional={
+        "encoding_format": st.sampled_from(["float", "base64"]),
+        "dimensions": st.integers(1, 5000),
+        "user": st.text(max_size=5),
+    },
+)
+
 EXTRA = ("user", "service_tier", "modalities", "audio", "functions", "logit_bias", "max_completion_tokens")
 
 
@@ -77,9 +92,9 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> Any:
+def mutated(draw: st.DrawFn, requests: st.SearchStrategy[Any] = valid) -> Any:
     """A valid request of which one to three places hold something else or are gone."""
-    body = copy.deepcopy(draw(valid))
+    body = copy.deepcopy(draw(requests))
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(body) or [("model",)]))
         parent = body
@@ -109,6 +124,7 @@ class Target:
     url: str
     people: People
     person: Person
+    path: str = "/v1/chat/completions"
 
     async def send(self, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> tuple[int, bytes, bytes]:
         """Status, content type and body of the answer to a request whose headers no client library would touch."""
@@ -119,7 +135,7 @@ class Target:
         lines |= {b"content-length": str(len(body)).encode()} | given
         head = b"".join(b"%b: %b\r\n" % line for line in lines.items())
         try:
-            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\n" + head + b"\r\n" + body)
+            writer.write(b"POST %b HTTP/1.1\r\n" % self.path.encode() + head + b"\r\n" + body)
             async with asyncio.timeout(20):
                 raw = await reader.read()
         finally:
@@ -141,7 +157,7 @@ class Target:
         else:
             assert kind == b"application/json"
             parsed = orjson.loads(answer)
-            assert parsed["choices"] if status == 200 else is_openais(parsed["error"]), parsed
+            assert parsed.get("choices") or parsed.get("data") if status == 200 else is_openais(parsed["error"]), parsed
         reserved = "select reserved_tokens from user_token_wallets where user_id = $1"
         assert await self.people.operator.fetchval(reserved, self.person.identity.user_id) == 0
 
@@ -174,6 +190,11 @@ async def target(
     await operator.close()
 
 
+@pytest.fixture
+def embedding(target: Target) -> Target:
+    return replace(target, path="/v1/embeddings")
+
+
 HELLO = {"model": "sandbox-small", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -193,6 +214,25 @@ async def test_a_valid_request_is_answered(target: Target, body: Any) -> None:
 @example(body={**HELLO, "tool_choice": {"type": "function", "function": {"name": []}}})
 async def test_a_broken_request_is_refused_or_answered(target: Target, body: Any) -> None:
     await target.expect_sense(encoded(body))
+
+
+EMBED = {"model": "sandbox-embed", "input": ["hi"]}
+
+
+@fuzz
+@given(body=embeddings | mutated(embeddings))
+@example(body={**EMBED, "input": [2**63]})
+@example(body={**EMBED, "input": [2**64]})
+@example(body={**EMBED, "input": ["\ud800"]})
+@example(body={**EMBED, "input": "sandbox: {}"})
+@example(body={**EMBED, "input": 'sandbox: {"usage": {"prompt_tokens": 2000}}'})
+@example(body={**EMBED, "input": "sandbox: {1}"})
+@example(body={**EMBED, "input": [[[]]]})
+@example(body={**EMBED, "encoding_format": {}})
+@example(body={**EMBED, "dimensions": 2**64})
+@example(body={**EMBED, "stream": True})
+async def test_a_request_for_embeddings_is_refused_or_answered(embedding: Target, body: Any) -> None:
+    await embedding.expect_sense(encoded(body))
 
 
 @fuzz

@@ -54,16 +54,23 @@ def test_every_row_is_sane():
     assert {provider for provider, _ in BY_NAME} == set(prices.PROVIDERS)
     for row in BY_NAME.values():
         assert 0 < row.cached_input_price <= row.input_price <= row.cache_write_price, row
-        assert 10_000 <= row.input_price < row.output_price * 2 <= 2_000_000_000, row
+        if row.kind == "chat":
+            assert 10_000 <= row.input_price < row.output_price * 2 <= 2_000_000_000, row
+        else:
+            assert 10_000 <= row.input_price <= 1_000_000, row
+            assert row.output_price == 0, row
+        assert (row.kind == "embedding") == ("embed" in row.model), row
         assert row.context_window is None or row.context_window >= 4_000
-        assert not any(word in row.model for word in ("image", "audio", "tts", "embed", "live", "whisper")), row
+        assert not any(word in row.model for word in ("image", "audio", "tts", "live", "whisper")), row
     assert any(row.deprecated for row in BY_NAME.values())
 
 
 def test_the_seed_is_current_and_complete():
     rows = seed_rows()
     for provider in prices.PROVIDERS:
-        assert 8 <= sum(row.provider == provider for row in rows) <= 12
+        assert 8 <= sum(row.provider == provider and row.kind == "chat" for row in rows) <= 12
+        embeddings = [row.provider == provider for row in rows if row.kind == "embedding"]
+        assert sum(embeddings) == (0 if provider == "anthropic" else 2)
     assert not [row for row in rows if row.deprecated]
     assert [row.model for row in seed_rows(1)] == ["gpt-6.1-sol", "claude-fable-5-2", "gemini-4-argon"]
 
@@ -76,12 +83,12 @@ def test_the_sql_is_one_tuple_a_row(capsys, monkeypatch):
     assert len(lines) == 3
     row = seed_rows(1)[1]
     assert lines[1] == (
-        f"('anthropic', 'claude-fable-5-2', 'Claude Fable 5.2', 1000000, null, {row.input_price}, "
+        f"('anthropic', 'claude-fable-5-2', 'Claude Fable 5.2', 'chat', 1000000, null, {row.input_price}, "
         f"{row.output_price}, {row.cached_input_price}, {row.cache_write_price}, false),"
     )
 
 
 def test_quotes_in_names_are_doubled():
-    assert prices.as_sql([prices.ModelPrice("p", "m", "o'1", None, None, 1, 1, 1, 1, True)]) == (
-        "('p', 'm', 'o''1', null, null, 1, 1, 1, 1, true)"
+    assert prices.as_sql([prices.ModelPrice("p", "m", "o'1", "chat", None, None, 1, 1, 1, 1, True)]) == (
+        "('p', 'm', 'o''1', 'chat', null, null, 1, 1, 1, 1, true)"
     )

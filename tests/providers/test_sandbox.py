@@ -197,6 +197,11 @@ async def test_models_and_embeddings_answer_the_sdk(sandbox, sdk):
     assert answer.usage.prompt_tokens == sum(rules.count_tokens(text) for text in texts)
 
 
+async def test_more_numbers_than_the_sandbox_makes_are_refused(sandbox, sdk):
+    with pytest.raises(openai.BadRequestError, match="512 inputs of 4096 dimensions"):
+        await sdk.embeddings.create(model="sandbox-embed", input=["x"] * 513, dimensions=4096)
+
+
 async def test_the_counters_are_readable_over_http(sandbox, http):
     await post(http, sandbox, request(max_tokens=9, stream=True))
     root = sandbox.url.removesuffix("/v1")

@@ -68,6 +68,21 @@ async def test_a_template_runs_on_the_sandbox_and_costs_what_the_ledger_says(
     assert (wallet["available_tokens"], wallet["reserved_tokens"]) == (100_000 - charged, 0)
 
 
+@pytest.mark.parametrize(
+    ("model", "code", "charged"), [("sandbox-embed", None, 8), ("sandbox-small", "unsupported_model", 0)]
+)
+async def test_a_gate_measures_how_near_texts_are_with_a_model_that_makes_embeddings(
+    desk: Room, served: str, model: str, code: str | None, charged: int
+) -> None:
+    person = await desk.people.user(balance=1000)
+    gate = {"of": "input.text", "check": "similarity", "to": "'a short story'", "model": model}
+    execution = await desk.start(await desk.publish(workflow("g=gate", g=gate), person), text="a short story")
+    found = await ended(desk, execution)
+    assert (found["error"] or {}).get("code") == code, found
+    wallet = await desk.people.wallet(person)
+    assert (wallet["available_tokens"], wallet["reserved_tokens"]) == (1000 - charged, 0)
+
+
 async def test_a_draft_waits_for_a_person_and_goes_on_with_the_edited_text(desk: Room, served: str) -> None:
     shape = await desk.publish(plain(instantiate(library()["draft_with_approval"], {})))
     execution = await desk.start(shape, task="A letter.")

@@ -29,6 +29,9 @@ ERROR_CODES = (
     ErrorCode("VS413", "body_too_large", 413, "The request body is larger than VANILLA_SAAS_MAX_BODY_BYTES."),
     ErrorCode("VS414", "model_not_found", 404, "No model of that name can be called."),
     ErrorCode("VS415", "wallet_inactive", 403, "The wallet is locked, suspended or closed."),
+    ErrorCode(
+        "VS416", "unsupported_model", 400, "The model is of another kind: chat and embeddings have models of their own."
+    ),
     ErrorCode("VS422", "invalid_definition", 422, "A definition does not validate."),
     ErrorCode("VS423", "invalid_input", 422, "An input, payload or value does not fit the workflow's schema of it."),
     ErrorCode("VS424", "provider_not_ready", 424, "The provider has no key, or the model no price."),

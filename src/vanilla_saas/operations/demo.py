@@ -119,6 +119,7 @@ async def _show(operator: asyncpg.Connection, console: Console, base: str) -> _T
         await _plain(client, console)
         console.rule("2  A stream", align="left")
         await _stream(client, console)
+        await _embeddings(client, console)
         console.rule(f"3  The race: {RACERS} calls at once, a wallet that affords {AFFORDED}", align="left")
         await _race(operator, client, console, tourist)
     console.rule("4  The books", align="left")
@@ -163,6 +164,14 @@ async def _stream(client: "AsyncOpenAI", console: Console) -> None:
             console.print(chunk.choices[0].delta.content or "", end="")
         elif chunk.usage:
             console.print(f"\n   usage {chunk.usage.total_tokens} tokens")
+
+
+async def _embeddings(client: "AsyncOpenAI", console: Console) -> None:
+    texts = ["a wallet of tokens", "the wallet of tokens", "rain over green hills"]
+    answer = await client.embeddings.create(model="sandbox-embed", input=texts)
+    first, *others = (item.embedding for item in answer.data)
+    near, far = (sum(a * b for a, b in zip(first, other, strict=True)) for other in others)
+    console.print(f"   embeddings: {near:.2f} for like texts, {far:.2f} for others; {answer.usage.total_tokens} tokens")
 
 
 async def _race(operator: asyncpg.Connection, client: "AsyncOpenAI", console: Console, tourist: _Tourist) -> None:

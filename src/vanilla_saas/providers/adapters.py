@@ -49,6 +49,8 @@ CONNECT_SECONDS = 10.0
 MAX_ERROR_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 128 * 1024 * 1024
 MAX_DETAIL = 500
+LARGE_ANSWER_BYTES = 2**20
+"""Above it embeddings are not read whole: parsing 84 MB of numbers holds up the loop for half a second."""
 WITHOUT_EMBEDDINGS = frozenset(("anthropic",))
 _HEADERS_OF_INTEREST = ("content-type", "retry-after", "x-request-id", "openai-processing-ms")
 _STATUS_TO_CLIENT: dict[Kind, int] = {
@@ -338,6 +340,8 @@ class UpstreamClient:
 
 
 def _completion(response: aiohttp.ClientResponse, raw: bytes, upstream: Upstream) -> Completion:
+    if len(raw) > LARGE_ANSWER_BYTES and (usage := _usage_at_end(raw)) is not None:
+        return Completion(response.status, _interesting(response), raw, usage, 0)
     try:
         answer = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -360,6 +364,17 @@ def _completion(response: aiohttp.ClientResponse, raw: bytes, upstream: Upstream
         usage_from(answer.get("usage")),
         estimate_completion_tokens(upstream.provider, sizes),
     )
+
+
+def _usage_at_end(raw: bytes) -> Usage | None:
+    """The usage of embeddings that report it after their vectors, as providers do; None for every other answer."""
+    start = raw.rfind(b'"usage"')
+    if not raw.startswith(b"{") or raw.rfind(b'"embedding"', 0, max(start, 0)) < 0:
+        return None
+    try:
+        return usage_from(orjson.loads(b"{" + raw[start:])["usage"])
+    except orjson.JSONDecodeError:
+        return None
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

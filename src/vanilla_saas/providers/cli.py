@@ -22,18 +22,20 @@ select slug, name, kind, base_url, status, secret is not null as has_key, secret
 from ai_providers where tenant_id = vanilla.platform() order by slug
 """
 MODELS = """
-select m.slug, p.slug as provider, m.context_window, m.input_price, m.output_price, m.input_weight, m.output_weight,
-       m.status, m.price_source
+select m.slug, p.slug as provider, m.kind, m.context_window, m.input_price, m.output_price, m.input_weight,
+       m.output_weight, m.status, m.price_source
 from ai_models m join ai_providers p on p.tenant_id = m.provider_tenant_id and p.id = m.provider_id
 where m.tenant_id = vanilla.platform() order by p.slug, m.slug
 """
 SYNC = """
-insert into ai_models (tenant_id, provider_tenant_id, provider_id, slug, upstream_model, name, context_window,
+insert into ai_models (tenant_id, provider_tenant_id, provider_id, slug, upstream_model, name, kind, context_window,
                        input_price, output_price, cached_input_price, price_source, status)
-select p.tenant_id, p.tenant_id, p.id, $2, $2, $3, $4, $5, $6, $7, $8, case when $9 then 'deprecated' else 'active' end
+select p.tenant_id, p.tenant_id, p.id, $2, $2, $3, $4, $5, $6, $7, $8, $9,
+    case when $10 then 'deprecated' else 'active' end
 from ai_providers p where p.tenant_id = vanilla.platform() and p.slug = $1
 on conflict (tenant_id, slug) do update set
-    name = excluded.name, context_window = excluded.context_window, input_price = excluded.input_price,
+    name = excluded.name, kind = excluded.kind, context_window = excluded.context_window,
+    input_price = excluded.input_price,
     output_price = excluded.output_price, cached_input_price = excluded.cached_input_price,
     price_source = excluded.price_source,
     status = case when ai_models.status = 'disabled' then 'disabled' else excluded.status end
@@ -111,6 +113,7 @@ async def _sync(connection: asyncpg.Connection) -> tuple[int, int]:
                 row.provider,
                 row.model,
                 row.display_name,
+                row.kind,
                 row.context_window,
                 row.input_price,
                 row.output_price,

@@ -10,7 +10,7 @@ bound; the difference is held for the duration of the call and returned at settl
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -38,6 +38,22 @@ TOKENS_PER_AUDIO = 64
 MAX_OUTPUT_LIMIT = 10_000_000
 MAX_CHOICES = 16
 MAX_USER_BYTES = 128
+MAX_INPUTS = 2048
+"""Texts of one embeddings request."""
+
+Operation = Literal["chat", "embeddings"]
+
+
+class Sizes(NamedTuple):
+    """What a request can cost at most, in model tokens."""
+
+    prompt: int
+    """The prompt does not exceed it."""
+    sandbox_prompt: int
+    """What the sandbox counts in the prompt."""
+    output_limit: int | None
+    """Over all choices; None when the request names none, 0 for embeddings."""
+    choices: int
 
 
 class InvalidRequest(Exception):
@@ -58,6 +74,18 @@ class InvalidRequest(Exception):
             "code": self.code,
         }
         return orjson.dumps({"error": error})
+
+
+def sizes_of(operation: Operation, body: Mapping[str, Any]) -> Sizes:
+    """Validates a request and measures it. Raises InvalidRequest for one that is not to be sent."""
+    if operation == "embeddings":
+        validate_embeddings(body)
+        limit: int | None = 0
+    else:
+        limit = requested_output_limit(body)
+    refuse_unpriced(body)
+    asked = 1 if operation == "embeddings" else choices(body)
+    return Sizes(prompt_upper_bound(body), estimate_prompt_tokens("sandbox", body), limit, asked)
 
 
 def prompt_upper_bound(body: Mapping[str, Any], *, model: str | None = None) -> int:
@@ -91,8 +119,9 @@ def estimate_prompt_tokens(provider: str, body: Mapping[str, Any]) -> int:
 
     Exact for the sandbox; a quarter of the bytes of all texts, rounded up, for the others.
     """
-    if provider == "sandbox" and "messages" in body:
-        return sandbox_rules.prompt_tokens(body)
+    if provider == "sandbox":
+        count = sandbox_rules.prompt_tokens if "messages" in body else sandbox_rules.embedding_tokens
+        return count(body)
     size = sum(len(text.encode()) for text in _strings(body.get("messages") or body.get("input")))
     if body.get("tools"):
         size += len(_dumps(body["tools"]))
@@ -139,6 +168,32 @@ def validate(body: Mapping[str, Any]) -> None:
             raise InvalidRequest("invalid_request", "A message must be a JSON object.", f"messages[{index}]")
     validate_common(body)
     choices(body)
+
+
+def validate_embeddings(body: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest unless it is a request for embeddings as OpenAI's API defines it."""
+    validate_common(body)
+    if "messages" in body:  # they would be counted in place of the input
+        raise InvalidRequest("unsupported_parameter", "A request for embeddings has no messages.", "messages")
+    if body.get("stream"):
+        raise InvalidRequest("unsupported_parameter", "Embeddings are not streamed.", "stream")
+    given = body.get("input")
+    inputs = given if isinstance(given, list) and not _are_ids(given) else [given]
+    if not 1 <= len(inputs) <= MAX_INPUTS:
+        raise InvalidRequest("invalid_request", f"input has {len(inputs)} texts; it takes 1 to {MAX_INPUTS}.", "input")
+    fits = _is_text if isinstance(inputs[0], str) else _are_ids
+    for index, item in enumerate(inputs):
+        if not fits(item):
+            raise InvalidRequest(
+                "invalid_request",
+                "input must be a text that is not empty, a list of such texts, or token ids for one text or for each.",
+                "input" if inputs is not given else f"input[{index}]",
+            )
+    if body.get("encoding_format") not in (None, "float", "base64"):
+        raise InvalidRequest("invalid_request", "encoding_format must be float or base64.", "encoding_format")
+    dimensions = body.get("dimensions")
+    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
+        raise InvalidRequest("invalid_request", "dimensions must be a positive integer.", "dimensions")
 
 
 def validate_common(body: Mapping[str, Any]) -> None:
@@ -234,6 +289,15 @@ def _audio_tokens(audio: object, where: str) -> int:
     if not isinstance(data, str):
         raise InvalidRequest("unsupported_content", "Audio must carry its base64 data.", where)
     return math.ceil(len(data) * 3 / 4 / AUDIO_BYTES_PER_TOKEN) + TOKENS_PER_AUDIO
+
+
+def _is_text(item: object) -> bool:
+    return isinstance(item, str) and item != ""
+
+
+def _are_ids(item: object) -> bool:
+    # without a loop of Python's: a body may hold millions
+    return isinstance(item, list) and set(map(type, item)) == {int} and min(item) >= 0
 
 
 def _count_ids(item: object) -> int:

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from vanilla_saas import metrics
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.providers.adapters import UpstreamError
-from vanilla_saas.providers.estimate import InvalidRequest
+from vanilla_saas.providers.estimate import InvalidRequest, Operation
 from vanilla_saas.providers.metering import Call, MeteredCalls, Settlement
 
 log = structlog.get_logger()
@@ -21,6 +21,7 @@ JSON = b"application/json"
 MAX_IDEMPOTENCY_KEY_BYTES = 255
 BODY_SECONDS = 60.0
 """How long the body of a request may take to arrive."""
+OPERATIONS: dict[str, Operation] = {"/v1/chat/completions": "chat", "/v1/embeddings": "embeddings"}
 _TYPES = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -33,7 +34,7 @@ _TYPES = {
 
 
 class Gateway:
-    """`POST /v1/chat/completions`, `GET /v1/models` and `GET /v1/models/{id}` of one process."""
+    """`POST /v1/chat/completions` and `/v1/embeddings`, `GET /v1/models` and `/v1/models/{id}` of one process."""
 
     def __init__(self, calls: MeteredCalls, max_body_bytes: int):
         self._calls = calls
@@ -45,20 +46,19 @@ class Gateway:
         try:
             token = _bearer(headers)
             path, method = scope["path"], scope["method"]
-            if path == "/v1/chat/completions" and method == "POST":
-                await self._chat(token, headers, request_id, receive, send)
+            if path in OPERATIONS and method == "POST":
+                await self._call(OPERATIONS[path], token, headers, request_id, receive, send)
             elif path.startswith("/v1/models") and method == "GET":
                 await self._models(token, path.removeprefix("/v1/models").removeprefix("/"), send)
             else:
-                raise VanillaError(
-                    "not_found", f"There is no {method} {path}.", hint="GET /v1/models, POST /v1/chat/completions"
-                )
+                hint = ", ".join(("GET /v1/models", *(f"POST {known}" for known in OPERATIONS)))
+                raise VanillaError("not_found", f"There is no {method} {path}.", hint=hint)
         except InvalidRequest as error:
             await _respond(send, error.status, error.body())
         except UpstreamError as error:
             await _respond(send, error.client_status, error.client_body(), _retry_after(error.retry_after))
         except VanillaError as error:
-            if scope["path"] == "/v1/chat/completions":
+            if scope["path"] in OPERATIONS:
                 metrics.CALLS_REFUSED.labels(error.name).inc()
             limits = _retry_after(error.detail.get("retry_after_s")) + _refused_rate(error.detail)
             await _respond(send, error.status, _error_body(error), limits)
@@ -66,8 +66,14 @@ class Gateway:
             failure = _failure(request_id, error)
             await _respond(send, failure.status, _error_body(failure))
 
-    async def _chat(
-        self, token: str, headers: Mapping[bytes, bytes], request_id: str | None, receive: Receive, send: Send
+    async def _call(
+        self,
+        operation: Operation,
+        token: str,
+        headers: Mapping[bytes, bytes],
+        request_id: str | None,
+        receive: Receive,
+        send: Send,
     ) -> None:
         # before a place is taken: whoever sends slowly, with or without a key, must not keep others out
         body = _parse(await _read_body(headers, receive, self._max_body_bytes))
@@ -77,6 +83,7 @@ class Gateway:
             call = await self._calls.admit(
                 token,
                 body,
+                operation=operation,
                 payer=payer or None,
                 idempotency_key=_idempotency_key(headers),
                 request_id=request_id,
@@ -125,7 +132,7 @@ class Gateway:
     async def _models(self, token: str, name: str, send: Send) -> None:
         models = await self._calls.models(token)
         rows = [
-            {"id": m["id"], "object": "model", "created": m["created"], "owned_by": m["owned_by"]}
+            {"object": "model", **{key: m[key] for key in ("id", "created", "owned_by", "kind")}}
             for m in models
             if m["ready"]
         ]

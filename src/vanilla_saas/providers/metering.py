@@ -29,13 +29,7 @@ from vanilla_saas.providers.adapters import (
     UpstreamStream,
     with_output_limit,
 )
-from vanilla_saas.providers.estimate import (
-    choices,
-    estimate_prompt_tokens,
-    prompt_upper_bound,
-    refuse_unpriced,
-    requested_output_limit,
-)
+from vanilla_saas.providers.estimate import InvalidRequest, Operation, estimate_prompt_tokens, sizes_of
 from vanilla_saas.providers.secrets import SecretBox, SecretError
 from vanilla_saas.providers.sse import Usage
 from vanilla_saas.tenancy.identity import KEY_PREFIX, token_hash
@@ -76,13 +70,14 @@ SETTLE = Function(
 class Call:
     """An admitted call: its hold, its limits and where it goes."""
 
+    operation: Operation
     tenant_id: UUID
     hold_id: UUID
     execution_id: UUID
     reserved_tokens: int
     available_tokens: int
     output_limit: int
-    """Output tokens over all choices that the reservation covers."""
+    """Output tokens over all choices that the reservation covers; 0 for embeddings."""
     upstream: Upstream
     body: Mapping[str, Any]
     started: float
@@ -162,6 +157,7 @@ class MeteredCalls:
         token: str,
         body: Mapping[str, Any],
         *,
+        operation: Operation = "chat",
         payer: str | None = None,
         idempotency_key: str | None = None,
         request_id: str | None = None,
@@ -170,8 +166,7 @@ class MeteredCalls:
 
         Raises InvalidRequest for a body that cannot be sent, VanillaError for every refusal.
         """
-        limit = requested_output_limit(body)
-        refuse_unpriced(body)
+        sizes = sizes_of(operation, body)
         hashed = token_hash(token)
         is_key = token.startswith(KEY_PREFIX)
         execution_id = uuid4()
@@ -182,10 +177,7 @@ class MeteredCalls:
             None if is_key else hashed,
             payer,
             body["model"],
-            prompt_upper_bound(body),
-            estimate_prompt_tokens("sandbox", body),
-            limit,
-            choices(body),
+            *sizes,
             execution_id,
             body.get("stream") is True,
             HOLD_TTL,
@@ -195,16 +187,23 @@ class MeteredCalls:
             unwanted=self._return_hold,
         )
         structlog.contextvars.bind_contextvars(tenant_id=found["tenant_id"], user_id=found["user_id"])
-        call = self._admitted(found, body, execution_id, started)
+        call = self._admitted(operation, found, body, execution_id, started)
         try:
             return self._ready(call, found)
         except BaseException as error:
-            code = error.name if isinstance(error, VanillaError) else "internal_error"
-            await self._settle(call, "failed", Usage(0, 0), False, code, None)
+            await self._settle(call, "failed", Usage(0, 0), False, code_of(error), None)
             raise
 
-    def _admitted(self, found: Mapping[str, Any], body: Mapping[str, Any], execution_id: UUID, started: float) -> Call:
+    def _admitted(
+        self,
+        operation: Operation,
+        found: Mapping[str, Any],
+        body: Mapping[str, Any],
+        execution_id: UUID,
+        started: float,
+    ) -> Call:
         return Call(
+            operation,
             UUID(found["tenant_id"]),
             UUID(found["hold_id"]),
             execution_id,
@@ -236,8 +235,10 @@ class MeteredCalls:
             metrics.CHARGED_TOKENS.inc(task.result().get("charged") or 0)
 
     def _ready(self, call: Call, found: Mapping[str, Any]) -> Call:
-        """The call with its secret opened and its output limit set."""
-        body = with_output_limit(call.upstream.provider, call.upstream.model, call.body, call.output_limit)
+        """The call with its secret opened and, where there is an output, its limit set."""
+        body = call.body
+        if call.operation == "chat":
+            body = with_output_limit(call.upstream.provider, call.upstream.model, body, call.output_limit)
         return replace(call, body=body, upstream=replace(call.upstream, api_key=self._open_secret(found)))
 
     def _open_secret(self, found: Mapping[str, Any]) -> str | None:
@@ -273,20 +274,22 @@ class MeteredCalls:
     async def complete(self, call: Call) -> tuple[bytes, Settlement]:
         """One whole answer and what it came to.
 
-        Raises UpstreamError, after the call was settled: nothing is charged for an answer that did not come.
+        Raises UpstreamError, and InvalidRequest where the provider has no such operation, after the call was settled:
+        nothing is charged for an answer that did not come.
         """
         try:
             with provider_span(call) as span:
-                answer = await self._client.complete(call.upstream, call.body, deadline=call.started + CALL_SECONDS)
+                answer = await self._ask(call)
                 add_usage(span, answer.usage)
-        except UpstreamError as error:
-            await self._settle(call, "failed", Usage(0, 0), False, f"upstream_{error.kind}", None)
-            raise
-        except BaseException:
-            await self._settle(call, "failed", Usage(0, 0), False, "internal_error", None)
+        except BaseException as error:
+            await self._settle(call, "failed", Usage(0, 0), False, code_of(error), None)
             raise
         usage, estimated = self._reported(call, answer)
         return answer.body, await self._settle(call, "succeeded", usage, estimated, None, None)
+
+    async def _ask(self, call: Call) -> Completion:
+        ask = self._client.embed if call.operation == "embeddings" else self._client.complete
+        return await ask(call.upstream, call.body, deadline=call.started + CALL_SECONDS)
 
     def _reported(self, call: Call, answer: Completion) -> tuple[Usage, bool]:
         """What a whole answer consumed, and whether that is an estimate."""
@@ -347,7 +350,7 @@ class MeteredCalls:
             if gone.is_set():
                 status, code = "cancelled", "client_disconnected"
             else:
-                failure, code = error, f"upstream_{error.kind}"
+                failure, code = error, code_of(error)
         finally:
             usage, estimated = self._used(call, answer, status)
             settlement = await self._settle(call, status, usage, estimated, code or None, first_token_ms)
@@ -417,10 +420,19 @@ class MeteredCalls:
             pause = min(pause * 2, 5.0)
 
 
-def provider_span(call: Call, operation: str = "chat") -> AbstractContextManager[Any]:
+def code_of(error: BaseException) -> str:
+    """The code that the execution of a call has for what ended it."""
+    if isinstance(error, UpstreamError):
+        return f"upstream_{error.kind}"
+    if isinstance(error, VanillaError):
+        return error.name
+    return error.code if isinstance(error, InvalidRequest) else "internal_error"
+
+
+def provider_span(call: Call) -> AbstractContextManager[Any]:
     """Named as OpenTelemetry's conventions for generative AI say; what was asked and answered is never in it."""
-    asked = {"gen_ai.operation.name": operation, "gen_ai.provider.name": call.upstream.provider}
-    name = f"{operation} {call.upstream.model}"
+    asked = {"gen_ai.operation.name": call.operation, "gen_ai.provider.name": call.upstream.provider}
+    name = f"{call.operation} {call.upstream.model}"
     return tracing.span(name, "client", asked | {"gen_ai.request.model": call.upstream.model})
 
 

@@ -12,9 +12,10 @@ Rows = list[asyncpg.Record]
 
 
 async def models(database: Database, session_hash: bytes) -> list[dict[str, Any]]:
-    """Models that the session's person may see: the sandbox's first, then what is ready, then the rest."""
+    """Chat models that the session's person may see: the sandbox's first, then what is ready, then the rest."""
     found: list[dict[str, Any]] = await database.call("select vanilla.list_models(null, $1)", session_hash)
-    return sorted(found, key=lambda m: (not m["ready"], m["owned_by"] != "sandbox", m["output_price"] or 0))
+    chats = [m for m in found if m["kind"] == "chat"]
+    return sorted(chats, key=lambda m: (not m["ready"], m["owned_by"] != "sandbox", m["output_price"] or 0))
 
 
 async def quote(

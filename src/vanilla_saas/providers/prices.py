@@ -18,8 +18,8 @@ from genai_prices.types import ModelPrice as PackagePrice
 PRICES_VERSION = version("genai-prices")
 PROVIDERS = ("openai", "anthropic", "google")
 
-_NOT_CHAT = re.compile(
-    r"image|audio|tts|realtime|live|transcribe|whisper|embedding|moderation|translate|search|vision"
+_NOT_TEXT = re.compile(
+    r"image|audio|tts|realtime|live|transcribe|whisper|moderation|translate|search|vision"
     r"|computer-use|deep-research|robotics|nano-banana|omni|instruct|davinci|babbage|curie|ft:|\.ft-|:extended"
 )
 _NOT_SERVED_HERE = {"openai": ("gpt-oss", "ada"), "google": ("claude", "gemma"), "anthropic": ()}
@@ -38,6 +38,8 @@ _SEED = {
         "gpt-5-mini",
         "gpt-4.1",
         "gpt-4o-mini",
+        "text-embedding-3-large",
+        "text-embedding-3-small",
     ),
     "anthropic": (
         "claude-fable-5-2",
@@ -62,9 +64,11 @@ _SEED = {
         "gemini-2.5-pro",
         "gemini-2.5-flash",
         "gemini-2.5-flash-lite",
+        "gemini-embedding-2",
+        "gemini-embedding-001",
     ),
 }
-"""Current models, the newest first, of those that are widely used; each must be in the package."""
+"""Current models, the newest first, those for embeddings last, of what is widely used; each must be in the package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,14 @@ class ModelPrice:
     provider: str
     model: str
     display_name: str
+    kind: str
+    """`chat` or `embedding`."""
     context_window: int | None
     max_output_tokens: int | None
     """Always None at present: the package does not know it."""
     input_price: int
     output_price: int
+    """0 for embeddings, which have no output."""
     cached_input_price: int
     """Of prompt tokens read from the provider's cache; the input price where none is published."""
     cache_write_price: int
@@ -99,7 +106,7 @@ def catalogue(on: date | None = None) -> list[ModelPrice]:
         for provider in providers
         if provider.id in PROVIDERS
         for model in provider.models
-        if _is_chat(provider.id, model) and (row := _row(provider.id, model, today)) is not None
+        if _is_text(provider.id, model) and (row := _row(provider.id, model, today)) is not None
     ]
     return sorted(rows, key=lambda row: (PROVIDERS.index(row.provider), row.model))
 
@@ -123,20 +130,22 @@ def _literal(value: str | int | bool | None) -> str:
     return str(value).lower()
 
 
-def _is_chat(provider: str, model: ModelInfo) -> bool:
-    return not _NOT_CHAT.search(model.id) and not model.id.startswith(_NOT_SERVED_HERE[provider])
+def _is_text(provider: str, model: ModelInfo) -> bool:
+    return not _NOT_TEXT.search(model.id) and not model.id.startswith(_NOT_SERVED_HERE[provider])
 
 
 def _row(provider: str, model: ModelInfo, today: date) -> ModelPrice | None:
     prices = _current_and_coming(model, today)
     input_price = _highest(prices, "input_mtok")
     output_price = _highest(prices, "output_mtok")
-    if not input_price or not output_price:
+    kind = "embedding" if "embedding" in model.id else "chat"
+    if not input_price or not (output_price or kind == "embedding"):
         return None
     return ModelPrice(
         provider=provider,
         model=model.id,
         display_name=model.name or model.id,
+        kind=kind,
         context_window=model.context_window,
         max_output_tokens=None,
         input_price=input_price,

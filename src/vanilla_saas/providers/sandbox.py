@@ -54,7 +54,7 @@ class Counters:
     def reset(self) -> None:
         self.total = self.chat = self.streams = self.embeddings = self.models = self.errors = 0
         self.aborted = 0
-        """Chat calls whose client left before the answer ended."""
+        """Calls whose client left before the answer ended."""
         self.chunks_sent = 0
         """Content chunks of the last stream, of one token each; also when it was aborted."""
         self.last: dict[str, Any] | None = None
@@ -94,14 +94,7 @@ class Sandbox:
         if route == ("POST", "/v1/chat/completions"):
             await self._chat(scope, receive, send)
         elif route == ("POST", "/v1/embeddings"):
-            self.counters.embeddings += 1
-            body = _parsed(await _read(receive))
-            self.counters.saw(body)
-            _known_model(body)
-            try:
-                await _answer(send, 200, orjson.dumps(embed(body)))
-            except (TypeError, AttributeError) as error:
-                raise SandboxError(400, "input has a shape that it cannot have.", param="input") from error
+            await self._embeddings(scope, receive, send)
         elif route == ("GET", "/v1/models"):
             self.counters.models += 1
             data = [{"id": m, "object": "model", "created": CREATED, "owned_by": "sandbox"} for m in MODELS]
@@ -117,11 +110,7 @@ class Sandbox:
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.counters.chat += 1
-        raw = await _read(receive)
-        body = _parsed(raw)
-        self.counters.saw(body)
-        header = next((value for name, value in scope["headers"] if name == b"x-sandbox-script"), None)
-        script = script_of(header, body)
+        raw, body, script = await self._asked(scope, receive)
         try:
             call = _Call(body, script, raw, self.counters)
         except (TypeError, AttributeError, KeyError, IndexError) as error:
@@ -130,19 +119,53 @@ class Sandbox:
         # a client that leaves is only seen by receiving: one waiting task a call
         gone = asyncio.ensure_future(receive())
         try:
-            if script.latency_ms and await _left_within(gone, script.latency_ms):
-                self.counters.aborted += 1
+            if await self._ends_early(script, gone, send):
                 return
-            if script.status is not None:
-                self.counters.errors += 1
-                await _refuse(send, script)
-            elif call.streams:
+            if call.streams:
                 self.counters.streams += 1
                 await call.stream(send, gone)
             else:
                 await call.complete(send)
         finally:
             gone.cancel()
+
+    async def _embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.counters.embeddings += 1
+        _, body, script = await self._asked(scope, receive)
+        _known_model(body)
+        try:
+            answer = embed(body)
+        except (TypeError, AttributeError) as error:
+            raise SandboxError(400, "input has a shape that it cannot have.", param="input") from error
+        if script.usage == "missing":
+            del answer["usage"]
+        elif script.usage is not None:
+            answer["usage"] = script.usage
+        gone = asyncio.ensure_future(receive())
+        try:
+            if not await self._ends_early(script, gone, send):
+                await _answer_whole(send, script, answer)
+        finally:
+            gone.cancel()
+
+    async def _asked(self, scope: Scope, receive: Receive) -> tuple[bytes, dict[str, Any], Script]:
+        """The body, raw and parsed, and what it or its header scripts."""
+        raw = await _read(receive)
+        body = _parsed(raw)
+        self.counters.saw(body)
+        header = next((value for name, value in scope["headers"] if name == b"x-sandbox-script"), None)
+        return raw, body, script_of(header, body)
+
+    async def _ends_early(self, script: Script, gone: asyncio.Future[Any], send: Send) -> bool:
+        """Waits the scripted time; True when the client has left by then, or the script's error was the answer."""
+        if script.latency_ms and await _left_within(gone, script.latency_ms):
+            self.counters.aborted += 1
+            return True
+        if script.status is not None:
+            self.counters.errors += 1
+            await _refuse(send, script)
+            return True
+        return False
 
 
 class _Call:
@@ -171,10 +194,6 @@ class _Call:
             self.usage = script.usage if isinstance(script.usage, dict) else counted
 
     async def complete(self, send: Send) -> None:
-        if self.script.error_after_chunks is not None:
-            await send({"type": "http.response.start", "status": 200, "headers": [_JSON]})
-            await send({"type": "http.response.body", "body": b'{"id":', "more_body": True})
-            return  # the response is left unfinished: the server cuts the connection
         message: dict[str, Any] = {"role": "assistant", "content": self.reply.text, "refusal": None}
         if self.reply.tool_calls:
             message["content"] = None
@@ -187,8 +206,7 @@ class _Call:
         answer |= {"model": self.model, "choices": choices}
         if self.usage is not None:
             answer["usage"] = self.usage
-        encoded = orjson.dumps(answer)
-        await _answer(send, 200, encoded[: len(encoded) // 2] if self.script.malformed else encoded)
+        await _answer_whole(send, self.script, answer)
 
     async def stream(self, send: Send, gone: asyncio.Future[Any]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _SSE_HEADERS})
@@ -302,6 +320,15 @@ async def _answer(send: Send, status: int, body: bytes, headers: tuple[tuple[byt
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _answer_whole(send: Send, script: Script, answer: dict[str, Any]) -> None:
+    if script.error_after_chunks is not None:
+        await send({"type": "http.response.start", "status": 200, "headers": [_JSON]})
+        await send({"type": "http.response.body", "body": b'{"id":', "more_body": True})
+        return  # the response is left unfinished: the server cuts the connection
+    encoded = orjson.dumps(answer)
+    await _answer(send, 200, encoded[: len(encoded) // 2] if script.malformed else encoded)
 
 
 async def _refuse(send: Send, script: Script) -> None:

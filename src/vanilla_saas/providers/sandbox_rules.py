@@ -24,6 +24,8 @@ MAX_SCRIPTED_MS = 600_000
 MAX_SCRIPTED_TOKENS = 1_000_000
 DEFAULT_DIMENSIONS = 256
 MAX_DIMENSIONS = 4096
+MAX_NUMBERS = 2**21
+"""Of all vectors of one answer: the sandbox shares its process with others."""
 
 
 class SandboxError(Exception):
@@ -121,10 +123,10 @@ def _bad_script(why: str) -> SandboxError:
 
 
 def script_of(header: bytes | None, body: Mapping[str, Any]) -> Script:
-    """The header's script, else that of a last user message `sandbox: {...}`, else none."""
+    """The header's script, else that of a last user message or last input `sandbox: {...}`, else none."""
     if header is not None:
         return parse_script(header)
-    text = last_user_text(body).strip()
+    text = (last_user_text(body) if "messages" in body else _last_input(body)).strip()
     if text.startswith("sandbox:") and text[8:].lstrip().startswith("{"):
         return parse_script(text[8:].strip())
     return NO_SCRIPT
@@ -184,6 +186,12 @@ def last_user_text(body: Mapping[str, Any]) -> str:
         if message.get("role") == "user":
             return "".join(texts_of(message.get("content")))
     return ""
+
+
+def _last_input(body: Mapping[str, Any]) -> str:
+    given = body.get("input")
+    last = given[-1] if isinstance(given, list) and given else given
+    return last if isinstance(last, str) else ""
 
 
 def prompt_tokens(body: Mapping[str, Any]) -> int:
@@ -366,28 +374,40 @@ def usage_of(prompt: int, completion: int) -> dict[str, Any]:
     }
 
 
+def _inputs(body: Mapping[str, Any]) -> list[Any]:
+    """What is to be embedded: texts, or lists of token ids."""
+    given = body.get("input")
+    if isinstance(given, str) or (isinstance(given, list) and given and type(given[0]) is int):
+        return [given]
+    if isinstance(given, list) and given:
+        return given
+    raise SandboxError(400, "input must be a text, a list of texts or token ids.", param="input")
+
+
+def embedding_tokens(body: Mapping[str, Any]) -> int:
+    """Prompt tokens of an embeddings request: `count_tokens` of each text, one a token id."""
+    return sum(count_tokens(item) if isinstance(item, str) else len(item) for item in _inputs(body))
+
+
 def embed(body: Mapping[str, Any]) -> dict[str, Any]:
     """The answer to an embeddings request: hashed words, so texts that share words are near."""
-    given = body.get("input")
-    inputs: list[Any]
-    if isinstance(given, str) or (isinstance(given, list) and given and type(given[0]) is int):
-        inputs = [given]
-    elif isinstance(given, list) and given:
-        inputs = given
-    else:
-        raise SandboxError(400, "input must be a text, a list of texts or token ids.", param="input")
-    dimensions = body.get("dimensions", DEFAULT_DIMENSIONS)
+    dimensions = body.get("dimensions")
+    dimensions = DEFAULT_DIMENSIONS if dimensions is None else dimensions
     if type(dimensions) is not int or not 1 <= dimensions <= MAX_DIMENSIONS:
         raise SandboxError(400, f"dimensions must lie in 1..{MAX_DIMENSIONS}.", param="dimensions")
+    inputs = _inputs(body)
+    if dimensions * len(inputs) > MAX_NUMBERS:
+        most = MAX_NUMBERS // dimensions
+        raise SandboxError(400, f"The sandbox takes {most} inputs of {dimensions} dimensions at a time.", param="input")
     as_base64 = body.get("encoding_format") == "base64"
-    tokens, data = 0, []
+    data = []
     for index, item in enumerate(inputs):
         words = item.split() if isinstance(item, str) else [str(token) for token in item]
-        tokens += count_tokens(item) if isinstance(item, str) else len(item)
         vector: list[float] | str = _vector(words, dimensions)
         if as_base64:
             vector = base64.b64encode(struct.pack(f"<{dimensions}f", *vector)).decode()
         data.append({"object": "embedding", "index": index, "embedding": vector})
+    tokens = embedding_tokens(body)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": body.get("model"), "usage": usage}
 

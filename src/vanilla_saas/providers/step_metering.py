@@ -6,31 +6,20 @@ expiry.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
 
-from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.providers.adapters import Completion, UpstreamError
-from vanilla_saas.providers.estimate import (
-    InvalidRequest,
-    choices,
-    estimate_prompt_tokens,
-    prompt_upper_bound,
-    refuse_unpriced,
-    requested_output_limit,
-    validate_common,
-)
+from vanilla_saas.providers.estimate import Operation, Sizes, sizes_of
 from vanilla_saas.providers.metering import (
-    CALL_SECONDS,
     HOLD_TTL,
     Call,
     MeteredCalls,
     add_usage,
+    code_of,
     count_call,
     provider_span,
 )
@@ -82,62 +71,35 @@ class MeteredStepCalls(MeteredCalls):
         to, once it was admitted; the outcome of the step carries it to the database. Raises InvalidRequest,
         VanillaError and UpstreamError as `admit` and `complete` do.
         """
-        limit = requested_output_limit(body)
-        refuse_unpriced(body)
-        sizes = (prompt_upper_bound(body), estimate_prompt_tokens("sandbox", body), limit, choices(body))
-        async with self._step_call("chat", lease, body, sizes, calls) as (call, found, settle):
-            call = self._ready(call, found)
-            answer = await self._client.complete(call.upstream, call.body, deadline=call.started + CALL_SECONDS)
-            return settle(call, answer)
+        return await self._step_call("chat", lease, body, calls)
 
     async def step_embed(self, lease: StepLease, body: Mapping[str, Any], calls: list[dict[str, Any]]) -> ModelAnswer:
         """Embeddings for a workflow's step, `body` as OpenAI's `/embeddings` takes it; else as `step_chat`."""
-        validate_common(body)
-        bound = prompt_upper_bound(body)
-        async with self._step_call("embeddings", lease, body, (bound, bound, 0, 1), calls) as (call, found, settle):
-            upstream = replace(call.upstream, api_key=self._open_secret(found))
-            return settle(call, await self._client.embed(upstream, body, deadline=call.started + CALL_SECONDS))
+        return await self._step_call("embeddings", lease, body, calls)
 
-    @asynccontextmanager
     async def _step_call(
-        self,
-        operation: str,
-        lease: StepLease,
-        body: Mapping[str, Any],
-        sizes: tuple[int, int, int | None, int],
-        calls: list[dict[str, Any]],
-    ) -> AsyncIterator[tuple[Call, Mapping[str, Any], Callable[[Call, Completion], ModelAnswer]]]:
-        """An admitted call, what admitting it answered, and how to end it well; any other end is settled as one."""
+        self, operation: Operation, lease: StepLease, body: Mapping[str, Any], calls: list[dict[str, Any]]
+    ) -> ModelAnswer:
+        sizes = sizes_of(operation, body)
         self.enter()
         try:
-            call, found = await self._admit_step(lease, body, sizes, calls)
-            ended = ("failed", Usage(0, 0), False, "internal_error")
-
-            def settle(call: Call, answer: Completion) -> ModelAnswer:
-                nonlocal ended
-                usage, estimated = self._reported(call, answer)
-                ended = ("succeeded", usage, estimated, "")
-                add_usage(span, usage)
-                parsed = orjson.loads(answer.body)
-                return ModelAnswer(_text_of(parsed), parsed, usage, estimated)
-
+            call, found = await self._admit_step(operation, lease, body, sizes, calls)
+            status, usage, estimated, code = "failed", Usage(0, 0), False, ""
             try:
-                with provider_span(call, operation) as span:
-                    yield call, found, settle
-            except UpstreamError as error:
-                ended = ("failed", Usage(0, 0), False, f"upstream_{error.kind}")
-                raise
-            except VanillaError as error:
-                ended = ("failed", Usage(0, 0), False, error.name)
-                raise
-            except InvalidRequest as error:
-                ended = ("failed", Usage(0, 0), False, error.code)
-                raise
+                with provider_span(call) as span:
+                    answer = await self._ask(self._ready(call, found))
+                    parsed = orjson.loads(answer.body)
+                    usage, estimated = self._reported(call, answer)
+                    add_usage(span, usage)
+                    status = "succeeded"
+                return ModelAnswer(_text_of(parsed), parsed, usage, estimated)
             except asyncio.CancelledError:
-                ended = ("cancelled", Usage(0, 0), False, STEP_STOPPED)
+                status, code = "cancelled", STEP_STOPPED
+                raise
+            except BaseException as error:
+                code = code_of(error)
                 raise
             finally:
-                status, usage, estimated, code = ended
                 latency_ms = round((asyncio.get_running_loop().time() - call.started) * 1000)
                 count_call(call, status, usage, latency_ms)
                 calls.append(_step_settlement(call.hold_id, status, usage, estimated, code or None, latency_ms))
@@ -146,15 +108,15 @@ class MeteredStepCalls(MeteredCalls):
 
     async def _admit_step(
         self,
+        operation: Operation,
         lease: StepLease,
         body: Mapping[str, Any],
-        sizes: tuple[int, int, int | None, int],
+        sizes: Sizes,
         calls: list[dict[str, Any]],
     ) -> tuple[Call, Mapping[str, Any]]:
         execution_id, started = uuid4(), asyncio.get_running_loop().time()
         step = asdict(lease)
-        prompt, sandbox_prompt, limit, n = sizes
-        arguments = (None, None, None, body["model"], prompt, sandbox_prompt, limit, n, execution_id, False, HOLD_TTL)
+        arguments = (None, None, None, body["model"], *sizes, execution_id, False, HOLD_TTL)
         admission = asyncio.create_task(self._database.call(ADMIT_STEP, *arguments, None, None, step))
         admission.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
@@ -166,7 +128,7 @@ class MeteredStepCalls(MeteredCalls):
                 hold_id = UUID(admission.result()["hold_id"])
                 calls.append(_step_settlement(hold_id, "cancelled", Usage(0, 0), False, STEP_STOPPED, None))
             raise
-        return self._admitted(found, body, execution_id, started), found
+        return self._admitted(operation, found, body, execution_id, started), found
 
 
 def _step_settlement(

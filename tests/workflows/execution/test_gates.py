@@ -77,7 +77,7 @@ async def test_similarity_is_one_call_of_two_texts(
     (call,) = outcome.calls
     assert (call["status"], call["input"], call["output"]) == ("succeeded", 7, 0)
     ((*_, prompt, sandbox_prompt, limit, choices, _, streamed, _, _, _, _),) = admissions.asked
-    assert prompt == sandbox_prompt > 7
+    assert prompt > sandbox_prompt == 7
     assert (limit, choices, streamed) == (0, 1, False), "nothing is reserved for an output that there is not"
 
 
