@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from vanilla_saas.database.operator import AsJson, show
+from vanilla_saas.logs import configure_logs
 from vanilla_saas.settings import Settings
 from vanilla_saas.workflows.execution.failures import Failure
 from vanilla_saas.workflows.execution.mcp.servers import McpServers
@@ -21,6 +22,7 @@ def tools(as_json: AsJson = False) -> None:
     Exit code 1 when a server does not tell its tools. `--json` gives the schemas of the arguments.
     """
     settings = Settings()
+    configure_logs(settings.model_copy(update={"log_level": "warning"}))
     found = {
         tool.name: {"description": tool.description, "parameters": tool.parameters} for tool in tools_of(settings).all()
     }
