@@ -80,8 +80,10 @@ async def test_a_failure_is_tried_again_when_the_node_says_so(call: Caller) -> N
 
 
 async def test_a_server_cannot_ask_a_person(call: Caller) -> None:
-    outcome = await call("ask")
+    assert (await call("ask")).code == "tool_failed"
+    outcome = await call("ask_later")
     assert outcome.code == "tool_failed"
+    assert "asks a person" in outcome.fields["error"]["message"]
 
 
 async def test_the_server_learns_for_whom_and_which_step_it_is(call: Caller) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from mcp.server.mcpserver import Context, Image, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import InputRequiredResult
 from pydantic import BaseModel, Field
 
 server = MCPServer("good", log_level="ERROR")
@@ -90,6 +91,11 @@ async def ask(ctx: Context) -> str:
         yes: bool
 
     return str(await ctx.elicit("May I?", Answer))
+
+
+@server.tool()
+async def ask_later() -> str | InputRequiredResult:
+    return InputRequiredResult(request_state="half done")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ def _one_line(value: str) -> str:
 
 
 class _Server(BaseModel):
-    # what is wrong with it is said without what it is: it may be a secret
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tools: list[str] | None = None
     """The tools that definitions may call; None: all that the server has."""
@@ -79,6 +78,7 @@ def _server(name: str, given: Any, environment: Mapping[str, str]) -> Server:
     try:
         return kind.model_validate(_filled(name, given, environment))
     except ValidationError as error:
+        # what is wrong with it is said without what it is: it may be a secret
         wrong = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, wrong["loc"]))
         raise _refused(f"The MCP server {name}: {field}: {wrong['msg']}.") from None

@@ -82,7 +82,7 @@ class Session:
         failed: BaseException | None = None
         try:
             with self._scope:
-                async with Client(heard(transport, self._gone), client_info=info, cache=None) as self._client:
+                async with Client(heard(transport, self._gone), client_info=info) as self._client:
                     await self._read()
                     self._scope.deadline = math.inf
                     self._settled.set()
