@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.workflows.execution.mcp_support import (
     until,
 )
 from tests.workflows.execution.support import EXECUTION, TENANT, plan, step
+from vanilla_saas.workflows.execution.attempt import Attempt
 from vanilla_saas.workflows.execution.mcp.config import HttpServer, Server
 from vanilla_saas.workflows.execution.mcp.servers import McpServers
 from vanilla_saas.workflows.execution.run import execute
@@ -210,6 +212,22 @@ async def test_a_server_over_http_that_is_started_again_is_found_again(tooling: 
         with over_http("http", port):
             await listening(port)
             assert (await call("number")).kind == "succeeded"
+
+
+async def test_a_session_taken_out_of_use_just_before_the_call_is_begun_again(
+    tooling: Tooling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with calling(tooling, GOOD) as call:
+        first = (await call("who")).fields["output"]["pid"]
+        session = await call.tooling.mcp.session("s")
+        fits = Attempt.mismatches
+
+        async def retires(*given: Any) -> Any:
+            session.retire()
+            return await fits(*given)
+
+        monkeypatch.setattr(Attempt, "mismatches", retires)
+        assert (await call("who")).fields["output"]["pid"] != first
 
 
 async def test_at_the_end_no_process_is_left(tooling: Tooling) -> None:

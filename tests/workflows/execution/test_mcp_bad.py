@@ -235,6 +235,17 @@ async def test_a_session_is_kept_and_headers_are_sent(call_http: Caller, http: H
     assert {headers["Authorization"] for _, _, headers, _ in http.receiver.requests} == {"Bearer secret"}
 
 
+async def test_proxies_of_the_environment_are_not_used(
+    tooling: Tooling, http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    async with calling(tooling, HttpServer(url=f"{http.receiver.url}/mcp")) as call:
+        assert (await call("t")).kind == "succeeded"
+
+
 async def test_a_session_that_the_server_has_forgotten_is_begun_again(call_http: Caller, http: Http) -> None:
     async def forgets(request: web.Request, id: int) -> web.StreamResponse:
         if request.headers["Mcp-Session-Id"] == "1":

@@ -82,7 +82,7 @@ class Session:
         failed: BaseException | None = None
         try:
             with self._scope:
-                async with Client(heard(transport, self._gone), client_info=info) as self._client:
+                async with Client(heard(transport, self.end), client_info=info) as self._client:
                     await self._read()
                     self._scope.deadline = math.inf
                     self._settled.set()
@@ -103,7 +103,9 @@ class Session:
             raise Failure(failure.code, failure.message, failure.details, retry_after_s=failure.retry_after_s)
 
     async def call(self, tool: str, arguments: dict[str, Any], meta: dict[str, Any]) -> CallToolResult:
-        """What the server answers. Raises SessionGone, and Failure: tool_failed, output_too_large, of_error's."""
+        """What the server answers. Raises SessionGone, and Failure as `_of_error` has it."""
+        if not self.usable:
+            raise SessionGone
         params = CallToolRequestParams(name=tool, arguments=arguments, _meta=meta)
         self._calls += 1
         # not Client.call_tool: it checks the answer against the server's schema here, with patterns that never end
@@ -117,7 +119,7 @@ class Session:
                 # the server is told, which may take a while: nobody waits for it
                 request.cancel()
                 self._given_up += 1
-                self._look()
+                self.retire() if self._given_up >= GIVEN_UP else self._look()
             raise
         except Exception as error:
             raise self._of_error(error) from None
@@ -129,10 +131,8 @@ class Session:
         """Reads the server's tools, which may have changed; False when they were read just now. Raises Failure."""
         if asyncio.get_running_loop().time() - self._read_at < AGAIN_S:
             return False
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read())
         try:
-            await asyncio.shield(self._reading)
+            await asyncio.shield(self._look())
         except Exception as error:
             raise self._of_error(error) from None
         return True
@@ -152,9 +152,6 @@ class Session:
         if not self._calls:
             self._over.set()
 
-    def _gone(self) -> None:
-        self.end()
-
     def _ended(self, request: asyncio.Task[Any]) -> None:
         self._left.discard(request)
         self._calls -= 1
@@ -163,13 +160,12 @@ class Session:
         if not self.usable:
             self.retire()
 
-    def _look(self) -> None:
-        """Whether the server answers at all, after it did not; one that does not is replaced."""
-        if self._given_up >= GIVEN_UP:
-            self.retire()
-        elif self._reading is None or self._reading.done():
+    def _look(self) -> asyncio.Task[None]:
+        """Reads its tools, and thereby whether it answers at all; a server that does not is replaced."""
+        if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(self._looked)
+        return self._reading
 
     def _looked(self, reading: asyncio.Task[None]) -> None:
         if (reading.cancelled() or reading.exception() is not None) and self.usable:
