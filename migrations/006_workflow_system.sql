@@ -1240,9 +1240,10 @@ begin
         return;
     end if;
     delete from public.workflow_steps s where s.tenant_id = p_step.tenant_id and s.execution_id = p_step.execution_id and s.node = p_step.node and s.item >= 0;
-    insert into public.workflow_steps (tenant_id, execution_id, node, item, user_id, status, value)
-        select p_step.tenant_id, p_step.execution_id, p_step.node, (i.nr - 1)::integer, p_step.user_id, case when i.nr > coalesce(p_at_once, v_count) then 'pending' else 'ready' end, i.value
-        from jsonb_array_elements(p_items) with ordinality i (value, nr);
+    insert into public.workflow_steps (tenant_id, execution_id, node, item, user_id, status, value, round)
+        select p_step.tenant_id, p_step.execution_id, p_step.node, (i.nr - 1)::integer, p_step.user_id, case when i.nr > coalesce(p_at_once, v_count) then 'pending' else 'ready' end, i.value, s.round
+        from jsonb_array_elements(p_items) with ordinality i (value, nr), public.workflow_steps s
+        where s.tenant_id = p_step.tenant_id and s.execution_id = p_step.execution_id and s.node = p_step.node and s.item = -1;
     update public.workflow_steps s set status = 'waiting', waits_for = 'items', items_left = v_count, attempts = p_step.attempt, started_at = p_step.claimed_at
         where s.tenant_id = p_step.tenant_id and s.execution_id = p_step.execution_id and s.node = p_step.node and s.item = -1;
     insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank)

@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     """Steps that a worker runs at the same time."""
     worker_tools: list[str] = []
     """Python modules with functions marked `@tool`, which nodes of the kind tool call; a JSON list."""
+    mcp_servers: Path | None = None
+    """JSON file of MCP servers whose tools nodes of the kind tool call (extra `mcp`); docs/workflows.md shows it."""
     workflows_to_private: bool = False
     """Let nodes of the kind http reach loopback and private addresses: for development only."""
     export_to: str | None = None

@@ -261,6 +261,25 @@ async def test_a_gate_sends_back_what_depends_on_the_node_and_no_more(desk: Room
     assert [tuple(row) for row in results] == [(0, False, 0.0), (1, False, 0.5), (2, True, 1.0)]
 
 
+async def test_items_of_a_map_that_is_sent_back_are_of_its_round(desk: Room) -> None:
+    each = {"over": "[1, 2]", "item": {"kind": "transform", "value": "item"}}
+    gate = {"on_fail": "retry", "retry": {"node": "a", "times": 1}}
+    execution = await desk.start(await desk.publish(workflow("a=map g=gate", "a>g", a=each, g=gate)))
+    scores = iter([0.0, 1.0])
+    seen: list[tuple[int | None, int]] = []
+
+    def answer(step: Step) -> dict[str, object]:
+        if step.node == "g":
+            return judged(step, next(scores))
+        seen.append((step.item, step.round))
+        return step.done("items", items=[1, 2]) if step.item is None else step.done(output=1)
+
+    async with desk.worker() as hands:
+        await hands.run(answer)
+    assert (await desk.execution(execution))["status"] == "succeeded"
+    assert seen == [(None, 0), (0, 0), (1, 0), (None, 1), (0, 1), (1, 1)]
+
+
 async def test_a_gate_that_is_not_passed_in_time_stops_or_branches(desk: Room) -> None:
     gate = {"on_fail": "retry", "retry": {"node": "a", "times": 1}}
     for links, ends in (("a>g g>b:passed", "failed"), ("a>g g>b:failed", "succeeded")):

@@ -7,15 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from tests.conftest import serve, settings_for
+from tests.workflows.execution.mcp_support import GOOD, left
 from tests.workflows.hands import Room, workflow
 from vanilla_saas.app import create_app
+from vanilla_saas.database.connection import addresses
+from vanilla_saas.database.context import load_signer
 from vanilla_saas.workflows.definition import plain
 from vanilla_saas.workflows.execution.run import execute
 from vanilla_saas.workflows.execution.steps import Outcome, Step
 from vanilla_saas.workflows.library import instantiate, library
+from vanilla_saas.workflows.working import options_of, worker_alone, working
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +138,34 @@ async def test_an_outcome_that_cannot_be_stored_fails_alone(
     async with serve(create_app(settings)):
         assert (await ended(desk, bad))["reason"] == "internal_error"
         assert (await ended(desk, good))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["beside", "alone"])
+async def test_a_worker_calls_tools_of_mcp_servers_and_leaves_no_process(
+    desk: Room, tmp_path: Path, alone: bool
+) -> None:
+    servers = tmp_path / "mcp.json"
+    servers.write_bytes(orjson.dumps({"mcpServers": {"good": GOOD.model_dump(exclude_none=True)}}))
+    pool = f"mcp-{alone}".lower()
+    shape = workflow(
+        "a=map b=tool", "a>b",
+        a={"over": "['a@x', 'b@x']", "item": {"kind": "tool", "tool": "mcp/good/find", "arguments": "{'email': item}"},
+           "pool": pool},
+        b={"tool": "mcp/good/refuse", "arguments": "{'message': steps.a.output[1].email}", "pool": pool},
+    )  # fmt: skip
+    execution = await desk.start(await desk.publish(shape))
+    settings = settings_for(
+        desk.cluster, desk.name, tmp_path, run_worker=not alone, worker_pools=[pool], mcp_servers=servers
+    )
+    if alone:
+        signer = load_signer(settings)
+        with addresses(settings, signer) as where:
+            async with worker_alone(settings, options_of(settings), where, signer) as worker, working(worker):
+                found = await ended(desk, execution)
+    else:
+        async with serve(create_app(settings)):
+            found = await ended(desk, execution)
+    assert (found["status"], found["reason"]) == ("failed", "tool_failed")
+    assert found["error"]["message"].startswith("The tool mcp/good/refuse failed:")
+    assert found["error"]["message"].endswith("b@x")
+    assert not left()

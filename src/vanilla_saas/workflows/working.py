@@ -24,6 +24,7 @@ from vanilla_saas.settings import Settings
 from vanilla_saas.tracing import configure_tracing
 from vanilla_saas.workflows.execution.calls import WorkerCalls
 from vanilla_saas.workflows.execution.http_client import HttpClient
+from vanilla_saas.workflows.execution.mcp.servers import McpServers
 from vanilla_saas.workflows.execution.tooling import Tooling
 from vanilla_saas.workflows.execution.tools import ToolRegistry
 from vanilla_saas.workflows.worker import DRAIN_S, Worker, WorkerOptions
@@ -58,11 +59,11 @@ def tools_of(settings: Settings) -> ToolRegistry:
 async def worker_beside(database: Database, calls: MeteredStepCalls, settings: Settings) -> AsyncIterator[Worker]:
     """Works while the block runs; at its end steps under way get five seconds, then they are handed back."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "wait"))
-    async with HttpClient(private=settings.workflows_to_private) as http:
-        tools = tools_of(settings)
+    tools = tools_of(settings)
+    async with HttpClient(private=settings.workflows_to_private) as http, McpServers.of(settings) as mcp:
 
         def tooling(worker: str) -> Tooling:
-            return Tooling(WorkerCalls(calls, worker), http, tools)
+            return Tooling(WorkerCalls(calls, worker), http, tools, mcp)
 
         async with working(Worker(database, options_of(settings), tooling, drain_s=BESIDE_DRAIN_S)) as worker:
             yield worker
@@ -94,6 +95,7 @@ async def worker_alone(
         sandbox_url = settings.sandbox_url or (await stack.enter_async_context(SandboxServer())).url
         client = await stack.enter_async_context(UpstreamClient())
         http = await stack.enter_async_context(HttpClient(private=settings.workflows_to_private))
+        mcp = await stack.enter_async_context(McpServers.of(settings))
         secrets = SecretBox.from_settings(settings)
         coalescer = Coalescer(database)
         stack.push_async_callback(coalescer.close)
@@ -101,7 +103,7 @@ async def worker_alone(
         stack.push_async_callback(calls.close)
 
         def tooling(worker: str) -> Tooling:
-            return Tooling(WorkerCalls(calls, worker), http, tools)
+            return Tooling(WorkerCalls(calls, worker), http, tools, mcp)
 
         yield Worker(database, options, tooling, drain_s=drain_s)
 

@@ -8,8 +8,9 @@ from vanilla_saas.providers.adapters import retry_after_seconds
 from vanilla_saas.workflows.execution.attempt import Attempt
 from vanilla_saas.workflows.execution.failures import Failure
 from vanilla_saas.workflows.execution.http_client import HttpAnswer
+from vanilla_saas.workflows.execution.mcp import calling as mcp
 from vanilla_saas.workflows.execution.steps import Outcome, succeeded
-from vanilla_saas.workflows.execution.tools import ToolContext
+from vanilla_saas.workflows.execution.tools import MCP, ToolContext
 from vanilla_saas.workflows.nodes import Http, Tool
 
 SHOWN = 500
@@ -60,10 +61,14 @@ def _body(answer: HttpAnswer) -> object:
 
 
 async def tool(attempt: Attempt, node: Tool) -> Outcome:
+    step = attempt.step
+    context = ToolContext(
+        step.tenant_id, step.user_id, step.execution_id, step.node, step.item, step.attempt, step.round
+    )
+    if node.tool.startswith(MCP):
+        return succeeded(await mcp.call(attempt, node.tool, node.arguments, context))
     found = attempt.tooling.tools.get(node.tool)
     if found is None:
         raise Failure("tool_unknown", f"This worker has no tool {node.tool}.", {"tool": node.tool})
-    step = attempt.step
     arguments = await attempt.compute_object("arguments", node.arguments)
-    context = ToolContext(step.tenant_id, step.user_id, step.execution_id, step.node, step.item, step.attempt)
     return succeeded(await found.call(arguments, context))

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from vanilla_saas.workflows.execution.calls import StepCalls
 from vanilla_saas.workflows.execution.http_client import HttpClient
+from vanilla_saas.workflows.execution.mcp.servers import McpServers
 from vanilla_saas.workflows.execution.tools import ToolRegistry
 
 
@@ -24,6 +25,7 @@ class Tooling:
     calls: StepCalls
     http: HttpClient
     tools: ToolRegistry = field(default_factory=ToolRegistry)
+    mcp: McpServers = field(default_factory=McpServers)
     settings: Limits = Limits()
     now: Callable[[], datetime] = _now
     """The clock that `wait` counts from."""

@@ -25,6 +25,9 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from vanilla_saas.workflows.execution.failures import Failure
 
+MCP = "mcp/"
+"""How names of tools of MCP servers begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToolContext:
@@ -36,11 +39,17 @@ class ToolContext:
     node: str
     item: int | None
     attempt: int
+    round: int = 0
+    """How often a gate has sent the step back."""
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt of the same step: a step may run more than once, its effect should be one."""
-        return f"{self.execution_id}:{self.node}" + ("" if self.item is None else f":{self.item}")
+        """The same for every attempt of the same step: a step may run more than once, its effect should be one.
+
+        What a gate has sent back is another step.
+        """
+        item = "" if self.item is None else f":{self.item}"
+        return f"{self.execution_id}:{self.node}{item}" + (f"@{self.round}" if self.round else "")
 
 
 class RetryableToolError(Exception):
@@ -135,7 +144,9 @@ class ToolRegistry:
             self.add(one)
 
     def add(self, tool: Tool) -> None:
-        """Raises ValueError when another tool has its name."""
+        """Raises ValueError when another tool has its name, or may have."""
+        if tool.name.startswith(MCP):
+            raise ValueError(f"The tool {tool.name} has a name as tools of MCP servers have.")
         if self._tools.setdefault(tool.name, tool) is not tool:
             raise ValueError(f"Two tools have the name {tool.name}.")
 
@@ -150,6 +161,9 @@ class ToolRegistry:
 
     def names(self) -> list[str]:
         return sorted(self._tools)
+
+    def all(self) -> list[Tool]:
+        return [self._tools[name] for name in self.names()]
 
 
 def _arguments_of(function: Callable[..., Any]) -> tuple[type[BaseModel], str | None]:
