@@ -207,9 +207,9 @@ class Workflows:
         """Goes on with one that is paused, or that ended for want of tokens."""
         await self._client.call("POST", f"{_path(execution_id)}/resume")
 
-    async def restart(self, execution_id: str | UUID, node: str | None = None) -> None:
-        """Runs an ended one again from where it failed, or from a node."""
-        await self._client.call("POST", f"{_path(execution_id)}/restart", {"node": node})
+    async def restart(self, execution_id: str | UUID, node: str | None = None, *, version: int | None = None) -> None:
+        """Runs an ended one again from where it failed, or from a node; on a newer version when one is named."""
+        await self._client.call("POST", f"{_path(execution_id)}/restart", {"node": node, "version": version})
 
     async def signal(self, execution_id: str | UUID, name: str, payload: object = None) -> int:
         """Sends a signal; how many steps waited for it."""

@@ -202,11 +202,17 @@ async def resume(request: Request, caller: CurrentCaller, execution_id: UUID) ->
 
 @router.post("/workflow-executions/{execution_id}/restart")
 async def restart(request: Request, caller: CurrentCaller, execution_id: UUID, body: RestartBody | None = None) -> Told:
-    """Runs an ended one again from where it failed, or from a node and all that depends on it."""
+    """Runs an ended one again from where it failed, or from a node and all that depends on it.
+
+    With `version` on a newer one, in which all that does not run again is as it was: else 409 names the first node
+    that is not, and an input that does not fit its schema is refused (422) by field.
+    """
     await _require_spender(request, caller)
-    node = body.node if body else None
-    async with acting(request, caller) as connection:
-        return Told(**await execution_store.restart(connection, caller.identity.tenant_id, execution_id, node))
+    wanted = body or RestartBody()
+    told = await executions.restart(
+        lambda: acting(request, caller), caller.identity.tenant_id, execution_id, wanted.node, wanted.version
+    )
+    return Told(**told)
 
 
 @router.post("/workflow-executions/{execution_id}/signals")
