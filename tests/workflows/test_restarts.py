@@ -167,6 +167,11 @@ async def test_a_skipped_node_counts_when_another_ran_because_of_it(desk: Room) 
         newer = await desk.publish_next(shape, workflow("a=condition b c j d", "a>b:true a>c:true b>j c>j j>d"))
         with pytest.raises(asyncpg.PostgresError, match=r"node c gave .* other connections"):
             await desk.restart(execution, version=newer)
+        same = await desk.publish_next(
+            shape, workflow("a=condition b c j d", "a>b:true a>c:false b>j c>j j>d", c={"value": "2"})
+        )
+        await desk.restart(execution, version=same)
+        assert await hands.run(echo) == ["d"]
 
 
 async def test_only_newer_versions_that_could_be_started_are_taken(desk: Room) -> None:

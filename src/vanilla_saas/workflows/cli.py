@@ -14,6 +14,7 @@ from vanilla_saas.tokens.store import find_user
 from vanilla_saas.workflows import drafts, store
 from vanilla_saas.workflows.execution_cli import register
 from vanilla_saas.workflows.run_cli import run
+from vanilla_saas.workflows.schedules_cli import schedules_group
 
 workflows = typer.Typer(no_args_is_help=True, help="Workflows of a tenant: drafts, versions, templates, executions.")
 Name = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Slug or UUID.")]
@@ -224,3 +225,4 @@ def new(
 
 workflows.command("run")(run)
 register(workflows)
+workflows.add_typer(schedules_group, name="schedules")
