@@ -230,7 +230,8 @@ comment on table public.workflow_steps is
     'Steps of executions: one row for a node, and one for each item of a map. The primary key is its only index, so changes of status stay in their page. A step is running while its row in workflow_queue has a worker.';
 comment on column public.workflow_steps.item is 'Place in the map from 0; -1 for the node itself.';
 comment on column public.workflow_steps.undecided is 'Connections into it of which it is not known yet whether they are taken.';
-comment on column public.workflow_steps.charged_tokens is 'What its model calls were charged, of all attempts and rounds; of a map with its items''.';
+comment on column public.workflow_steps.charged_tokens is
+    'What its model calls were charged, of all attempts and rounds; of a map with its items''; of $end also of nodes that a later version does not have.';
 
 create table if not exists public.workflow_queue (
     tenant_id uuid not null,
@@ -1618,6 +1619,25 @@ language sql volatile set search_path = pg_catalog, pg_temp as $f$
 $f$;
 comment on function vanilla.wait_for_slot(public.workflow_executions) is 'A locked execution has no place of its concurrency key: it looks again, at the latest after 10 s.';
 
+create or replace function vanilla.let_go(p_execution public.workflow_executions) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_node smallint;
+begin
+    update public.workflow_steps s set status = 'ready', waits_for = null
+        where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.item = -1 and s.status = 'waiting' and s.waits_for = 'start';
+    if not found then return; end if;
+    perform vanilla.requeue(p_execution);
+    select n.node into v_node from public.workflow_nodes n
+        join public.workflow_steps s on s.tenant_id = n.tenant_id and s.execution_id = p_execution.id and s.node = n.node and s.item = -1
+        where n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version
+          and n.kind = '$end' and not n.settings ? 'output' and s.status = 'ready';
+    if found then perform vanilla.complete_executions(array[vanilla.step_of(p_execution, v_node, -1)]); end if;
+end
+$f$;
+comment on function vanilla.let_go(public.workflow_executions) is
+    'What rebuild_steps made ready goes on: the input has been found in order, by the version that the execution has now.';
+
 create or replace function vanilla.begin_execution(p_step public.workflow_queue, p_key text, p_limit integer) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -1626,6 +1646,7 @@ begin
     select * into v_execution from public.workflow_executions e where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id;
     if p_key is null or v_execution.slot_held or vanilla.take_slot(v_execution, p_key, p_limit) then
         perform vanilla.decide_step(p_step, 'succeeded', null, null);
+        perform vanilla.let_go(v_execution);
     else
         update public.workflow_steps s set status = 'waiting', waits_for = 'slot', attempts = 0
             where s.tenant_id = p_step.tenant_id and s.execution_id = p_step.execution_id and s.node = p_step.node and s.item = -1;
@@ -2362,11 +2383,144 @@ end
 $f$;
 comment on function public.resume_execution(uuid, uuid) is 'Goes on with a paused execution, or with one that ended for want of tokens.';
 
-create or replace function public.restart_execution(p_execution_id uuid, p_node text default null, p_tenant_id uuid default null) returns jsonb
+create or replace function vanilla.newer_version(p_execution public.workflow_executions, p_version integer) returns public.workflow_versions
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_start record;
+begin
+    if p_version < p_execution.version then
+        perform vanilla.refuse('VS409', format('version %s is older than version %s of the execution', p_version, p_execution.version),
+            jsonb_build_object('execution_id', p_execution.id, 'version', p_version), 'Name the same version or a newer one.');
+    end if;
+    if not exists (select from public.ai_workflows w where w.tenant_id = p_execution.tenant_id and w.id = p_execution.workflow_id
+            and (vanilla.claim(5) is distinct from 'user' or w.user_id = vanilla.claim(4)::uuid or w.shared)) then
+        perform vanilla.refuse('VS404', 'no such version', jsonb_build_object('version', p_version));
+    end if;
+    v_start := vanilla.startable_version(p_execution.tenant_id, p_execution.workflow_id, p_version);
+    return v_start.version;
+end
+$f$;
+comment on function vanilla.newer_version(public.workflow_executions, integer) is
+    'A version on which an execution may be restarted: newer than its own, not retired, and the caller could start it.';
+
+create or replace function vanilla.downstream(p_definitions jsonb[], p_nodes text[]) returns text[]
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    with recursive links as materialized (
+        select distinct c.value ->> 'from' as before, c.value ->> 'to' as after from unnest(p_definitions) d (definition)
+        cross join lateral jsonb_array_elements(coalesce(d.definition -> 'connections', '[]')) c),
+    again (node) as (
+        select unnest(p_nodes) union select l.after from again a join links l on l.before = a.node)
+    select coalesce(array_agg(a.node), '{}') from again a
+$f$;
+comment on function vanilla.downstream(jsonb[], text[]) is 'Nodes, and what in any of the definitions depends on them.';
+
+create or replace function vanilla.refuse_other_outcomes(p_execution public.workflow_executions, p_version public.workflow_versions, p_before jsonb, p_again text[]) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_differs record;
+begin
+    with recursive bodies as materialized (
+        select d.nr as definition, b.value ->> 'id' as name, b.nr, b.value - '{id,name,pool}'::text[] as body
+        from unnest(array[p_before, p_version.definition]) with ordinality d (definition, nr)
+        cross join lateral jsonb_array_elements(d.definition -> 'nodes') with ordinality b (value, nr)),
+    links as materialized (
+        select distinct d.nr as definition, c.value ->> 'from' as before, c.value ->> 'to' as after, coalesce(c.value ->> 'on', '') as branch
+        from unnest(array[p_before, p_version.definition]) with ordinality d (definition, nr)
+        cross join lateral jsonb_array_elements(coalesce(d.definition -> 'connections', '[]')) c),
+    decided as materialized (
+        select b.nr, b.name, s.status, s.branch, b.body from bodies b
+        join public.workflow_steps s on s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.node = b.nr and s.item = -1
+        where b.definition = 1 and b.name <> all (p_again) and (s.status in ('succeeded', 'skipped') or s.status = 'failed' and s.branch is not null)),
+    -- what was skipped counts as far as others ran because it was
+    kept (name) as (
+        select d.name from decided d where d.status <> 'skipped' union select l.before from kept k join links l on l.definition = 1 and l.after = k.name),
+    compared as (
+        select d.nr, d.name, case
+            when n.name is null then 'it is not there'
+            when n.body ->> 'kind' <> d.body ->> 'kind' then format('there it is of the kind %s', n.body ->> 'kind')
+            when n.body <> d.body and (d.status <> 'skipped' or d.body ->> 'kind' = 'join') then format('there it has another %s', (
+                select string_agg(f.name, ', ' order by f.name) from (select jsonb_object_keys(n.body || d.body) as name) f where n.body -> f.name is distinct from d.body -> f.name))
+            when exists (select from links l where l.after = d.name group by l.before, l.branch having count(*) <> 2) then 'there it has other connections'
+            when d.branch = 'failed' and (d.status = 'failed' or d.body ->> 'kind' = 'gate')
+                and not exists (select from links l where l.definition = 2 and l.before = d.name and l.branch = 'failed') then 'there nothing follows its branch failed'
+            end as why
+        from decided d join kept k on k.name = d.name left join bodies n on n.definition = 2 and n.name = d.name)
+    select c.name, c.why into v_differs from compared c where c.why is not null order by c.nr limit 1;
+    if found then
+        perform vanilla.refuse('VS409', format('what the node %s gave is not of version %s: %s', v_differs.name, p_version.version, v_differs.why),
+            jsonb_build_object('execution_id', p_execution.id, 'version', p_version.version, 'node', v_differs.name), 'Restart from that node, or from one before it.');
+    end if;
+end
+$f$;
+comment on function vanilla.refuse_other_outcomes(public.workflow_executions, public.workflow_versions, jsonb, text[]) is
+    'Refuses a version in which a node that does not run again would not have the outcome it had: id, kind, fields but for name and pool, and the connections to it are the same.';
+
+create or replace function vanilla.rebuild_steps(p_execution public.workflow_executions, p_before integer, p_again text[], p_checked boolean) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_dropped record;
+    v_kept record;
+    v_followed record;
+begin
+    perform vanilla.cancel_one(e.tenant_id, e.id, 'step_repeated') from (select * from public.workflow_executions c
+        where c.tenant_id = p_execution.tenant_id and c.parent_execution_id = p_execution.id and c.finished_at is null order by c.id) e;
+    delete from public.workflow_timers t where t.tenant_id = p_execution.tenant_id and t.execution_id = p_execution.id and t.node >= 0;
+    update public.workflow_approvals a set status = 'cancelled', decided_at = vanilla.clock()
+        where a.tenant_id = p_execution.tenant_id and a.execution_id = p_execution.id and a.status = 'open';
+    -- out of the way of the new numbers; what stays there is dropped
+    update public.workflow_steps s set node = -1 - s.node where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id;
+    update public.workflow_steps s set node = n.node
+        from public.workflow_nodes o
+        join public.workflow_nodes n on n.tenant_id = o.tenant_id and n.workflow_id = o.workflow_id and n.version = p_execution.version and n.name = o.name
+        join public.workflow_steps k on k.tenant_id = o.tenant_id and k.execution_id = p_execution.id and k.node = -1 - o.node and k.item = -1
+        where o.tenant_id = p_execution.tenant_id and o.workflow_id = p_execution.workflow_id and o.version = p_before
+          and o.name <> all (p_again || array['$end'::text]) and (o.name <> '$start' or p_checked)
+          and (k.status = 'succeeded' or k.status = 'failed' and k.branch is not null)
+          and s.tenant_id = k.tenant_id and s.execution_id = k.execution_id and s.node = k.node;
+    insert into public.workflow_steps (tenant_id, execution_id, node, item, user_id, status, undecided, charged_tokens, cost_micros)
+        select p_execution.tenant_id, p_execution.id, n.node, -1, p_execution.user_id, case when n.predecessors = '{}' then 'ready' else 'pending' end, cardinality(n.predecessors),
+            coalesce(d.charged_tokens, 0), coalesce(d.cost_micros, 0)
+        from public.workflow_nodes n
+        left join public.workflow_nodes o on o.tenant_id = n.tenant_id and o.workflow_id = n.workflow_id and o.version = p_before and o.name = n.name
+        left join public.workflow_steps d on d.tenant_id = n.tenant_id and d.execution_id = p_execution.id and d.node = -1 - o.node and d.item = -1
+        where n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version
+        on conflict do nothing;
+    select sum(s.charged_tokens) as tokens, sum(s.cost_micros) as cost into v_dropped from public.workflow_steps s
+        join public.workflow_nodes o on o.tenant_id = s.tenant_id and o.workflow_id = p_execution.workflow_id and o.version = p_before and o.node = -1 - s.node
+        where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.node < 0 and s.item = -1
+          and not exists (select from public.workflow_nodes n where n.tenant_id = o.tenant_id and n.workflow_id = o.workflow_id and n.version = p_execution.version and n.name = o.name);
+    update public.workflow_steps s set charged_tokens = s.charged_tokens + v_dropped.tokens, cost_micros = s.cost_micros + v_dropped.cost
+        from public.workflow_nodes n where v_dropped.tokens is not null and n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id
+          and n.version = p_execution.version and n.kind = '$end' and s.tenant_id = n.tenant_id and s.execution_id = p_execution.id and s.node = n.node and s.item = -1;
+    delete from public.workflow_steps s where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.node < 0;
+    select array_agg(vanilla.step_of(p_execution, s.node, -1)) as steps, array_agg(s.branch) as branches into v_kept from public.workflow_steps s
+        where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.item = -1 and s.status in ('succeeded', 'failed');
+    v_followed := vanilla.follow_steps(v_kept.steps, v_kept.branches, case when p_checked then '{}' else array[p_execution.id] end);
+    if not p_checked then
+        update public.workflow_steps s set status = 'waiting', waits_for = 'start'
+            where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.item = -1 and s.status = 'ready' and s.node > 0;
+    elsif v_followed.ends <> '{}' then
+        perform vanilla.complete_executions(v_followed.ends);
+        return;
+    end if;
+    perform vanilla.requeue(p_execution);
+    perform vanilla.wake_workers(p.pool) from (select distinct p as pool from unnest(v_followed.pools) p) p;
+end
+$f$;
+comment on function vanilla.rebuild_steps(public.workflow_executions, integer, text[], boolean) is
+    'Gives a locked execution the steps of the version it has now: outcomes of the version before stay, but for those named, and what follows from them happens; unless its input is checked, when $start has done that. Charges stay, those of nodes that are gone with $end.';
+
+create or replace function public.restart_execution(p_execution_id uuid, p_node text default null, p_tenant_id uuid default null, p_version integer default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_execution public.workflow_executions := vanilla.own_execution(p_execution_id, p_tenant_id);
+    v_before public.workflow_versions;
+    v_version public.workflow_versions;
+    v_started text;
+    v_anew boolean;
+    v_checked boolean;
     v_nodes smallint[];
+    v_names text[];
     v_node smallint;
 begin
     if v_execution.finished_at is null then
@@ -2375,8 +2529,10 @@ begin
     elsif v_execution.parent_execution_id is not null then
         perform vanilla.refuse('VS409', 'the execution belongs to another', jsonb_build_object('parent_execution_id', v_execution.parent_execution_id), 'Restart that one.');
     end if;
+    select * into v_before from public.workflow_versions v where v.tenant_id = v_execution.tenant_id and v.workflow_id = v_execution.workflow_id and v.version = v_execution.version;
+    v_version := case when coalesce(p_version, v_execution.version) = v_execution.version then v_before else vanilla.newer_version(v_execution, p_version) end;
     -- named, or what has no outcome and comes first
-    select array_agg(n.node order by n.node) into v_nodes
+    select array_agg(n.node order by n.node), array_agg(n.name) into v_nodes, v_names
         from public.workflow_nodes n
         join public.workflow_steps s on s.tenant_id = n.tenant_id and s.execution_id = v_execution.id and s.node = n.node and s.item = -1
         where n.tenant_id = v_execution.tenant_id and n.workflow_id = v_execution.workflow_id and n.version = v_execution.version
@@ -2386,37 +2542,58 @@ begin
         perform vanilla.refuse('VS409', case when p_node is null then 'nothing of the execution failed' else format('%s has not run in this execution', p_node) end,
             jsonb_build_object('execution_id', v_execution.id, 'node', p_node), 'Name a node that has run.');
     end if;
-    if v_execution.slot is not null and 0 <> all (v_nodes) and not vanilla.take_slot(v_execution, v_execution.slot, v_execution.slot_limit) then
+    select s.status into v_started from public.workflow_steps s where s.tenant_id = v_execution.tenant_id and s.execution_id = v_execution.id and s.node = 0 and s.item = -1;
+    v_anew := v_version.version <> v_before.version or coalesce(v_started <> 'succeeded', false);
+    -- whether $start has said of this version what it would say again
+    v_checked := not v_version.definition ?| '{input,concurrency}' or v_started is not distinct from 'succeeded'
+        and (v_version.definition -> 'input', v_version.definition -> 'concurrency') is not distinct from (v_before.definition -> 'input', v_before.definition -> 'concurrency');
+    if v_anew then
+        if p_node is not null and not exists (select from jsonb_array_elements(v_version.definition -> 'nodes') n where n.value ->> 'id' = p_node) then
+            perform vanilla.refuse('VS409', format('the node %s is not in version %s', p_node, v_version.version),
+                jsonb_build_object('execution_id', v_execution.id, 'version', v_version.version, 'node', p_node), 'Name a node that has run and is there.');
+        end if;
+        v_names := vanilla.downstream(array[v_before.definition, v_version.definition], v_names);
+        perform vanilla.refuse_other_outcomes(v_execution, v_version, v_before.definition, v_names);
+        perform vanilla.lock_tree(v_execution);
+    end if;
+    if v_version.definition -> 'concurrency' is distinct from v_before.definition -> 'concurrency' then v_execution.slot := null; end if;
+    if v_execution.slot is not null and v_checked and not vanilla.take_slot(v_execution, v_execution.slot, v_execution.slot_limit) then
         perform vanilla.refuse('VS409', 'all places of its concurrency key are taken', jsonb_build_object('execution_id', v_execution.id, 'limit', v_execution.slot_limit),
             'Restart it when another has ended.');
     end if;
-    update public.workflow_executions e set status = 'running', reason = null, error = null, output = null, finished_at = null
+    update public.workflow_executions e set status = 'running', reason = null, error = null, output = null, finished_at = null, version = v_version.version,
+            slot = v_execution.slot, slot_limit = case when v_execution.slot is not null then e.slot_limit end
         where e.tenant_id = v_execution.tenant_id and e.id = v_execution.id returning * into v_execution;
     insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
-        select v_execution.tenant_id, v_execution.id, -1, -1, v_execution.user_id, 'wait', vanilla.clock() + make_interval(secs => (v.definition ->> 'max_duration_s')::integer)
-        from public.workflow_versions v where v.tenant_id = v_execution.tenant_id and v.workflow_id = v_execution.workflow_id and v.version = v_execution.version
-          and v.definition ? 'max_duration_s'
+        select v_execution.tenant_id, v_execution.id, -1, -1, v_execution.user_id, 'wait', vanilla.clock() + make_interval(secs => (v_version.definition ->> 'max_duration_s')::integer)
+        where v_version.definition ? 'max_duration_s'
         on conflict (tenant_id, execution_id, node, item) do update set kind = excluded.kind, due_at = excluded.due_at;
-    foreach v_node in array v_nodes loop
-        -- one that depends on another of them runs after it
-        continue when exists (select from public.workflow_steps s where s.tenant_id = v_execution.tenant_id and s.execution_id = v_execution.id and s.node = v_node and s.item = -1
-            and s.status = 'pending');
-        perform vanilla.rewind(v_execution, v_node);
-    end loop;
-    -- what was cut off beside it is done as if it had just become ready; a map makes its items anew
-    with cut as (
-        update public.workflow_steps s set status = 'ready', waits_for = null, state = null, decision = null, error = null, items_left = null
-            where p_node is not null and s.tenant_id = v_execution.tenant_id and s.execution_id = v_execution.id and s.item = -1
-              and (s.status = 'waiting' or s.status = 'failed' and s.branch is null)
-            returning s.node)
-    delete from public.workflow_steps s using cut where s.tenant_id = v_execution.tenant_id and s.execution_id = v_execution.id and s.node = cut.node and s.item >= 0;
-    perform vanilla.requeue(v_execution);
-    perform vanilla.audit(v_execution.tenant_id, 'execution.restarted', 'workflow_execution', v_execution.id, jsonb_build_object('node', p_node));
-    return jsonb_build_object('execution_id', v_execution.id, 'status', 'running');
+    if v_anew then
+        perform vanilla.rebuild_steps(v_execution, v_before.version, v_names, v_checked);
+    else
+        foreach v_node in array v_nodes loop
+            -- one that depends on another of them runs after it
+            continue when exists (select from public.workflow_steps s where s.tenant_id = v_execution.tenant_id and s.execution_id = v_execution.id and s.node = v_node and s.item = -1
+                and s.status = 'pending');
+            perform vanilla.rewind(v_execution, v_node);
+        end loop;
+        -- what was cut off beside it is done as if it had just become ready; a map makes its items anew
+        with cut as (
+            update public.workflow_steps s set status = 'ready', waits_for = null, state = null, decision = null, error = null, items_left = null
+                where p_node is not null and s.tenant_id = v_execution.tenant_id and s.execution_id = v_execution.id and s.item = -1
+                  and (s.status = 'waiting' or s.status = 'failed' and s.branch is null)
+                returning s.node)
+        delete from public.workflow_steps s using cut where s.tenant_id = v_execution.tenant_id and s.execution_id = v_execution.id and s.node = cut.node and s.item >= 0;
+        perform vanilla.requeue(v_execution);
+    end if;
+    perform vanilla.audit(v_execution.tenant_id, 'execution.restarted', 'workflow_execution', v_execution.id, jsonb_build_object('node', p_node)
+        || case when v_version.version = v_before.version then '{}' else jsonb_build_object('version', v_version.version, 'version_before', v_before.version) end);
+    return jsonb_build_object('execution_id', v_execution.id, 'status', (
+        select e.status from public.workflow_executions e where e.tenant_id = v_execution.tenant_id and e.id = v_execution.id));
 end
 $f$;
-comment on function public.restart_execution(uuid, text, uuid) is
-    'Runs an ended execution again from a node and all that depends on it, or, without one, from where it failed; on the version it pinned.';
+comment on function public.restart_execution(uuid, text, uuid, integer) is
+    'Runs an ended execution again from a node and all that depends on it, or, without one, from where it failed; on the version it pinned, or on a newer one, which it pins then. VS409 names the first node whose outcome would have been another in that version.';
 
 create or replace function public.replay_executions(p_workflow_id uuid default null, p_reason text default null, p_limit integer default 100, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -2818,7 +2995,7 @@ comment on function vanilla.job_workflow_history(integer) is
     'Job: deletes up to p_limit executions of workflows that ended longer ago than retention.workflow_executions_days, with their steps, approvals and gate results. What they cost stays in the ledger.';
 
 grant execute on function public.start_workflow(uuid, jsonb, integer, text, integer, uuid, uuid), public.cancel_execution(uuid, text, uuid), public.pause_execution(uuid, uuid),
-    public.resume_execution(uuid, uuid), public.restart_execution(uuid, text, uuid), public.signal_execution(uuid, text, jsonb, uuid),
+    public.resume_execution(uuid, uuid), public.restart_execution(uuid, text, uuid, integer), public.signal_execution(uuid, text, jsonb, uuid),
     public.decide_approval(uuid, text, text, jsonb, uuid), public.my_approvals(uuid), public.execution_progress(uuid, uuid),
     public.execution_step(uuid, text, integer, integer, uuid), public.replay_executions(uuid, text, integer, uuid),
     public.gate_statistics(uuid, timestamptz, timestamptz, uuid), public.set_workflow_share(uuid, integer, integer),

@@ -44,11 +44,12 @@ from vanilla_saas.tokens.routes import router as tokens_router
 from vanilla_saas.tokens.wallet_routes import router as wallet_router
 from vanilla_saas.tracing import configure_tracing
 from vanilla_saas.web import BodyLimit, Observed, RequestIds, install_problems
-from vanilla_saas.workflows import approval_pages, run_pages
+from vanilla_saas.workflows import approval_pages, run_pages, schedule_pages
 from vanilla_saas.workflows import pages as workflows_pages
 from vanilla_saas.workflows.execution_events import Streams, ended_by_signals
 from vanilla_saas.workflows.execution_routes import router as executions_router
 from vanilla_saas.workflows.routes import router as workflows_router
+from vanilla_saas.workflows.schedule_routes import router as workflow_schedules_router
 from vanilla_saas.workflows.working import worker_beside
 
 
@@ -104,13 +105,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         operations_router, person_router, tenancy_router, tokens_router, wallet_router, proof_router, levels_router,
         level_changes_router, payments_router, webhooks_router, schedules_router, workflows_router,
         routing_router,
-        executions_router,
+        executions_router, workflow_schedules_router,
     )  # fmt: skip
     for router in rooms:
         app.include_router(router)
     pages = (
         tokens_pages, levels_pages, payments_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages,
-        operations_pages, backups_pages, workflows_pages, run_pages, approval_pages, routing_pages,
+        operations_pages, backups_pages, workflows_pages, run_pages, schedule_pages, approval_pages, routing_pages,
     )  # fmt: skip
     console.install(app, *(page.ROOM for page in pages))
     return app

@@ -85,7 +85,7 @@ class Client:
 
     async def call(
         self,
-        method: Literal["GET", "POST", "PUT"],
+        method: Literal["GET", "POST", "PUT", "DELETE"],
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
@@ -96,7 +96,7 @@ class Client:
         address = f"{self._base_url}/api/v1{path}"
         async with self._open().request(method, address, json=body, params=query, headers=headers) as answer:
             await _refuse(answer)
-            return orjson.loads(await answer.read())
+            return orjson.loads(await answer.read() or b"null")
 
     async def stream(self, path: str) -> AsyncIterator[tuple[str, Any]]:
         """Name and data of each server-sent event. Raises ApiError; aiohttp.ClientError when it breaks off."""
@@ -207,15 +207,45 @@ class Workflows:
         """Goes on with one that is paused, or that ended for want of tokens."""
         await self._client.call("POST", f"{_path(execution_id)}/resume")
 
-    async def restart(self, execution_id: str | UUID, node: str | None = None) -> None:
-        """Runs an ended one again from where it failed, or from a node."""
-        await self._client.call("POST", f"{_path(execution_id)}/restart", {"node": node})
+    async def restart(self, execution_id: str | UUID, node: str | None = None, *, version: int | None = None) -> None:
+        """Runs an ended one again from where it failed, or from a node; on a newer version when one is named."""
+        await self._client.call("POST", f"{_path(execution_id)}/restart", {"node": node, "version": version})
 
     async def signal(self, execution_id: str | UUID, name: str, payload: object = None) -> int:
         """Sends a signal; how many steps waited for it."""
         body = {"name": name, "payload": payload}
         steps: int = (await self._client.call("POST", f"{_path(execution_id)}/signals", body))["steps"]
         return steps
+
+    async def schedules(self, workflow: str | UUID) -> list[dict[str, Any]]:
+        """When a workflow starts by itself, each with its `next_times` and what the last one came to."""
+        path = f"/workflows/{quote(str(workflow), safe='')}/schedules"
+        found: list[dict[str, Any]] = (await self._client.call("GET", path))["data"]
+        return found
+
+    async def set_schedule(
+        self,
+        workflow: str | UUID,
+        name: str,
+        cron: str,
+        *,
+        time_zone: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        catch_up: Literal["none", "one", "all"] = "one",
+        enabled: bool = True,
+    ) -> dict[str, Any]:
+        """Makes or changes the schedule of a name; cron are five fields as "30 2 * * 1-5", in the tenant's time zone
+        when none is named. Raises ApiError `invalid_request`, `invalid_input`.
+        """
+        body = {"cron": cron, "time_zone": time_zone, "input": dict(input or {}), "catch_up": catch_up}
+        path = f"/workflows/{quote(str(workflow), safe='')}/schedules/{quote(name, safe='')}"
+        made: dict[str, Any] = await self._client.call("PUT", path, body | {"enabled": enabled})
+        return made
+
+    async def delete_schedule(self, workflow: str | UUID, name: str) -> None:
+        """Ends it; what it started stays."""
+        path = f"/workflows/{quote(str(workflow), safe='')}/schedules/{quote(name, safe='')}"
+        await self._client.call("DELETE", path)
 
     async def approvals(self) -> list[dict[str, Any]]:
         """What the caller may decide and has not."""

@@ -63,6 +63,27 @@ async def test_a_run_is_its_payers_and_the_admins(desk: Room, api: str) -> None:
     assert (found["status"], found["error"]["message"]) == ("cancelled", "enough")
 
 
+async def test_an_ended_run_goes_on_with_a_newer_version(desk: Room, api: str) -> None:
+    shape = await desk.publish(workflow("a b", "a>b"))
+    run = await desk.start(shape, person=desk.owner)
+    async with desk.worker() as hands:
+        await hands.run(lambda step: step.failed() if step.node == "b" else step.done(output=1))
+    async with signed_in(api, desk.people, desk.owner) as http:
+        assert "restart-version" not in (await look(http, f"/runs/{run}"))[1].text
+        other = await desk.publish_next(shape, workflow("a b", "a>b", a={"value": "2"}))
+        mended = await desk.publish_next(shape, workflow("b a", "a>b", b={"value": "2"}))
+        page = (await look(http, f"/runs/{run}"))[1].text
+        assert f'<option value="{mended}">{mended}</option><option value="{other}">{other}</option>' in page
+        status, refused, _ = await submit(http, f"/runs/{run}/restart", FRAGMENT, node="", version=str(other))
+        assert status == 409
+        assert "the node a gave is not of version 2" in refused
+        assert (await submit(http, f"/runs/{run}/restart", node="", version=str(mended)))[0] == 303
+        assert "version 3" in (await look(http, f"/runs/{run}"))[1].text
+        await desk.operator.fetchval("select cancel_execution($1)", run)
+        assert (await submit(http, f"/runs/{run}/restart", node="", version=""))[0] == 303
+    await desk.operator.fetchval("select cancel_execution($1)", run)
+
+
 async def test_forms_from_elsewhere_are_refused(desk: Room, api: str) -> None:
     run = await asked(desk)
     approval = await desk.operator.fetchval("select id from workflow_approvals where execution_id = $1", run)

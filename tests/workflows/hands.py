@@ -104,6 +104,20 @@ class Room:
         await self.operator.fetchval("select publish_workflow($1)", uuid.UUID(saved["id"]))
         return uuid.UUID(saved["id"])
 
+    async def publish_next(self, workflow: uuid.UUID, definition: dict[str, Any]) -> int:
+        """The number of the version that a definition becomes."""
+        published = await self.operator.fetchval(
+            "select publish_workflow($1, p_definition => $2)", workflow, {"name": "Test", **definition}
+        )
+        return int(published["version"])
+
+    async def restart(self, execution_id: uuid.UUID, node: str | None = None, version: int | None = None) -> str:
+        """The status it has then."""
+        told = await self.operator.fetchval(
+            "select restart_execution($1, $2, p_version => $3)", execution_id, node, version
+        )
+        return str(told["status"])
+
     async def start(self, workflow: uuid.UUID, *, person: Person | None = None, **values: Any) -> uuid.UUID:
         started = await self.operator.fetchval(
             "select start_workflow($1, $2, p_user_id => $3)", workflow, values, person and person.identity.user_id

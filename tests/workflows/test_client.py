@@ -77,6 +77,9 @@ async def test_a_failure_has_the_code_of_the_step_that_failed(client: Client, de
     await client.workflows.restart(run.execution_id)
     with pytest.raises(WorkflowFailed):
         await client.workflows.result(run.execution_id)
+    mended = await desk.publish_next(shape, workflow("a", a={"value": "input.n"}, input=NUMBER))
+    await client.workflows.restart(run.execution_id, version=mended)
+    assert await client.workflows.result(run.execution_id) == {"a": 1}
 
 
 async def test_signals_approvals_pause_and_cancel(client: Client, address: str, desk: Room) -> None:

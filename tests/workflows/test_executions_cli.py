@@ -72,6 +72,10 @@ async def test_one_that_fails_is_exit_code_1_and_is_replayed(vs: Cli, desk: Room
     assert "✗ a" in shown.stdout
     told = await vs.json("workflows", "replay", "--workflow", "broken")
     assert told == {"restarted": [row["id"]], "refused": []}
+    await vs("workflows", "cancel", row["id"])
+    await vs("workflows", "save", str(_written(tmp_path, "broken", "input.n")), "--publish")
+    assert "on version 2" in (await vs("workflows", "restart", row["id"], "--version", "2")).stdout
+    assert (await vs.json("workflows", "show", row["id"]))["version"] == 2
     assert (await vs.json("workflows", "cancel", row["id"], "--reason", "enough"))["status"] == "cancelled"
     assert (await vs.json("workflows", "restart", row["id"], "--node", "a"))["status"] == "running"
     assert (await vs.json("workflows", "pause", row["id"]))["status"] == "paused"

@@ -211,6 +211,29 @@ async def test_one_is_paused_resumed_cancelled_and_restarted_from_a_node(
     await post(http, desk.owner, f"{path}/cancel", None)
 
 
+async def test_one_that_failed_goes_on_with_a_newer_version_that_its_input_fits(
+    desk: Room, http: aiohttp.ClientSession
+) -> None:
+    shape = await desk.publish(workflow("a b", "a>b", a={"value": "input.n"}, b={"value": "1 / 0"}, input=INPUT))
+    execution = (await start(http, desk.owner, shape, n=2))["execution_id"]
+    assert (await ended(http, desk.owner, execution))["reason"] == "expression_failed"
+    path = f"/workflow-executions/{execution}/restart"
+    mended = {"a": {"value": "input.n"}, "b": {"value": "steps.a.output * 2"}}
+    strict = INPUT | {"properties": {"n": {"type": "integer", "minimum": 3}}}
+    versions = [
+        await desk.publish_next(shape, workflow("b a", "a>b", input=strict, **mended)),
+        await desk.publish_next(shape, workflow("b a", "a>b", input=INPUT, **mended | {"a": {"value": "1"}})),
+        await desk.publish_next(shape, workflow("b a", "a>b", input=INPUT | {"title": "N"}, **mended)),
+    ]
+    unfit, _ = await post(http, desk.owner, path, {"version": versions[0]}, status=422)
+    assert (unfit["code"], unfit["param"]) == ("invalid_input", "input.n")
+    other, _ = await post(http, desk.owner, path, {"version": versions[1]}, status=409)
+    assert (other["code"], other["node"], other["version"]) == ("invalid_state", "a", versions[1])
+    assert (await post(http, desk.owner, path, {"version": versions[2]}))[0]["status"] == "running"
+    found = await ended(http, desk.owner, execution)
+    assert (found["status"], found["version"], found["output"]) == ("succeeded", versions[2], {"b": 4})
+
+
 async def test_a_signal_must_be_one_that_a_node_waits_for_and_fit_its_schema(
     desk: Room, http: aiohttp.ClientSession
 ) -> None:

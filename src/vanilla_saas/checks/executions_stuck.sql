@@ -13,6 +13,9 @@ where e.status = 'running' and case
     when s.waits_for = 'approval' then not exists (
         select from public.workflow_approvals a
         where a.tenant_id = s.tenant_id and a.execution_id = s.execution_id and a.node = s.node and a.status = 'open')
+    when s.waits_for = 'start' then not exists (
+        select from public.workflow_steps f
+        where f.tenant_id = s.tenant_id and f.execution_id = s.execution_id and f.node = 0 and f.status in ('ready', 'waiting'))
     when s.waits_for = 'items' then not exists (
         select from public.workflow_steps i
         where i.tenant_id = s.tenant_id and i.execution_id = s.execution_id and i.node = s.node and i.item >= 0

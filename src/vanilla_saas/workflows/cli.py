@@ -14,6 +14,7 @@ from vanilla_saas.tokens.store import find_user
 from vanilla_saas.workflows import drafts, store
 from vanilla_saas.workflows.execution_cli import register
 from vanilla_saas.workflows.run_cli import run
+from vanilla_saas.workflows.schedules_cli import schedules_group
 from vanilla_saas.workflows.tool_cli import tools
 
 workflows = typer.Typer(no_args_is_help=True, help="Workflows of a tenant: drafts, versions, templates, executions.")
@@ -226,3 +227,4 @@ def new(
 workflows.command("run")(run)
 workflows.command("tools")(tools)
 register(workflows)
+workflows.add_typer(schedules_group, name="schedules")

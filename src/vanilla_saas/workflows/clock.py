@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
@@ -27,6 +27,13 @@ def times_after(cron: str, time_zone: str, after: datetime, most: int) -> list[d
     try:
         found = CronSim(cron, after.astimezone(ZoneInfo(time_zone)))
         return [time.astimezone(UTC) for time in islice(found, most)]
+    except ZoneInfoNotFoundError:
+        raise VanillaError(
+            "invalid_request",
+            f"there is no time zone {time_zone}",
+            {"param": "time_zone"},
+            "Name one as Europe/Vienna.",
+        ) from None
     except (CronSimError, ValueError) as error:
         raise VanillaError(
             "invalid_request",

@@ -119,12 +119,17 @@ def resume(execution: Id, tenant: TenantSlug = "default", as_json: AsJson = Fals
 def restart(
     execution: Id,
     node: Annotated[str | None, typer.Option(help="Where it begins [where it failed].")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="A newer version to go on with [its own].")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
     """Run an ended execution again from where it failed, or from a node and all that depends on it."""
-    told = _of(tenant, lambda connection, owner: execution_store.restart(connection, owner, execution, node))
-    tell("It runs again.", told, as_json)
+
+    async def run(connection: asyncpg.Connection, owner: UUID) -> Answer:
+        return await executions.restart(partial(nullcontext, connection), owner, execution, node, version)
+
+    told = _of(tenant, run)
+    tell(f"It runs again{f' on version {version}' if version else ''}.", told, as_json)
 
 
 def replay(

@@ -67,7 +67,7 @@ class StepProgress(BaseModel):
     node: str = Field(description="`$start` checks the input, `$end` computes the output")
     kind: str
     status: Literal["pending", "ready", "running", "waiting", "succeeded", "failed", "skipped"]
-    waits_for: str | None = Field(description="retry, time, signal:<name>, approval, execution, slot, items")
+    waits_for: str | None = Field(description="retry, time, signal:<name>, approval, execution, slot, items, start")
     branch: str | None
     round: int = Field(description="how often a gate has sent it back")
     attempts: int
@@ -117,6 +117,9 @@ class CancelBody(Body):
 
 class RestartBody(Body):
     node: str | None = Field(None, max_length=63, description="where it begins; left out: where it failed")
+    version: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="a newer one to go on with, which it pins then; left out: its own"
+    )
 
 
 class SignalBody(Body):

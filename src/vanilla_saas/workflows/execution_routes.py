@@ -55,7 +55,7 @@ async def start(
 
     An input that does not fit the definition's schema is refused (422) by field, and nothing is written.
     """
-    await _require_spender(request, caller)
+    await require_spender(request, caller)
     started = await executions.start(
         lambda: acting(request, caller),
         caller.identity.tenant_id,
@@ -104,7 +104,7 @@ async def list_executions(
 @router.post("/workflow-executions/replay")
 async def replay(request: Request, caller: CurrentCaller, body: ReplayBody) -> Replayed:
     """Restarts failed executions from where they failed, the oldest first: own ones, or the tenant's by an admin."""
-    await _require_spender(request, caller)
+    await require_spender(request, caller)
     tenant_id = caller.identity.tenant_id
     async with acting(request, caller) as connection:
         found = await workflow_store.find(connection, tenant_id, body.workflow) if body.workflow else None
@@ -195,18 +195,24 @@ async def pause(request: Request, caller: CurrentCaller, execution_id: UUID) -> 
 @router.post("/workflow-executions/{execution_id}/resume")
 async def resume(request: Request, caller: CurrentCaller, execution_id: UUID) -> Told:
     """Goes on with one that is paused, or that ended for want of tokens."""
-    await _require_spender(request, caller)
+    await require_spender(request, caller)
     async with acting(request, caller) as connection:
         return Told(**await execution_store.resume(connection, caller.identity.tenant_id, execution_id))
 
 
 @router.post("/workflow-executions/{execution_id}/restart")
 async def restart(request: Request, caller: CurrentCaller, execution_id: UUID, body: RestartBody | None = None) -> Told:
-    """Runs an ended one again from where it failed, or from a node and all that depends on it."""
-    await _require_spender(request, caller)
-    node = body.node if body else None
-    async with acting(request, caller) as connection:
-        return Told(**await execution_store.restart(connection, caller.identity.tenant_id, execution_id, node))
+    """Runs an ended one again from where it failed, or from a node and all that depends on it.
+
+    With `version` on a newer one, in which all that does not run again is as it was: else 409 names the first node
+    that is not, and an input that does not fit its schema is refused (422) by field.
+    """
+    await require_spender(request, caller)
+    wanted = body or RestartBody()
+    told = await executions.restart(
+        lambda: acting(request, caller), caller.identity.tenant_id, execution_id, wanted.node, wanted.version
+    )
+    return Told(**told)
 
 
 @router.post("/workflow-executions/{execution_id}/signals")
@@ -261,7 +267,7 @@ def _in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-async def _require_spender(request: Request, caller: Caller) -> None:
+async def require_spender(request: Request, caller: Caller) -> None:
     """Raises VanillaError `forbidden` for a key that lacks the scope chat, or has a budget."""
     caller.require_scope("chat")
     if caller.key_id is not None:

@@ -81,7 +81,7 @@ STEP = "select public.execution_step($1, $2, $3, $4, $5)"
 CANCEL = "select public.cancel_execution($1, $2, $3)"
 PAUSE = "select public.pause_execution($1, $2)"
 RESUME = "select public.resume_execution($1, $2)"
-RESTART = "select public.restart_execution($1, $2, $3)"
+RESTART = "select public.restart_execution($1, $2, $3, $4)"
 REPLAY = "select public.replay_executions($1, $2, $3, $4)"
 SIGNAL = "select public.signal_execution($1, $2, $3, $4)"
 APPROVALS = """
@@ -182,9 +182,11 @@ async def resume(connection: asyncpg.Connection, tenant_id: UUID, execution_id: 
     return told
 
 
-async def restart(connection: asyncpg.Connection, tenant_id: UUID, execution_id: UUID, node: str | None) -> Answer:
+async def restart(
+    connection: asyncpg.Connection, tenant_id: UUID, execution_id: UUID, node: str | None, version: int | None = None
+) -> Answer:
     """`restart_execution`."""
-    told: Answer = await connection.fetchval(RESTART, execution_id, node, tenant_id)
+    told: Answer = await connection.fetchval(RESTART, execution_id, node, tenant_id, version)
     return told
 
 

@@ -47,6 +47,22 @@ async def start(
         )
 
 
+async def restart(
+    transaction: Transaction, tenant_id: UUID, execution_id: UUID, node: str | None, version: int | None
+) -> dict[str, Any]:
+    """Runs an ended one again, on a newer version when one is named, whose schema the input must fit.
+
+    Raises VanillaError `invalid_input` naming fields, `not_found`, `invalid_state`.
+    """
+    if version is not None:
+        async with transaction() as connection:
+            found = await store.progress(connection, tenant_id, execution_id)
+            schema = await store.input_schema(connection, tenant_id, UUID(found["workflow_id"]), version)
+        await require_fit([schema], found["input"], "input")
+    async with transaction() as connection:
+        return await store.restart(connection, tenant_id, execution_id, node, version)
+
+
 async def signal(
     transaction: Transaction, tenant_id: UUID, execution_id: UUID, name: str, payload: object
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageCaller
-from vanilla_saas.workflows import drafts, forms, run_store, run_view, store
+from vanilla_saas.workflows import drafts, forms, run_store, run_view, schedule_store, schedules, store
 from vanilla_saas.workflows.gate_chart import charts
 from vanilla_saas.workflows.models import Slug
 
@@ -52,6 +52,8 @@ async def workflow(request: Request, caller: PageCaller, name: str, notice: str 
         runs = await run_store.runs(connection, identity.tenant_id, workflow=found["slug"], limit=LAST_RUNS)
         judged = await run_store.statistics(connection, identity.tenant_id, found["id"])
         today = await run_store.today(connection)
+        planned = await schedules.schedules(connection, identity.tenant_id, found["id"])
+        clock = await schedule_store.clock_of(connection, identity.tenant_id)
     problems = await drafts.every_problem(graph, found["draft"])
     changed = None
     if published and not problems:
@@ -65,6 +67,7 @@ async def workflow(request: Request, caller: PageCaller, name: str, notice: str 
         gates=charts(judged, today, run_store.GATE_DAYS),
         days=run_store.GATE_DAYS, key=secrets.token_urlsafe(16),
         fields=forms.fields_of(published["definition"].get("input")) if published else [],
+        schedules=planned, time_zone=clock["time_zone"], shown=run_view.shown,
         mine=identity.role != "user" or found["user_id"] == identity.user_id, notice=notice,
     )  # fmt: skip
 

@@ -57,7 +57,7 @@ def run(
     A file is saved as the draft of the workflow of its name, and published when it has changed. When no worker is
     running, the steps run in this command.
     """
-    given = _given(value or [], input_file)
+    given = read_input(value or [], input_file)
     definition = _read(Path(what)) if _is_file(what) else None
 
     async def act(connection: asyncpg.Connection, where: Addresses) -> Answer:
@@ -96,7 +96,8 @@ def run(
     raise typer.Exit(0 if found["status"] == "succeeded" else 1)
 
 
-def _given(values: list[str], file: Path | None) -> Answer:
+def read_input(values: list[str], file: Path | None) -> Answer:
+    """The input that options name. Raises typer.BadParameter."""
     given = drafts.read_value(file.read_bytes().decode(), "json" if file.suffix == ".json" else "yaml") if file else {}
     if not isinstance(given, dict):
         raise typer.BadParameter("An input is an object.", param_hint="--input-file")

@@ -151,10 +151,14 @@ async def resume(request: Request, caller: PageCaller, run_id: UUID) -> Response
 
 @router.post("/runs/{run_id}/restart")
 async def restart(
-    request: Request, caller: PageCaller, run_id: UUID, node: Annotated[str, Form(max_length=63)] = ""
+    request: Request,
+    caller: PageCaller,
+    run_id: UUID,
+    node: Annotated[str, Form(max_length=63)] = "",
+    version: Annotated[int | None, Form(ge=1, le=2**31 - 1)] = None,
 ) -> Response:
-    async with acting(request, caller) as connection:
-        await execution_store.restart(connection, caller.identity.tenant_id, run_id, node or None)
+    transaction = partial(acting, request, caller)
+    await executions.restart(transaction, caller.identity.tenant_id, run_id, node or None, version)
     return redirect(request, f"/runs/{run_id}?notice=restarted")
 
 

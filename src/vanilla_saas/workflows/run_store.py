@@ -79,6 +79,16 @@ where e.tenant_id = $1 and e.parent_execution_id = $2 and e.finished_at is null
 order by e.id
 limit 100
 """
+NEWER = """
+select v.version
+from public.workflow_executions e
+join public.ai_workflows w on w.tenant_id = e.tenant_id and w.id = e.workflow_id and w.status = 'active'
+join public.workflow_versions v on v.tenant_id = e.tenant_id and v.workflow_id = e.workflow_id
+    and v.version > e.version and v.state = 'published'
+where e.tenant_id = $1 and e.id = $2
+order by v.version desc
+limit 20
+"""
 STEP = """
 select s.status, s.item, s.round, s.attempts, s.branch, s.error, s.charged_tokens, s.cost_micros,
     s.started_at, s.finished_at,
@@ -132,12 +142,15 @@ async def about(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -
 
 
 async def beside(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -> dict[str, Rows]:
-    """What belongs to a run: `judgements` of its gates, what was `asked` of people, `signals`, running `children`."""
+    """What belongs to a run: `judgements` of its gates, what was `asked` of people, `signals`, running `children`, and
+    `newer` versions on which it could be restarted.
+    """
     return {
         "judgements": await connection.fetch(JUDGEMENTS, tenant_id, run_id),
         "asked": await connection.fetch(ASKED, tenant_id, run_id),
         "signals": await connection.fetch(SIGNALS, tenant_id, run_id),
         "children": await connection.fetch(CHILDREN, tenant_id, run_id),
+        "newer": await connection.fetch(NEWER, tenant_id, run_id),
     }
 
 

@@ -24,7 +24,13 @@ MARKS = {
 }
 """What stands in a node beside its colour."""
 RUNNERS = {"$start": "Start", "$end": "End"}
-_WAITS = {"approval": "an approval", "execution": "another run", "time": "its time", "slot": "its turn"}
+_WAITS = {
+    "approval": "an approval",
+    "execution": "another run",
+    "time": "its time",
+    "slot": "its turn",
+    "start": "the check of its input",
+}
 
 
 def drawing(definition: Mapping[str, Any] | None) -> Drawing | None:

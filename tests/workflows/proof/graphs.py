@@ -1,8 +1,9 @@
 """Random workflows whose outcome does not depend on who runs what when, and that outcome."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
@@ -40,6 +41,8 @@ class Node:
     back_to: str = ""
     edges: list[tuple[str, str]] = field(default_factory=list)
     """Connections into it: from where, and on which branch."""
+    mended: bool = False
+    """What it is written as is not what it was."""
     calls: bool = False
     """It calls a model in every attempt: set where the number of attempts does not depend on the schedule."""
 
@@ -51,6 +54,8 @@ class Node:
 @dataclass
 class Graph:
     nodes: list[Node]
+    order: list[int] = field(default_factory=list)
+    """Places of the nodes in the order in which they are written, when it is another."""
 
     def node(self, id_: str) -> Node:
         return next(node for node in self.nodes if node.id == id_)
@@ -78,7 +83,10 @@ class Graph:
 
     def definition(self, child: str) -> dict[str, Any]:
         return {
-            "nodes": [self._written(node, child) for node in self.nodes],
+            "nodes": [
+                self._written(node, child)
+                for node in ([self.nodes[n] for n in self.order] if self.order else self.nodes)
+            ],
             "connections": [
                 {"from": name, "to": node.id} | ({"on": on} if on else {})
                 for node in self.nodes
@@ -91,7 +99,7 @@ class Graph:
         made: dict[str, Any] = {
             "id": node.id,
             "kind": node.kind,
-            "value": f"[{reads}]",
+            "value": f"[{reads}{', 1' if node.mended and reads else ''}]",
             "retry": {"attempts": 3, "initial_ms": 0, "max_ms": 0},
         }
         if node.kind == "join":
@@ -142,6 +150,14 @@ class Graph:
                 codes |= {"gate_failed"} if branches[node.id] == "stop" else set()
             ends[node.id] = ("succeeded", output_of(node, {name: ends[name] for name in node.before}))
         return ends, codes
+
+    def mended(self, dice: Random) -> "Graph":
+        """What fails for good does not any more; nodes are written in another order, behind one that is new."""
+        nodes = [replace(node, fails=node.fails % NEVER, mended=node.fails == NEVER) for node in self.nodes]
+        for node in nodes:
+            if node.kind == "gate" and self.verdict(node) == "stop":
+                node.refuses, node.mended = 0, True
+        return Graph([Node("new", "transform"), *nodes], dice.sample(range(len(nodes) + 1), len(nodes) + 1))
 
     def last(self) -> Iterator[str]:
         followed = {name for node in self.nodes for name, _ in node.edges}

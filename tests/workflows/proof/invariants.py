@@ -38,6 +38,8 @@ WRONG: dict[str, str] = {
                 select from workflow_steps i where i.execution_id = s.execution_id and i.node = s.node and i.item >= 0
                     and i.status in ('ready', 'waiting'))
             when s.waits_for like 'signal:%' then false
+            when s.waits_for = 'start' then not exists (
+                select from workflow_steps f where f.execution_id = s.execution_id and f.node = 0 and f.status in ('ready', 'waiting'))
             else not exists (
                 select from workflow_timers t where t.execution_id = s.execution_id and t.node = s.node
                     and (t.item = s.item or t.item = -3 - s.item)) end""",

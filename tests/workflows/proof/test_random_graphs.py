@@ -9,12 +9,12 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import event, given
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from tests.conftest import LONG, Cluster
 from tests.workflows.hands import Hands, Outcome, Room, Step, room, workflow
-from tests.workflows.proof.graphs import Graph, answer, graphs
+from tests.workflows.proof.graphs import NEVER, Graph, answer, graphs
 from tests.workflows.proof.invariants import broken, require_invariants
 from tests.workflows.proof.support import ours
 from tests.workflows.test_claims import call
@@ -255,6 +255,47 @@ async def test_the_end_does_not_depend_on_the_schedule(
         )
         assert tuple(left) == (0, 0), schedule
     assert len(set(charges)) <= 1, charges
+
+
+@ours(EXAMPLES)
+@given(graph=graphs(), seed=st.integers(0, 2**32 - 1))
+async def test_a_failed_one_ends_on_a_version_that_mends_it_as_if_it_had_begun_on_it(
+    desk: Room, child: str, hands: list[Hands], graph: Graph, seed: int
+) -> None:
+    before, codes = graph.outcome()
+    assume(codes)
+    gates = [node for node in graph.nodes if node.kind == "gate"]
+    # the round of one that sends nothing back is that of others; one that fails for good may have a branch for it
+    assume(all((node.back_to or node.refuses in (0, NEVER)) and node.fails != NEVER for node in gates))
+    # one that sends back to a node that was skipped lets it run
+    assume(all(before[node.back_to][0] != "skipped" for node in gates if node.back_to))
+    # a child whose step a join did not wait for goes on when its parent has ended
+    assume(not {"workflow", "join"} <= {node.kind for node in graph.nodes})
+    await clear(desk, hands)
+    shape, dice = await desk.publish(graph.definition(child)), random.Random(seed)
+    run = Run(desk, graph, child, await desk.start(shape), hands, dice)
+    await run.side_by_side()
+    run.kept.clear()
+    run.told.clear()
+    ran = {name for name, step in (await end_of(run))["steps"].items() if step[0] == "succeeded"}
+    run.graph = graph.mended(dice)
+    version = await desk.publish_next(shape, run.graph.definition(child))
+    await desk.restart(run.execution, version=version)
+    assert await broken(desk.operator) == {}
+    kept = {name for name, step in (await end_of(run))["steps"].items() if step[0] == "succeeded"}
+    event("keeps something" if kept else "keeps nothing")
+    assert kept <= ran
+    await run.side_by_side()
+    steps, _ = run.graph.outcome()
+    found = await end_of(run)
+    assert (found["status"], found["reserved"]) == ("succeeded", 0)
+    left = {name for name, step in found["steps"].items() if step[0] in ("ready", "waiting", "pending")}
+    assert not left or any(node.needs for node in graph.nodes)
+    assert {name: step for name, step in found["steps"].items() if name not in left} == {
+        name: step for name, step in steps.items() if name not in left
+    }
+    await run.time_passes()
+    assert await broken(desk.operator) == {}
 
 
 async def clear(desk: Room, hands: list[Hands]) -> None:
