@@ -5,6 +5,7 @@ import os
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -91,11 +92,17 @@ def _write_files(folder: Path, cluster: Cluster, signer: ContextSigner, more: di
 
 def _wait_until_it_listens(process: subprocess.Popen[bytes], folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not (folder / f".s.PGSQL.{PORT}").exists():
+    while not _listens(folder / f".s.PGSQL.{PORT}"):
         log = folder / "log"
         assert process.poll() is None, log.read_text() if log.exists() else "pgbouncer ended"
         assert time.monotonic() < deadline, "pgbouncer did not start"
         time.sleep(0.02)
+
+
+def _listens(path: Path) -> bool:
+    """The file is there a moment before anybody listens."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def through(bouncer: Cluster, login: str, database: str, signer: ContextSigner) -> str:
