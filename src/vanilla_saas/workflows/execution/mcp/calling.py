@@ -36,7 +36,7 @@ async def call(attempt: Attempt, name: str, expression: str, context: ToolContex
         session = await servers.session(server)
         try:
             found = await _fitting(attempt, session, name, tool, arguments)
-            return await _output(attempt, name, found, await session.call(tool, arguments, meta))
+            return await _output(attempt, name, found, await session.call_tool(tool, arguments, meta))
         except SessionGone:  # it has forgotten us, and done nothing
             session.retire()
     raise Failure("provider_error", f"The MCP server {server} ends every session.")

@@ -102,7 +102,7 @@ class Session:
             failure = self._failure
             raise Failure(failure.code, failure.message, failure.details, retry_after_s=failure.retry_after_s)
 
-    async def call(self, tool: str, arguments: dict[str, Any], meta: dict[str, Any]) -> CallToolResult:
+    async def call_tool(self, tool: str, arguments: dict[str, Any], meta: dict[str, Any]) -> CallToolResult:
         """What the server answers. Raises SessionGone, and Failure as `_of_error` has it."""
         if not self.usable:
             raise SessionGone
