@@ -189,6 +189,52 @@ CHANGES = [
          f" and {step('judge', 'status')} = 'pending' and {step('judged', 'status || undecided || taken')} = 'pending10'"),
 ]  # fmt: skip
 
+
+def newer(flow: str, nodes: str) -> str:
+    """An admin publishes version 2 of a workflow: its first one with other nodes, `n.value` of them by `n.nr`."""
+    made = (
+        "select publish_workflow(v.workflow_id, p_definition => v.definition || jsonb_build_object('nodes', (select"
+        f" {nodes} from jsonb_array_elements(v.definition -> 'nodes') with ordinality n (value, nr))))"
+        f" from workflow_versions v where v.tenant_id = '{{a}}' and v.workflow_id = '{{{flow}}}' and v.version = 1"
+    )
+    return f"{{as_admin}}; {made}; set local vanilla.context = ''"
+
+
+def on_the_newer(execution: str) -> str:
+    return RESTART % f"'{{{execution}}}', p_version => 2"
+
+
+BEFORE = "jsonb_build_array(jsonb_build_object('id', 'new', 'kind', 'transform', 'value', '1')) || jsonb_agg(n.value)"
+RENAMED = "jsonb_agg(n.value || jsonb_build_object('id', 'other'))"
+TURNED = "jsonb_agg(n.value order by n.nr desc)"
+MENDED = newer("flow_part", BEFORE)
+CUT = "{as_admin}; " + CANCEL % "'{running}'" + "; set local vanilla.context = ''"
+OTHERS = change("ai_workflows", "user_id = '{other}'", "id = '{flow_part}'")
+NEWER = [
+    Case("user", on_the_newer("lost"), given=MENDED, audit="execution.restarted", then=" and ".join((
+        execution("status = 'running' and version = 2 and finished_at is null", "lost"), f"{LOST_STEPS} = '1ready 2ready 3pending'",
+        count("workflow_queue", "lost", "version = 2") + " = 2"))),
+    Case("user", RESTART % "'{lost}', p_version => 1", then=execution("status = 'running' and version = 1", "lost")),
+    Case("user", RESTART % "'{lost}', p_version => 0", "VS409 version 0 is older"),
+    Case("user", on_the_newer("lost"), "VS404 no such version"),
+    Case("user", on_the_newer("lost"), "VS404 no such version", TWINS_VERSION.replace("{flow}", "{flow_part}")),
+    Case("user", on_the_newer("lost"), "VS409 version 2 is retired", MENDED + "; " + change("workflow_versions", "state = 'retired', retired_at = now()", "workflow_id = '{flow_part}' and version = 2")),
+    # whoever could not start it any more
+    Case("user", on_the_newer("lost"), "VS404 no such version", MENDED + "; " + OTHERS),
+    Case("user", on_the_newer("lost"), given=f"{MENDED}; {OTHERS.replace('user_id =', 'shared = true, user_id =')}"),
+    Case("admin", on_the_newer("lost"), given=MENDED),
+    Case("user", RESTART % "'{lost}', 'one', p_version => 2", "VS409 the node one is not in version 2", newer("flow_part", RENAMED)),
+    Case("user", RESTART % "'{ended}', 'one', p_version => 2", given=MENDED, then=execution("status = 'running' and version = 2", "ended")),
+    # of what does not run again the outcome stays, under another number
+    Case("user", RESTART % "'{running}', 'hear', p_version => 2", "VS409 what the node draft gave",
+         newer("flow_run", "jsonb_agg(case when n.value ->> 'id' = 'draft' then n.value || jsonb_build_object('value', 'x') else n.value end)") + "; " + CUT),
+    Case("user", RESTART % "'{running}', 'hear', p_version => 2", given=newer("flow_run", TURNED) + "; " + CUT, then=" and ".join((
+        execution("status = 'running' and version = 2 and slot_held"),
+        "(select count(*) = 1 from workflow_steps s where s.tenant_id = '{a}' and s.execution_id = '{running}' and s.item = -1 and s.node = 10 and s.status = 'succeeded' and s.charged_tokens = 10)",
+        count("workflow_steps", where="node < 0") + " = 0", count("workflow_steps", where="item = -1") + f" = {len(NODES) + 2}",
+        count("workflow_approvals", where="status = 'open'") + " = 0", UNTOUCHED))),
+]  # fmt: skip
+
 SIGNAL = "select signal_execution('{running}', %s) ->> 'steps'"
 SIGNALS = [
     Case("user", SIGNAL % "'word', '5'", "= (1)", then=step("hear", "status = 'succeeded' and branch = 'received' and output = '5'")
@@ -687,6 +733,7 @@ CASES = [
     *whose(),
     *STARTS,
     *CHANGES,
+    *NEWER,
     *SIGNALS,
     *APPROVALS,
     *READS,
