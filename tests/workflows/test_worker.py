@@ -20,6 +20,7 @@ from vanilla_saas.workflows.definition import plain
 from vanilla_saas.workflows.execution.run import execute
 from vanilla_saas.workflows.execution.steps import Outcome, Step
 from vanilla_saas.workflows.library import instantiate, library
+from vanilla_saas.workflows.worker import HEARTBEAT_S
 from vanilla_saas.workflows.working import options_of, worker_alone, working
 
 
@@ -169,3 +170,22 @@ async def test_a_worker_calls_tools_of_mcp_servers_and_leaves_no_process(
     assert found["error"]["message"].startswith("The tool mcp/good/refuse failed:")
     assert found["error"]["message"].endswith("b@x")
     assert not left()
+
+
+async def test_what_a_heartbeat_could_not_tell_the_next_one_tells(desk: Room, served: str) -> None:
+    told = "select coalesce(sum(finished), 0)::int from routing_metrics"
+    refused = "alter function vanilla.heartbeat_worker(uuid, jsonb) rename to heartbeat_worker_away"
+    back = "alter function vanilla.heartbeat_worker_away(uuid, jsonb) rename to heartbeat_worker"
+    shape = await desk.publish(workflow("a b c"))
+    await asyncio.sleep(HEARTBEAT_S * 1.3)  # what was done before is told
+    before = await desk.operator.fetchval(told)
+    await desk.operator.execute(refused)
+    try:
+        await ended(desk, await desk.start(shape))
+        await asyncio.sleep(HEARTBEAT_S * 1.3)
+        assert await desk.operator.fetchval(told) == before
+    finally:
+        await desk.operator.execute(back)
+    async with asyncio.timeout(10):
+        while await desk.operator.fetchval(told) != before + 3:
+            await asyncio.sleep(0.1)

@@ -83,6 +83,11 @@ class _Report:
     failed: int = 0
     latency_ms: float = 0
 
+    def add(self, untold: "_Report") -> None:
+        self.finished += untold.finished
+        self.failed += untold.failed
+        self.latency_ms += untold.latency_ms
+
 
 class Worker:
     """`run` works until it is cancelled or `stop` is called, then drains."""
@@ -317,7 +322,11 @@ class Worker:
             "failed": report.failed,
             "latency_ms_sum": round(report.latency_ms),
         }
-        answer = await self._database.call(store.HEARTBEAT, worker, told)
+        try:
+            answer = await self._database.call(store.HEARTBEAT, worker, told)
+        except _UNREACHED:
+            self._report.add(report)
+            raise
         if answer["status"] == "draining":
             self.stop()
         elif answer["status"] != "active":
