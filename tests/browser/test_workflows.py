@@ -42,6 +42,20 @@ async def test_a_workflow_is_begun_edited_published_and_shared(
     await page.wait_for_selector("text=Make private")
     await user.picture("workflow")
 
+    await page.click("text=Add a schedule")
+    await page.fill("#schedule-new-name", "nightly")
+    await page.fill("#schedule-new-cron", "99 2 * * *")
+    await page.fill("#schedule-new-input", '{"text": "A long story."}')
+    await page.click("text=Add schedule")
+    await page.wait_for_selector("#alerts >> text=is not a schedule")
+    await page.fill("#schedule-new-cron", "30 2 * * *")
+    await page.click("text=Add schedule")
+    await page.wait_for_selector("text=The schedule is set.")
+    assert await page.locator("#schedules-title").count() == 1
+    await page.click("text=Change nightly")
+    await user.picture("workflow-schedules")
+    assert await page.input_value("#schedule-1-cron") == "30 2 * * *"
+
     reader = await visitor()
     await reader.sign_in(await tenant_slug(people, other), other.email, PASSWORD)
     await reader.page.goto(page.url.partition("?")[0])

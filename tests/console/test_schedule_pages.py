@@ -47,6 +47,7 @@ async def test_a_schedule_is_added_changed_and_deleted(desk: Room, api: str) -> 
         assert HOSTILE not in page.text
         owner = desk.owner.identity.user_id
         assert tuple(await desk.operator.fetchrow(saved, shape)) == ("30 2 * * *", HOSTILE, True, owner)
+        assert {"type": "hidden", "name": "user_id", "value": str(owner)} in page.all("input")
         # an admin changes it, and its owner goes on to pay
         admin = await desk.people.user("admin", tenant_id=desk.owner.identity.tenant_id)
         async with signed_in(api, desk.people, admin) as theirs:
@@ -84,7 +85,7 @@ async def test_who_only_reads_a_workflow_sets_none(desk: Room, api: str) -> None
     await desk.operator.fetchval(share, slug, shape)
     other = await desk.people.user(tenant_id=desk.owner.identity.tenant_id)
     async with signed_in(api, desk.people, other) as http:
-        assert "Add a schedule" not in (await look(http, f"/workflows/{slug}"))[1].text
+        assert "schedules-title" not in (await look(http, f"/workflows/{slug}"))[1].text
         form = {"name": "x", "cron": "0 * * * *"}
         assert (await submit(http, f"/workflows/{slug}/schedules", FRAGMENT, **form))[0] == 404
         headers = {"accept": "text/html", "sec-fetch-site": "cross-site"}

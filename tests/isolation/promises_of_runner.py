@@ -219,6 +219,10 @@ NEWER = [
     Case("user", on_the_newer("lost"), "VS404 no such version"),
     Case("user", on_the_newer("lost"), "VS404 no such version", TWINS_VERSION.replace("{flow}", "{flow_part}")),
     Case("user", on_the_newer("lost"), "VS409 version 2 is retired", MENDED + "; " + change("workflow_versions", "state = 'retired', retired_at = now()", "workflow_id = '{flow_part}' and version = 2")),
+    # the twin's begins with a step that has not run
+    Case("user", RESTART % "'{lost}'", given=change("workflow_steps", "feedback = '1'", "execution_id = '{lost}' and node = 1")
+         + "; insert into workflow_steps (tenant_id, execution_id, node, item, user_id, status) values ('{twin}', '{lost}', 0, -1, '{user}', 'ready')",
+         then=step("one", "status = 'ready' and feedback = '1'", "lost")),
     # whoever could not start it any more
     Case("user", on_the_newer("lost"), "VS404 no such version", MENDED + "; " + OTHERS),
     Case("user", on_the_newer("lost"), given=f"{MENDED}; {OTHERS.replace('user_id =', 'shared = true, user_id =')}"),

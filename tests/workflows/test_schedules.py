@@ -70,6 +70,7 @@ async def test_one_is_set_seen_with_its_times_changed_and_deleted(desk: Room, ht
     [
         ({"cron": "61 * * * *"}, 400, "cron"),
         ({"cron": "0 0 30 2 *"}, 400, "cron"),
+        ({"cron": "0 0 31 4 *"}, 400, "cron"),
         ({"cron": "30 2 * *"}, 400, "cron"),
         ({"cron": "0 0 2 * * *"}, 400, "cron"),
         ({"time_zone": "Mars/Olympus"}, 400, "time_zone"),
