@@ -276,7 +276,7 @@ create table if not exists public.workflow_timers (
     constraint workflow_timers_kind_check check (kind in ('retry', 'wait', 'signal', 'approval', 'execution'))
 );
 create index if not exists workflow_timers_due_idx on public.workflow_timers (due_at);
-comment on table public.workflow_timers is 'What time brings: another attempt, the end of a wait, a deadline. Node -1: the whole execution''s.';
+comment on table public.workflow_timers is 'What time brings: another attempt, the end of a wait, a deadline. Node -1: the whole execution''s, with item -2 when its parent has ended.';
 
 create table if not exists public.workflow_signals (
     tenant_id uuid not null,
@@ -969,10 +969,8 @@ declare
     v_child record;
 begin
     delete from public.workflow_queue q where q.tenant_id = p_execution.tenant_id and q.execution_id = p_execution.id;
-    if p_status <> 'succeeded' then
-        update public.workflow_approvals a set status = 'cancelled', decided_at = v_now
-            where a.tenant_id = p_execution.tenant_id and a.execution_id = p_execution.id and a.status = 'open';
-    end if;
+    update public.workflow_approvals a set status = 'cancelled', decided_at = v_now
+        where a.tenant_id = p_execution.tenant_id and a.execution_id = p_execution.id and a.status = 'open';
     delete from public.workflow_timers t where t.tenant_id = p_execution.tenant_id and t.execution_id = p_execution.id;
     perform vanilla.release_step_holds(p_execution.tenant_id, p_execution.id);
     select coalesce(sum(s.charged_tokens), 0), coalesce(sum(s.cost_micros), 0) into v_charged, v_cost from public.workflow_steps s
@@ -990,7 +988,12 @@ begin
             'workflow_id', p_execution.workflow_id, 'version', p_execution.version, 'charged_tokens', v_charged)
             || case when p_reason is null then '{}' else jsonb_build_object('reason', p_reason) end);
     end if;
-    if p_status <> 'succeeded' then
+    if p_status = 'succeeded' then      -- past a join that did not wait for them: they are not locked, and end when somebody looks
+        insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
+            select e.tenant_id, e.id, -1, -2, e.user_id, 'execution', v_now from public.workflow_executions e
+            where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id and e.finished_at is null
+            on conflict do nothing;
+    else
         for v_child in select e.id from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id
                 and e.finished_at is null order by e.id loop
             perform vanilla.cancel_one(p_execution.tenant_id, v_child.id, 'parent_ended');
@@ -999,7 +1002,7 @@ begin
 end
 $f$;
 comment on function vanilla.end_execution(public.workflow_executions, text, text, jsonb, jsonb) is
-    'Ends an execution; it, its children and what they hold are locked. Nothing of it is queued, timed, held or asked any more; its parent, its successor in the slot and webhooks are told.';
+    'Ends an execution; it and what it holds are locked, and unless it succeeded its children with theirs. Nothing of it is queued, timed, held or asked any more; its parent, its successor in the slot and webhooks are told.';
 
 create or replace function vanilla.cancel_one(p_tenant_id uuid, p_execution_id uuid, p_reason text) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1115,7 +1118,7 @@ declare
 begin
     for v_end in
         with ends as materialized (
-            select d.tenant_id, d.execution_id, d.node, o.output, c.charged, c.cost
+            select d.tenant_id, d.execution_id, d.node, o.output, c.charged, c.cost, c.waits
             from unnest(p_ends) d
             cross join lateral (
                 select coalesce(jsonb_object_agg(m.name, s.output) filter (where s.status = 'succeeded'), '{}') as output
@@ -1126,7 +1129,7 @@ begin
                 cross join lateral (select s.status, s.output from public.workflow_steps s where s.tenant_id = n.tenant_id and s.execution_id = d.execution_id
                     and s.node = x.node and s.item = -1 offset 0) s
                 where n.tenant_id = d.tenant_id and n.workflow_id = d.workflow_id and n.version = d.version and n.node = d.node) o
-            cross join lateral (select coalesce(sum(s.charged_tokens), 0) as charged, coalesce(sum(s.cost_micros), 0) as cost
+            cross join lateral (select coalesce(sum(s.charged_tokens), 0) as charged, coalesce(sum(s.cost_micros), 0) as cost, bool_or(s.status = 'waiting') as waits
                 from public.workflow_steps s where s.tenant_id = d.tenant_id and s.execution_id = d.execution_id and s.item = -1) c),
         last as (
             update public.workflow_steps s set status = 'succeeded', finished_at = v_now
@@ -1137,7 +1140,7 @@ begin
         ended as (
             update public.workflow_executions e set status = 'succeeded', output = d.output, charged_tokens = d.charged, cost_micros = d.cost, finished_at = v_now
             from ends d
-            where e.tenant_id = d.tenant_id and e.id = d.execution_id and e.hold_id is null and e.parent_execution_id is null and not e.slot_held
+            where e.tenant_id = d.tenant_id and e.id = d.execution_id and e.hold_id is null and e.parent_execution_id is null and not e.slot_held and not d.waits
               and not exists (select from left_over l where l.execution_id = e.id)
               and not exists (select from public.workflow_timers t where t.tenant_id = e.tenant_id and t.execution_id = e.id offset 0)
             returning e.tenant_id, e.id, e.user_id, e.workflow_id, e.version, e.charged_tokens),
@@ -2007,7 +2010,10 @@ declare
     v_approval public.workflow_approvals;
     v_child public.workflow_executions;
 begin
-    if p_timer.node = -1 then
+    if p_timer.node = -1 and p_timer.item = -2 then
+        perform vanilla.end_execution(p_execution, 'cancelled', 'parent_ended');
+        return;
+    elsif p_timer.node = -1 then
         perform vanilla.end_execution(p_execution, 'failed', 'deadline', '{"code": "deadline", "message": "It took longer than max_duration_s."}');
         return;
     end if;

@@ -347,6 +347,23 @@ def claim(n: int = 100, state: str = "'{}'") -> str:
     return f"select json_array_length(vanilla.tick_worker('{{hands}}', '[]', {n}, {state}) -> 'steps')"
 
 
+ORPHAN = "; ".join(
+    change(
+        "workflow_executions",
+        "parent_execution_id = null, parent_node = null, parent_item = null",
+        "id = '{child}'",
+        tenant,
+    )
+    for tenant in ("a", "twin")
+)
+ASKED_TOO = (
+    change("workflow_approvals", "execution_id = '{child}'", "id = '{approval}'")
+    + "; "
+    + "insert into workflow_steps (tenant_id, execution_id, node, item, user_id, status, waits_for)"
+    " select tenant_id, id, 9, -1, user_id, 'waiting', 'approval' from workflow_executions where tenant_id = '{a}' and id = '{child}'"
+)
+
+
 def lease(node: str, number: int, item: int = -1, which: str = "running") -> str:
     """The worker has this step, whatever it was."""
     key = f"tenant_id = '{{a}}' and execution_id = '{{{which}}}' and node = {AT.get(node, 1)} and item = {item}"
@@ -470,8 +487,14 @@ TICKS = [
     Case("runtime", tick(told("one", "succeeded", "77", which="child", output=7)), "= ([])", lease("one", 77, which="child"),
          then=execution("status = 'succeeded' and output = '{\"one\": 7}' and charged_tokens = 0", "child") + f" and {count('workflow_timers', where=at('sub', 'due_at = vanilla.clock()', -2))} = 1"
          f" and {step('$end', 'status')} = 'pending' and not exists (select from events where tenant_id = '{{a}}' and payload ->> 'execution_id' = '{{child}}')"),
+    Case("runtime", tick(told("one", "succeeded", "77", which="child", output=7)), "= ([])", ORPHAN + "; " + lease("one", 77, which="child"),
+         then=execution("status = 'succeeded' and output = '{\"one\": 7}' and charged_tokens = 0 and cost_micros = 0", "child")
+         + f" and (select status from workflow_steps where tenant_id = '{{a}}' and execution_id = '{{child}}' and node = 2) = 'succeeded'"
+         " and (select count(*) from workflow_executions where tenant_id = '{twin}' and id = '{child}' and status = 'running') = 1"),
+    Case("runtime", tick(told("one", "succeeded", "77", which="child", output=7)), "= ([])", f"{ORPHAN}; {ASKED_TOO}; " + lease("one", 77, which="child"),
+         then=execution("status = 'succeeded'", "child") + " and " + APPROVAL.format("status = 'cancelled'")),
     Case("runtime", tick(told("$end", "succeeded", "77", output=7)), "= ([])", lease("$end", 77),
-         then=execution("status = 'succeeded' and output = '7' and charged_tokens = 10") + (" and " + NEWS % 'workflow.succeeded' + " = 1 and " + APPROVAL.format("status = 'open'"))),
+         then=execution("status = 'succeeded' and output = '7' and charged_tokens = 10") + (" and " + NEWS % 'workflow.succeeded' + " = 1 and " + APPROVAL.format("status = 'cancelled'"))),
 ]  # fmt: skip
 
 SCORE = {

@@ -1,5 +1,7 @@
 """The runner in the database: what follows what, what is skipped, who has a step, how executions end."""
 
+import uuid
+
 import pytest
 
 from tests.workflows.hands import Room, Step, workflow
@@ -267,3 +269,43 @@ async def test_executions_past_retention_are_deleted_with_all_that_is_theirs(des
     assert left == [new]
     steps = "select count(*) from workflow_steps where execution_id::text like $1"
     assert await desk.operator.fetchval(steps, f"{moved}%") == 2  # of the one that still runs
+
+
+ASKS = {"kind": "approval", "title": "Go on?", "approvers": ["role:admin"], "quorum": 1} | dict.fromkeys(
+    ("prompt", "subject", "edit", "deadline_s", "on_deadline", "escalate_to")
+)
+ASK = {"title": "Go on?", "approvers": ["role:admin"]}
+
+
+async def test_a_question_that_a_join_did_not_wait_for_is_asked_no_more(desk: Room) -> None:
+    shape = workflow("quick ask=approval end=join", "quick>end ask>end", ask=ASK, end={"mode": "any"})
+    execution = await desk.start(await desk.publish(shape))
+    async with desk.worker() as hands:
+        steps = {step.node: step for step in await hands.tick()}
+        await hands.tick(steps["ask"].done("waiting", wait=ASKS))
+        end = await hands.one(steps["quick"].done())
+        await hands.tick(end.done())
+    assert (await desk.execution(execution))["status"] == "succeeded"
+    status = "select status from workflow_approvals where execution_id = $1"
+    assert await desk.operator.fetchval(status, execution) == "cancelled"
+
+
+async def test_a_child_that_a_join_did_not_wait_for_ends_too(desk: Room) -> None:
+    child = await desk.publish(workflow("c"))
+    slug = await desk.operator.fetchval("select slug from ai_workflows where id = $1", child)
+    shape = workflow("quick sub=workflow end=join", "quick>end sub>end", sub={"ref": slug}, end={"mode": "any"})
+    execution = await desk.start(await desk.publish(shape))
+    async with desk.worker() as hands:
+        steps = {step.node: step for step in await hands.tick()}
+        begun = await hands.one(steps["sub"].done("waiting", wait={"kind": "execution", "ref": slug, "input": {}}))
+        end = await hands.one(steps["quick"].done())
+        await hands.tick(end.done(), n=0)
+        assert (await desk.execution(execution))["status"] == "succeeded"
+        assert await desk.tend() == 1
+        ended = await desk.execution(uuid.UUID(begun.execution_id))
+        assert (ended["status"], ended["reason"]) == ("cancelled", "parent_ended")
+        assert await hands.tick(begun.done()) == []
+        assert hands.stale == [begun.lease]
+    assert await desk.tend() == 0  # it tells its parent, which has ended
+    timers = "select count(*) from workflow_timers where execution_id = any ($1)"
+    assert await desk.operator.fetchval(timers, [execution, uuid.UUID(begun.execution_id)]) == 0

@@ -71,6 +71,15 @@ class Graph:
     def upstream(self, id_: str) -> set[str]:
         return {node.id for node in self.nodes if id_ in self.after(node.id)} - {id_}
 
+    def left(self) -> set[str]:
+        """What may not have ended when the execution does: on every way to the end a join does not wait for it."""
+        found: set[str] = set()
+        for node in reversed(self.nodes):
+            after = [other for other in self.nodes if node.id in other.before]
+            if after and all(other.needs or other.id in found for other in after):
+                found.add(node.id)
+        return found
+
     def decide_calls(self) -> None:
         """What a gate undoes runs as often as it likes, but for what lies between its node and the only gate."""
         gates = [node for node in self.nodes if node.back_to and node.refuses]
@@ -80,6 +89,7 @@ class Graph:
             between = self.upstream(gates[0].id) & undone
         for node in self.nodes:
             node.calls = node.kind in ("llm", "map") and (node.id not in undone or node.id in between)
+            node.calls &= node.id not in self.left()
 
     def definition(self, child: str) -> dict[str, Any]:
         return {

@@ -22,6 +22,7 @@ from vanilla_saas.database.pool import _prepare
 
 BALANCE = 10_000_000
 EXAMPLES = 2000 if LONG else 25
+UNDECIDED = ("ready", "waiting", "pending")
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +177,10 @@ class Run:
 
     async def bury(self, worker: uuid.UUID) -> None:
         for _ in range(200):  # what it was about to do may be on its way
-            await self.desk.operator.execute(
-                "update worker_registry set heartbeat_at = vanilla.clock() - interval '1 minute' where id = $1", worker
+            await self.desk.operator.execute(  # the others live, without a heartbeat of their own
+                "update worker_registry set heartbeat_at = vanilla.clock()"
+                " - case when id = $1 then interval '1 minute' else interval '0' end",
+                worker,
             )
             if worker in await self.desk.operator.fetchval("select vanilla.bury_workers()"):
                 return
@@ -241,13 +244,17 @@ async def test_the_end_does_not_depend_on_the_schedule(
                 assert await one.tick(*await run.outcomes(one, run.kept.get(number, [])), n=10) == []
         else:
             assert (found["status"], found["reason"]) == ("succeeded", None), (schedule, found)
-            assert found["steps"] == steps, schedule
+            given_up = {n for n, step in found["steps"].items() if step[0] in UNDECIDED} & graph.left()
+            assert without(found["steps"], given_up) == without(steps, given_up), schedule
             last = {name: steps[name][1] for name in graph.last() if steps[name][0] == "succeeded"}
             ended = {
                 name: "gate" if graph.node(name).kind == "gate" else output for name, output in found["output"].items()
             }
             assert ended == last, schedule
-            charges.append(before - (await desk.people.wallet(desk.owner))["available_tokens"])
+            if not any(
+                graph.node(name).kind == "workflow" for name in graph.left()
+            ):  # a child may be given up before its call
+                charges.append(before - (await desk.people.wallet(desk.owner))["available_tokens"])
         await run.time_passes()
         assert await broken(desk.operator) == {}
         left = await desk.operator.fetchrow(
@@ -269,8 +276,6 @@ async def test_a_failed_one_ends_on_a_version_that_mends_it_as_if_it_had_begun_o
     assume(all((node.back_to or node.refuses in (0, NEVER)) and node.fails != NEVER for node in gates))
     # one that sends back to a node that was skipped lets it run
     assume(all(before[node.back_to][0] != "skipped" for node in gates if node.back_to))
-    # a child whose step a join did not wait for goes on when its parent has ended
-    assume(not {"workflow", "join"} <= {node.kind for node in graph.nodes})
     await clear(desk, hands)
     shape, dice = await desk.publish(graph.definition(child)), random.Random(seed)
     run = Run(desk, graph, child, await desk.start(shape), hands, dice)
@@ -289,13 +294,14 @@ async def test_a_failed_one_ends_on_a_version_that_mends_it_as_if_it_had_begun_o
     steps, _ = run.graph.outcome()
     found = await end_of(run)
     assert (found["status"], found["reserved"]) == ("succeeded", 0)
-    left = {name for name, step in found["steps"].items() if step[0] in ("ready", "waiting", "pending")}
-    assert not left or any(node.needs for node in graph.nodes)
-    assert {name: step for name, step in found["steps"].items() if name not in left} == {
-        name: step for name, step in steps.items() if name not in left
-    }
+    given_up = {name for name, step in found["steps"].items() if step[0] in UNDECIDED} & run.graph.left()
+    assert without(found["steps"], given_up) == without(steps, given_up)
     await run.time_passes()
     assert await broken(desk.operator) == {}
+
+
+def without(steps: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: step for name, step in steps.items() if name not in names}
 
 
 async def clear(desk: Room, hands: list[Hands]) -> None:
