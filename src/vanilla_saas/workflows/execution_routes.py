@@ -55,7 +55,7 @@ async def start(
 
     An input that does not fit the definition's schema is refused (422) by field, and nothing is written.
     """
-    await _require_spender(request, caller)
+    await require_spender(request, caller)
     started = await executions.start(
         lambda: acting(request, caller),
         caller.identity.tenant_id,
@@ -104,7 +104,7 @@ async def list_executions(
 @router.post("/workflow-executions/replay")
 async def replay(request: Request, caller: CurrentCaller, body: ReplayBody) -> Replayed:
     """Restarts failed executions from where they failed, the oldest first: own ones, or the tenant's by an admin."""
-    await _require_spender(request, caller)
+    await require_spender(request, caller)
     tenant_id = caller.identity.tenant_id
     async with acting(request, caller) as connection:
         found = await workflow_store.find(connection, tenant_id, body.workflow) if body.workflow else None
@@ -195,7 +195,7 @@ async def pause(request: Request, caller: CurrentCaller, execution_id: UUID) -> 
 @router.post("/workflow-executions/{execution_id}/resume")
 async def resume(request: Request, caller: CurrentCaller, execution_id: UUID) -> Told:
     """Goes on with one that is paused, or that ended for want of tokens."""
-    await _require_spender(request, caller)
+    await require_spender(request, caller)
     async with acting(request, caller) as connection:
         return Told(**await execution_store.resume(connection, caller.identity.tenant_id, execution_id))
 
@@ -203,7 +203,7 @@ async def resume(request: Request, caller: CurrentCaller, execution_id: UUID) ->
 @router.post("/workflow-executions/{execution_id}/restart")
 async def restart(request: Request, caller: CurrentCaller, execution_id: UUID, body: RestartBody | None = None) -> Told:
     """Runs an ended one again from where it failed, or from a node and all that depends on it."""
-    await _require_spender(request, caller)
+    await require_spender(request, caller)
     node = body.node if body else None
     async with acting(request, caller) as connection:
         return Told(**await execution_store.restart(connection, caller.identity.tenant_id, execution_id, node))
@@ -248,20 +248,29 @@ async def gates(
 ) -> Gates:
     """What a workflow's gates found by gate and day (UTC): in own executions, or all of the tenant's for an admin."""
     caller.require_scope("read")
-    end = _in_utc(until) if until else datetime.now(UTC)
-    first = _in_utc(begin) if begin else end - timedelta(days=30)
+    first, end = period(begin, until)
     async with acting(request, caller, read_only=True) as connection:
         found = await workflow_store.find(connection, caller.identity.tenant_id, workflow)
         rows = await execution_store.gates(connection, caller.identity.tenant_id, found["id"], first, end)
     return Gates(data=[GateDay(**row) for row in rows])
 
 
+def period(begin: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+    """The last 30 days, or what of a period was said; a time without a zone is UTC."""
+    end = _in_utc(until) if until else datetime.now(UTC)
+    if begin:
+        return _in_utc(begin), end
+    try:
+        return end - timedelta(days=30), end
+    except OverflowError:
+        return end, end
+
+
 def _in_utc(moment: datetime) -> datetime:
-    """A time without a zone is UTC."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-async def _require_spender(request: Request, caller: Caller) -> None:
+async def require_spender(request: Request, caller: Caller) -> None:
     """Raises VanillaError `forbidden` for a key that lacks the scope chat, or has a budget."""
     caller.require_scope("chat")
     if caller.key_id is not None:
