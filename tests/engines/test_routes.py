@@ -135,7 +135,7 @@ async def test_users_see_cards_of_what_their_level_permits_and_nothing_of_the_re
     floor: Shop, http: aiohttp.ClientSession, admin: Person
 ) -> None:
     slug = await deployed(floor, http, admin, plain(input=WITH_TONE), parameters=TONE)
-    user, pro = await floor.person(), await floor.person("pro")
+    user, pro = await floor.person(), await floor.person("premium")
     level = await floor.level("free")
     await send(http, "PUT", admin, f"/engines/{slug}/levels/{level}", {"access": "none"}, status=204)
     assert slug not in [card["slug"] for card in (await get(http, user, "/engines"))["data"]]
