@@ -58,7 +58,7 @@ def run(
 
     async def act(connection: asyncpg.Connection, where: Addresses) -> Answer:
         owner, user_id = await find_user(connection, tenant, user)
-        started = await store.execute(connection, owner, ref, given, key=key, priority=priority, user_id=user_id)
+        started = await store.start(connection, owner, ref, given, key=key, priority=priority, user_id=user_id)
         if not follow:
             return started
         return await follow_to_the_end(connection, where, owner, UUID(started["execution_id"]), as_json)

@@ -42,7 +42,7 @@ async def run(
     if key_id is None:
         await require_spender(request, caller)
         async with acting(request, caller) as connection:
-            started = await store.execute(
+            started = await store.start(
                 connection, caller.identity.tenant_id, body.ref, body.input, key=key, priority=body.priority,
                 user_id=body.user_id,
             )  # fmt: skip
@@ -62,7 +62,7 @@ async def _by_key(request: Request, caller: Caller, body: RunBody, key: str | No
     for name in ("priority", "user_id"):
         if getattr(body, name) is not None:
             raise VanillaError("forbidden", f"A key of an engine says no {name}.", {"param": name, "need": "chat"})
-    return await store.execute_by_key(
+    return await store.start_by_key(
         request.app.state.database,
         token_hash(caller.token),
         body.ref,

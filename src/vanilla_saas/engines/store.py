@@ -295,7 +295,7 @@ async def delete_copy(connection: asyncpg.Connection, tenant_id: UUID, copy_id: 
     await connection.execute(DELETE_COPY, copy_id, tenant_id)
 
 
-async def execute(
+async def start(
     connection: asyncpg.Connection,
     tenant_id: UUID,
     ref: str | None,
@@ -310,7 +310,7 @@ async def execute(
     return started
 
 
-async def execute_by_key(
+async def start_by_key(
     database: Database,
     key_hash: bytes,
     ref: str | None,
