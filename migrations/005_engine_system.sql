@@ -787,7 +787,7 @@ declare
 begin
     return query
         with named as (
-            select array_agg(e.slug order by e.slug) as slugs from (select distinct e.slug from public.ai_engines e where e.status = 'active'
+            select coalesce(array_agg(e.slug order by e.slug), '{}') as slugs from (select distinct e.slug from public.ai_engines e where e.status = 'active'
                 and (e.tenant_id = v_user.tenant_id or e.tenant_id = vanilla.platform() and e.offered)) e)
         select r.engine_id, r.engine_tenant_id = vanilla.platform(), r.engine, e.name, e.description, r.access, r.version, r.alias, v.mode, v.config -> 'input',
             nullif(v.config -> 'output', 'null'), v.config -> 'parameters'

@@ -12,6 +12,7 @@ from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.pool import Database
+from vanilla_saas.engines import pages as engines_pages
 from vanilla_saas.engines.routes import router as engines_router
 from vanilla_saas.engines.run_routes import router as engine_runs_router
 from vanilla_saas.levels import pages as levels_pages
@@ -112,7 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     pages = (
         tokens_pages, levels_pages, payments_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages,
-        operations_pages, backups_pages, workflows_pages, run_pages, approval_pages, routing_pages,
+        operations_pages, backups_pages, workflows_pages, engines_pages, run_pages, approval_pages, routing_pages,
     )  # fmt: skip
     console.install(app, *(page.ROOM for page in pages))
     return app

@@ -7,9 +7,10 @@ from uuid import UUID
 from pydantic import AwareDatetime, Field, StringConstraints
 from pydantic import BaseModel as Answer
 
+from vanilla_saas.engines.store import SLUG
 from vanilla_saas.workflows.execution_models import Body, Failure, Status
 
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Slug = Annotated[str, StringConstraints(pattern=f"^{SLUG}$")]
 Ref = Annotated[str, StringConstraints(max_length=80)]
 Access = Literal["none", "read", "execute"]
 Alias = Literal["stable", "canary"]

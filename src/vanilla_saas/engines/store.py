@@ -1,5 +1,6 @@
 """Statements of engines: lists under row-level security, all else through the functions of 005."""
 
+import re
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,7 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 
 Answer = dict[str, Any]
+SLUG = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 _ENGINE = """
 select e.id, e.slug, e.name, e.description, e.status, e.default_access, e.offered, e.created_at, e.updated_at,
@@ -130,18 +132,23 @@ async def find(connection: asyncpg.Connection, tenant_id: UUID, name: str) -> An
 async def engine_id(connection: asyncpg.Connection, tenant_id: UUID, name: str) -> UUID:
     """The id of an engine of the tenant, or of one that the platform offers. Raises VanillaError `not_found`.
 
-    Rows of the platform are not a tenant admin's to read, so of its engines the functions are asked.
+    Whether there is one of an id that the caller may not read is left to the function that is called with it.
     """
     found: UUID | None = await connection.fetchval(ID_OF, tenant_id, name)
-    if found is None:
-        try:
-            return UUID(name)
-        except ValueError:
-            told = None if "/" in name or "@" in name else await resolve(connection, tenant_id, None, name)
-        if not told or told["engine_id"] is None:
-            raise VanillaError("not_found", "no such engine", {"engine": name})
-        return UUID(told["engine_id"])
-    return found
+    if found is not None:
+        return found
+    try:
+        return UUID(name)
+    except ValueError:
+        return await offered_id(connection, tenant_id, name)
+
+
+async def offered_id(connection: asyncpg.Connection, tenant_id: UUID, slug: str) -> UUID:
+    """The id of an engine that the platform offers, whose rows tenants do not read. Raises VanillaError `not_found`."""
+    told = await resolve(connection, tenant_id, None, slug) if re.fullmatch(SLUG, slug) else {"engine_id": None}
+    if told["engine_id"] is None:
+        raise VanillaError("not_found", "no such engine", {"engine": slug})
+    return UUID(told["engine_id"])
 
 
 async def versions(connection: asyncpg.Connection, tenant_id: UUID, engine_id: UUID) -> list[Answer]:
