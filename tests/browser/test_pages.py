@@ -165,7 +165,11 @@ async def _workflows(people: People, person: Person) -> None:
 async def _engine(people: People, person: Person) -> None:
     """One with a canary, a level that may read it, an assignment, and runs that have begun."""
     operator, tenant, user = people.operator, person.identity.tenant_id, person.identity.user_id
-    flow = (await store.find(operator, tenant, "research"))["id"]
+    if await engines.deployed(operator, tenant):
+        return  # what engines were made of is not deleted
+    await drafts.begin(partial(nullcontext, operator), tenant, "research_with_judge", "digest", {}, user_id=user)
+    await drafts.publish(partial(nullcontext, operator), tenant, "digest")
+    flow = (await store.find(operator, tenant, "digest"))["id"]
     made = await engines.deploy(operator, tenant, "research", flow, description="Looks things up and judges them.")
     await engines.deploy(operator, tenant, "research", flow, mode="sequential")
     engine = uuid.UUID(made["engine_id"])
