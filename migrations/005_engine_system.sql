@@ -218,6 +218,7 @@ create table if not exists public.engine_executions (
     estimate_p95 bigint,
     estimated_from smallint not null,
     constraint engine_executions_pkey primary key (tenant_id, created_at, id),
+    constraint engine_executions_alias_check check (alias in ('stable', 'canary')),
     constraint engine_executions_source_check check (source in ('reference', 'copy', 'user', 'level', 'tier', 'tenant', 'platform', 'key'))
 ) partition by range (created_at);
 create index if not exists engine_executions_id_idx on public.engine_executions (tenant_id, id);

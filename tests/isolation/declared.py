@@ -696,7 +696,8 @@ FORBIDDEN = {
         for mode, number in (("parallel", 1), ("sequential", 2), ("parallel", 0), ("parallel", 1001))
     ],
     "engine_versions_state_check": ["state = 'odd', retired_at = null"],
-    "engine_versions_retired_check": ["state = 'retired', retired_at = null", "state = 'published', retired_at = now()"],
+    "engine_versions_retired_check": ["state = 'retired', retired_at = null",
+                                      "state = 'published', retired_at = now()"],
     "engine_versions_config_check": ["workflow_version = 77", "workflow_id = tenant_id"],
     "engine_versions_hash_check": ["hash = sha256('x')", "config = config || '{\"output\": 1}'"],
     "engine_versions_price_hash_check": ["price_hash = sha256('x')"],
@@ -718,6 +719,7 @@ FORBIDDEN = {
     "user_engines_tenant_check": ["engine_tenant_id = '{b}'"],
     "user_engines_slug_check": ["slug = 'A b'", "slug = repeat('x', 64)"],
     "user_engines_overlay_check": ["overlay = '[]'", "overlay = jsonb_build_object('x', repeat('x', 65536))"],
+    "engine_executions_alias_check": ["alias = 'odd'"],
     "engine_executions_source_check": ["source = 'odd'"],
     "ai_workflows_origin_check": [
         "user_id = null", "origin_tenant_id = '00000000-0000-0000-0000-000000000000'",

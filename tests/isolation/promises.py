@@ -375,7 +375,8 @@ TRAPS = f"""
     -- signals that came to the twin's alone, and votes that would make a quorum
     insert into workflow_signals (tenant_id, execution_id, name, user_id, payload, sent_at)
         select '{TWIN}', '{{running}}', name, '{{user}}', '"{WORD}"', now() from unnest(array['word', 'go']) name;
-    insert into ai_engines (tenant_id, slug, name, default_access) values ('{TWIN}', 'twin-engine', '{WORD}', 'execute');
+    insert into ai_engines (tenant_id, slug, name, default_access)
+        values ('{TWIN}', 'twin-engine', '{WORD}', 'execute');
     insert into workflow_nodes select (jsonb_populate_record(n, '{{"node": 99}}')).* from workflow_nodes n
         where tenant_id = '{TWIN}' and node = 1;
     update workflow_steps set status = 'failed' where tenant_id = '{TWIN}' and execution_id = '{{lost}}';

@@ -25,7 +25,7 @@ ENGINE_KEY = """update api_keys set scopes = array['engine'], engine_tenant_id =
     where tenant_id = '{a}' and id = '{key_id}'"""
 BY_KEY = "select vanilla.execute_by_key({user_key}, %s, '{}') ->> '%s'"
 REPORT = f"select runs from engine_report({ENGINE}, '2000-01-01', '2199-01-01'%s)"
-REPORTED = f"update engine_executions set engine_tenant_id = '{{a}}', engine_id = '{{engine}}' where tenant_id in ('{{a}}', '{{twin}}') and created_at < '2100-01-01'"
+REPORTED = "update engine_executions set engine_tenant_id = '{a}', engine_id = '{engine}' where tenant_id in ('{a}', '{twin}') and created_at < '2100-01-01'"
 TIER = "insert into engine_assignments (tenant_id, engine_tenant_id, engine_id, target, tier, priority, assigned_at) values ('{a}', '{a}', '{engine}', 'tier', (select tier from levels where tenant_id = '{a}' and id = '{level}'), 9, now())"
 ADMINS = [
     (f"select set_engine({ENGINE}, 'New')", "engine.set", f"{ROW % 'name'} = 'New'"),
@@ -88,6 +88,10 @@ CASES = [
     Case("admin", f"select assign_engine({ENGINE}, 'tenant', p_pin => '3')", "VS404"),
     Case("admin", f"select assign_engine({ENGINE}, 'tenant', p_pin => '2')", "VS409", f"update engine_versions set state = 'retired', retired_at = now() where {OF_A} and version = 2"),
     Case("admin", f"select assign_engine({ENGINE}, 'platform')", "VS403"),
+    Case("admin", f"select assign_engine({ENGINE}, 'tenant', p_pin => 'odd')", "VS400 a pin is"),
+    Case("admin", f"select assign_engine({ENGINE}, 'odd')", "VS400 a target is"),
+    Case("admin", f"select assign_engine({ENGINE}, 'tenant', p_valid_from => now(), p_valid_to => now())", "VS400 it ends"),
+    Case("admin", "select delete_workflow('{flow}')", "VS409 engines were made", "select deploy_engine('new', '{flow}', p_tenant_id => '{a}')"),
     Case("admin", f"select set_level_engine('{{b_level}}', {ENGINE}, 'read')", "VS404"),
     Case("admin", "select retire_workflow('{others_part}')", "VS409 the engine"),
     Case("admin", "select retire_workflow('{others_part}', 1)", "VS409 the engine"),
@@ -157,7 +161,7 @@ CASES = [
     Case("user", RUN % ("'{word}', p_user_id => '{other}'", "version"), "VS403"),
     Case("admin", RUN % ("'{word}', p_user_id => '{b_user}'", "version"), "VS404"),
     Case("nobody", RUN % ("'{word}'", "version"), "VS401"),
-    Case("user", f"select execute_engine('{{word}}', '{{}}', 'k'), execute_engine('{{word}}', '{{}}', 'k') ->> 'replayed' = 'true'",
+    Case("user", "select execute_engine('{word}', '{}', 'k'), execute_engine('{word}', '{}', 'k') ->> 'replayed' = 'true'",
          then="(select count(*) = 1 from engine_executions where tenant_id = '{a}' and user_id = '{user}' and created_at = vanilla.clock())"),
     Case("user", RUN % ("'{word}', '{}', '{word}-0'", "version"), "VS410"),
     # keys
@@ -166,6 +170,27 @@ CASES = [
     Case("user", KEY % ", p_user_id => '{other}'", "VS403"),
     Case("admin", KEY % ", p_user_id => '{b_user}'", "VS404"),
     Case("user", KEY % "", "VS403", DENY % "read"),
+    Case("user", "select create_engine_key(null, 'n', 'p', sha256('new'))", "VS400 a key is for"),
+    Case("user", "select fork_engine(null, 'new')", "VS400 a copy is of"),
+    Case("user", "select fork_engine('{word}', 'new', '[]')", "VS400 an overlay is"),
+    Case("user", "select fork_engine('{word}', 'A b')", "VS400 the copy is not valid"),
+    Case("user", "select fork_engine('{word}', '{word}-own')", "VS409", "update user_engines set engine_id = (select (deploy_engine('new', '{flow}', p_tenant_id => '{a}') ->> 'engine_id')::uuid) where tenant_id = '{a}' and id = '{copy}'"),
+    Case("admin", f"select promote_engine({ENGINE}, 1, 'odd')", "VS400 the alias is"),
+    Case("admin", f"select promote_engine({ENGINE}, 1, 'canary')", "VS400 a canary has"),
+    Case("admin", f"select rollback_engine({ENGINE}, 'canary')", "VS404", f"delete from engine_aliases where {OF_A} and alias = 'canary'"),
+    Case("admin", f"select set_engine({ENGINE}, p_offered => true)", "VS400 only the platform"),
+    Case("admin", f"select set_engine({ENGINE}, p_default_access => 'odd')", "VS400 the engine is not valid"),
+    Case("admin", f"select set_level_engine('{{level}}', {ENGINE}, 'odd')", "VS400 the access is"),
+    Case("admin", DEPLOY % ("new", ", p_mode => 'odd'", "version"), "VS400 the mode is"),
+    Case("admin", DEPLOY % ("new", ", p_at_once => 1", "version"), "VS400 at once are"),
+    Case("admin", DEPLOY % ("A b", "", "version"), "VS400 the engine is not valid"),
+    Case("admin", DEPLOY % ("new", ", p_output => '[]'", "version"), "VS400 the output"),
+    Case("admin", DEPLOY % ("new", ", p_parameters => '[]'", "version"), "VS422"),
+    Case("user", RESOLVE % ("p_ref => 'A b'", "version"), "VS400 this names no engine"),
+    Case("user", RUN % ("'{word}', '[]'", "version"), "VS400 the input is"),
+    Case("user", RUN % ("'{word}', p_priority => 10", "version"), "VS400 a priority is"),
+    Case("user", RUN % ("'{word}@3'", "version"), "VS404 no such version"),
+    Case("runtime", BY_KEY % ("null", "source"), "VS404 no such engine", ENGINE_KEY + "; update ai_engines set slug = 'gone' where tenant_id = '{a}' and id = '{engine}'"),
     Case("user", KEY % "", "VS429", "update levels set restrictions = '{\"api_keys\": 1}' where tenant_id = '{a}' and id = '{level}'"),
     Case("user", KEY % ", now() - interval '1 day'", "VS400"),
     Case("runtime", BY_KEY % ("null", "source"), "= (key)", ENGINE_KEY, then=RAN % (1, "key", "user")),

@@ -182,7 +182,7 @@ async def _route(connection: asyncpg.Connection, tenant: Tenant) -> None:
 
 
 async def _deploy(connection: asyncpg.Connection, tenant: Tenant) -> None:
-    """An engine of two versions, the second a canary; who may run it and for whom it is chosen; copies of both members."""
+    """An engine of two versions, the second a canary; who may run it, for whom it is chosen; copies of both members."""
     flow = await connection.fetchval("select id from ai_workflows where slug = $1", f"{tenant.word}-part-1")
     deploy = "select deploy_engine($1, $2, p_mode => $3, p_parameters => $4) ->> 'engine_id'"
     parameters = json.dumps({"tone": {"type": "string", "description": tenant.word}})

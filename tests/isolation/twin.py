@@ -41,13 +41,14 @@ DIFFERENT = {
     "level_changes": "terms = '{}'",
     "level_invoice_lines": "payment_reference = '{word}'",
     "ai_engines": "name = '{word}', default_access = 'none', status = 'retired'",
-    "engine_versions": "state = 'retired', retired_at = now(), config = config || '{\"parameters\": {}, \"word\": \"{word}\"}',"
-    " hash = sha256(convert_to((config || '{\"parameters\": {}, \"word\": \"{word}\"}')::text, 'UTF8'))",
+    "engine_versions": "state = 'retired', retired_at = now(), config = config || jsonb_build_object('parameters',"
+    " jsonb_build_object(), 'word', '{word}'), hash = sha256(convert_to((config || jsonb_build_object('parameters',"
+    " jsonb_build_object(), 'word', '{word}'))::text, 'UTF8'))",
     "engine_aliases": "version = 2, earlier = '{2}', weight = 100",
     "level_engines": "access = 'none'",
     "engine_assignments": "priority = 77, pin_version = null, pin_alias = null",
     "user_engines": 'overlay = \'{"word": "{word}"}\', version = 2, is_default = true',
-    "engine_executions": "alias = '{word}', estimate_p50 = 7777777, estimate_p95 = 7777777",
+    "engine_executions": "alias = 'canary', estimate_p50 = 7777777, estimate_p95 = 7777777",
     "ai_workflows": "name = '{word}', draft = '{\"nodes\": []}', revision = revision + 70, latest_version = 77",
     "workflow_versions": "state = 'retired', retired_at = now(), definition = '{}', hash = sha256('{}')",
     "workflow_nodes": "name = '{word}' || node, kind = '$end', pool = '{word}', attempts = 77, timeout_s = 7777,"
