@@ -865,8 +865,9 @@ begin
     if v_problems is not null then
         perform vanilla.refuse('VS422', 'the overlay does not fit the engine''s parameters', jsonb_build_object('param', 'overlay', 'problems', v_problems), v_problems #>> '{0,message}');
     end if;
+    -- two that become the default meet here; before hold_open, whose weaker lock two would keep and wait for each other's
+    perform from public.users u where u.tenant_id = v_user.tenant_id and u.id = v_user.id for no key update;
     perform vanilla.hold_open(v_user);
-    perform from public.users u where u.tenant_id = v_user.tenant_id and u.id = v_user.id for no key update;      -- two that become the default meet here
     if p_is_default then
         update public.user_engines c set is_default = false where c.tenant_id = v_user.tenant_id and c.user_id = v_user.id and c.is_default and c.slug <> p_slug;
     end if;
