@@ -1,5 +1,6 @@
 """`client.engines`: lists, runs, waits, and says with a code what went wrong."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 
@@ -46,6 +47,8 @@ async def test_a_run_that_fails_has_its_code_and_one_that_lasts_is_asked_for_aga
             await client.engines.run(broken.slug, {"n": 1})
         assert (failed.value.code, failed.value.node) == ("expression_failed", "a")
         begun = await client.engines.start(waits.slug)
-        assert (await client.engines.get(begun.execution_id, wait_s=0.2))["status"] == "running"
+        result = asyncio.create_task(client.engines.result(begun.execution_id))
+        assert (await client.engines.get(begun.execution_id, wait_s=0.3))["status"] == "running"
+        assert not result.done()
         await client.workflows.signal(begun.execution_id, "go")
-        await client.engines.result(begun.execution_id)
+        await result

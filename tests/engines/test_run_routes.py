@@ -124,6 +124,12 @@ async def test_nobody_else_sees_a_run_and_an_admin_says_who_pays(
     reader = await floor.room.people.user(scopes=["read"])
     refused, _ = await post(http, reader, "/engines/run", {"ref": doubling.slug}, status=403)
     assert refused["need"] == "chat"
+    writer = await floor.room.people.user(scopes=["chat"])
+    own, _ = await post(http, writer, "/engines/run", {"ref": doubling.slug, "input": {"n": 1}}, status=202)
+    assert (await get(http, writer, f"/engine-runs/{own['execution_id']}", status=403))["need"] == "read"
+    await floor.operator.execute("update api_keys set budget_tokens = 10 where id = $1", writer.key_id)
+    refused, _ = await post(http, writer, "/engines/run", {"ref": doubling.slug}, status=403)
+    assert refused["need"] == "key_without_budget"
 
 
 async def test_a_key_of_an_engine_runs_it_sees_what_it_began_and_opens_nothing_else(
