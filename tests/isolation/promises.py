@@ -377,6 +377,9 @@ TRAPS = f"""
         select '{TWIN}', '{{running}}', name, '{{user}}', '"{WORD}"', now() from unnest(array['word', 'go']) name;
     insert into ai_engines (tenant_id, slug, name, default_access)
         values ('{TWIN}', 'twin-engine', '{WORD}', 'execute');
+    insert into engine_assignments (tenant_id, engine_tenant_id, engine_id, target, tier, assigned_at)
+        select '{TWIN}', '{TWIN}', '{{engine}}', t, case t when 'tier' then l.tier end, now()
+        from levels l, unnest(array['tier', 'tenant']) t where l.tenant_id = '{{a}}' and l.id = '{{level}}';
     insert into workflow_nodes select (jsonb_populate_record(n, '{{"node": 99}}')).* from workflow_nodes n
         where tenant_id = '{TWIN}' and node = 1;
     update workflow_steps set status = 'failed' where tenant_id = '{TWIN}' and execution_id = '{{lost}}';

@@ -16,7 +16,7 @@ MINE = "user_id = '{user}' and slug = 'new' and version = 1 and overlay = '{}'"
 RESOLVE = "select resolve_engine(%s) ->> '%s'"
 EXPLAIN = "select string_agg(c ->> 'source', ' ') from jsonb_array_elements(explain_engine(%s)) c"
 RUN = "select execute_engine(%s) ->> '%s'"
-RAN = f"exists (select from engine_executions x where {OF_A} and version = %d and source = '%s' and user_id = '{{%s}}' and created_at = vanilla.clock())"
+RAN = f"exists (select from engine_executions x where {OF_A} and engine_tenant_id = '{{a}}' and version = %d and source = '%s' and user_id = '{{%s}}' and created_at = vanilla.clock())"
 DENY = "update level_engines set access = '%s' where tenant_id = '{a}' and engine_id = '{engine}'"
 CANARY = f"update engine_aliases set weight = 100 where {OF_A} and alias = 'canary'"
 RETIRED = "update ai_engines set status = 'retired' where tenant_id = '{a}' and id = '{engine}'"
@@ -26,6 +26,7 @@ ENGINE_KEY = """update api_keys set scopes = array['engine'], engine_tenant_id =
 BY_KEY = "select vanilla.execute_by_key({user_key}, %s, '{}') ->> '%s'"
 REPORT = f"select runs from engine_report({ENGINE}, '2000-01-01', '2199-01-01'%s)"
 REPORTED = "update engine_executions set engine_tenant_id = '{a}', engine_id = '{engine}' where tenant_id in ('{a}', '{twin}') and created_at < '2100-01-01'"
+OF_RUN = f"{REPORTED}; update engine_executions set id = '{{%s}}' where tenant_id = '{{a}}' and created_at = (select min(created_at) from engine_executions where tenant_id = '{{a}}')"
 TIER = "insert into engine_assignments (tenant_id, engine_tenant_id, engine_id, target, tier, priority, assigned_at) values ('{a}', '{a}', '{engine}', 'tier', (select tier from levels where tenant_id = '{a}' and id = '{level}'), 9, now())"
 ADMINS = [
     (f"select set_engine({ENGINE}, 'New')", "engine.set", f"{ROW % 'name'} = 'New'"),
@@ -121,6 +122,7 @@ CASES = [
     Case("user", EXPLAIN % "", "= (\"user level tier\")", TIER),
     Case("user", EXPLAIN % "", "= ()", DENY % "none"),
     Case("admin", EXPLAIN % "'{user}'", "= (\"user level\")", DENY % "none"),
+    Case("user", "select explain_engine() -> 0 ->> 'platform'", "= (false)"),
     Case("user", EXPLAIN % "'{other}'", "VS403"),
     Case("admin", EXPLAIN % "'{b_user}'", "VS404"),
     Case("user", "select count(*) from my_engines()", "= (1)"),
@@ -128,12 +130,15 @@ CASES = [
     Case("user", "select count(*) from my_engines()", "= (0)", DENY % "none"),
     Case("user", "select count(*) from my_engines()", "= (0)", RETIRED),
     Case("user", "select version from my_engines()", "= (1)"),
+    Case("user", "select platform from my_engines()", "= (f)"),
+    Case("admin", EXPLAIN % "'{user}'", "= (\"user level\")"),
     Case("user", "select count(*) from my_engines('{other}')", "VS403"),
     # copied
     Case("user", "select fork_engine('{word}', 'new') ->> 'version'", "= (1)", then=COPIES % (MINE, 1)),
     Case("user", "select fork_engine('{word}', 'new', p_is_default => true)", given="update user_engines set is_default = true where tenant_id = '{a}'",
          then=COPIES % ("is_default and user_id = '{user}'", 1) + " and " + COPIES % ("is_default and user_id = '{other}'", 1)),
     Case("user", "select fork_engine('{word}@2', '{word}-own') ->> 'id'", "= ({copy})", then=COPIES % ("version = 2", 1)),
+    Case("user", """select fork_engine('{word}', 'new', '{"tone": "x"}')"""),
     Case("user", """select fork_engine('{word}', 'new', '{"odd": 1}')""", "VS422"),
     Case("user", """select fork_engine('{word}', 'new', '{"tone": 1}')""", "VS422"),
     Case("user", "select fork_engine('{word}', 'new')", "VS403", DENY % "read"),
@@ -194,7 +199,7 @@ CASES = [
     Case("user", KEY % "", "VS429", "update levels set restrictions = '{\"api_keys\": 1}' where tenant_id = '{a}' and id = '{level}'"),
     Case("user", KEY % ", now() - interval '1 day'", "VS400"),
     Case("runtime", BY_KEY % ("null", "source"), "= (key)", ENGINE_KEY, then=RAN % (1, "key", "user")),
-    Case("runtime", BY_KEY % ("'{word}'", "source"), "= (key)", ENGINE_KEY),
+    Case("runtime", BY_KEY % ("'{word}'", "source"), "= (key)", ENGINE_KEY + "; update api_keys set last_used_at = null where id = '{key_id}'"),
     Case("runtime", BY_KEY % ("'{word}@2'", "source"), "VS404", ENGINE_KEY),
     Case("runtime", BY_KEY % ("null", "source"), "VS403"),
     Case("runtime", "select vanilla.execute_by_key(sha256('none'), null, '{}')", "VS411"),
@@ -205,6 +210,8 @@ CASES = [
     # told
     Case("admin", REPORT % "", "= (6)", REPORTED),
     Case("operator", REPORT % ", '{a}'", "= (6)", REPORTED),
+    Case("admin", REPORT.replace("runs", "succeeded") % "", "= (1)", OF_RUN % "ended"),
+    Case("admin", REPORT.replace("runs", "gates") % "", "= (1)", OF_RUN % "running"),
     Case("user", REPORT % "", "VS403"),
     Case("nobody", REPORT % "", "VS401"),
     Case("admin", REPORT % ", '{b}'", "VS404"),
