@@ -582,19 +582,25 @@ create table if not exists public.api_keys (
     expires_at timestamptz not null default 'infinity',
     revoked_at timestamptz,
     last_used_at timestamptz,
+    engine_tenant_id uuid,
+    engine_id uuid,
+    engine_ref text,
     created_at timestamptz not null default clock_timestamp(),
     constraint api_keys_pkey primary key (tenant_id, id),
     constraint api_keys_key_hash_key unique (key_hash),      -- 256 random bits: finds the tenant, tells nothing
     constraint api_keys_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
     constraint api_keys_name_check check (name <> '' and octet_length(name) <= 200),
     constraint api_keys_key_hash_check check (octet_length(key_hash) = 32),
-    constraint api_keys_scopes_check check (scopes <@ array['chat', 'read', 'admin', 'act_as', 'act_as:create']
+    constraint api_keys_scopes_check check ((scopes <@ array['chat', 'read', 'admin', 'act_as', 'act_as:create'] or scopes = '{engine}')
         and cardinality(scopes) > 0),
+    constraint api_keys_engine_check check (num_nonnulls(engine_tenant_id, engine_id, engine_ref) = case when scopes = '{engine}' then 3 else 0 end
+        and engine_tenant_id in (tenant_id, '00000000-0000-0000-0000-000000000000')),
     constraint api_keys_budget_check check (budget_tokens > 0 and used_tokens >= 0)
 ) with (fillfactor = 80);
 create index if not exists api_keys_user_idx on public.api_keys (tenant_id, user_id);
 create index if not exists api_keys_created_idx on public.api_keys (tenant_id, created_at, id);
 comment on table public.api_keys is 'Keys of programs: shown once, kept as prefix and SHA-256; budget in tokens over the key''s life.';
+comment on column public.api_keys.engine_ref is 'Of a key that runs one engine (005) and nothing else: by which name it does.';
 
 create table if not exists public.sessions (
     tenant_id uuid not null,
@@ -1964,6 +1970,9 @@ begin
         perform vanilla.record_level_change(p_user.tenant_id, p_user.id, v_wallet.level_id, null);
         perform vanilla.forget_subscription(p_user);
     end if;
+    if to_regclass('public.user_engines') is not null then      -- 005
+        perform vanilla.forget_engines(p_user);
+    end if;
     if to_regclass('public.ai_workflows') is not null then      -- 006
         perform vanilla.forget_workflows(p_user);
     end if;
@@ -2429,6 +2438,48 @@ end
 $f$;
 comment on function vanilla.register_user(text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
 
+create or replace function vanilla.make_api_key(p_user public.users, p_key public.api_keys) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_most bigint;
+    v_keys bigint;
+    v_id uuid := vanilla.uuid7();
+begin
+    if p_key.expires_at <= vanilla.clock() then
+        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
+    end if;
+    select (l.restrictions ->> 'api_keys')::bigint into v_most from public.user_token_wallets w
+        join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
+        where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id;
+    if v_most is not null then
+        -- two who make the last one meet here
+        perform from public.users where tenant_id = p_user.tenant_id and id = p_user.id for no key update;
+        select count(*) into v_keys from public.api_keys k
+            where k.tenant_id = p_user.tenant_id and k.user_id = p_user.id and k.revoked_at is null and k.expires_at > vanilla.clock();
+        if v_keys >= v_most then
+            perform vanilla.refuse('VS429', format('the level allows %s API keys', v_most), jsonb_build_object('restriction', 'api_keys',
+                'limit', v_most, 'used', v_keys, 'resets_at', null), 'Revoke one, or ask an admin for another level.');
+        end if;
+    end if;
+    perform vanilla.hold_open(p_user);
+    begin
+        insert into public.api_keys (tenant_id, id, user_id, name, prefix, key_hash, scopes, budget_tokens, expires_at, engine_tenant_id, engine_id, engine_ref, created_at)
+        values (p_user.tenant_id, v_id, p_user.id, p_key.name, p_key.prefix, p_key.key_hash, p_key.scopes, p_key.budget_tokens, p_key.expires_at,
+            p_key.engine_tenant_id, p_key.engine_id, p_key.engine_ref, vanilla.clock());
+    exception
+        when check_violation or not_null_violation then
+            perform vanilla.refuse('VS400', 'name, scopes or budget is not valid', '{"param": "scopes"}',
+                'Scopes: chat, read, admin, act_as, act_as:create. A budget is positive.');
+        when unique_violation then
+            perform vanilla.refuse('VS409', 'a key with this hash exists', '{"param": "key_hash"}', 'Make a new random key.');
+    end;
+    perform vanilla.audit(p_user.tenant_id, 'api_key.created', 'api_key', v_id, jsonb_build_object('user_id', p_user.id, 'scopes', p_key.scopes, 'prefix', p_key.prefix)
+        || case when p_key.engine_ref is null then '{}' else jsonb_build_object('engine', p_key.engine_ref) end);
+    return v_id;
+end
+$f$;
+comment on function vanilla.make_api_key(public.users, public.api_keys) is 'Keeps a key of a user, as many as the level allows; the caller has checked who may and which scopes.';
+
 create or replace function public.create_api_key(
     p_name text, p_prefix text, p_key_hash bytea, p_scopes text[] default '{chat}', p_expires_at timestamptz default 'infinity',
     p_budget_tokens bigint default null, p_user_id uuid default null, p_tenant_id uuid default null) returns uuid
@@ -2437,9 +2488,7 @@ declare
     v_self boolean := vanilla.claim(4) is not null and coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid;
     v_tenant uuid;
     v_user public.users;
-    v_most bigint;
-    v_keys bigint;
-    v_id uuid := vanilla.uuid7();
+    v_key public.api_keys;
 begin
     if v_self and vanilla.claim(5) = 'user' then
         v_tenant := vanilla.own_tenant(p_tenant_id);
@@ -2450,38 +2499,16 @@ begin
         v_tenant := vanilla.acting_tenant(p_tenant_id);
     end if;
     v_user := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
-    if p_expires_at <= vanilla.clock() then
-        perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
-    end if;
     if 'admin' = any (p_scopes) and v_user.role = 'user' then
         perform vanilla.refuse('VS400', 'the scope admin needs a user who is an admin', '{"param": "scopes"}');
     end if;
-    select (l.restrictions ->> 'api_keys')::bigint into v_most from public.user_token_wallets w
-        join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
-        where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id;
-    if v_most is not null then
-        -- two who make the last one meet here
-        perform from public.users where tenant_id = v_user.tenant_id and id = v_user.id for no key update;
-        select count(*) into v_keys from public.api_keys k
-            where k.tenant_id = v_user.tenant_id and k.user_id = v_user.id and k.revoked_at is null and k.expires_at > vanilla.clock();
-        if v_keys >= v_most then
-            perform vanilla.refuse('VS429', format('the level allows %s API keys', v_most), jsonb_build_object('restriction', 'api_keys',
-                'limit', v_most, 'used', v_keys, 'resets_at', null), 'Revoke one, or ask an admin for another level.');
-        end if;
-    end if;
-    perform vanilla.hold_open(v_user);
-    begin
-        insert into public.api_keys (tenant_id, id, user_id, name, prefix, key_hash, scopes, budget_tokens, expires_at, created_at)
-        values (v_user.tenant_id, v_id, v_user.id, p_name, p_prefix, p_key_hash, p_scopes, p_budget_tokens, p_expires_at, vanilla.clock());
-    exception
-        when check_violation or not_null_violation then
-            perform vanilla.refuse('VS400', 'name, scopes or budget is not valid', '{"param": "scopes"}',
-                'Scopes: chat, read, admin, act_as, act_as:create. A budget is positive.');
-        when unique_violation then
-            perform vanilla.refuse('VS409', 'a key with this hash exists', '{"param": "key_hash"}', 'Make a new random key.');
-    end;
-    perform vanilla.audit(v_user.tenant_id, 'api_key.created', 'api_key', v_id, jsonb_build_object('user_id', v_user.id, 'scopes', p_scopes, 'prefix', p_prefix));
-    return v_id;
+    v_key.name := p_name;
+    v_key.prefix := p_prefix;
+    v_key.key_hash := p_key_hash;
+    v_key.scopes := p_scopes;
+    v_key.budget_tokens := p_budget_tokens;
+    v_key.expires_at := p_expires_at;
+    return vanilla.make_api_key(v_user, v_key);
 end
 $f$;
 comment on function public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid) is
@@ -2595,7 +2622,7 @@ declare
 begin
     -- who calls
     if p_step is not null then      -- a worker, for a step of a workflow (006) whose lease it has
-        select q.tenant_id, q.user_id, null::uuid as key_id, array['chat'] as scopes, null::bigint as budget_tokens, l.restrictions,
+        select q.tenant_id, q.user_id, e.api_key_id as key_id, array['chat'] as scopes, k.budget_tokens, l.restrictions,
                 t.calls_stopped_until, t.time_zone, q.execution_id, e.hold_id into v_caller
             from public.workflow_queue q
             join public.workflow_executions e on e.tenant_id = q.tenant_id and e.id = q.execution_id
@@ -2603,6 +2630,7 @@ begin
             join public.tenants t on t.tenant_id = q.tenant_id and t.id = q.tenant_id
             left join public.user_token_wallets w on w.tenant_id = q.tenant_id and w.user_id = q.user_id
             left join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
+            left join public.api_keys k on k.tenant_id = e.tenant_id and k.id = e.api_key_id
             where q.tenant_id = (p_step ->> 'tenant_id')::uuid and q.execution_id = (p_step ->> 'execution_id')::uuid and q.node = (p_step ->> 'n')::smallint
               and q.item = coalesce((p_step ->> 'item')::integer, -1) and q.worker = (p_step ->> 'worker')::uuid and q.lease = (p_step ->> 'lease')::bigint
               and u.status = 'active' and t.status = 'active';

@@ -28,7 +28,7 @@ set local role vanilla_owner;
 create table if not exists public.ai_workflows (
     tenant_id uuid not null,
     id uuid not null default vanilla.uuid7(),
-    user_id uuid not null,
+    user_id uuid,
     slug text not null,
     name text not null,
     description text not null default '',
@@ -37,6 +37,7 @@ create table if not exists public.ai_workflows (
     draft jsonb not null,
     revision bigint not null default 1,
     latest_version integer,
+    origin_tenant_id uuid,
     created_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
     constraint ai_workflows_pkey primary key (tenant_id, id),
@@ -48,18 +49,22 @@ create table if not exists public.ai_workflows (
     constraint ai_workflows_status_check check (status in ('active', 'retired')),
     constraint ai_workflows_draft_check check (jsonb_typeof(draft) = 'object' and octet_length(draft::text) <= 1048576),
     constraint ai_workflows_revision_check check (revision > 0),
-    constraint ai_workflows_latest_check check (latest_version > 0)
+    constraint ai_workflows_latest_check check (latest_version > 0),
+    constraint ai_workflows_origin_check check ((user_id is null) = (origin_tenant_id is not null)
+        and origin_tenant_id = '00000000-0000-0000-0000-000000000000' and tenant_id <> origin_tenant_id)
 );
 create index if not exists ai_workflows_user_idx on public.ai_workflows (tenant_id, user_id);
 comment on table public.ai_workflows is
     'Workflows: the draft a person edits, and which version is the latest. Their owner''s, or with shared for all of the tenant to read and start.';
+comment on column public.ai_workflows.origin_tenant_id is
+    'Of a flow of the platform that an engine of its brought here (bring_version): nobody''s, and nobody changes or starts it but the engine.';
 comment on column public.ai_workflows.revision is 'Counts saves: whoever names the one they began from does not overwrite what another has saved since.';
 
 create table if not exists public.workflow_versions (
     tenant_id uuid not null,
     workflow_id uuid not null,
     version integer not null,
-    user_id uuid not null,
+    user_id uuid,
     shared boolean not null,
     state text not null default 'published',
     definition jsonb not null,
@@ -136,6 +141,7 @@ create table if not exists public.workflow_nodes (
     max_ms integer not null,
     retry_node smallint,
     retry_times smallint not null,
+    place smallint not null,
     settings jsonb not null,
     constraint workflow_nodes_pkey primary key (tenant_id, workflow_id, version, node),
     constraint workflow_nodes_version_fkey foreign key (tenant_id, workflow_id, version)
@@ -147,6 +153,7 @@ comment on table public.workflow_nodes is 'The nodes of a published version by n
 comment on column public.workflow_nodes.branches is 'Of each successor the branch on which it is reached; empty: any.';
 comment on column public.workflow_nodes.next_pools is 'Of each successor its pool; empty: the end of an execution that no worker has to compute.';
 comment on column public.workflow_nodes.next_needs is 'How many taken connections let each successor run; 0: when all are decided and one was taken; -1: when all are decided.';
+comment on column public.workflow_nodes.place is 'In an order in which every node comes after its predecessors: what an execution with a limit of nodes at once goes by.';
 comment on column public.workflow_nodes.reads is 'Nodes whose outcome its texts may name: what a worker is given.';
 
 create table if not exists public.workflow_executions (
@@ -169,6 +176,8 @@ create table if not exists public.workflow_executions (
     slot text,
     slot_limit integer,
     slot_held boolean not null default false,
+    at_once smallint,
+    api_key_id uuid,
     idempotency_key text,
     request_hash bytea,
     charged_tokens bigint not null default 0,
@@ -184,6 +193,7 @@ create table if not exists public.workflow_executions (
     constraint workflow_executions_input_check check (jsonb_typeof(input) = 'object' and octet_length(input::text) <= 1048576),
     constraint workflow_executions_priority_check check (priority between 0 and 9),
     constraint workflow_executions_depth_check check (depth between 0 and 5),
+    constraint workflow_executions_at_once_check check (at_once between 1 and 1000),
     constraint workflow_executions_parent_check check (num_nulls(parent_execution_id, parent_node, parent_item) in (0, 3))
 ) with (fillfactor = 85);
 create unique index if not exists workflow_executions_idempotency_idx
@@ -196,6 +206,9 @@ create index if not exists workflow_executions_parent_idx on public.workflow_exe
 comment on table public.workflow_executions is
     'Runs of workflows: written at the start, by pause, cancel and restart, and at the end. What happens meanwhile is in workflow_steps.';
 comment on column public.workflow_executions.reason is 'Why it failed or was cancelled, as a code: that of the step''s error, cancelled, deadline.';
+comment on column public.workflow_executions.at_once is
+    'So many of its steps are queued or run at the same time at most; more that could are ready and let in by let_in. Null: any number.';
+comment on column public.workflow_executions.api_key_id is 'The key of an engine that started it: its model calls count on the key''s budget.';
 comment on column public.workflow_executions.slot is 'Value of the definition''s concurrency key; so many executions with the same value run at the same time.';
 
 -- no foreign key to the execution: six rows an execution would each look it up; checks/steps_without_execution.sql stands for it
@@ -425,7 +438,7 @@ grant select on vanilla.wake_ups, vanilla.workflow_leases to vanilla_operator;  
 set local role vanilla_definer;
 alter default privileges revoke execute on functions from public;
 
-create or replace function vanilla.workflow_circle(p_nodes integer, p_from integer[], p_to integer[]) returns integer[]
+create or replace function vanilla.workflow_order(p_nodes integer, p_from integer[], p_to integer[], out nodes integer[], out circle integer[])
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 declare
     v_left integer[] := array_fill(0, array[p_nodes]);      -- predecessors that are not done
@@ -456,7 +469,8 @@ begin
             if v_left[p_to[v_edge]] = 0 then v_done := v_done || p_to[v_edge]; end if;
         end loop;
     end loop;
-    if cardinality(v_done) = p_nodes then return null; end if;
+    nodes := v_done;
+    if cardinality(v_done) = p_nodes then return; end if;
     -- each that is left waits for another that is left: going back from one to the next comes round
     select n into v_node from generate_series(1, p_nodes) n where v_left[n] > 0 order by n limit 1;
     v_seen := array_fill(false, array[p_nodes]);
@@ -465,11 +479,11 @@ begin
         v_path := v_node || v_path;
         select p_from[e] into v_node from generate_subscripts(p_from, 1) e where p_to[e] = v_node and v_left[p_from[e]] > 0 order by e limit 1;
     end loop;
-    return v_path[1 : array_position(v_path, v_node)];
+    circle := v_path[1 : array_position(v_path, v_node)];
 end
 $f$;
-comment on function vanilla.workflow_circle(integer, integer[], integer[]) is
-    'One circle of a graph of nodes 1 to n with edges in order of their beginning, as nodes in the direction of its edges; null when it has none.';
+comment on function vanilla.workflow_order(integer, integer[], integer[]) is
+    'A graph of nodes 1 to n with edges in order of their beginning: its nodes so that each comes after what leads to it, and one circle in the direction of its edges, null when it has none.';
 
 create or replace function vanilla.workflow_problems(p_definition jsonb) returns jsonb
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
@@ -534,7 +548,7 @@ begin
            (select array_agg(e.to_nr order by e.from_nr, e.to_nr) from edges e)
         into v_problems, v_from, v_to;
     if v_problems <> '[]' then return v_problems; end if;
-    v_circle := vanilla.workflow_circle(jsonb_array_length(v_nodes), v_from, v_to);
+    v_circle := (vanilla.workflow_order(jsonb_array_length(v_nodes), v_from, v_to)).circle;
     if v_circle is not null then
         return jsonb_build_array(jsonb_build_object('node', v_names[v_circle[1]], 'field', 'connections', 'code', 'circle',
             'message', format('%s wait for each other in a circle.', left((select string_agg(v_names[c.node], ' -> ' order by c.nr)
@@ -562,7 +576,7 @@ declare
     v_workflow public.ai_workflows;
 begin
     select * into v_workflow from public.ai_workflows w
-        where w.id = p_workflow_id and (w.tenant_id = v_tenant or v_tenant is null)
+        where w.id = p_workflow_id and (w.tenant_id = v_tenant or v_tenant is null) and w.origin_tenant_id is null
           and (vanilla.claim(5) is distinct from 'user' or w.user_id = vanilla.claim(4)::uuid)
         order by w.tenant_id for no key update;
     if not found then
@@ -688,7 +702,15 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_workflow public.ai_workflows := vanilla.own_workflow(p_workflow_id, p_tenant_id);
     v_latest integer;
+    v_engine record;
 begin
+    select e.slug, v.version into v_engine from public.engine_versions v join public.ai_engines e on e.tenant_id = v.tenant_id and e.id = v.engine_id
+        where v.tenant_id = v_workflow.tenant_id and v.workflow_id = v_workflow.id and v.workflow_version = coalesce(p_version, v.workflow_version)
+          and v.state = 'published' and e.status = 'active' order by e.slug, v.version desc limit 1;
+    if found then
+        perform vanilla.refuse('VS409', format('the engine %s runs it', v_engine.slug), jsonb_build_object('engine', v_engine.slug, 'version', v_engine.version),
+            'Retire the engine''s version first (retire_engine).');
+    end if;
     if p_version is not null then
         update public.workflow_versions v set state = 'retired', retired_at = vanilla.clock()
             where v.tenant_id = v_workflow.tenant_id and v.workflow_id = v_workflow.id and v.version = p_version and v.state = 'published';
@@ -719,6 +741,8 @@ declare
 begin
     if exists (select from public.workflow_executions e where e.tenant_id = v_workflow.tenant_id and e.workflow_id = v_workflow.id) then
         perform vanilla.refuse('VS409', 'the workflow has executions', jsonb_build_object('workflow_id', p_workflow_id), 'Retire it: it is not started any more, and what it did stays to be read.');
+    elsif exists (select from public.engine_versions v where v.tenant_id = v_workflow.tenant_id and v.workflow_id = v_workflow.id) then
+        perform vanilla.refuse('VS409', 'engines were made of the workflow', jsonb_build_object('workflow_id', p_workflow_id), 'Retire the engines; their versions stay to be read.');
     end if;
     delete from public.workflow_schedules s where s.tenant_id = v_workflow.tenant_id and s.workflow_id = v_workflow.id;
     delete from public.workflow_nodes n where n.tenant_id = v_workflow.tenant_id and n.workflow_id = v_workflow.id;
@@ -732,17 +756,20 @@ comment on function public.delete_workflow(uuid, uuid) is 'Deletes a workflow wi
 create or replace function vanilla.forget_workflows(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 begin
-    -- what is shared is the tenant's work by now; an admin retires or deletes it
+    -- what is shared or an engine runs is the tenant's work by now; an admin retires or deletes it
     -- and so is what an admin has started
     delete from public.workflow_schedules s using public.ai_workflows w where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id and not w.shared
         and s.tenant_id = w.tenant_id and s.workflow_id = w.id;
     delete from public.workflow_nodes n using public.workflow_versions v where v.tenant_id = p_user.tenant_id and v.user_id = p_user.id and not v.shared
         and not exists (select from public.workflow_executions e where e.tenant_id = v.tenant_id and e.workflow_id = v.workflow_id)
+        and not exists (select from public.engine_versions e where e.tenant_id = v.tenant_id and e.workflow_id = v.workflow_id)
         and n.tenant_id = v.tenant_id and n.workflow_id = v.workflow_id and n.version = v.version;
     delete from public.workflow_versions v where v.tenant_id = p_user.tenant_id and v.user_id = p_user.id and not v.shared
-        and not exists (select from public.workflow_executions e where e.tenant_id = v.tenant_id and e.workflow_id = v.workflow_id);
+        and not exists (select from public.workflow_executions e where e.tenant_id = v.tenant_id and e.workflow_id = v.workflow_id)
+        and not exists (select from public.engine_versions e where e.tenant_id = v.tenant_id and e.workflow_id = v.workflow_id);
     delete from public.ai_workflows w where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id and not w.shared
-        and not exists (select from public.workflow_executions e where e.tenant_id = w.tenant_id and e.workflow_id = w.id);
+        and not exists (select from public.workflow_executions e where e.tenant_id = w.tenant_id and e.workflow_id = w.id)
+        and not exists (select from public.engine_versions e where e.tenant_id = w.tenant_id and e.workflow_id = w.id);
 end
 $f$;
 comment on function vanilla.forget_workflows(public.users) is 'Deletes the workflows of an erased user that they had shared with nobody.';
@@ -762,7 +789,13 @@ declare
     v_definition jsonb := p_version.definition;
     v_first boolean := v_definition ? 'input' or v_definition ? 'concurrency';
     v_count integer := jsonb_array_length(v_definition -> 'nodes');
+    v_order integer[];
 begin
+    with nodes as materialized (
+        select n.nr::integer as node, n.value ->> 'id' as name from jsonb_array_elements(v_definition -> 'nodes') with ordinality n (value, nr))
+    select (vanilla.workflow_order(v_count, array_agg(f.node order by f.node, t.node), array_agg(t.node order by f.node, t.node))).nodes into v_order
+        from jsonb_array_elements(coalesce(v_definition -> 'connections', '[]')) e
+        join nodes f on f.name = e.value ->> 'from' join nodes t on t.name = e.value ->> 'to';
     with nodes as materialized (
         select n.nr::smallint as node, n.value ->> 'id' as name, n.value as body from jsonb_array_elements(v_definition -> 'nodes') with ordinality n (value, nr)),
     edges as materialized (
@@ -787,7 +820,7 @@ begin
                    else w.any_of_them or o.name = any (w.words) end
         group by n.node)
     insert into public.workflow_nodes (tenant_id, workflow_id, version, node, name, kind, pool, predecessors, successors, branches, next_pools, next_needs, reads, read_names,
-            timeout_s, attempts, initial_ms, max_ms, retry_node, retry_times, settings)
+            timeout_s, attempts, initial_ms, max_ms, retry_node, retry_times, place, settings)
         select p_version.tenant_id, p_version.workflow_id, p_version.version, n.node, n.name, n.body ->> 'kind', coalesce(n.body ->> 'pool', 'default'),
             array(select l.from_node from links l where l.to_node = n.node order by l.nr),
             array(select l.to_node from links l where l.from_node = n.node order by l.nr),
@@ -801,13 +834,14 @@ begin
                 case when n.body ->> 'kind' in ('engine', 'workflow', 'agent') then 3600 else 60 end) end,
             coalesce((n.body #>> '{retry,attempts}')::smallint, 3), coalesce((n.body #>> '{retry,initial_ms}')::integer, 500),
             coalesce((n.body #>> '{retry,max_ms}')::integer, 60000), r.node, coalesce((n.body #>> '{retry,times}')::smallint, 0),
+            case when n.node between 1 and v_count then array_position(v_order, n.node::integer) else n.node end,
             jsonb_strip_nulls(jsonb_build_object('on_fail', n.body -> 'on_fail', 'escalate_to', n.body -> 'escalate_to', 'output', n.body -> 'output', 'routing', n.body -> 'routing'))
         from every n left join nodes r on r.name = n.body #>> '{retry,node}' and n.body ->> 'on_fail' = 'retry';
 end
 $f$;
 comment on function vanilla.compile_workflow(public.workflow_versions) is 'Writes a published version''s nodes as the runner reads them.';
 
-create or replace function vanilla.lock_executions(p_tenants uuid[], p_ids uuid[], out tenants uuid[], out ids uuid[])
+create or replace function vanilla.lock_executions(p_tenants uuid[], p_ids uuid[], out tenants uuid[], out ids uuid[], out limited uuid[])
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
 declare
     v_deepest integer := (select coalesce(max(e.depth), -1) from unnest(p_tenants, p_ids) g (tenant_id, id)
@@ -815,12 +849,15 @@ declare
     v_level integer := 0;
     v_tenants uuid[] := '{}';
     v_ids uuid[] := '{}';
+    v_limited uuid[];
 begin
     tenants := '{}';
     ids := '{}';
+    limited := '{}';
     -- level by level: nobody starts a child of what is locked, so none is missed
     while v_level <= v_deepest or v_ids <> '{}' loop
-        select coalesce(array_agg(l.tenant_id), '{}'), coalesce(array_agg(l.id), '{}') into v_tenants, v_ids from (
+        select coalesce(array_agg(l.tenant_id), '{}'), coalesce(array_agg(l.id), '{}'), array_agg(l.id) filter (where l.at_once is not null)
+            into v_tenants, v_ids, v_limited from (
             select o.* from (
                 select e.tenant_id, e.id from unnest(p_tenants, p_ids) g (tenant_id, id)
                     cross join lateral (select x.tenant_id, x.id from public.workflow_executions x where x.tenant_id = g.tenant_id and x.id = g.id and x.depth = v_level offset 0) e
@@ -830,15 +867,16 @@ begin
                     cross join lateral (select x.tenant_id, x.id from public.workflow_executions x where x.tenant_id = g.tenant_id and x.parent_execution_id = g.id
                         and x.finished_at is null offset 0) e) o
             order by o.tenant_id, o.id) o
-            cross join lateral (select x.tenant_id, x.id from public.workflow_executions x where x.tenant_id = o.tenant_id and x.id = o.id for no key update) l;
+            cross join lateral (select x.tenant_id, x.id, x.at_once from public.workflow_executions x where x.tenant_id = o.tenant_id and x.id = o.id for no key update) l;
         tenants := tenants || v_tenants;
         ids := ids || v_ids;
+        limited := limited || v_limited;
         v_level := v_level + 1;
     end loop;
 end
 $f$;
 comment on function vanilla.lock_executions(uuid[], uuid[]) is
-    'Locks executions and their children that have not ended, in the order of everybody; returns all of them. What is locked already is waited for by nobody.';
+    'Locks executions and their children that have not ended, in the order of everybody; returns all of them, and which have a limit of steps at once. What is locked already is waited for by nobody.';
 
 create or replace function vanilla.try_lock_children(p_tenant_id uuid, p_id uuid, out ids uuid[])
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
@@ -922,7 +960,7 @@ declare
 begin
     update public.workflow_steps s set status = 'ready', waits_for = null, attempts = p_attempt
         where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.node = p_node and s.item = p_item;
-    if p_execution.status <> 'running' then return; end if;      -- resume_execution queues what is ready
+    if p_execution.status <> 'running' or p_execution.at_once is not null then return; end if;      -- resume_execution or let_in queues what is ready
     insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank, attempt)
         select p_execution.tenant_id, p_execution.id, p_node, p_item, p_execution.workflow_id, p_execution.version, p_execution.user_id, n.pool,
             p_execution.priority, vanilla.step_rank(vanilla.clock(), p_execution.priority), p_attempt
@@ -934,6 +972,25 @@ begin
 end
 $f$;
 comment on function vanilla.queue_step(public.workflow_executions, smallint, integer, integer) is 'A step can run (again): after a wait, a retry, an answer. Its execution is locked.';
+
+create or replace function vanilla.let_in(p_tenant_id uuid, p_execution_id uuid) returns text[]
+language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+    with queued as (
+        insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank, attempt)
+            select e.tenant_id, e.id, s.node, s.item, e.workflow_id, e.version, e.user_id, n.pool, e.priority, vanilla.step_rank(vanilla.clock(), e.priority), s.attempts
+            from public.workflow_executions e
+            join public.workflow_steps s on s.tenant_id = e.tenant_id and s.execution_id = e.id and s.status = 'ready'
+            join public.workflow_nodes n on n.tenant_id = e.tenant_id and n.workflow_id = e.workflow_id and n.version = e.version and n.node = s.node
+            where e.tenant_id = p_tenant_id and e.id = p_execution_id and e.status = 'running' and (n.kind <> '$end' or n.settings ? 'output')
+              and not exists (select from public.workflow_queue q where q.tenant_id = s.tenant_id and q.execution_id = s.execution_id and q.node = s.node and q.item = s.item)
+            order by n.place, s.item
+            limit (select greatest(x.at_once - (select count(*) from public.workflow_queue q where q.tenant_id = x.tenant_id and q.execution_id = x.id), 0)
+                from public.workflow_executions x where x.tenant_id = p_tenant_id and x.id = p_execution_id)
+            returning pool)
+    select coalesce(array_agg(q.pool), '{}') from queued q
+$f$;
+comment on function vanilla.let_in(uuid, uuid) is
+    'Of a locked execution with a limit of steps at once: queues what is ready, in the order of the graph, while there is room. Returns the pools of what is queued.';
 
 create or replace function vanilla.release_step_holds(p_tenant_id uuid, p_execution_id uuid, p_lease bigint default null) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1177,7 +1234,7 @@ begin
         perform vanilla.end_execution(v_execution, 'succeeded', p_output => p_output);
     else
         select f.pools, f.ends into v_pools, v_ends from vanilla.follow_steps(array[p_step], array[p_branch], array(select e.id from public.workflow_executions e
-            where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id and e.status = 'paused')) f;
+            where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id and (e.status = 'paused' or e.at_once is not null))) f;
         if v_ends <> '{}' then perform vanilla.complete_executions(v_ends); end if;
         perform vanilla.wake_workers(p.pool) from (select distinct p as pool from unnest(v_pools) p) p;
     end if;
@@ -1254,7 +1311,8 @@ begin
         select p_step.tenant_id, p_step.execution_id, p_step.node, i, p_step.workflow_id, p_step.version, p_step.user_id, split_part(p_step.pool, '@', 1), p_step.priority,
             vanilla.step_rank(vanilla.clock(), p_step.priority)
         from generate_series(0, least(coalesce(p_at_once, v_count), v_count) - 1) i
-        where exists (select from public.workflow_executions e where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id and e.status = 'running');
+        where exists (select from public.workflow_executions e where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id and e.status = 'running'
+            and e.at_once is null);
     perform vanilla.wake_workers(p_step.pool);
 end
 $f$;
@@ -1516,6 +1574,8 @@ declare
     v_plain boolean;
     v_tenants uuid[];
     v_ids uuid[];
+    v_locked record;
+    v_limited public.workflow_queue[];
 begin
     stale := '{}';
     pools := '{}';
@@ -1523,15 +1583,15 @@ begin
     if not v_plain then
         select array_agg(d.tenant_id), array_agg(d.execution_id) into v_tenants, v_ids
             from (select distinct x.tenant_id, x.execution_id from jsonb_to_recordset(p_done) as x (tenant_id uuid, execution_id uuid)) d;
-        select l.tenants, l.ids into v_tenants, v_ids from vanilla.lock_executions(v_tenants, v_ids) l;
-        perform vanilla.lock_money(v_tenants, v_ids, coalesce((
+        select l.* into v_locked from vanilla.lock_executions(v_tenants, v_ids) l;
+        perform vanilla.lock_money(v_locked.tenants, v_locked.ids, coalesce((
             select jsonb_agg(jsonb_build_object('tenant_id', d.tenant_id, 'hold_id', c.hold_id)) from jsonb_to_recordset(p_done) as d (tenant_id uuid, calls jsonb)
                 cross join lateral jsonb_to_recordset(case when jsonb_typeof(d.calls) = 'array' then d.calls else '[]' end) as c (hold_id uuid)), '[]'),
             exists (select from jsonb_array_elements(p_done) d where d.value ->> 'outcome' in ('failed', 'gate')));
     end if;
     -- most steps: they succeeded and called no model
     with told as (
-        select d.execution_id, d.n, d.lease, d.output, d.branch, e.tenant_id, e.hold_id, e.status = 'paused' as paused
+        select d.execution_id, d.n, d.lease, d.output, d.branch, e.tenant_id, e.hold_id, e.status = 'paused' or e.at_once is not null as paused, e.at_once is not null as limited
         from jsonb_to_recordset(p_done) as d (tenant_id uuid, execution_id uuid, n smallint, item integer, lease bigint, outcome text, output jsonb, branch text, calls jsonb,
             node text)
         join public.workflow_executions e on e.tenant_id = d.tenant_id and e.id = d.execution_id
@@ -1541,14 +1601,15 @@ begin
         delete from public.workflow_queue q using told t
             where q.tenant_id = t.tenant_id and q.execution_id = t.execution_id and q.node = t.n and q.item = -1
               and q.worker is not distinct from p_worker and q.lease = t.lease      -- by the key: the worker's own index has all of its others
-            returning q as step, t.output, t.branch, t.hold_id, t.paused),
+            returning q as step, t.output, t.branch, t.hold_id, t.paused, t.limited),
     ended as (
         update public.workflow_steps s set status = 'succeeded', output = h.output, branch = h.branch, error = null, state = null, decision = null, waits_for = null,
                 attempts = (h.step).attempt, started_at = (h.step).claimed_at, finished_at = v_now
             from had h where s.tenant_id = (h.step).tenant_id and s.execution_id = (h.step).execution_id and s.node = (h.step).node and s.item = -1)
     select array_agg(h.step), array_agg(h.branch), coalesce(array_agg((h.step).lease), '{}'), coalesce(array_agg((h.step).execution_id) filter (where h.paused), '{}'),
-            array_agg((h.step).tenant_id) filter (where h.hold_id is not null), array_agg((h.step).execution_id) filter (where h.hold_id is not null)
-        into v_steps, v_branches, v_found, v_paused, v_tenants, v_ids from had h;
+            array_agg((h.step).tenant_id) filter (where h.hold_id is not null), array_agg((h.step).execution_id) filter (where h.hold_id is not null),
+            array_agg(h.step) filter (where h.limited)
+        into v_steps, v_branches, v_found, v_paused, v_tenants, v_ids, v_limited from had h;
     if v_plain and v_ids is not null then      -- one that ends gives back its estimate
         perform vanilla.lock_money(v_tenants, v_ids);
     end if;
@@ -1558,6 +1619,9 @@ begin
         if v.ends <> '{}' then perform vanilla.complete_executions(v.ends); end if;
     end if;
     if v_plain then
+        foreach v_step in array coalesce(v_limited, '{}') loop
+            pools := pools || vanilla.let_in(v_step.tenant_id, v_step.execution_id);
+        end loop;
         if cardinality(v_found) < jsonb_array_length(p_done) then
             stale := array(select (d.value ->> 'lease')::bigint from jsonb_array_elements(p_done) d where (d.value ->> 'lease')::bigint <> all (v_found));
         end if;
@@ -1608,6 +1672,11 @@ begin
             perform vanilla.refuse('VS400', format('no such outcome: %s', v.outcome), '{"param": "outcome"}');
         end case;
     end loop;
+    if v_locked.limited <> '{}' then
+        for v in select u.tenant_id, u.id from unnest(v_locked.tenants, v_locked.ids) u (tenant_id, id) where u.id = any (v_locked.limited) loop
+            pools := pools || vanilla.let_in(v.tenant_id, v.id);
+        end loop;
+    end if;
 end
 $f$;
 comment on function vanilla.finish_steps(uuid, jsonb) is
@@ -1911,10 +1980,22 @@ begin
         perform vanilla.lose_step(v_step, 'worker_lost', 'Its worker ended while it ran.');
         v_count := v_count + 1;
     end loop;
+    perform vanilla.go_on(e) from (select distinct s.tenant_id, s.execution_id from unnest(v_steps) s) d
+        join public.workflow_executions e on e.tenant_id = d.tenant_id and e.id = d.execution_id where e.at_once is not null;
     return v_count;
 end
 $f$;
 comment on function vanilla.reclaim_leases(uuid) is 'Takes the steps of a worker that is dead or has stopped: others run them. Returns how many.';
+
+create or replace function vanilla.go_on(p_execution public.workflow_executions) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_execution.at_once is not null then
+        perform vanilla.wake_workers(p.pool) from (select distinct p as pool from unnest(vanilla.let_in(p_execution.tenant_id, p_execution.id)) p) p;
+    end if;
+end
+$f$;
+comment on function vanilla.go_on(public.workflow_executions) is 'After steps of a locked execution were decided: when it has a limit of steps at once, the next are let in.';
 
 create or replace function vanilla.lose_step(p_step public.workflow_queue, p_code text, p_message text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1994,6 +2075,7 @@ begin
             v_fired := v_fired + 1;
             perform vanilla.lose_step(v_step, 'timeout', 'It ran beyond its deadline.');
         end loop;
+        perform vanilla.go_on(v_execution);
     end loop;
     return v_fired;
 end
@@ -2109,9 +2191,10 @@ begin
         insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank)
             select p_execution.tenant_id, p_execution.id, n.node, -1, p_execution.workflow_id, p_execution.version, p_execution.user_id, n.pool, p_execution.priority,
                 vanilla.step_rank(p_execution.started_at, p_execution.priority)
-            from public.workflow_nodes n where n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version and n.predecessors = '{}'
+            from public.workflow_nodes n where p_execution.at_once is null and n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version and n.predecessors = '{}'
             returning pool)
     select array_agg(distinct q.pool order by q.pool) into v_pools from queued q;
+    if p_execution.at_once is not null then v_pools := vanilla.let_in(p_execution.tenant_id, p_execution.id); end if;
     if v_max_duration_s is not null then
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
             values (p_execution.tenant_id, p_execution.id, -1, -1, p_execution.user_id, 'wait', p_execution.started_at + make_interval(secs => v_max_duration_s));
@@ -2205,6 +2288,80 @@ end
 $f$;
 comment on function vanilla.first_start(public.workflow_executions) is 'What the idempotency key of an execution started before; null: nothing.';
 
+create or replace function vanilla.check_start(p_input jsonb, p_idempotency_key text, p_priority integer) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    perform vanilla.check_key(p_idempotency_key);
+    if p_input is null or jsonb_typeof(p_input) <> 'object' or octet_length(p_input::text) > 1048576 then
+        perform vanilla.refuse('VS400', 'the input is a JSON object of at most 1 MiB', '{"param": "input"}');
+    end if;
+    if p_priority not between 0 and 9 then
+        perform vanilla.refuse('VS400', 'a priority is 0 to 9, 9 first', '{"param": "priority"}');
+    end if;
+end
+$f$;
+comment on function vanilla.check_start(jsonb, text, integer) is 'Refuses what no execution starts with.';
+
+create or replace function vanilla.started_before(p_user public.users, p_idempotency_key text, p_request_hash bytea) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_execution public.workflow_executions;
+begin
+    v_execution.tenant_id := p_user.tenant_id;
+    v_execution.user_id := p_user.id;
+    v_execution.idempotency_key := p_idempotency_key;
+    v_execution.request_hash := p_request_hash;
+    return vanilla.first_start(v_execution);
+end
+$f$;
+comment on function vanilla.started_before(public.users, text, bytea) is 'What a user''s idempotency key started before, whatever has become of it since; null: nothing.';
+
+create or replace function vanilla.start_version(p_user public.users, p_workflow_id uuid, p_version integer, p_input jsonb, p_priority integer, p_idempotency_key text,
+    p_request_hash bytea, p_at_once smallint default null, p_api_key_id uuid default null) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_version public.workflow_versions;
+    v_execution public.workflow_executions;
+begin
+    select v.* into v_version from public.workflow_versions v where v.tenant_id = p_user.tenant_id and v.workflow_id = p_workflow_id and v.version = p_version;
+    perform vanilla.hold_open(p_user);
+    v_execution := vanilla.new_execution(p_user.id, v_version, p_input, p_priority);
+    v_execution.idempotency_key := p_idempotency_key;
+    v_execution.request_hash := p_request_hash;
+    v_execution.at_once := p_at_once;
+    v_execution.api_key_id := p_api_key_id;
+    if not vanilla.insert_execution(v_execution, v_version.definition) then
+        return vanilla.first_start(v_execution);      -- another was quicker with the same key
+    end if;
+    return jsonb_build_object('execution_id', v_execution.id, 'workflow_id', p_workflow_id, 'version', p_version, 'status', 'running', 'replayed', false);
+end
+$f$;
+comment on function vanilla.start_version(public.users, uuid, integer, jsonb, integer, text, bytea, smallint, uuid) is
+    'Starts a version of a workflow, of which it is known that it may be, for a user in the caller''s transaction.';
+
+-- Executions and their workflow are of one tenant. So what the platform offers is brought to the tenant that uses it first: the
+-- same ids, text and hash, owned by nobody.
+create or replace function vanilla.bring_version(p_tenant_id uuid, p_origin_tenant_id uuid, p_workflow_id uuid, p_version integer) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_version public.workflow_versions;
+begin
+    if exists (select from public.workflow_versions v where v.tenant_id = p_tenant_id and v.workflow_id = p_workflow_id and v.version = p_version) then return; end if;
+    insert into public.ai_workflows (tenant_id, id, user_id, slug, name, description, draft, created_at, updated_at, origin_tenant_id)
+        select p_tenant_id, w.id, null, 'engine-' || w.id, w.name, w.description, v.definition, vanilla.clock(), vanilla.clock(), w.tenant_id
+        from public.ai_workflows w join public.workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.version = p_version
+        where w.tenant_id = p_origin_tenant_id and w.id = p_workflow_id
+        on conflict (tenant_id, id) do nothing;
+    -- of two that bring it the second waits, then finds it
+    insert into public.workflow_versions (tenant_id, workflow_id, version, user_id, shared, definition, hash, published_at, published_by)
+        select p_tenant_id, v.workflow_id, v.version, null, false, v.definition, v.hash, v.published_at, null
+        from public.workflow_versions v where v.tenant_id = p_origin_tenant_id and v.workflow_id = p_workflow_id and v.version = p_version
+        on conflict do nothing returning * into v_version;
+    if found then perform vanilla.compile_workflow(v_version); end if;
+end
+$f$;
+comment on function vanilla.bring_version(uuid, uuid, uuid, integer) is 'Makes a version of the platform''s workflow a tenant''s own to run, once.';
+
 create or replace function public.start_workflow(p_workflow_id uuid, p_input jsonb default '{}', p_version integer default null, p_idempotency_key text default null,
     p_priority integer default null, p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -2213,44 +2370,24 @@ declare
     v_tenant uuid := case when v_self then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
     v_workflow public.ai_workflows;
     v_start record;
-    v_version public.workflow_versions;
     v_user public.users;
-    v_execution public.workflow_executions;
     v_first jsonb;
     v_hash bytea;
 begin
-    select w.* into v_workflow from public.ai_workflows w where w.id = p_workflow_id and (w.tenant_id = v_tenant or v_tenant is null)
+    select w.* into v_workflow from public.ai_workflows w where w.id = p_workflow_id and (w.tenant_id = v_tenant or v_tenant is null) and w.origin_tenant_id is null
         and (vanilla.claim(5) is distinct from 'user' or w.user_id = vanilla.claim(4)::uuid or w.shared) order by w.tenant_id limit 1;
     if not found then
         perform vanilla.refuse('VS404', 'no such workflow', jsonb_build_object('workflow_id', p_workflow_id));
     end if;
     v_user := vanilla.find_user(v_workflow.tenant_id, coalesce(p_user_id, vanilla.claim(4)::uuid, v_workflow.user_id));
-    perform vanilla.check_key(p_idempotency_key);
-    if p_input is null or jsonb_typeof(p_input) <> 'object' or octet_length(p_input::text) > 1048576 then
-        perform vanilla.refuse('VS400', 'the input is a JSON object of at most 1 MiB', '{"param": "input"}');
-    end if;
-    if p_priority not between 0 and 9 then
-        perform vanilla.refuse('VS400', 'a priority is 0 to 9, 9 first', '{"param": "priority"}');
-    end if;
+    perform vanilla.check_start(p_input, p_idempotency_key, p_priority);
     if p_idempotency_key is not null then
-        v_execution.tenant_id := v_user.tenant_id;
-        v_execution.user_id := v_user.id;
-        v_execution.idempotency_key := p_idempotency_key;
-        v_execution.request_hash := sha256(convert_to(jsonb_build_array(p_workflow_id, p_version, p_input, p_priority)::text, 'UTF8'));
-        v_first := vanilla.first_start(v_execution);      -- whatever has become of the workflow since
+        v_hash := sha256(convert_to(jsonb_build_array(p_workflow_id, p_version, p_input, p_priority)::text, 'UTF8'));
+        v_first := vanilla.started_before(v_user, p_idempotency_key, v_hash);
         if v_first is not null then return v_first; end if;
-        v_hash := v_execution.request_hash;
     end if;
     v_start := vanilla.startable_version(v_workflow.tenant_id, v_workflow.id, p_version);
-    v_version := v_start.version;
-    perform vanilla.hold_open(v_user);
-    v_execution := vanilla.new_execution(v_user.id, v_version, p_input, p_priority);
-    v_execution.idempotency_key := p_idempotency_key;
-    v_execution.request_hash := v_hash;
-    if not vanilla.insert_execution(v_execution, v_version.definition) then
-        return vanilla.first_start(v_execution);      -- another was quicker with the same key
-    end if;
-    return jsonb_build_object('execution_id', v_execution.id, 'workflow_id', v_workflow.id, 'version', v_version.version, 'status', 'running', 'replayed', false);
+    return vanilla.start_version(v_user, v_workflow.id, (v_start.version).version, p_input, p_priority, p_idempotency_key, v_hash);
 end
 $f$;
 comment on function public.start_workflow(uuid, jsonb, integer, text, integer, uuid, uuid) is
@@ -2269,7 +2406,7 @@ begin
     end if;
     select w.id, w.user_id, w.shared, u.role into v_owner from public.ai_workflows w
         join public.users u on u.tenant_id = p_parent.tenant_id and u.id = p_parent.user_id
-        where w.tenant_id = p_parent.tenant_id and w.slug = split_part(p_ref, '@', 1);
+        where w.tenant_id = p_parent.tenant_id and w.slug = split_part(p_ref, '@', 1) and w.origin_tenant_id is null;
     if not found or not (v_owner.shared or v_owner.user_id = p_parent.user_id or v_owner.role <> 'user') then
         perform vanilla.refuse('VS404', format('there is no workflow %s', p_ref), jsonb_build_object('workflow', p_ref));
     end if;
@@ -2363,9 +2500,11 @@ comment on function public.pause_execution(uuid, uuid) is 'Pauses an execution: 
 create or replace function vanilla.requeue(p_execution public.workflow_executions) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 begin
+    perform vanilla.go_on(p_execution);
     perform vanilla.queue_step(p_execution, s.node, s.item, s.attempts) from public.workflow_steps s
         join public.workflow_nodes n on n.tenant_id = s.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version and n.node = s.node
-        where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.status = 'ready' and (n.kind <> '$end' or n.settings ? 'output')
+        where p_execution.at_once is null and s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.status = 'ready'
+          and (n.kind <> '$end' or n.settings ? 'output')
           and not exists (select from public.workflow_queue q where q.tenant_id = s.tenant_id and q.execution_id = s.execution_id and q.node = s.node and q.item = s.item);
 end
 $f$;
@@ -2654,6 +2793,7 @@ begin
         perform vanilla.signal_step(vanilla.step_of(v_execution, v_waiting.node, v_waiting.item), p_payload, v_waiting.looked);
         v_steps := v_steps + 1;
     end loop;
+    perform vanilla.go_on(v_execution);
     return jsonb_build_object('execution_id', v_execution.id, 'signal', p_name, 'steps', v_steps);
 end
 $f$;
@@ -2714,6 +2854,7 @@ begin
     if p_decision = 'rejected' or v_votes >= v_approval.quorum then
         perform vanilla.lock_tree(v_execution);
         perform vanilla.answer_step(v_execution, v_approval, p_decision);
+        perform vanilla.go_on(v_execution);
         v_approval.status := p_decision;
     end if;
     return jsonb_build_object('approval_id', v_approval.id, 'execution_id', v_execution.id, 'status', v_approval.status, 'approved_by', v_votes, 'quorum', v_approval.quorum);
@@ -3079,6 +3220,14 @@ insert into public.schedules (tenant_id, name, description, kind, period, slots_
 on conflict do nothing;
 
 set local role vanilla_owner;
+do $do$      -- 005, whose versions name a workflow's
+begin
+    if not exists (select from pg_constraint c where c.conrelid = 'public.engine_versions'::regclass and c.conname = 'engine_versions_workflow_fkey') then
+        alter table public.engine_versions add constraint engine_versions_workflow_fkey foreign key (tenant_id, workflow_id, workflow_version)
+            references public.workflow_versions (tenant_id, workflow_id, version);
+    end if;
+end
+$do$;
 revoke create on schema vanilla from vanilla_definer;
 select vanilla.map_supabase_roles();      -- without 010 too
 reset role;

@@ -663,6 +663,8 @@ begin
         perform vanilla.refuse('VS409', format('%s users pay for the level %s or change to it', v_users, v_level.slug),
             jsonb_build_object('level', v_level.slug, 'users', v_users), 'Let their periods end, or undo the changes.');
     end if;
+    delete from public.level_engines e where e.tenant_id = v_level.tenant_id and e.level_id = v_level.id;
+    delete from public.engine_assignments a where a.tenant_id = v_level.tenant_id and a.level_id = v_level.id;
     delete from public.level_features f where f.tenant_id = v_level.tenant_id and f.level_id = v_level.id;
     delete from public.level_restrictions r where r.tenant_id = v_level.tenant_id and r.level_id = v_level.id;
     delete from public.level_pricing p where p.tenant_id = v_level.tenant_id and p.level_id = v_level.id;

@@ -4,7 +4,7 @@ set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
 select vanilla.refuse_after_upgrade();
 set local role vanilla_owner;
--- 005 and 009 are not there yet: a table that does not exist is passed over
+-- 009 is not there yet: a table that does not exist is passed over
 do $do$
 declare
     v record;
@@ -12,6 +12,13 @@ begin
     for v in
         select to_regclass('public.' || t.name) as oid, t.class, t.hidden, t.append_only, t.public
         from (values
+            ('ai_engines', 'admin_only', '{}', false, null),
+            ('engine_versions', 'admin_only', '{}', false, null),
+            ('engine_aliases', 'admin_only', '{}', false, null),
+            ('level_engines', 'admin_only', '{}', false, null),
+            ('engine_assignments', 'admin_only', '{}', false, null),
+            ('user_engines', 'user_owned', '{}', false, null),
+            ('engine_executions', 'user_read', '{}', true, null),
             ('ai_workflows', 'user_owned', '{}', false, 'shared'),
             ('workflow_versions', 'user_owned', '{}', false, 'shared'),
             ('workflow_templates', 'platform_catalog', '{}', false, null),

@@ -12,6 +12,9 @@ from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.pool import Database
+from vanilla_saas.engines import pages as engines_pages
+from vanilla_saas.engines.routes import router as engines_router
+from vanilla_saas.engines.run_routes import router as engine_runs_router
 from vanilla_saas.levels import pages as levels_pages
 from vanilla_saas.levels.change_routes import router as level_changes_router
 from vanilla_saas.levels.routes import router as levels_router
@@ -105,13 +108,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         operations_router, person_router, tenancy_router, tokens_router, wallet_router, proof_router, levels_router,
         level_changes_router, payments_router, webhooks_router, schedules_router, workflows_router,
         routing_router,
-        executions_router, workflow_schedules_router,
+        executions_router, workflow_schedules_router, engine_runs_router, engines_router,
     )  # fmt: skip
     for router in rooms:
         app.include_router(router)
     pages = (
         tokens_pages, levels_pages, payments_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages,
-        operations_pages, backups_pages, workflows_pages, run_pages, schedule_pages, approval_pages, routing_pages,
+        operations_pages, backups_pages, workflows_pages, engines_pages, run_pages, schedule_pages, approval_pages,
+        routing_pages,
     )  # fmt: skip
     console.install(app, *(page.ROOM for page in pages))
     return app

@@ -61,6 +61,9 @@ class Commands(LazyGroup):
         "workflows": LazyCommand(
             "vanilla_saas.workflows.cli:workflows", "Workflows of a tenant: drafts, versions, templates, executions."
         ),
+        "engines": LazyCommand(
+            "vanilla_saas.engines.cli:engines", "Engines of a tenant: deployed, promoted, assigned, permitted, run."
+        ),
         "worker": LazyCommand("vanilla_saas.workflows.worker_cli:worker", "Run steps of workflows until stopped."),
         "workers": LazyCommand("vanilla_saas.routing.cli:workers", "Workers of the platform: list, events, drain."),
         "pg-upgrade": LazyCommand(

@@ -1,4 +1,4 @@
-"""A client of workflows over HTTP, for asyncio:
+"""A client of workflows and engines over HTTP, for asyncio:
 
     async with Client("http://127.0.0.1:8000", "vsk_...") as client:
         await client.workflows.publish("summarise", definition)
@@ -6,6 +6,7 @@
         async for progress in client.workflows.follow(run.execution_id):
             print(progress["status"])
         print(await client.workflows.result(run.execution_id))
+        print(await client.engines.run("summarise", {"text": "A long story."}))
 
 For models any OpenAI client is one: `/v1` of the same address.
 """
@@ -29,6 +30,8 @@ SILENT_S = 60.0
 AGAIN_S = 1.0
 RETRIED = {429, 502, 503, 504}
 ENDED = ("succeeded", "failed", "cancelled")
+LOOK_S = 30.0
+"""How long a request waits for the end of a run."""
 
 
 class ApiError(Exception):
@@ -52,6 +55,19 @@ class WorkflowFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A run of an engine that was begun, or with the same idempotency key before (`replayed`)."""
+
+    execution_id: str
+    engine_id: str
+    version: int
+    source: str
+    estimate: Mapping[str, int | None]
+    status: str
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """An execution that was started, or with the same idempotency key before (`replayed`)."""
 
@@ -68,13 +84,14 @@ class Client:
     def __init__(self, base_url: str, key: str, *, timeout_s: float = 60):
         self._base_url = base_url.rstrip("/")
         self._headers = {"authorization": f"Bearer {key}"}
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
         self.workflows = Workflows(self)
+        self.engines = Engines(self)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            headers=self._headers, timeout=aiohttp.ClientTimeout(total=self._timeout_s)
+            headers=self._headers, timeout=aiohttp.ClientTimeout(total=self.timeout_s)
         )
         return self
 
@@ -100,7 +117,7 @@ class Client:
 
     async def stream(self, path: str) -> AsyncIterator[tuple[str, Any]]:
         """Name and data of each server-sent event. Raises ApiError; aiohttp.ClientError when it breaks off."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout_s, sock_read=SILENT_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout_s, sock_read=SILENT_S)
         async with self._open().get(f"{self._base_url}/api/v1{path}", timeout=timeout) as answer:
             await _refuse(answer)
             splitter = EventSplitter()
@@ -265,6 +282,69 @@ class Workflows:
         path = f"/approvals/{quote(str(approval_id), safe='')}/decision"
         decided: dict[str, Any] = await self._client.call("POST", path, body)
         return decided
+
+
+class Engines:
+    """`client.engines`. A reference is `slug`, `slug@3`, `slug@canary` or `my/slug`; None is the one that is chosen."""
+
+    def __init__(self, client: Client):
+        self._client = client
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Cards of the engines that the caller may read or run."""
+        found: list[dict[str, Any]] = (await self._client.call("GET", "/engines"))["data"]
+        return found
+
+    async def start(
+        self,
+        ref: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        priority: int | None = None,
+    ) -> Begun:
+        """Begins a run; with a key it may be sent again after a failure and begins once. A key of an engine may too.
+
+        Raises ApiError `not_found`, `forbidden`, `invalid_state`.
+        """
+        body = {"ref": ref, "input": dict(input or {}), "idempotency_key": idempotency_key, "priority": priority}
+        answer = await self._client.call("POST", "/engines/run", body)
+        return Begun(**{one.name: answer[one.name] for one in fields(Begun)})
+
+    async def get(self, execution_id: str | UUID, *, wait_s: float = 0) -> dict[str, Any]:
+        """A run as it is now, or as soon as it is over, after `wait_s` at the latest."""
+        path = f"/engine-runs/{quote(str(execution_id), safe='')}"
+        found: dict[str, Any] = await self._client.call("GET", path, query={"wait_s": str(wait_s)})
+        return found
+
+    async def result(self, execution_id: str | UUID) -> Any:
+        """Waits for the end and gives the output. Raises WorkflowFailed with the code, ApiError."""
+        while True:
+            try:
+                run = await self.get(execution_id, wait_s=min(LOOK_S, self._client.timeout_s / 2))
+                if run["finished_at"]:
+                    break
+            except ApiError as error:
+                if error.status not in RETRIED:
+                    raise
+                await asyncio.sleep(AGAIN_S)
+            except (aiohttp.ClientError, TimeoutError):
+                await asyncio.sleep(AGAIN_S)
+        if run["status"] != "succeeded":
+            raise WorkflowFailed(run)
+        return run["output"]
+
+    async def run(
+        self,
+        ref: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        priority: int | None = None,
+    ) -> Any:
+        """Begins a run, waits for its end and gives the output. Raises as `start` and `result` do."""
+        begun = await self.start(ref, input, idempotency_key=idempotency_key, priority=priority)
+        return await self.result(begun.execution_id)
 
 
 def _path(execution_id: str | UUID) -> str:

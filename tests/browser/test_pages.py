@@ -14,6 +14,7 @@ from tests.conftest import DEFAULT_TENANT, People, Person
 from tests.console.console_support import PASSWORD, set_password, super_admin
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.pool import Database
+from vanilla_saas.engines import store as engines
 from vanilla_saas.workflows import drafts, store
 
 Visit = Callable[..., Awaitable[Visitor]]
@@ -44,6 +45,8 @@ ADMIN = [
     "/workflows",
     "/workflows/research",
     "/workflows/unfinished",
+    "/engines",
+    "/engines/research",
     "/runs",
     "/approvals",
     "/webhooks",
@@ -95,6 +98,7 @@ async def _paths(people: People, history: Person) -> list[str]:
     )
     webhook, delivery = await _webhook(people, other)
     await _workflows(people, other)
+    await _engine(people, other)
     levels = await _plans(people, history)
     ids = {"execution": execution, "other": other.identity.user_id, "webhook": webhook, "delivery": delivery, **levels}
     return [path.format(**ids) for path in ADMIN]
@@ -156,6 +160,26 @@ async def _workflows(people: People, person: Person) -> None:
         "connections": [{"from": "a", "to": "c"}],
     }
     await store.save(operator, tenant, "unfinished", circle, user_id=user)
+
+
+async def _engine(people: People, person: Person) -> None:
+    """One with a canary, a level that may read it, an assignment, and runs that have begun."""
+    operator, tenant, user = people.operator, person.identity.tenant_id, person.identity.user_id
+    if await engines.deployed(operator, tenant):
+        return  # what engines were made of is not deleted
+    await drafts.begin(partial(nullcontext, operator), tenant, "research_with_judge", "digest", {}, user_id=user)
+    await drafts.publish(partial(nullcontext, operator), tenant, "digest")
+    flow = (await store.find(operator, tenant, "digest"))["id"]
+    made = await engines.deploy(operator, tenant, "research", flow, description="Looks things up and judges them.")
+    await engines.deploy(operator, tenant, "research", flow, mode="sequential")
+    engine = uuid.UUID(made["engine_id"])
+    await engines.change(operator, tenant, engine, default_access="execute")
+    await engines.promote(operator, tenant, engine, 2, "canary", 10)
+    level = await operator.fetchval("select id from levels where tenant_id = $1 and slug = 'free'", tenant)
+    await engines.set_access(operator, tenant, level, engine, "execute")
+    await engines.assign(operator, tenant, engine, "level", target_id=level, priority=2)
+    await engines.assign(operator, tenant, engine, "user", target_id=user, pin="2")
+    await engines.start(operator, tenant, "research", {"question": "Why?"}, user_id=user)
 
 
 async def _workers(people: People) -> uuid.UUID:

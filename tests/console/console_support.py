@@ -58,6 +58,7 @@ class Page(HTMLParser):
             "/payments",
             "/playground",
             "/workflows",
+            "/engines",
             "/runs",
             "/approvals",
             "/keys",

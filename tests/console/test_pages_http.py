@@ -20,7 +20,18 @@ POLICY = (
 )
 OPEN = ["/sign-in", "/register", "/password/set", "/password/set?token=vst_x", "/nowhere",
         "/pricing"]  # fmt: skip
-FOR_USERS = ["/wallet", "/plan", "/billing", "/playground", "/keys", "/workflows", "/runs", "/approvals", "/password"]
+FOR_USERS = [
+    "/wallet",
+    "/plan",
+    "/billing",
+    "/playground",
+    "/keys",
+    "/workflows",
+    "/engines",
+    "/runs",
+    "/approvals",
+    "/password",
+]
 FOR_ADMINS = [*FOR_USERS, "/users", "/audit", "/levels", "/payments"]
 FOR_SUPER_ADMINS = [*FOR_ADMINS, "/tenants", "/providers", "/health", "/schedules", "/workers"]
 VENDORED = [

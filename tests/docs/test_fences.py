@@ -16,12 +16,13 @@ from vanilla_saas.app import create_app
 from vanilla_saas.operations.first_run import FirstRun, prepare_first_run
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/tutorial.md", "docs/workflows.md"]
+PAGES = ["README.md", "docs/tutorial.md", "docs/workflows.md", "docs/engines.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def fences(page: str, language: str) -> list[str]:
-    return [text for found, text in FENCE.findall((ROOT / page).read_text()) if found == language]
+def fences(page: str) -> list[tuple[str, str]]:
+    """Language and text of each block, in order."""
+    return FENCE.findall((ROOT / page).read_text())
 
 
 @pytest.fixture
@@ -38,18 +39,26 @@ async def installation(cluster: Cluster, tmp_path: Path) -> AsyncIterator[tuple[
 @pytest.mark.parametrize("page", PAGES)
 async def test_the_blocks_of_a_page_run(page: str, installation: tuple[str, str, FirstRun]) -> None:
     url, address, first = installation
-    python = "\n".join(fences(page, "python"))
+    blocks = fences(page)
+    python = "\n".join(text for language, text in blocks if language == "python")
     assert python, f"{page} has no python block"
-    run = await _run_python(python, address, str(first.demo_key))
-    assert run.returncode == 0, run.stderr
+    at = next(place for place, (language, _) in enumerate(blocks) if language == "python")
     connection = await asyncpg.connect(url)
     try:
-        for block in fences(page, "sql"):
+        for block in _sql(blocks[:at]):
+            await connection.execute(block)
+        run = await _run_python(python, address, str(first.demo_key))
+        assert run.returncode == 0, run.stderr
+        for block in _sql(blocks[at:]):
             await connection.execute(block)
         assert await connection.fetch("select * from verify_token_ledger()") == []
         assert await connection.fetch("select * from reconcile_token_wallets()") == []
     finally:
         await connection.close()
+
+
+def _sql(blocks: list[tuple[str, str]]) -> list[str]:
+    return [text for language, text in blocks if language == "sql"]
 
 
 async def _run_python(text: str, address: str, key: str) -> subprocess.CompletedProcess[str]:

@@ -489,7 +489,7 @@ TICKS = [
          f" and {step('$end', 'status')} = 'pending' and not exists (select from events where tenant_id = '{{a}}' and payload ->> 'execution_id' = '{{child}}')"),
     Case("runtime", tick(told("one", "succeeded", "77", which="child", output=7)), "= ([])", ORPHAN + "; " + lease("one", 77, which="child"),
          then=execution("status = 'succeeded' and output = '{\"one\": 7}' and charged_tokens = 0 and cost_micros = 0", "child")
-         + f" and (select status from workflow_steps where tenant_id = '{{a}}' and execution_id = '{{child}}' and node = 2) = 'succeeded'"
+         + " and (select status from workflow_steps where tenant_id = '{a}' and execution_id = '{child}' and node = 2) = 'succeeded'"
          " and (select count(*) from workflow_executions where tenant_id = '{twin}' and id = '{child}' and status = 'running') = 1"),
     Case("runtime", tick(told("one", "succeeded", "77", which="child", output=7)), "= ([])", f"{ORPHAN}; {ASKED_TOO}; " + lease("one", 77, which="child"),
          then=execution("status = 'succeeded'", "child") + " and " + APPROVAL.format("status = 'cancelled'")),

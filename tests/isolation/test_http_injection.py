@@ -206,6 +206,8 @@ def _expected(world: World) -> dict[str, Any]:
         "reason": "reason",
         "level": "free",
         "slug": "slug",
+        "engine": world.a.word,
+        "ref": world.a.word,
         "external_id": "somebody",
         "max_tokens": 5,
         "model": "sandbox-small",

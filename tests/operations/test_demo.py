@@ -18,6 +18,7 @@ from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations import (
     demo_analytics,
+    demo_engines,
     demo_isolation,
     demo_levels,
     demo_person,
@@ -222,3 +223,22 @@ async def test_a_workflow_runs_and_the_wallet_pays_what_its_steps_cost(
         await demo_workflows.run(desk.operator, where, signer, console, desk.owner.identity.user_id, settings)
     assert re.search(r"its steps cost (\d+) tokens, and the wallet paid \1$", said(console), re.MULTILINE)
     assert "score 1.00" in said(console)
+
+
+async def test_an_engine_is_promoted_under_a_run_that_keeps_its_version(
+    operator: asyncpg.Connection, people: People, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await people.tenant()
+    person, other = await people.user(tenant_id=tenant, balance=10_000), await people.user(tenant_id=tenant)
+    await demo_engines.show(operator, console, person.identity.user_id)
+    told = said(console)
+    assert "nobody may run it yet: not_entitled" in told
+    assert "it means version 2; the run that had begun stays on 1" in told
+    assert "rolled back: it means version 1" in told
+
+    async def to_the_third(*arguments: Any) -> Any:
+        return {"version": 3}
+
+    monkeypatch.setattr(demo_engines.engines, "rollback", to_the_third)
+    with pytest.raises(VanillaError, match="went wrong"):
+        await demo_engines.show(operator, console, other.identity.user_id)

@@ -9,6 +9,8 @@ where e.status = 'running' and case
     when s.status = 'ready' then not exists (
         select from public.workflow_queue q
         where q.tenant_id = s.tenant_id and q.execution_id = s.execution_id and q.node = s.node and q.item = s.item)
+        and (e.at_once is null or e.at_once > (
+            select count(*) from public.workflow_queue q where q.tenant_id = e.tenant_id and q.execution_id = e.id))
     when s.waits_for like 'signal:%' then false
     when s.waits_for = 'approval' then not exists (
         select from public.workflow_approvals a

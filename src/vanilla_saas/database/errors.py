@@ -35,6 +35,7 @@ ERROR_CODES = (
     ErrorCode("VS422", "invalid_definition", 422, "A definition does not validate."),
     ErrorCode("VS423", "invalid_input", 422, "An input, payload or value does not fit the workflow's schema of it."),
     ErrorCode("VS424", "provider_not_ready", 424, "The provider has no key, or the model no price."),
+    ErrorCode("VS425", "run_failed", 422, "A run that was waited for ended without output; `reason` says why."),
     ErrorCode(
         "VS429",
         "limit_reached",

@@ -21,6 +21,7 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.operations import (
     demo_analytics,
+    demo_engines,
     demo_isolation,
     demo_levels,
     demo_person,
@@ -78,9 +79,11 @@ async def _tour(where: Addresses, signer: ContextSigner, console: Console, url: 
         console.rule("8  A workflow is drawn, and runs", align="left")
         await demo_workflows.show(operator, console, tourist.user_id)
         await demo_workflows.run(operator, where, signer, console, tourist.user_id)
-        console.rule("9  Two tenants", align="left")
+        console.rule("9  An engine is promoted under a run", align="left")
+        await demo_engines.show(operator, console, tourist.user_id)
+        console.rule("10  Two tenants", align="left")
         await demo_isolation.show(operator, where.app, signer, console)
-        console.rule("10  A person leaves", align="left")
+        console.rule("11  A person leaves", align="left")
         await demo_person.show(operator, console, tourist.user_id)
     finally:
         await operator.close()

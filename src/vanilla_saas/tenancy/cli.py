@@ -295,7 +295,7 @@ def create_key(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it once."""
-    key, until = new_token(KEY_PREFIX), _expiry(expires)
+    key, until = new_token(KEY_PREFIX), expiry(expires)
 
     async def run(connection: asyncpg.Connection) -> UUID:
         within = await tenant_id(connection, tenant)
@@ -326,7 +326,8 @@ def revoke_key(key_id: UUID, tenant: TenantSlug = "default", as_json: AsJson = F
     tell(f"Key {key_id} is revoked.", {"id": key_id, "revoked": True}, as_json)
 
 
-def _expiry(text: str | None) -> datetime | None:
+def expiry(text: str | None) -> datetime | None:
+    """A moment, or so many days from now; None: never."""
     if text is None:
         return None
     try:

@@ -254,16 +254,25 @@ async def gates(
 ) -> Gates:
     """What a workflow's gates found by gate and day (UTC): in own executions, or all of the tenant's for an admin."""
     caller.require_scope("read")
-    end = _in_utc(until) if until else datetime.now(UTC)
-    first = _in_utc(begin) if begin else end - timedelta(days=30)
+    first, end = period(begin, until)
     async with acting(request, caller, read_only=True) as connection:
         found = await workflow_store.find(connection, caller.identity.tenant_id, workflow)
         rows = await execution_store.gates(connection, caller.identity.tenant_id, found["id"], first, end)
     return Gates(data=[GateDay(**row) for row in rows])
 
 
+def period(begin: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+    """The last 30 days, or what of a period was said; a time without a zone is UTC."""
+    end = _in_utc(until) if until else datetime.now(UTC)
+    if begin:
+        return _in_utc(begin), end
+    try:
+        return end - timedelta(days=30), end
+    except OverflowError:
+        return end, end
+
+
 def _in_utc(moment: datetime) -> datetime:
-    """A time without a zone is UTC."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

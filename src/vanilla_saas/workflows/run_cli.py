@@ -71,22 +71,14 @@ def run(
         )
         if not follow:
             return started
-        lacking = await execution_store.pools_without_worker(
-            connection, owner, UUID(started["workflow_id"]), started["version"]
-        )
-        async with AsyncExitStack() as stack:
-            if lacking:
-                typer.echo("No worker is running: the steps run here.", err=True)
-                settings = Settings()
-                configure_logs(settings.model_copy(update={"log_level": "warning"}))
-                signer = load_signer(settings)
-                options = options_of(settings, pools=tuple(lacking))
-                alone = worker_alone(settings, options, where, signer, drain_s=DRAIN_S)
-                await stack.enter_async_context(working(await stack.enter_async_context(alone)))
-            return await _watch(connection, owner, UUID(started["execution_id"]), as_json)
+        return await follow_to_the_end(connection, where, owner, UUID(started["execution_id"]), as_json)
 
-    found = in_parts(act)
-    if not follow:
+    tell_run(in_parts(act), follow, as_json)
+
+
+def tell_run(found: Answer, followed: bool, as_json: bool) -> None:
+    """What was started, or of one that was followed the output or the error, and exit code 1 for that."""
+    if not followed:
         tell(f"It runs: {found['execution_id']}.", found, as_json)
         return
     if as_json:
@@ -94,6 +86,26 @@ def run(
     else:
         tell_end(found)
     raise typer.Exit(0 if found["status"] == "succeeded" else 1)
+
+
+async def follow_to_the_end(
+    connection: asyncpg.Connection, where: Addresses, owner: UUID, execution: UUID, quiet: bool
+) -> Answer:
+    """The execution as it ended, after showing how it went; steps that no worker takes run here."""
+    progress = await execution_store.progress(connection, owner, execution)
+    lacking = await execution_store.pools_without_worker(
+        connection, owner, UUID(progress["workflow_id"]), progress["version"]
+    )
+    async with AsyncExitStack() as stack:
+        if lacking:
+            typer.echo("No worker is running: the steps run here.", err=True)
+            settings = Settings()
+            configure_logs(settings.model_copy(update={"log_level": "warning"}))
+            signer = load_signer(settings)
+            options = options_of(settings, pools=tuple(lacking))
+            alone = worker_alone(settings, options, where, signer, drain_s=DRAIN_S)
+            await stack.enter_async_context(working(await stack.enter_async_context(alone)))
+        return await _watch(connection, owner, execution, quiet)
 
 
 def read_input(values: list[str], file: Path | None) -> Answer:

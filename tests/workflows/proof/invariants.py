@@ -28,7 +28,11 @@ WRONG: dict[str, str] = {
     "ready, and not queued": """
         select s.execution_id, s.node, s.item from workflow_steps s join workflow_executions e on e.id = s.execution_id
         where e.status = 'running' and s.status = 'ready' and not exists (
-            select from workflow_queue q where q.execution_id = s.execution_id and q.node = s.node and q.item = s.item)""",
+            select from workflow_queue q where q.execution_id = s.execution_id and q.node = s.node and q.item = s.item)
+          and (e.at_once is null or e.at_once > (select count(*) from workflow_queue q where q.execution_id = e.id))""",
+    "more at once than its limit": """
+        select e.id, e.at_once, count(*) from workflow_executions e join workflow_queue q on q.execution_id = e.id
+        where e.at_once is not null group by e.tenant_id, e.id having count(*) > e.at_once""",
     "waiting for what cannot come": """
         select s.execution_id, s.node, s.item, s.waits_for from workflow_steps s join workflow_executions e on e.id = s.execution_id
         where e.finished_at is null and s.status = 'waiting' and case

@@ -23,6 +23,11 @@ from vanilla_saas.database.pool import _prepare
 BALANCE = 10_000_000
 EXAMPLES = 2000 if LONG else 25
 UNDECIDED = ("ready", "waiting", "pending")
+START = """
+select vanilla.start_version(u, $2, 1, '{}', null, null, null, $3::smallint) ->> 'execution_id'
+from users u where u.id = $1
+"""
+"""As an engine starts it, with a limit of steps at once."""
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +220,9 @@ async def end_of(run: Run) -> dict[str, Any]:
 
 
 @ours(EXAMPLES)
-@given(graph=graphs(), seed=st.integers(0, 2**32 - 1))
+@given(graph=graphs(), seed=st.integers(0, 2**32 - 1), at_once=st.sampled_from([None, 1, 2]))
 async def test_the_end_does_not_depend_on_the_schedule(
-    desk: Room, child: str, hands: list[Hands], graph: Graph, seed: int
+    desk: Room, child: str, hands: list[Hands], graph: Graph, seed: int, at_once: int | None
 ) -> None:
     await clear(desk, hands)
     shape = await desk.publish(graph.definition(child))
@@ -226,7 +231,8 @@ async def test_the_end_does_not_depend_on_the_schedule(
     charges = []
     for schedule in ("one after the other", "side by side", "with deaths"):
         before = (await desk.people.wallet(desk.owner))["available_tokens"]
-        run = Run(desk, graph, child, await desk.start(shape), hands, random.Random(f"{seed} {schedule}"))
+        execution = uuid.UUID(await desk.operator.fetchval(START, desk.owner.identity.user_id, shape, at_once))
+        run = Run(desk, graph, child, execution, hands, random.Random(f"{seed} {schedule}"))
         match schedule:
             case "one after the other":
                 await run.one_after_the_other()

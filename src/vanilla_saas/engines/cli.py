@@ -1,0 +1,334 @@
+"""`vanilla-saas engines`: workflows deployed as engines, who runs which, and what came of it, as the operator."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import asyncpg
+import typer
+
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
+from vanilla_saas.engines import run_cli, store
+from vanilla_saas.engines.models import Access, Alias, Mode, Target
+from vanilla_saas.tenancy.cli import expiry
+from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tokens.store import find_level, find_user
+from vanilla_saas.workflows import drafts
+from vanilla_saas.workflows import store as workflow_store
+
+engines = typer.Typer(no_args_is_help=True, help="Engines of a tenant: deployed, promoted, assigned, permitted, run.")
+Name = Annotated[str, typer.Argument(metavar="ENGINE", help="Slug or UUID.")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="slug, slug@3, slug@stable, slug@canary, or my/slug.")]
+Version = Annotated[int, typer.Argument(metavar="VERSION", min=1)]
+Who = Annotated[str, typer.Option("--user", help="Email, external id or UUID.")]
+Answer = dict[str, Any]
+COLUMNS = ("slug", "name", "status", "default_access", "offered", "versions", "stable", "canary")
+VERSION_COLUMNS = ("version", "state", "hash", "mode", "at_once", "workflow", "workflow_version", "deployed_at")
+
+
+@engines.command("deploy")
+def deploy(
+    slug: Annotated[str, typer.Argument(metavar="SLUG", help="Name of the engine; made when it is not there.")],
+    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="Slug or UUID.")],
+    version: Annotated[int | None, typer.Option(min=1, help="Of the workflow [the latest].")] = None,
+    name: Annotated[str | None, typer.Option(help="As people read it [as it was, or the workflow's].")] = None,
+    description: Annotated[str | None, typer.Option(help="What it does.")] = None,
+    mode: Annotated[Mode, typer.Option(help="Whether nodes of a run may run at the same time.")] = "parallel",
+    at_once: Annotated[int | None, typer.Option(min=1, max=1000, help="Nodes at the same time [no limit].")] = None,
+    parameters: Annotated[
+        Path | None,
+        typer.Option(help="What copies may set, in YAML or JSON: name: {type, default, ...}.", exists=True),
+    ] = None,
+    access: Annotated[Access | None, typer.Option(help="What users may whose level says nothing [as it was].")] = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Freeze a published workflow as the next version of an engine."""
+    declared = drafts.read_value(parameters.read_text()) if parameters else {}
+
+    async def run(connection: asyncpg.Connection) -> Answer:
+        owner = await tenant_id(connection, tenant)
+        found = await workflow_store.find(connection, owner, workflow)
+        made = await store.deploy(
+            connection, owner, slug, found["id"], workflow_version=version, name=name, description=description,
+            mode=mode, at_once=at_once, parameters=declared,
+        )  # fmt: skip
+        if access is not None:
+            await store.change(connection, owner, UUID(made["engine_id"]), default_access=access)
+        return made
+
+    made = as_operator(run)
+    again = " already" if made["unchanged"] else ""
+    tell(f"{slug} is deployed{again}: version {made['version']}, {made['hash'][:12]}.", made, as_json)
+
+
+@engines.command("list")
+def list_engines(
+    user: Annotated[str | None, typer.Option(help="What they may read or run: email, external id or UUID.")] = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Engines of a tenant, or those that a user may read or run."""
+
+    async def run(connection: asyncpg.Connection) -> list[Answer]:
+        if user is None:
+            return await store.deployed(connection, await tenant_id(connection, tenant))
+        return await store.cards(connection, *await find_user(connection, tenant, user))
+
+    rows = as_operator(run)
+    if not as_json and user is None:
+        rows = [_with_aliases(row) for row in rows]
+        rows = [{column: row[column] for column in COLUMNS} for row in rows]
+    elif not as_json:
+        columns = ("slug", "name", "access", "version", "alias", "mode", "platform")
+        rows = [{column: row[column] for column in columns} for row in rows]
+    show(rows, as_json)
+
+
+def _with_aliases(row: Answer) -> Answer:
+    meant = {alias["alias"]: alias for alias in row["aliases"]}
+    canary = meant.get("canary")
+    return row | {
+        "stable": meant["stable"]["version"],
+        "canary": f"{canary['version']} ({canary['weight']} of 100)" if canary else None,
+    }
+
+
+@engines.command("show")
+def show_engine(name: Name, tenant: TenantSlug = "default", as_json: AsJson = False) -> None:
+    """An engine with its versions, what each level may, and its assignments."""
+
+    async def run(connection: asyncpg.Connection) -> Answer:
+        owner = await tenant_id(connection, tenant)
+        found = await store.find(connection, owner, name)
+        return found | {
+            "data": await store.versions(connection, owner, found["id"]),
+            "access": await store.access(connection, owner, found["id"]),
+            "assignments": await store.assignments(connection, owner, found["id"]),
+        }
+
+    found = as_operator(run)
+    if as_json:
+        tell("", found, True)
+        return
+    row = _with_aliases(found)
+    typer.echo(f"{row['name']} ({row['slug']}), {row['status']}, {row['default_access']} where a level says nothing")
+    typer.echo(f"stable: {row['stable']}" + (f", canary: {row['canary']}" if row["canary"] else ""))
+    show([{c: v[c] if c != "hash" else v[c][:12] for c in VERSION_COLUMNS} for v in found["data"]], False)
+    show([{c: a[c] for c in ("level", "tier", "access")} for a in found["access"]], False)
+    columns = ("id", "target", "target_name", "tier", "pin", "priority", "valid_from", "valid_to")
+    show([{c: a[c] for c in columns} for a in found["assignments"]], False)
+
+
+@engines.command("promote")
+def promote(
+    name: Name,
+    version: Version,
+    alias: Annotated[Alias, typer.Option(help="Which name is to mean it.")] = "stable",
+    weight: Annotated[int | None, typer.Option(min=0, max=100, help="Of a canary: how many of 100 users.")] = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Let stable, or for a part of the users canary, mean a version from the next start on."""
+
+    async def run(connection: asyncpg.Connection, owner: UUID) -> Answer:
+        found = await store.find(connection, owner, name)
+        return await store.promote(connection, owner, found["id"], version, alias, weight)
+
+    told = run_cli.of(tenant, run)
+    of = f" for {weight} of 100 users" if weight is not None else ""
+    tell(f"{name}@{alias} is version {version}{of}.", told, as_json)
+
+
+@engines.command("rollback")
+def rollback(
+    name: Name,
+    alias: Annotated[Alias, typer.Option(help="canary: end it.")] = "stable",
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Let stable mean again what it meant before, or end the canary."""
+
+    async def run(connection: asyncpg.Connection, owner: UUID) -> Answer:
+        found = await store.find(connection, owner, name)
+        return await store.rollback(connection, owner, found["id"], alias)
+
+    told = run_cli.of(tenant, run)
+    now = f"{name}@{alias} is version {told['version']} again." if told["version"] else f"{name} has no canary now."
+    tell(now, told, as_json)
+
+
+@engines.command("retire")
+def retire(
+    name: Name,
+    version: Annotated[int | None, typer.Option(min=1, help="A version; the engine without.")] = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Let nothing start on a version any more, or on the engine until it is deployed again."""
+
+    async def run(connection: asyncpg.Connection, owner: UUID) -> Answer:
+        found = await store.find(connection, owner, name)
+        return await store.retire(connection, owner, found["id"], version)
+
+    told = run_cli.of(tenant, run)
+    tell(f"{f'Version {version} of {name}' if version else name} is retired.", told, as_json)
+
+
+@engines.command("assign")
+def assign(
+    name: Name,
+    target: Annotated[Target, typer.Argument(metavar="TARGET", help="user, level, tier, tenant or platform.")],
+    who: Annotated[str | None, typer.Argument(metavar="WHO", help="Of a user, a level or a tier: which.")] = None,
+    pin: Annotated[str | None, typer.Option(help="A version, stable or canary [what the name means].")] = None,
+    priority: Annotated[int, typer.Option(help="Among those of the same target, the highest counts.")] = 0,
+    until: Annotated[str | None, typer.Option(help="A date and time, or days from now such as 90d.")] = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Choose an engine for those who name none; it permits nothing (`engines access` does)."""
+    if target == "tier" and not (who or "").lstrip("-").isdecimal():
+        raise typer.BadParameter("A tier is a number.", param_hint="WHO")
+
+    async def run(connection: asyncpg.Connection, owner: UUID) -> Answer:
+        target_id, tier = None, None
+        if target == "tier":
+            tier = int(who or 0)
+        elif target == "user" and who:
+            target_id = (await find_user(connection, tenant, who))[1]
+        elif target == "level" and who:
+            target_id = await find_level(connection, tenant, who)
+        elif who:
+            raise VanillaError("invalid_request", f"The target {target} is of nobody in particular.", {"param": "who"})
+        engine_id = await store.engine_id(connection, owner, name)
+        made = await store.assign(
+            connection, owner, engine_id, target, target_id=target_id, tier=tier, pin=pin, priority=priority,
+            valid_to=expiry(until),
+        )  # fmt: skip
+        return {"id": made, "engine_id": engine_id}
+
+    told = run_cli.of(tenant, run)
+    tell(f"{name} is chosen for {target}{f' {who}' if who else ''}: {told['id']}.", told, as_json)
+
+
+@engines.command("unassign")
+def unassign(
+    assignment: Annotated[UUID, typer.Argument(metavar="ID", help="Id of an assignment; `engines show` lists them.")],
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Take an assignment back."""
+
+    async def run(connection: asyncpg.Connection, owner: UUID) -> None:
+        await store.unassign(connection, owner, assignment)
+
+    run_cli.of(tenant, run)
+    tell("It is taken back.", {"id": assignment, "status": "deleted"}, as_json)
+
+
+@engines.command("access")
+def access(
+    name: Name,
+    level: Annotated[str, typer.Argument(metavar="LEVEL", help="Slug or UUID; `-` sets the engine's default.")],
+    what: Annotated[str, typer.Argument(metavar="ACCESS", help="none, read, execute, or default.")],
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Say what users of a level may with an engine."""
+
+    async def run(connection: asyncpg.Connection, owner: UUID) -> None:
+        if level == "-":
+            found = await store.find(connection, owner, name)
+            await store.change(connection, owner, found["id"], default_access=what)
+            return
+        engine_id = await store.engine_id(connection, owner, name)
+        wanted = None if what == "default" else what
+        await store.set_access(connection, owner, await find_level(connection, tenant, level), engine_id, wanted)
+
+    run_cli.of(tenant, run)
+    whose = "where levels say nothing" if level == "-" else f"for {level}"
+    tell(f"{name} is {what} {whose}.", {"engine": name, "level": level, "access": what}, as_json)
+
+
+@engines.command("explain")
+def explain(
+    user: Who,
+    ref: Annotated[str | None, typer.Argument(metavar="REF", help="A reference; what runs without one [none].")] = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Show everything that could choose an engine for a user, which one does, and why the others do not."""
+
+    async def run(connection: asyncpg.Connection) -> list[Answer]:
+        return await store.explain(connection, *await find_user(connection, tenant, user), ref)
+
+    rows = as_operator(run)
+    columns = ("source", "engine", "version", "alias", "priority", "access", "chosen", "reason")
+    show(rows if as_json else [{column: row[column] for column in columns} for row in rows], as_json)
+
+
+@engines.command("report")
+def report(
+    name: Name,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How far back.")] = 30,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """What the runs of an engine came to, by version."""
+
+    async def run(connection: asyncpg.Connection, owner: UUID) -> list[Answer]:
+        end = datetime.now(UTC)
+        engine_id = await store.engine_id(connection, owner, name)
+        return await store.report(connection, owner, engine_id, end - timedelta(days=days), end)
+
+    show(run_cli.of(tenant, run), as_json)
+
+
+@engines.command("fork")
+def fork(
+    ref: Ref,
+    slug: Annotated[str, typer.Argument(metavar="SLUG", help="Name of the copy, which runs as my/SLUG.")],
+    user: Who,
+    overlay: Annotated[str, typer.Option("--set", help="Values for declared parameters, a JSON object.")] = "{}",
+    default: Annotated[bool, typer.Option("--default", help="What runs when no engine is named.")] = False,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Make a user's copy of an engine: it stays on the version, with values of their own."""
+    values = run_cli.read_object(overlay, "--set")
+
+    async def run(connection: asyncpg.Connection) -> Answer:
+        owner, user_id = await find_user(connection, tenant, user)
+        return await store.fork(connection, owner, ref, slug, values, is_default=default, user_id=user_id)
+
+    made = as_operator(run)
+    tell(f"{made['ref']} is version {made['version']} of {made['engine']}.", made, as_json)
+
+
+@engines.command("key")
+def key(
+    ref: Ref,
+    user: Who,
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "made by the operator",
+    budget: Annotated[int | None, typer.Option(min=1, max=2**63 - 1, help="Most tokens it may ever spend.")] = None,
+    expires: Annotated[str | None, typer.Option(help="A date and time, or days from now such as 90d.")] = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Make a key that runs one engine and opens nothing else, and print it once; `keys revoke` ends it."""
+    secret, until = new_token(KEY_PREFIX), expiry(expires)
+
+    async def run(connection: asyncpg.Connection) -> UUID:
+        owner, user_id = await find_user(connection, tenant, user)
+        return await store.create_key(
+            connection, owner, ref, name=name, prefix=secret[:12], key_hash=token_hash(secret), expires_at=until,
+            budget_tokens=budget, user_id=user_id,
+        )  # fmt: skip
+
+    made = as_operator(run)
+    tell(f"{secret}\nShown once. Its id is {made}.", {"id": made, "key": secret, "prefix": secret[:12]}, as_json)
+
+
+engines.command("run")(run_cli.run)

@@ -1,0 +1,132 @@
+"""`vanilla-saas engines`, as the operator, in a database without any other worker."""
+
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TEST_KEY
+from tests.engines.shop import Shop, plain
+from tests.tokens.test_cli import Cli
+
+TONE = {"tone": {"type": "string", "enum": ["kind", "short"], "default": "kind"}}
+INPUT = {"type": "object", "properties": {"tone": {"type": "string"}, "n": {"type": "integer"}}}
+
+
+@pytest.fixture
+def vs(monkeypatch: pytest.MonkeyPatch, floor: Shop, tmp_path: Path) -> Cli:
+    cluster, name = floor.room.cluster, floor.room.name
+    for variable, value in {
+        "DATABASE_URL": cluster.url(database=name),
+        "VANILLA_SAAS_APP_URL": cluster.url("vanilla_app", name),
+        "VANILLA_SAAS_RUNTIME_URL": cluster.url("vanilla_runtime", name),
+        "VANILLA_SAAS_HOME": str(tmp_path),
+        "VANILLA_SAAS_CONTEXT_KEY": TEST_KEY,
+        "VANILLA_SAAS_SECRET_KEY": "c3" * 32,
+        "COLUMNS": "200",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    return Cli()
+
+
+async def test_an_engine_is_deployed_promoted_rolled_back_and_retired(vs: Cli, floor: Shop, tmp_path: Path) -> None:
+    first, second = [str(await floor.flow(plain(text, input=INPUT))) for text in ("1", "2")]
+    (tmp_path / "tone.json").write_text(json.dumps(TONE))
+    declared = ("--parameters", str(tmp_path / "tone.json"), "--access", "execute")
+    made = await vs("engines", "deploy", "tones", first, "--name", "Tones", *declared)
+    assert "tones is deployed: version 1" in made.stdout
+    assert (await vs.json("engines", "deploy", "tones", first, *declared))["unchanged"] is True
+    assert (await vs.json("engines", "deploy", "tones", second))["version"] == 2
+    assert (
+        "for 10 of 100 users"
+        in (await vs("engines", "promote", "tones", "2", "--alias", "canary", "--weight", "10")).stdout
+    )
+    [row] = [row for row in await vs.json("engines", "list") if row["slug"] == "tones"]
+    assert {alias["alias"]: (alias["version"], alias["weight"]) for alias in row["aliases"]} == {
+        "stable": (1, 100),
+        "canary": (2, 10),
+    }
+    assert "2 (10 of 100)" in (await vs("engines", "list")).stdout
+    assert "no canary now" in (await vs("engines", "rollback", "tones", "--alias", "canary")).stdout
+    await vs("engines", "promote", "tones", "2")
+    shown = await vs("engines", "show", "tones")
+    assert "stable: 2" in shown.stdout
+    assert (await vs.json("engines", "show", "tones"))["data"][0]["version"] == 2
+    assert "version 1 again" in (await vs("engines", "rollback", "tones")).stdout
+    assert "Version 2 of tones is retired." in (await vs("engines", "retire", "tones", "--version", "2")).stdout
+    assert (await vs.refused("engines", "promote", "tones", "2")).name == "invalid_state"
+    await vs("engines", "retire", "tones")
+    assert (await vs.refused("engines", "retire", "tones")).name == "invalid_state"
+    assert (await vs.refused("engines", "show", "none")).name == "not_found"
+    assert (await vs.refused("engines", "deploy", "tones", "none")).name == "not_found"
+
+
+async def test_one_is_permitted_assigned_and_explained(vs: Cli, floor: Shop) -> None:
+    engine, user = await floor.deploy(access=None), await floor.person()
+    who = ("--user", user.email)
+    await vs("engines", "access", engine.slug, "free", "execute")
+    [card] = [card for card in await vs.json("engines", "list", *who) if card["slug"] == engine.slug]
+    assert card["access"] == "execute"
+    await vs("engines", "access", engine.slug, "free", "default")
+    await vs("engines", "access", engine.slug, "-", "read")
+    assert (await vs.refused("engines", "run", engine.slug, *who)).name == "forbidden"
+    await vs("engines", "access", engine.slug, "-", "execute")
+    assert (await vs.refused("engines", "access", engine.slug, "free", "all")).name == "invalid_request"
+    made = await vs.json("engines", "assign", engine.slug, "user", user.email, "--pin", "stable", "--until", "90d")
+    await vs("engines", "assign", engine.slug, "tier", "77", "--priority", "3")
+    await vs("engines", "assign", engine.slug, "level", "free")
+    rows = await vs.json("engines", "explain", *who)
+    assert [(row["source"], row["chosen"], row["reason"]) for row in rows] == [
+        ("user", True, None),
+        ("level", False, "preceded"),
+    ]
+    assert user.email in (await vs("engines", "show", engine.slug)).stdout
+    await vs("engines", "unassign", made["id"])
+    assert (await vs.refused("engines", "unassign", made["id"])).name == "not_found"
+    assert "preceded" not in (await vs("engines", "explain", *who)).stdout
+    assert "number" in (await vs("engines", "assign", engine.slug, "tier", "high", code=2)).stderr
+    assert (await vs.refused("engines", "assign", engine.slug, "tenant", "me")).name == "invalid_request"
+    assert (await vs.refused("engines", "assign", engine.slug, "user")).name == "invalid_request"
+    assert (await vs.refused("engines", "assign", "none", "tenant")).name == "not_found"
+
+
+async def test_one_is_run_here_forked_and_reported(vs: Cli, floor: Shop) -> None:
+    engine = await floor.deploy(plain("10 / input.n", input=INPUT, output="steps.a.output"), p_parameters=TONE)
+    user = await floor.person()
+    who = ("--user", user.email)
+    ran = await vs("engines", "run", engine.slug, *who, "--input", '{"n": 5}')
+    assert ran.stdout.strip() == "2"
+    assert "No worker is running" in ran.stderr
+    assert "✓ a" in ran.stderr
+    failed = await vs("engines", "run", engine.slug, *who, "--input", '{"n": 0}', code=1)
+    assert "expression_failed in a" in failed.stderr
+    copy = await vs.json("engines", "fork", engine.slug, "mine", *who, "--set", '{"tone": "short"}', "--default")
+    assert (copy["ref"], copy["version"]) == ("my/mine", 1)
+    by_default = await vs.json("engines", "run", *who, "--input", '{"n": 1}')
+    assert (by_default["output"], by_default["input"]) == (10, {"n": 1, "tone": "short"})
+    begun = await vs.json("engines", "run", "my/mine", *who, "--input", '{"n": 1}', "--no-follow", "--key", "k")
+    again = await vs.json("engines", "run", "my/mine", *who, "--input", '{"n": 1}', "--no-follow", "--key", "k")
+    assert (again["execution_id"], again["replayed"], begun["source"]) == (begun["execution_id"], True, "reference")
+    [row] = await vs.json("engines", "report", engine.slug)
+    assert (row["version"], row["runs"], row["succeeded"], row["failed"]) == (1, 4, 2, 1)
+    assert (
+        await vs.refused("engines", "fork", engine.slug, "other", *who, "--set", '{"n": 1}')
+    ).name == "invalid_definition"
+    for wrong in ("[1]", "{"):
+        assert "JSON object" in (await vs("engines", "run", engine.slug, *who, "--input", wrong, code=2)).stderr
+    assert (await vs.refused("engines", "run", "A b", *who)).name == "invalid_request"
+    assert (await vs.refused("engines", "run", engine.slug, "--user", "nobody@example.test")).name == "not_found"
+    assert (await vs.refused("engines", "report", str(uuid.uuid4())[:8])).name == "not_found"
+
+
+async def test_a_key_is_printed_once_and_opens_one_engine(vs: Cli, floor: Shop) -> None:
+    engine, user = await floor.deploy(), await floor.person()
+    made = await vs.json("engines", "key", engine.slug, "--user", user.email, "--budget", "100", "--expires", "90d")
+    assert made["key"][:12] == made["prefix"]
+    row = await floor.operator.fetchrow(
+        "select scopes, engine_ref, budget_tokens from api_keys where id = $1", uuid.UUID(made["id"])
+    )
+    assert tuple(row) == (["engine"], engine.slug, 100)
+    assert "Shown once" in (await vs("engines", "key", engine.slug, "--user", user.email)).stdout
+    assert (await vs.refused("engines", "key", "none", "--user", user.email)).name == "not_found"

@@ -1,0 +1,54 @@
+"""`client.engines`: lists, runs, waits, and says with a code what went wrong."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.conftest import serve, settings_for
+from tests.engines.shop import Shop, plain
+from vanilla_saas import client as clients
+from vanilla_saas.app import create_app
+from vanilla_saas.client import ApiError, Client, WorkflowFailed
+
+
+@pytest.fixture(scope="module")
+async def address(floor: Shop, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    home = tmp_path_factory.mktemp("home")
+    async with serve(create_app(settings_for(floor.room.cluster, floor.room.name, home, run_worker=True))) as found:
+        yield found
+
+
+async def test_an_engine_is_listed_run_and_gives_its_output(address: str, floor: Shop) -> None:
+    engine, user = await floor.deploy(plain("input.n * 2", output="steps.a.output")), await floor.person()
+    async with Client(address, user.key) as client:
+        [card] = [card for card in await client.engines.list() if card["slug"] == engine.slug]
+        assert (card["access"], card["version"]) == ("execute", 1)
+        assert await client.engines.run(engine.slug, {"n": 4}, idempotency_key="k") == 8
+        again = await client.engines.start(engine.slug, {"n": 4}, idempotency_key="k")
+        assert (again.replayed, again.source, again.engine_id) == (True, "reference", str(engine.id))
+        assert await client.engines.result(again.execution_id) == 8
+        with pytest.raises(ApiError) as refused:
+            await client.engines.run("none")
+        assert (refused.value.code, refused.value.status) == ("not_found", 404)
+        with pytest.raises(ApiError):
+            await client.engines.result(uuid.uuid4())
+
+
+async def test_a_run_that_fails_has_its_code_and_one_that_lasts_is_asked_for_again(
+    address: str, floor: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, user = await floor.deploy(plain("1 / (input.n - input.n)")), await floor.person()
+    waits = await floor.deploy({"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []})
+    monkeypatch.setattr(clients, "LOOK_S", 0.05)
+    async with Client(address, user.key) as client:
+        with pytest.raises(WorkflowFailed) as failed:
+            await client.engines.run(broken.slug, {"n": 1})
+        assert (failed.value.code, failed.value.node) == ("expression_failed", "a")
+        begun = await client.engines.start(waits.slug)
+        result = asyncio.create_task(client.engines.result(begun.execution_id))
+        assert (await client.engines.get(begun.execution_id, wait_s=0.3))["status"] == "running"
+        assert not result.done()
+        await client.workflows.signal(begun.execution_id, "go")
+        await result
