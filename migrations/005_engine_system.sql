@@ -756,11 +756,13 @@ begin
         return jsonb_build_object('engine_id', null, 'denied_reason', case when p_ref is null then 'none_chosen' else 'unknown' end);
     end if;
     return jsonb_build_object('engine_id', v.engine_id, 'engine_tenant_id', v.engine_tenant_id, 'engine', v.engine, 'version', v.version, 'alias', v.alias, 'source', v.source,
-        'source_id', v.source_id, 'access', v.access, 'denied_reason', v.reason);
+        'source_id', v.source_id, 'access', v.access, 'denied_reason', v.reason)
+        || coalesce((select jsonb_build_object('input', x.config -> 'input', 'parameters', x.config -> 'parameters') from public.engine_versions x
+            where x.tenant_id = v.engine_tenant_id and x.engine_id = v.engine_id and x.version = v.version), '{}');
 end
 $f$;
 comment on function public.resolve_engine(uuid, text, uuid) is
-    'Which engine and version a user runs by a reference, or without one, and what chose it; denied_reason when they may not. Own, or any user''s by an admin.';
+    'Which engine and version a user runs by a reference, or without one, what chose it, the schema of its input and its parameters; denied_reason when they may not. Own, or any user''s by an admin.';
 
 create or replace function public.explain_engine(p_user_id uuid default null, p_ref text default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$

@@ -12,6 +12,7 @@ from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.pool import Database
+from vanilla_saas.engines.chat import ChatEngines
 from vanilla_saas.levels import pages as levels_pages
 from vanilla_saas.levels.change_routes import router as level_changes_router
 from vanilla_saas.levels.routes import router as levels_router
@@ -70,7 +71,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
                 app.state.coalescer = coalescer
                 app.state.addresses, app.state.signer = where, signer
-                app.state.gateway = Gateway(calls, settings.max_body_bytes)
+                engines = ChatEngines(database, app.state.streams)
+                app.state.gateway = Gateway(calls, settings.max_body_bytes, engines)
                 app.state.webhooks = WebhookSender.from_settings(database, settings)
                 if settings.send_webhooks:
                     app.state.webhooks.start()
