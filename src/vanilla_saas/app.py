@@ -82,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 try:
                     async with AsyncExitStack() as working:
                         if settings.run_worker:
-                            await working.enter_async_context(worker_beside(database, calls, settings))
+                            await working.enter_async_context(worker_beside(database, calls, settings, engines.look))
                         working.enter_context(ended_by_signals(app.state.streams))
                         yield
                 finally:

@@ -25,8 +25,8 @@ from vanilla_saas.workflows.executions import refuse_budget
 log = structlog.get_logger()
 WAIT_S = 600.0
 """How long a call waits for the end of its run: as long as a model call may take."""
-FIRST_S = 0.02
-"""When a run is looked at first; the pauses grow by half from there."""
+FIRST_S = 0.05
+"""When a run is looked at first, unless a worker of this process tells of it; the pauses grow by half from there."""
 KNOWN_S = 1.0
 """How long a caller who waits is believed to have their key or session still."""
 KEY_SCOPES = frozenset(("engine",))
@@ -38,6 +38,12 @@ class ChatEngines:
     def __init__(self, database: Database, streams: Streams):
         self._database = database
         self._streams = streams
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+
+    def look(self, execution_id: str) -> None:
+        """A step of this run has ended: who waits for the run looks now."""
+        for news in self._waiting.get(execution_id, ()):
+            news.set()
 
     def place(self) -> AbstractContextManager[None]:
         return self._streams.one()
@@ -81,13 +87,28 @@ class ChatEngines:
         )
 
     async def end(self, run: EngineRun, gone: asyncio.Event) -> EngineEnd | None:
+        name, news = str(run.execution_id), asyncio.Event()
+        self._waiting.setdefault(name, set()).add(news)
+        left = asyncio.create_task(_pass_on(gone, news))
+        try:
+            return await self._end(run, gone, news)
+        finally:
+            left.cancel()
+            self._waiting[name].discard(news)
+            if not self._waiting[name]:
+                del self._waiting[name]
+
+    async def _end(self, run: EngineRun, gone: asyncio.Event, news: asyncio.Event) -> EngineEnd | None:
         clock = asyncio.get_running_loop().time
-        known_at, pause = clock(), FIRST_S
+        known_at, pause, rest = clock(), FIRST_S, 0.0
         give_up = known_at + WAIT_S
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(pause, max(give_up - clock(), 0))):
-                    await gone.wait()
+                    await asyncio.sleep(rest)  # a worker may tell of a thousand steps a second
+                    await news.wait()
+            news.clear()
+            if gone.is_set():
                 return None
             if self._streams.stopping:
                 raise _still_running(run, "This process stops")
@@ -107,7 +128,8 @@ class ChatEngines:
                 return found
             if clock() >= give_up:
                 raise _still_running(run, f"It did not end within {WAIT_S:g} s")
-            pause = max(min(pause * 1.5, POLL_S), min((clock() - looked) / SHARE, SLOWEST_S))
+            rest = min((clock() - looked) / SHARE, SLOWEST_S)
+            pause = max(min(pause * 1.5, POLL_S), rest)
 
     async def _look(self, run: EngineRun) -> EngineEnd | None:
         identity = run.caller.identity
@@ -130,6 +152,11 @@ class ChatEngines:
                 return [], False
             rows = await connection.fetch(store.RUNNABLE)
         return [_row(row["slug"], row["engine_id"], caller, platform=row["platform"]) for row in rows], False
+
+
+async def _pass_on(gone: asyncio.Event, news: asyncio.Event) -> None:
+    await gone.wait()
+    news.set()
 
 
 def _require_runner(caller: Caller) -> None:
