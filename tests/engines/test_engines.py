@@ -599,7 +599,8 @@ async def test_a_key_runs_its_engine_as_its_user_and_nothing_else(floor: Shop) -
         await floor.runtime.fetchval(admit, token_hash(key), uuid.uuid4())
     with pytest.raises(VanillaError, match="lacks the scope engine"):
         await by_key(floor, user.key)
-    await refused(floor, user, "invalid_request", "create_api_key", "x", "x", b"0" * 32, ["engine"])
+    for scopes in (["engine"], ["chat", "engine"]):
+        await refused(floor, user, "invalid_request", "create_api_key", "x", "x", b"0" * 32, scopes)
     await finish(floor)
 
 

@@ -112,6 +112,27 @@ async def test_what_waits_gives_its_place_to_another_and_takes_its_turn_again(fl
     assert (await floor.room.execution(run))["status"] == "succeeded"
 
 
+async def test_what_people_and_signals_decide_goes_on_at_once(floor: Shop) -> None:
+    shape = workflow(
+        "s=signal p=approval last",
+        "s>p p>last:approved",
+        s={"signal": "go"},
+        p={"title": "?", "approvers": ["role:admin"]},
+    )
+    engine = await floor.deploy(shape, p_mode="sequential")
+    run = uuid.UUID((await floor.run(await floor.person(), engine.slug))["execution_id"])
+    async with floor.room.worker() as hands:
+        signal = await hands.one()
+        await hands.tick(signal.done("waiting", wait={"kind": "signal", "name": "go", "timeout_s": 9}))
+        await floor.operator.fetchval("select signal_execution($1, 'go')", run)
+        approval = await hands.one()
+        await hands.tick(approval.done("waiting", wait={"kind": "approval", "title": "?", "approvers": ["role:admin"]}))
+        asked = await floor.operator.fetchval("select id from workflow_approvals where execution_id = $1", run)
+        await floor.ask(floor.admin, "decide_approval", asked, "approved")
+        assert (await hands.one()).node == "last"
+        await floor.operator.fetchval("select cancel_execution($1)", run)
+
+
 async def test_a_failed_attempt_does_not_hold_the_others_up(floor: Shop) -> None:
     engine = await floor.deploy(workflow("a b"), p_mode="sequential")
     run = uuid.UUID((await floor.run(await floor.person(), engine.slug))["execution_id"])
