@@ -61,9 +61,10 @@ async def say(client: openai.AsyncOpenAI, engine: Made | str, text: Any = "Hello
 
 async def whole(client: openai.AsyncOpenAI, engine: Made, *, streamed: bool, **more: Any) -> None:
     """Reads an answer to its end."""
-    answer = await say(client, engine, stream=streamed, extra_body={"input": {}}, **more)
-    if streamed:
-        _ = [chunk async for chunk in answer]
+    async with asyncio.timeout(10):
+        answer = await say(client, engine, stream=streamed, extra_body={"input": {}}, **more)
+        if streamed:
+            _ = [chunk async for chunk in answer]
 
 
 def code(error: pytest.ExceptionInfo[openai.APIStatusError]) -> tuple[int, str]:
@@ -138,7 +139,7 @@ async def test_a_stream_says_that_it_is_alive_until_the_run_ends(
 ) -> None:
     monkeypatch.setattr(gateway, "KEEP_ALIVE_S", 0.05)
     engine, person = await floor.deploy(waits()), await floor.person()
-    async with sdk(api, person.key) as client:
+    async with asyncio.timeout(10), sdk(api, person.key) as client:
         raw = client.chat.completions.with_streaming_response
         async with raw.create(
             model=f"engine/{engine.slug}", messages=[], stream=True, extra_body={"input": {}}
@@ -385,7 +386,7 @@ async def test_a_client_that_leaves_ends_no_run_and_finds_it_again_by_its_key(
         while app.state.streams.open:  # its place is free again
             await asyncio.sleep(0.01)
     await go(floor, execution)
-    async with sdk(api, person.key) as client:
+    async with asyncio.timeout(10), sdk(api, person.key) as client:
         for _ in range(2):
             answer = await say(client, engine, **more)
             assert (answer.choices[0].message.content, answer.engine["execution_id"]) == ("late", execution)
@@ -415,21 +416,50 @@ async def test_a_run_that_takes_too_long_is_named_and_goes_on(
             await asyncio.sleep(0.02)
 
 
+async def test_a_run_that_is_cancelled_is_told_as_such(floor: Shop, api: str) -> None:
+    engine, person = await floor.deploy(waits()), await floor.person()
+    async with sdk(api, person.key, max_retries=2) as client:
+        waiting = asyncio.create_task(whole(client, engine, streamed=False))
+        execution = await only_run(floor, person)
+        await floor.ask(person, "cancel_execution", uuid.UUID(execution), "No more.")
+        with pytest.raises(openai.ConflictError) as ended:
+            await asyncio.wait_for(waiting, 10)
+    assert code(ended) == (409, "cancelled")
+    await only_run(floor, person)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["beside", "elsewhere"])
+async def test_an_end_is_seen_whether_or_not_the_worker_is_of_this_process(
+    floor: Shop, api: str, app: FastAPI, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    if told:
+        monkeypatch.setattr(chat, "FIRST_S", 60.0)
+    else:  # the worker is handed the method when the server starts, so what it looks in is emptied
+        monkeypatch.setattr(app.state.gateway._engines, "_waiting", _Forgetful())
+    engine, person = await floor.deploy(echo()), await floor.person()
+    async with asyncio.timeout(10), sdk(api, person.key) as client:
+        assert (await say(client, engine)).choices[0].message.content == "Hello"
+
+
+class _Forgetful(dict[str, set[asyncio.Event]]):
+    def get(self, *_: Any) -> Any:
+        return ()
+
+
 async def test_who_waits_has_a_place_of_its_own_and_takes_none_of_the_steps(floor: Shop, api: str) -> None:
     engine, person = await floor.deploy(waits()), await floor.person()
-    async with sdk(api, person.key) as client:
+    async with asyncio.timeout(20), sdk(api, person.key) as client:
         calls = [asyncio.create_task(say(client, engine, extra_body={"input": {}})) for _ in range(21)]
         done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         assert isinstance(next(iter(done)).exception(), openai.RateLimitError)
         rows = await floor.operator.fetch(
             "select id from workflow_executions where user_id = $1", person.identity.user_id
         )
-        async with asyncio.timeout(10):
-            while len(rows) < 20:
-                await asyncio.sleep(0.02)
-                rows = await floor.operator.fetch(
-                    "select id from workflow_executions where user_id = $1", person.identity.user_id
-                )
+        while len(rows) < 20:
+            await asyncio.sleep(0.02)
+            rows = await floor.operator.fetch(
+                "select id from workflow_executions where user_id = $1", person.identity.user_id
+            )
         for row in rows:
             await go(floor, str(row["id"]))
         answers = await asyncio.gather(*waiting)
