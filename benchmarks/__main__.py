@@ -8,7 +8,20 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from benchmarks import backup, calls, cli, gateway, isolation, levels, machine, operations, startup, wallet, workflows
+from benchmarks import (
+    backup,
+    calls,
+    cli,
+    engines,
+    gateway,
+    isolation,
+    levels,
+    machine,
+    operations,
+    startup,
+    wallet,
+    workflows,
+)
 from benchmarks.frame import BenchmarkError, Result, markdown, show
 from benchmarks.options import Options
 
@@ -24,6 +37,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
     "workflows": (
         "durable steps: throughput against a bare queue and four peers, claims under load, fairness",
         workflows.run,
+    ),
+    "engines": (
+        "a run of one node against the model call it makes; the choice with a million assignments",
+        engines.run,
     ),
     "operations": ("retention by dropping months, and the end of a month through the scheduler", operations.run),
 }
@@ -42,7 +59,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter slices: under a minute without peers")
     parser.add_argument("--peers", action="store_true", help="install the pinned peers in a venv of their own, compare")
     parser.add_argument("--no-peers", action="store_true", help="leave installed peers out")
-    parser.add_argument("--only", default="", metavar="POINT,...", help="of wallet and workflows: these points alone")
+    parser.add_argument(
+        "--only", default="", metavar="POINT,...", help="of wallet, workflows, engines: these points alone"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     form.add_argument("--markdown", action="store_true", help="print the tables of docs/benchmarks.md")

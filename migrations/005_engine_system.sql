@@ -759,11 +759,13 @@ begin
         return jsonb_build_object('engine_id', null, 'denied_reason', case when p_ref is null then 'none_chosen' else 'unknown' end);
     end if;
     return jsonb_build_object('engine_id', v.engine_id, 'engine_tenant_id', v.engine_tenant_id, 'engine', v.engine, 'version', v.version, 'alias', v.alias, 'source', v.source,
-        'source_id', v.source_id, 'access', v.access, 'denied_reason', v.reason);
+        'source_id', v.source_id, 'access', v.access, 'denied_reason', v.reason)
+        || coalesce((select jsonb_build_object('input', x.config -> 'input', 'parameters', x.config -> 'parameters') from public.engine_versions x
+            where x.tenant_id = v.engine_tenant_id and x.engine_id = v.engine_id and x.version = v.version), '{}');
 end
 $f$;
 comment on function public.resolve_engine(uuid, text, uuid) is
-    'Which engine and version a user runs by a reference, or without one, and what chose it; denied_reason when they may not. Own, or any user''s by an admin.';
+    'Which engine and version a user runs by a reference, or without one, what chose it, the schema of its input and its parameters; denied_reason when they may not. Own, or any user''s by an admin.';
 
 create or replace function public.explain_engine(p_user_id uuid default null, p_ref text default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
@@ -966,12 +968,15 @@ comment on function vanilla.run_engine(public.users, text, jsonb, text, integer,
     'Starts what a reference means to a user as an execution of 006, and writes down what was chosen; the same key and input answer with the first run.';
 
 create or replace function vanilla.runs_before(p_run public.engine_executions) returns setof bigint
-language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+    set enable_seqscan = off as $f$
 begin
     return query select e.charged_tokens from (
             select x.id from public.engine_executions x where x.tenant_id = p_run.tenant_id and x.engine_id = p_run.engine_id and x.version = p_run.version
             order by x.created_at desc limit 50) x
-        join public.workflow_executions e on e.tenant_id = p_run.tenant_id and e.id = x.id and e.status = 'succeeded';
+        -- each by its key: joined, all executions of the tenant would be read beside the few
+        cross join lateral (select w.charged_tokens from public.workflow_executions w where w.tenant_id = p_run.tenant_id and w.id = x.id
+            and w.status = 'succeeded' offset 0) e;
 end
 $f$;
 comment on function vanilla.runs_before(public.engine_executions) is 'What those of the last 50 runs of a version in a tenant cost that succeeded.';

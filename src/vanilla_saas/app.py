@@ -13,6 +13,7 @@ from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import pages as engines_pages
+from vanilla_saas.engines.chat import ChatEngines
 from vanilla_saas.engines.routes import router as engines_router
 from vanilla_saas.engines.run_routes import router as engine_runs_router
 from vanilla_saas.levels import pages as levels_pages
@@ -74,7 +75,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
                 app.state.coalescer = coalescer
                 app.state.addresses, app.state.signer = where, signer
-                app.state.gateway = Gateway(calls, settings.max_body_bytes)
+                engines = ChatEngines(database, app.state.streams)
+                app.state.gateway = Gateway(calls, settings.max_body_bytes, engines)
                 app.state.webhooks = WebhookSender.from_settings(database, settings)
                 if settings.send_webhooks:
                     app.state.webhooks.start()
@@ -84,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 try:
                     async with AsyncExitStack() as working:
                         if settings.run_worker:
-                            await working.enter_async_context(worker_beside(database, calls, settings))
+                            await working.enter_async_context(worker_beside(database, calls, settings, engines.look))
                         working.enter_context(ended_by_signals(app.state.streams))
                         yield
                 finally:

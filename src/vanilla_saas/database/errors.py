@@ -47,6 +47,9 @@ ERROR_CODES = (
     ErrorCode("VS502", "upstream_error", 502, "The model provider failed or refused the operator's key."),
     ErrorCode("VS503", "database_unavailable", 503, "The database does not answer; nothing was charged."),
     ErrorCode("VS504", "upstream_timeout", 504, "The model provider did not answer in time."),
+    ErrorCode(
+        "VS505", "still_running", 504, "The run of an engine goes on and is not waited for any longer; it is named."
+    ),
 )
 _BY_SQLSTATE = {code.sqlstate: code for code in ERROR_CODES}
 _BY_NAME = {code.name: code for code in ERROR_CODES}

@@ -12,7 +12,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from vanilla_saas import metrics
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.providers import engine_chat
 from vanilla_saas.providers.adapters import UpstreamError
+from vanilla_saas.providers.engine_chat import EngineFailed, EngineRun, Engines
 from vanilla_saas.providers.estimate import InvalidRequest, Operation
 from vanilla_saas.providers.metering import Call, MeteredCalls, Settlement
 
@@ -21,6 +23,9 @@ JSON = b"application/json"
 MAX_IDEMPOTENCY_KEY_BYTES = 255
 BODY_SECONDS = 60.0
 """How long the body of a request may take to arrive."""
+KEEP_ALIVE_S = 15.0
+KEEP_ALIVE = b": still running\n\n"
+"""What a stream of an engine says until its run ends."""
 OPERATIONS: dict[str, Operation] = {"/v1/chat/completions": "chat", "/v1/embeddings": "embeddings"}
 _TYPES = {
     401: "authentication_error",
@@ -36,9 +41,10 @@ _TYPES = {
 class Gateway:
     """`POST /v1/chat/completions` and `/v1/embeddings`, `GET /v1/models` and `/v1/models/{id}` of one process."""
 
-    def __init__(self, calls: MeteredCalls, max_body_bytes: int):
+    def __init__(self, calls: MeteredCalls, max_body_bytes: int, engines: Engines):
         self._calls = calls
         self._max_body_bytes = max_body_bytes
+        self._engines = engines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -47,7 +53,7 @@ class Gateway:
             token = _bearer(headers)
             path, method = scope["path"], scope["method"]
             if path in OPERATIONS and method == "POST":
-                await self._call(OPERATIONS[path], token, headers, request_id, receive, send)
+                await self._call(OPERATIONS[path], token, headers, scope, receive, send)
             elif path.startswith("/v1/models") and method == "GET":
                 await self._models(token, path.removeprefix("/v1/models").removeprefix("/"), send)
             else:
@@ -57,11 +63,13 @@ class Gateway:
             await _respond(send, error.status, error.body())
         except UpstreamError as error:
             await _respond(send, error.client_status, error.client_body(), _retry_after(error.retry_after))
+        except EngineFailed as error:
+            await _respond(send, error.status, _error_body(error), _started_headers(error.detail))
         except VanillaError as error:
             if scope["path"] in OPERATIONS:
                 metrics.CALLS_REFUSED.labels(error.name).inc()
             limits = _retry_after(error.detail.get("retry_after_s")) + _refused_rate(error.detail)
-            await _respond(send, error.status, _error_body(error), limits)
+            await _respond(send, error.status, _error_body(error), limits + _started_headers(error.detail))
         except Exception as error:
             failure = _failure(request_id, error)
             await _respond(send, failure.status, _error_body(failure))
@@ -71,15 +79,19 @@ class Gateway:
         operation: Operation,
         token: str,
         headers: Mapping[bytes, bytes],
-        request_id: str | None,
+        scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
         # before a place is taken: whoever sends slowly, with or without a key, must not keep others out
         body = _parse(await _read_body(headers, receive, self._max_body_bytes))
+        payer = headers.get(b"x-vanilla-user", b"").decode("latin-1") or body.get("user")
+        if operation == "chat" and str(body.get("model")).startswith(engine_chat.PREFIX):
+            await self._engine(token, body, headers, payer, scope, receive, send)
+            return
+        request_id = scope.get("state", {}).get("request_id")
         self._calls.enter()
         try:
-            payer = headers.get(b"x-vanilla-user", b"").decode("latin-1") or body.get("user")
             call = await self._calls.admit(
                 token,
                 body,
@@ -129,13 +141,72 @@ class Gateway:
             return b"data: " + streamed.failure.client_body() + b"\n\n"
         return streamed.last
 
+    async def _engine(
+        self,
+        token: str,
+        body: Mapping[str, Any],
+        headers: Mapping[bytes, bytes],
+        payer: str | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Takes no place among the calls: those of the run's steps do, and they would wait for each other."""
+        engine_chat.refuse_options(body, payer)
+        gone = asyncio.Event()
+        with self._engines.place():
+            run = await self._engines.start(
+                token,
+                body["model"].removeprefix(engine_chat.PREFIX) or None,
+                body,
+                idempotency_key=_idempotency_key(headers),
+                request_id=scope.get("state", {}).get("request_id"),
+                client_ip=scope["client"][0] if scope.get("client") else "",
+            )
+            watcher = asyncio.create_task(_watch(receive, gone))
+            try:
+                if body.get("stream") is True:
+                    last = await self._stream_engine(run, body, scope, gone, send)
+                else:
+                    end = await self._engines.end(run, gone)
+            finally:
+                watcher.cancel()
+        if body.get("stream") is True:
+            await send({"type": "http.response.body", "body": last})
+        elif end is not None:
+            charged = (b"x-vanilla-charged-tokens", str(end.charged_tokens).encode())
+            await _respond(send, 200, engine_chat.completion(run, end), [*_run_headers(run), charged])
+
+    async def _stream_engine(
+        self, run: EngineRun, body: Mapping[str, Any], scope: Scope, gone: asyncio.Event, send: Send
+    ) -> bytes:
+        """Says that the run goes on until it has ended; the rest is returned."""
+        begun = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": begun + _run_headers(run)})
+        said = engine_chat.first_chunk(run)
+        waiting = asyncio.create_task(self._engines.end(run, gone))
+        try:
+            while not waiting.done():
+                await send({"type": "http.response.body", "body": said, "more_body": True})
+                await asyncio.wait({waiting}, timeout=KEEP_ALIVE_S)
+                said = KEEP_ALIVE
+            end = waiting.result()
+            return b"" if end is None else b"".join(engine_chat.last_chunks(run, end, body))
+        except (VanillaError, EngineFailed) as error:
+            return b"data: " + _error_body(error) + b"\n\n"
+        except Exception as error:
+            return b"data: " + _error_body(_failure(scope.get("state", {}).get("request_id"), error)) + b"\n\n"
+        finally:
+            waiting.cancel()
+
     async def _models(self, token: str, name: str, send: Send) -> None:
         models = await self._calls.models(token)
+        engines, nothing_else = await self._engines.models(token)
         rows = [
             {"object": "model", **{key: m[key] for key in ("id", "created", "owned_by", "kind")}}
             for m in models
-            if m["ready"]
-        ]
+            if m["ready"] and not nothing_else
+        ] + engines
         if not name:
             await _respond(send, 200, orjson.dumps({"object": "list", "data": rows}))
             return
@@ -210,7 +281,7 @@ def _failure(request_id: str | None, error: Exception) -> VanillaError:
     return VanillaError("internal_error", f"Something failed on our side; request {request_id}.")
 
 
-def _error_body(error: VanillaError) -> bytes:
+def _error_body(error: VanillaError | EngineFailed) -> bytes:
     message = error.message[:1].upper() + error.message[1:]
     if not message.endswith("."):
         message += "."
@@ -223,6 +294,15 @@ def _error_body(error: VanillaError) -> bytes:
 
 def _retry_after(seconds: float | None) -> list[tuple[bytes, bytes]]:
     return [] if seconds is None else [(b"retry-after", str(max(1, round(seconds))).encode())]
+
+
+def _started_headers(detail: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """What was started already: SDKs that try again by themselves would start it again."""
+    return [(b"x-should-retry", b"false")] if "execution_id" in detail else []
+
+
+def _run_headers(run: EngineRun) -> list[tuple[bytes, bytes]]:
+    return [(b"x-vanilla-execution", str(run.execution_id).encode())]
 
 
 def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:

@@ -48,6 +48,8 @@ PLANS = 200
 """Definitions that are kept."""
 ToolingFor = Callable[[str], Tooling]
 """Makes what steps are computed with, for the id under which the worker is registered."""
+Told = Callable[[str], None]
+"""Hears of an execution, by id, that a step of it has ended and that the database knows."""
 _UNREACHED = (VanillaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
@@ -92,11 +94,20 @@ class _Report:
 class Worker:
     """`run` works until it is cancelled or `stop` is called, then drains."""
 
-    def __init__(self, database: Database, options: WorkerOptions, tooling: ToolingFor, *, drain_s: float = DRAIN_S):
+    def __init__(
+        self,
+        database: Database,
+        options: WorkerOptions,
+        tooling: ToolingFor,
+        *,
+        drain_s: float = DRAIN_S,
+        told: Told | None = None,
+    ):
         self._database = database
         self._options = options
         self._tooling_for = tooling
         self._drain_s = drain_s
+        self._told = told
         self._tooling: Tooling | None = None
         self._worker: UUID | None = None
         self._running: dict[int, _Running] = {}
@@ -195,6 +206,9 @@ class Worker:
         finally:
             self._telling = set()
         self._state = answer["state"]
+        if self._told is not None:
+            for execution in {one["execution_id"] for one in done if one["outcome"] in ("succeeded", "failed")}:
+                self._told(execution)
         for lease in answer["stale"]:
             log.info("step_lost", lease=lease)
         for claim in answer["steps"]:

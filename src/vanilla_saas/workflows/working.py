@@ -27,7 +27,7 @@ from vanilla_saas.workflows.execution.http_client import HttpClient
 from vanilla_saas.workflows.execution.mcp.servers import McpServers
 from vanilla_saas.workflows.execution.tooling import Tooling
 from vanilla_saas.workflows.execution.tools import ToolRegistry
-from vanilla_saas.workflows.worker import DRAIN_S, Worker, WorkerOptions
+from vanilla_saas.workflows.worker import DRAIN_S, Told, Worker, WorkerOptions
 
 log = structlog.get_logger()
 BESIDE_DRAIN_S = 5.0
@@ -56,7 +56,9 @@ def tools_of(settings: Settings) -> ToolRegistry:
 
 
 @asynccontextmanager
-async def worker_beside(database: Database, calls: MeteredStepCalls, settings: Settings) -> AsyncIterator[Worker]:
+async def worker_beside(
+    database: Database, calls: MeteredStepCalls, settings: Settings, told: Told | None = None
+) -> AsyncIterator[Worker]:
     """Works while the block runs; at its end steps under way get five seconds, then they are handed back."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "wait"))
     tools = tools_of(settings)
@@ -65,7 +67,8 @@ async def worker_beside(database: Database, calls: MeteredStepCalls, settings: S
         def tooling(worker: str) -> Tooling:
             return Tooling(WorkerCalls(calls, worker), http, tools, mcp)
 
-        async with working(Worker(database, options_of(settings), tooling, drain_s=BESIDE_DRAIN_S)) as worker:
+        made = Worker(database, options_of(settings), tooling, drain_s=BESIDE_DRAIN_S, told=told)
+        async with working(made) as worker:
             yield worker
 
 
