@@ -68,8 +68,8 @@ create table if not exists public.engine_versions (
     constraint engine_versions_pkey primary key (tenant_id, engine_id, version),
     constraint engine_versions_engine_fkey foreign key (tenant_id, engine_id) references public.ai_engines (tenant_id, id),
     constraint engine_versions_version_check check (version > 0),
-    constraint engine_versions_mode_check check (mode in ('sequential', 'parallel') and (mode = 'sequential') = (at_once is not distinct from 1)
-        and at_once between 1 and 1000),
+    constraint engine_versions_mode_check check (mode in ('sequential', 'parallel')),
+    constraint engine_versions_at_once_check check ((mode = 'sequential') = (at_once is not distinct from 1) and at_once between 1 and 1000),
     constraint engine_versions_state_check check (state in ('published', 'retired')),
     constraint engine_versions_retired_check check ((state = 'retired') = (retired_at is not null)),
     constraint engine_versions_config_check check ((config #>> '{flow,workflow_id}', config #>> '{flow,version}', config ->> 'mode', config ->> 'at_once')
@@ -159,15 +159,17 @@ create table if not exists public.engine_assignments (
     constraint engine_assignments_version_fkey foreign key (engine_tenant_id, engine_id, pin_version)
         references public.engine_versions (tenant_id, engine_id, version),
     constraint engine_assignments_tenant_check check (engine_tenant_id in (tenant_id, '00000000-0000-0000-0000-000000000000')),
-    constraint engine_assignments_target_check check (case target when 'user' then user_id is not null and num_nonnulls(level_id, tier) = 0
+    constraint engine_assignments_target_check check (target in ('user', 'level', 'tier', 'tenant', 'platform')),
+    constraint engine_assignments_whom_check check (case target when 'user' then user_id is not null and num_nonnulls(level_id, tier) = 0
         when 'level' then level_id is not null and num_nonnulls(user_id, tier) = 0 when 'tier' then tier is not null and num_nonnulls(user_id, level_id) = 0
         when 'tenant' then num_nonnulls(user_id, level_id, tier) = 0
-        when 'platform' then num_nonnulls(user_id, level_id, tier) = 0 and tenant_id = '00000000-0000-0000-0000-000000000000' else false end),
-    constraint engine_assignments_pin_check check (num_nonnulls(pin_version, pin_alias) < 2 and pin_alias in ('stable', 'canary')),
+        when 'platform' then num_nonnulls(user_id, level_id, tier) = 0 and tenant_id = '00000000-0000-0000-0000-000000000000' else true end),
+    constraint engine_assignments_alias_check check (pin_alias in ('stable', 'canary')),
+    constraint engine_assignments_pin_check check (num_nonnulls(pin_version, pin_alias) < 2),
     constraint engine_assignments_validity_check check (valid_from < valid_to)
 );
-create index if not exists engine_assignments_user_idx on public.engine_assignments (tenant_id, user_id) where user_id is not null;
-create index if not exists engine_assignments_level_idx on public.engine_assignments (tenant_id, level_id) where level_id is not null;
+create index if not exists engine_assignments_user_idx on public.engine_assignments (tenant_id, user_id);
+create index if not exists engine_assignments_level_idx on public.engine_assignments (tenant_id, level_id);
 create index if not exists engine_assignments_wide_idx on public.engine_assignments (tenant_id, target, tier) where user_id is null and level_id is null;
 create index if not exists engine_assignments_engine_idx on public.engine_assignments (engine_tenant_id, engine_id, pin_version);
 comment on table public.engine_assignments is
@@ -200,7 +202,7 @@ comment on table public.user_engines is 'Users'' copies of engines: a version th
 
 create table if not exists public.engine_executions (
     tenant_id uuid not null,
-    created_at timestamptz not null,
+    created_at timestamptz not null default clock_timestamp(),
     id uuid not null,
     user_id uuid not null,
     engine_tenant_id uuid not null,
@@ -216,6 +218,7 @@ create table if not exists public.engine_executions (
     estimate_p95 bigint,
     estimated_from smallint not null,
     constraint engine_executions_pkey primary key (tenant_id, created_at, id),
+    constraint engine_executions_alias_check check (alias in ('stable', 'canary')),
     constraint engine_executions_source_check check (source in ('reference', 'copy', 'user', 'level', 'tier', 'tenant', 'platform', 'key'))
 ) partition by range (created_at);
 create index if not exists engine_executions_id_idx on public.engine_executions (tenant_id, id);
@@ -235,7 +238,7 @@ begin
     end if;
 end
 $do$;
-create index if not exists api_keys_engine_idx on public.api_keys (engine_tenant_id, engine_id) where engine_id is not null;
+create index if not exists api_keys_engine_idx on public.api_keys (engine_tenant_id, engine_id);
 
 -- the same that 010 writes: functions work before it has run, and no login has anything
 grant select, insert, update, delete on public.ai_engines, public.engine_versions, public.engine_aliases, public.level_engines, public.engine_assignments,
@@ -789,7 +792,7 @@ declare
 begin
     return query
         with named as (
-            select array_agg(e.slug order by e.slug) as slugs from (select distinct e.slug from public.ai_engines e where e.status = 'active'
+            select coalesce(array_agg(e.slug order by e.slug), '{}') as slugs from (select distinct e.slug from public.ai_engines e where e.status = 'active'
                 and (e.tenant_id = v_user.tenant_id or e.tenant_id = vanilla.platform() and e.offered)) e)
         select r.engine_id, r.engine_tenant_id = vanilla.platform(), r.engine, e.name, e.description, r.access, r.version, r.alias, v.mode, v.config -> 'input',
             nullif(v.config -> 'output', 'null'), v.config -> 'parameters'

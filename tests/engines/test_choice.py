@@ -121,7 +121,7 @@ def candidates(world: World, tenant: uuid.UUID, user: uuid.UUID, ref: str | None
     else:
         slug, _, pin = ref.partition("@")
         named = [
-            e for e in world.engines if e.slug == slug and (e.tenant == tenant or e.tenant == PLATFORM and e.offered)
+            e for e in world.engines if e.slug == slug and (e.tenant == tenant or (e.tenant == PLATFORM and e.offered))
         ]
         for engine in sorted(named, key=lambda e: e.tenant == PLATFORM)[:1]:
             found.append(
@@ -331,7 +331,7 @@ async def bare(cluster: Cluster) -> Any:
 async def test_sql_chooses_as_the_oracle_does(bare: asyncpg.Connection) -> None:
     outcomes: dict[Any, int] = {}
     for batch in range(CASES // BATCH):
-        dice = random.Random(f"choice {batch}")  # noqa: S311
+        dice = random.Random(f"choice {batch}")
         world = random_world(dice)
         cases = questions(dice, world)
         transaction = bare.transaction()
@@ -349,11 +349,11 @@ async def test_sql_chooses_as_the_oracle_does(bare: asyncpg.Connection) -> None:
     assert {reason for _, reason in filter(None, outcomes)} >= {
         None, "not_yet_valid", "expired", "not_offered", "not_entitled", "engine_retired", "no_version", "version_retired", "read_only"
     }  # fmt: skip
-    assert min(outcomes.values()) > 0 and outcomes[None] > CASES / 100
+    assert outcomes[None] > CASES / 100
 
 
 def test_the_oracles_users_are_spread_over_the_buckets() -> None:
-    dice = random.Random(1)  # noqa: S311
+    dice = random.Random(1)
     engine = uuid.UUID(int=dice.getrandbits(128))
     share = sum(bucket(uuid.UUID(int=dice.getrandbits(128)), engine) < 30 for _ in range(10_000)) / 10_000
     assert 0.28 < share < 0.32

@@ -11,7 +11,7 @@ with made as (
         'charged_tokens', 7))).* from workflow_executions e, generate_series(1, 2000) where e.id = $1 returning id)
 insert into engine_executions
     select (jsonb_populate_record(x, jsonb_build_object('id', m.id))).* from engine_executions x, made m where x.id = $1
-"""  # noqa: E501
+"""
 READ = "select (seq_tup_read + idx_tup_fetch)::int from pg_stat_xact_user_tables where relname = 'workflow_executions'"
 
 

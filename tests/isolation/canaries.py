@@ -16,7 +16,10 @@ NOT_CANARY = {
         "patterns",
     ): "null where the restriction is a number; the ids of such rows are watched",
     ("payment_prices", "currency"): "three letters",
+    ("api_keys", "engine_ref"): "keys of engines have one",
     ("workflow_versions", "hash"): "is that of the definition, which has one",
+    ("engine_versions", "hash"): "is that of the config, which has one",
+    ("engine_versions", "price_hash"): "is that of the prices in it",
     ("workflow_nodes", "branches"): "one for each successor",
     ("workflow_nodes", "next_pools"): "the same",
 }

@@ -128,6 +128,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         **await _of_workflows(connection, world),
         **await _of_routing(connection, world),
         **await _of_executions(connection, world),
+        **await _of_engines(connection, world),
         "grant": await one(LARGEST_GRANT, a.id, a.user.id),
         "b_grant": await one(LARGEST_GRANT, b.id, b.user.id),
         "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
@@ -272,6 +273,25 @@ async def _of_executions(connection: asyncpg.Connection, world: World) -> dict[s
     return names
 
 
+async def _of_engines(connection: asyncpg.Connection, world: World) -> dict[str, str]:
+    """The engine of both tenants, the assignments and copies of their users, and the copy of A's other one."""
+    row = await connection.fetchrow(
+        """
+        select a.id as engine, b.id as b_engine, s.id as assignment, t.id as b_assignment, c.id as copy,
+            o.id as others_copy, d.id as b_copy
+        from ai_engines a
+        join ai_engines b on b.tenant_id = $3
+        join engine_assignments s on s.tenant_id = a.tenant_id and s.user_id = $2
+        join engine_assignments t on t.tenant_id = b.tenant_id and t.user_id = $4
+        join user_engines c on c.tenant_id = a.tenant_id and c.user_id = $2
+        join user_engines o on o.tenant_id = a.tenant_id and o.user_id <> $2
+        join user_engines d on d.tenant_id = b.tenant_id and d.user_id = $4
+        where a.tenant_id = $1""",
+        *(uuid.UUID(x) for x in (world.a.id, world.a.user.id, world.b.id, world.b.user.id)),
+    )
+    return {name: str(value) for name, value in row.items()}
+
+
 async def _of_routing(connection: asyncpg.Connection, world: World) -> dict[str, str]:
     """The platform's worker, and of both tenants a worker and the decision that can be replayed."""
     one = connection.fetchval
@@ -355,6 +375,11 @@ TRAPS = f"""
     -- signals that came to the twin's alone, and votes that would make a quorum
     insert into workflow_signals (tenant_id, execution_id, name, user_id, payload, sent_at)
         select '{TWIN}', '{{running}}', name, '{{user}}', '"{WORD}"', now() from unnest(array['word', 'go']) name;
+    insert into ai_engines (tenant_id, slug, name, default_access)
+        values ('{TWIN}', 'twin-engine', '{WORD}', 'execute');
+    insert into engine_assignments (tenant_id, engine_tenant_id, engine_id, target, tier, assigned_at)
+        select '{TWIN}', '{TWIN}', '{{engine}}', t, case t when 'tier' then l.tier end, now()
+        from levels l, unnest(array['tier', 'tenant']) t where l.tenant_id = '{{a}}' and l.id = '{{level}}';
     insert into workflow_nodes select (jsonb_populate_record(n, '{{"node": 99}}')).* from workflow_nodes n
         where tenant_id = '{TWIN}' and node = 1;
     update workflow_steps set status = 'failed' where tenant_id = '{TWIN}' and execution_id = '{{lost}}';

@@ -93,6 +93,8 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
         decides = {tenant.other.id: tenant.user, tenant.user.id: tenant.other}
         await vote(connection, {whose: tenant.token(signer, who) for whose, who in decides.items()}, tenant.word)
     for tenant in (a, b):
+        await _deploy(connection, tenant)
+    for tenant in (a, b):
         for table in _referenced_first(tables):
             await _fill(connection, world, table, tenant)
     for tenant in (a.id, PLATFORM):
@@ -177,6 +179,27 @@ async def _route(connection: asyncpg.Connection, tenant: Tenant) -> None:
     candidates = json.dumps([{"id": tenant.word}])
     decide = "select route_decision($1, $2::jsonb, p_tenant_id => $3)"
     await connection.fetchval(decide, tenant.word, candidates, uuid.UUID(tenant.id))
+
+
+async def _deploy(connection: asyncpg.Connection, tenant: Tenant) -> None:
+    """An engine of two versions, the second a canary; who may run it, for whom it is chosen; copies of both members."""
+    flow = await connection.fetchval("select id from ai_workflows where slug = $1", f"{tenant.word}-part-1")
+    deploy = "select deploy_engine($1, $2, p_mode => $3, p_parameters => $4) ->> 'engine_id'"
+    parameters = json.dumps({"tone": {"type": "string", "description": tenant.word}})
+    for mode in ("parallel", "sequential"):
+        engine = await connection.fetchval(deploy, tenant.word, flow, mode, parameters)
+    of = uuid.UUID(tenant.id)
+    await connection.fetchval("select promote_engine($1, 2, 'canary', 0, $2)", engine, of)
+    level = "(select id from levels where tenant_id = $2 and is_default)"
+    await connection.fetchval(f"select set_level_engine({level}, $1, 'execute', $2)", engine, of)
+    assign = f"select assign_engine($1, 'level', {level}, p_pin => '1', p_tenant_id => $2)"
+    await connection.fetchval(assign, engine, of)
+    for member in (tenant.user, tenant.other):
+        fork = "select fork_engine($1, $2, $3, p_user_id => $4, p_tenant_id => $5)"
+        overlay = json.dumps({"tone": tenant.word})
+        await connection.fetchval(fork, tenant.word, f"{tenant.word}-own", overlay, member.id, of)
+        chosen = "select assign_engine($1, 'user', $2, p_priority => 1, p_tenant_id => $3)"
+        await connection.fetchval(chosen, engine, member.id, of)
 
 
 async def _draw(connection: asyncpg.Connection, tenant: str, members: list[Member], word: str) -> None:

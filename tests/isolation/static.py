@@ -34,6 +34,10 @@ CHAIN_HASHES = {
     ("payment_accounts", "endpoint"),
     ("level_changes", "request_hash"),
     ("workflow_versions", "hash"),
+    ("engine_versions", "hash"),
+    ("engine_versions", "price_hash"),
+    ("engine_executions", "config_hash"),
+    ("engine_executions", "price_hash"),
     ("workflow_executions", "request_hash"),
 }
 """Columns of bytes that hide nothing."""
@@ -60,7 +64,14 @@ def expected_policies(table: str, ownership: str) -> set[tuple[str, str, str, st
         ("system", "*", "vanilla_system", "true", "true"),
         ("operator_select", "r", "vanilla_operator", "true", None),
     }
-    if table in ("audit_logs", "events", "user_level_changes", "worker_event_logs", "routing_decisions"):
+    if table in (
+        "audit_logs",
+        "events",
+        "user_level_changes",
+        "worker_event_logs",
+        "routing_decisions",
+        "engine_executions",
+    ):
         everything.add(
             ("operator_delete", "d", "vanilla_operator", "(created_at < (now() - '1 year'::interval))", None)
         )

@@ -99,4 +99,50 @@ SURVIVORS: dict[str, str] = {
         "a trigger that no function of ours sets off: tests/workflows/test_drafts.py",
     "status check: vanilla.keep_workflow_version: old.state = 'retired'":
         "a trigger that no function of ours sets off: tests/workflows/test_drafts.py",
+    "tenant comparison: public.my_engines: e.tenant_id = v_user.tenant_id":
+        "names of others' engines, which mean nothing to the user",
+    "tenant comparison: public.my_engines: e.tenant_id = vanilla.platform()":
+        "ai_engines_offered_check: nobody else offers",
+    "tenant comparison: public.set_level_engine: l.engine_tenant_id = v_engine.tenant_id":
+        "the level's tenant beside it has no engine of the twin's",
+    "tenant comparison: public.set_level_engine: l.tenant_id = v_level.tenant_id":
+        "the engine's tenant beside it has no level of the twin's",
+    "tenant comparison: vanilla.bring_version: v.tenant_id = p_origin_tenant_id":
+        "no case here runs an engine of the platform: tests/engines/test_engines.py",
+    "tenant comparison: vanilla.bring_version: v.tenant_id = p_tenant_id":
+        "no case here runs an engine of the platform: tests/engines/test_engines.py",
+    "tenant comparison: vanilla.bring_version: v.tenant_id = w.tenant_id":
+        "no case here runs an engine of the platform: tests/engines/test_engines.py",
+    "tenant comparison: vanilla.bring_version: w.tenant_id = p_origin_tenant_id":
+        "no case here runs an engine of the platform: tests/engines/test_engines.py",
+    "tenant comparison: vanilla.engine_candidates: e.tenant_id = vanilla.platform() (1)":
+        "ai_engines_offered_check: nobody else offers",
+    "tenant comparison: vanilla.engine_candidates: le.engine_tenant_id = e.tenant_id":
+        "the level's tenant beside it has no engine of the twin's",
+    "tenant comparison: vanilla.engine_candidates: le.tenant_id = a.tenant_id":
+        "the engine's tenant beside it has no level of the twin's",
+    "tenant comparison: vanilla.engine_candidates: x.tenant_id = vanilla.platform()":
+        "engine_assignments_whom_check: nobody else has a default for everybody",
+    "tenant comparison: vanilla.known_models: p.tenant_id = m.provider_tenant_id":
+        "no case here deploys a flow with models: tests/engines/test_engines.py",
+    "tenant comparison: vanilla.let_in: e.tenant_id = p_tenant_id":
+        "no case here goes on with an execution that has a limit: tests/engines/test_modes.py",
+    "tenant comparison: vanilla.let_in: n.tenant_id = e.tenant_id":
+        "no case here goes on with an execution that has a limit: tests/engines/test_modes.py",
+    "tenant comparison: vanilla.let_in: q.tenant_id = s.tenant_id":
+        "no case here goes on with an execution that has a limit: tests/engines/test_modes.py",
+    "tenant comparison: vanilla.let_in: q.tenant_id = x.tenant_id":
+        "no case here goes on with an execution that has a limit: tests/engines/test_modes.py",
+    "tenant comparison: vanilla.let_in: s.tenant_id = e.tenant_id":
+        "no case here goes on with an execution that has a limit: tests/engines/test_modes.py",
+    "tenant comparison: vanilla.let_in: x.tenant_id = p_tenant_id":
+        "no case here goes on with an execution that has a limit: tests/engines/test_modes.py",
+    "tenant comparison: vanilla.offered_engine: e.tenant_id = vanilla.platform()":
+        "ai_engines_offered_check: nobody else offers",
+    "refusal: vanilla.keep_engine_version: raise exception 'a deployed version does not change' using e":
+        "a trigger that no function of ours sets off: tests/engines/test_engines.py",
+    "status check: vanilla.keep_engine_version: new.state <> 'retired'":
+        "a trigger that no function of ours sets off: tests/engines/test_engines.py",
+    "status check: vanilla.keep_engine_version: old.state = 'retired'":
+        "a trigger that no function of ours sets off: tests/engines/test_engines.py",
 }  # fmt: skip

@@ -64,6 +64,11 @@ IDS = {
     "public.execution_step.p_execution_id": RUNNING,
     "public.restart_execution.p_execution_id": "select id from workflow_executions where tenant_id = $1"
     " and user_id = $2 and status = 'failed'",
+    "p_engine_id": "select id from ai_engines where tenant_id = $1",
+    "p_assignment_id": "select id from engine_assignments where tenant_id = $1 and user_id = $2",
+    "p_copy_id": "select id from user_engines where tenant_id = $1 and user_id = $2",
+    "p_target_id": "select $2::uuid",
+    "public.deploy_engine.p_workflow_id": "select workflow_id from engine_versions where tenant_id = $1 limit 1",
     "p_approval_id": "select id from workflow_approvals where tenant_id = $1 and user_id = $2",
     "p_schedule_id": "select id from workflow_schedules where tenant_id = $1 and user_id = $2 order by id limit 1",
     "p_worker": "select id from worker_registry where tenant_id = vanilla.platform() and name = 'of the world'",
@@ -167,6 +172,27 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "vanilla.drain_worker": (OK, {}),
     "vanilla.stop_worker": (OK, {}),
     "vanilla.bury_workers": (OK, {}),
+    "public.deploy_engine": (OK, {"p_slug": "'new'"}),
+    "public.set_engine": (OK, {}),
+    "public.promote_engine": (OK, {"p_version": "2"}),
+    "public.rollback_engine": (OK, {"p_alias": "'canary'"}),
+    "public.retire_engine": (OK, {}),
+    "public.set_level_engine": (OK, {"p_access": "'read'"}),
+    "public.assign_engine": (OK, {"p_target": "'user'"}),
+    "public.unassign_engine": (OK, {}),
+    "public.resolve_engine": (OK, {}),
+    "public.explain_engine": (OK, {}),
+    "public.my_engines": (OK, {}),
+    "public.fork_engine": (OK, {"p_ref": "'{word}'", "p_slug": "'new'"}),
+    "public.delete_engine_copy": (OK, {}),
+    "public.execute_engine": (OK, {"p_ref": "'{word}'"}),
+    "public.create_engine_key": (
+        OK,
+        {"p_ref": "'{word}'", "p_name": "'n'", "p_prefix": "'p'", "p_key_hash": "sha256('x')"},
+    ),
+    "public.engine_report": (OK, {"p_from": "'2000-01-01'", "p_until": "now()"}),
+    # a key of the scope chat runs no engine
+    "vanilla.execute_by_key": ("VS403", {"p_key_hash": "{key}", "p_ref": "null", "p_input": "'{{}}'"}),
     "public.start_workflow": (OK, {}),
     "public.cancel_execution": (OK, {}),
     "public.pause_execution": (OK, {}),
@@ -359,6 +385,7 @@ EMPTY = {
     "vanilla.fire_workflow_schedule",
     "vanilla.held_leases",
     "public.gate_statistics",
+    "public.engine_report",
 }
 """Functions that answer nothing, instead of refusing, for an id that is not here."""
 NOTHING = ("[]", "[None]", "['0']", """['{"refused": [], "restarted": []}']""")

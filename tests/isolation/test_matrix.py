@@ -155,7 +155,7 @@ async def test_no_foreign_key_reaches_a_row_of_another_tenant(world: World, supe
             for columns in _variable_columns(table, key):
                 tried += 1
                 problems += await _vary(superuser, world, table, key, columns)
-    assert problems == []
+    assert problems == [], "\n".join(problems)
     assert tried > 10
 
 
@@ -210,7 +210,8 @@ async def _vary(
         if answers[role, "theirs"] != answers[role, "nowhere"]:
             problems.append(f"{label}, {role}: {answers[role, 'theirs']} is told from {answers[role, 'nowhere']}")
     nullable = not any(table.column(c).not_null for c in columns)
-    if (answers["vanilla_definer", "null"] == "inserted") != nullable:
+    # a check may tie it to others: null goes with them
+    if (answers["vanilla_definer", "null"].startswith(("inserted", "23514"))) != nullable:
         problems.append(f"{label}: null gives {answers['vanilla_definer', 'null']}")
     return problems
 

@@ -19,6 +19,7 @@ from tests.isolation.mutant import Mutant
 from tests.isolation.mutants import mutants
 from tests.isolation.promises import Case, Stage, broken, prepare
 from tests.isolation.promises_of_changes import CASES as CHANGES
+from tests.isolation.promises_of_engines import CASES as ENGINES
 from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
 from tests.isolation.promises_of_parts import CASES as PARTS
@@ -50,6 +51,7 @@ CASES = [
     *WEBHOOKS,
     *WORKFLOWS,
     *RUNNER,
+    *ENGINES,
     *ROUTING,
     *SCHEDULES,
     *SUPABASE,

@@ -5,6 +5,7 @@ import pytest
 
 from tests.isolation.promises import broken, prepare
 from tests.isolation.promises_of_changes import CASES as CHANGES
+from tests.isolation.promises_of_engines import CASES as ENGINES
 from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
 from tests.isolation.promises_of_parts import CASES as PARTS
@@ -34,6 +35,7 @@ from tests.isolation.rows import World
         WORKFLOWS,
         ROUTING,
         RUNNER,
+        ENGINES,
         SCHEDULES,
         SUPABASE,
     ],
@@ -49,6 +51,7 @@ from tests.isolation.rows import World
         "workflows",
         "routing",
         "runner",
+        "engines",
         "schedules",
         "supabase",
     ],

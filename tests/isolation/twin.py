@@ -40,6 +40,15 @@ DIFFERENT = {
     "user_subscriptions": "amount = 7777777, agreed = '{}', allowances = '{}'",
     "level_changes": "terms = '{}'",
     "level_invoice_lines": "payment_reference = '{word}'",
+    "ai_engines": "name = '{word}', default_access = 'none', status = 'retired'",
+    "engine_versions": "state = 'retired', retired_at = now(), config = config || jsonb_build_object('parameters',"
+    " jsonb_build_object(), 'word', '{word}'), hash = sha256(convert_to((config || jsonb_build_object('parameters',"
+    " jsonb_build_object(), 'word', '{word}'))::text, 'UTF8'))",
+    "engine_aliases": "version = 2, earlier = '{2}', weight = 100",
+    "level_engines": "access = 'none'",
+    "engine_assignments": "priority = 77, pin_version = null, pin_alias = null",
+    "user_engines": 'overlay = \'{"word": "{word}"}\', version = 2, is_default = true',
+    "engine_executions": "alias = 'canary', estimate_p50 = 7777777, estimate_p95 = 7777777",
     "ai_workflows": "name = '{word}', draft = '{\"nodes\": []}', revision = revision + 70, latest_version = 77",
     "workflow_versions": "state = 'retired', retired_at = now(), definition = '{}', hash = sha256('{}')",
     "workflow_nodes": "name = '{word}' || node, kind = '$end', pool = '{word}', attempts = 77, timeout_s = 7777,"
@@ -77,6 +86,8 @@ async def _copy(connection: asyncpg.Connection, table: Table, world: World) -> N
     for column in table.columns:
         if column.name in table.unique_columns and column.type == "bytea":
             changes.append(f"'{column.name}', sha256(x.{column.name})")
+        elif column.name == "engine_tenant_id":
+            changes.append(f"'{column.name}', case when x.{column.name} is not null then '{TWIN}'::uuid end")
         elif column.name in ("provider_tenant_id", "account_tenant_id") or (
             table.name == "tenants" and column.name == "id"
         ):

@@ -6,7 +6,15 @@ import pytest
 from tests.conftest import DEFAULT_TENANT, SUPER_ADMIN
 from vanilla_saas.database.context import PLATFORM
 
-LOGS = ("ai_executions", "audit_logs", "events", "worker_event_logs", "routing_metrics", "routing_decisions")
+LOGS = (
+    "ai_executions",
+    "audit_logs",
+    "events",
+    "worker_event_logs",
+    "routing_metrics",
+    "routing_decisions",
+    "engine_executions",
+)
 AHEAD = "date_trunc('month', now() at time zone 'UTC') + make_interval(months => $1)"
 
 
@@ -81,6 +89,10 @@ async def test_rows_that_came_before_their_month_move_into_its_partition(
         "routing_decisions": (
             "strategy, kind, target, config, candidates, context, seed, result",
             "'early', 'sticky', 'worker', '{}', '[]', '{}', 1, '{}'",
+        ),
+        "engine_executions": (
+            "id, user_id, engine_tenant_id, engine_id, version, source, config_hash, price_hash, estimated_from",
+            "vanilla.uuid7(), vanilla.uuid7(), vanilla.platform(), vanilla.uuid7(), 1, 'reference', '', '', 0",
         ),
     }[log]
     for day in ("1 second", "14 days", "27 days 23 hours"):

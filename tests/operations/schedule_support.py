@@ -29,6 +29,10 @@ COLUMNS = {
         "strategy, kind, target, config, candidates, context, seed, result",
         "'test', 'sticky', 'worker', '{}', '[]', '{}', 1, '{}'",
     ),
+    "engine_executions": (
+        "id, user_id, engine_tenant_id, engine_id, version, source, config_hash, price_hash, estimated_from",
+        "vanilla.uuid7(), vanilla.uuid7(), vanilla.platform(), vanilla.uuid7(), 1, 'reference', '', '', 0",
+    ),
 }
 
 

@@ -30,6 +30,20 @@ QUEUED = (
 )
 
 BOOKS_BROKEN = {
+    "engine_flows_changed": [
+        "with flow as (insert into workflow_versions (tenant_id, workflow_id, version, user_id, shared, definition,"
+        " hash, published_at) select tenant_id, id, 1, id, false, '{{}}', sha256('{{}}'), now() from users"
+        " where id = $1 returning *), made as (select tenant_id, workflow_id, jsonb_build_object('flow',"
+        " jsonb_build_object('workflow_id', workflow_id, 'version', 1, 'hash', '00'), 'prices', jsonb_build_object(),"
+        " 'mode', 'parallel', 'at_once', null) as config from flow) insert into engine_versions (tenant_id, engine_id,"
+        " version, workflow_id, workflow_version, mode, config, hash, price_hash, deployed_at) select tenant_id,"
+        " workflow_id, 1, workflow_id, 1, 'parallel', config, sha256(convert_to(config::text, 'UTF8')),"
+        " sha256('{{}}'), now() from made"
+    ],
+    "steps_beyond_limit": [
+        EXECUTION.replace("charged_tokens)", "charged_tokens, at_once)").format("'running'", "null, 0, 1")
+        + QUEUED.format("id", "user_id", "made, generate_series(1, 2) n").replace(" 1, -1,", " n, -1,")
+    ],
     "executions_charged": [f"{ENDED} select from made"],
     "executions_stuck": [
         f"{RUNNING} select from made",

@@ -60,6 +60,7 @@ async def count(time: Time, log: str) -> int:
         ("worker_event_logs", 2, 5),
         ("routing_metrics", 0, 3),
         ("routing_decisions", 0, 3),
+        ("engine_executions", 2, 5),
     ],
 )
 async def test_whole_months_past_retention_are_dropped_and_others_stay(

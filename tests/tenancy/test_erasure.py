@@ -12,7 +12,15 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.tenancy import store
 
-WORDLESS = {"user_token_wallets", "user_token_policies", "one_time_tokens", "user_rate_windows", "workflow_timers"}
+WORDLESS = {
+    "user_token_wallets",
+    "user_token_policies",
+    "one_time_tokens",
+    "user_rate_windows",
+    "workflow_timers",
+    "engine_assignments",
+    "engine_executions",
+}
 """Tables of a person that hold no text of theirs."""
 STAYS = {
     # in the hash chain, which verifies only as it was written
@@ -70,6 +78,12 @@ FIXED = {
     ("workflow_approvals", "status"),
     ("workflow_approvals", "on_deadline"),
     ("workflow_approval_votes", "decision"),
+    ("api_keys", "engine_ref"),
+    ("engine_assignments", "target"),
+    ("engine_assignments", "pin_alias"),
+    ("engine_executions", "source"),
+    ("engine_executions", "alias"),
+    ("user_engines", "slug"),
 }
 """Texts of persons' tables that can only be one of a few words, and a slug, which has the canary from its beginning."""
 WRITTEN_BY_FUNCTIONS = ("user_token_ledger", "audit_logs", "events", "workflow_versions")
@@ -168,6 +182,7 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         tenant_id,
         user_id,
     )
+    await _choose_engine(operator, tenant_id, user_id)
     await operator.execute(
         "insert into tenant_openings (tenant_id, user_id, reason, expires_at) values ($1, $2, 'r', now())",
         tenant_id,
@@ -240,6 +255,30 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         except asyncpg.CheckViolationError:
             fixed.add((column["relation"], column["name"]))
     return canary, fixed
+
+
+async def _choose_engine(operator: asyncpg.Connection, tenant_id: uuid.UUID, user_id: uuid.UUID) -> None:
+    """An engine of somebody else's flow, chosen for the person, copied and run by them."""
+    author = await operator.fetchval(
+        "select create_user('author@example.test', p_must_change_password => false, p_tenant_id => $1)", tenant_id
+    )
+    drawn = await operator.fetchval(
+        'select save_workflow(\'flow\', \'{"name": "Flow", "nodes": [{"id": "a", "kind": "transform"}]}\','
+        " p_user_id => $1) ->> 'id'",
+        author,
+    )
+    await operator.fetchval("select publish_workflow($1)", uuid.UUID(drawn))
+    engine = uuid.UUID(await operator.fetchval("select deploy_engine('e', $1) ->> 'engine_id'", uuid.UUID(drawn)))
+    await operator.fetchval("select set_engine($1, p_default_access => 'execute')", engine)
+    await operator.fetchval("select assign_engine($1, 'user', $2)", engine, user_id)
+    await operator.fetchval("select fork_engine('e', 'mine', p_user_id => $1)", user_id)
+    await operator.execute(
+        "insert into engine_executions (tenant_id, id, user_id, engine_tenant_id, engine_id, version, source,"
+        " config_hash, price_hash, estimated_from) values ($1, $2, $2, $1, $3, 1, 'user', '', '', 0)",
+        tenant_id,
+        user_id,
+        engine,
+    )
 
 
 async def where_it_is(operator: asyncpg.Connection, canary: str) -> dict[str, set[str]]:

@@ -11,14 +11,14 @@ LIST = """
 select w.id, w.slug, w.name, w.description, w.user_id, w.shared, w.status, w.revision, w.latest_version,
     w.created_at, w.updated_at
 from public.ai_workflows w
-where w.tenant_id = $1
+where w.tenant_id = $1 and w.origin_tenant_id is null
 order by w.slug
 """
 FIND = """
 select w.id, w.slug, w.name, w.description, w.user_id, w.shared, w.status, w.revision, w.latest_version,
     w.created_at, w.updated_at, w.draft
 from public.ai_workflows w
-where w.tenant_id = $1 and (w.slug = $2 or w.id::text = lower($2))
+where w.tenant_id = $1 and w.origin_tenant_id is null and (w.slug = $2 or w.id::text = lower($2))
 order by w.slug = $2 desc
 limit 1
 """

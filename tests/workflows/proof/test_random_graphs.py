@@ -23,7 +23,8 @@ from vanilla_saas.database.pool import _prepare
 BALANCE = 10_000_000
 EXAMPLES = 2000 if LONG else 25
 START = """
-select vanilla.start_version(u, $2, 1, '{}', null, null, null, $3::smallint) ->> 'execution_id' from users u where u.id = $1
+select vanilla.start_version(u, $2, 1, '{}', null, null, null, $3::smallint) ->> 'execution_id'
+from users u where u.id = $1
 """
 """As an engine starts it, with a limit of steps at once."""
 
