@@ -2537,6 +2537,10 @@ begin
         perform vanilla.refuse('VS409', format('version %s is older than version %s of the execution', p_version, p_execution.version),
             jsonb_build_object('execution_id', p_execution.id, 'version', p_version), 'Name the same version or a newer one.');
     end if;
+    if exists (select from public.engine_executions x where x.tenant_id = p_execution.tenant_id and x.id = p_execution.id) then
+        perform vanilla.refuse('VS409', 'a run of an engine keeps its version', jsonb_build_object('execution_id', p_execution.id, 'version', p_version),
+            'Restart it on its own version, or run the engine again.');
+    end if;
     if not exists (select from public.ai_workflows w where w.tenant_id = p_execution.tenant_id and w.id = p_execution.workflow_id
             and (vanilla.claim(5) is distinct from 'user' or w.user_id = vanilla.claim(4)::uuid or w.shared)) then
         perform vanilla.refuse('VS404', 'no such version', jsonb_build_object('version', p_version));
@@ -2640,7 +2644,7 @@ begin
     delete from public.workflow_steps s where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.node < 0;
     select array_agg(vanilla.step_of(p_execution, s.node, -1)) as steps, array_agg(s.branch) as branches into v_kept from public.workflow_steps s
         where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.item = -1 and s.status in ('succeeded', 'failed');
-    v_followed := vanilla.follow_steps(v_kept.steps, v_kept.branches, case when p_checked then '{}' else array[p_execution.id] end);
+    v_followed := vanilla.follow_steps(v_kept.steps, v_kept.branches, case when p_checked and p_execution.at_once is null then '{}' else array[p_execution.id] end);
     if not p_checked then
         update public.workflow_steps s set status = 'waiting', waits_for = 'start'
             where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.item = -1 and s.status = 'ready' and s.node > 0;

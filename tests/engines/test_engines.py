@@ -357,6 +357,23 @@ async def test_a_run_keeps_its_version_whatever_is_done_to_the_engine(floor: Sho
     assert found.detail["reason"] == "engine_retired"
 
 
+async def test_a_run_that_failed_is_repeated_on_its_own_version_alone(floor: Shop) -> None:
+    engine = await floor.deploy(workflow("a"))
+    user = await floor.person()
+    began = uuid.UUID((await floor.run(user, engine.slug))["execution_id"])
+    async with floor.room.worker() as hands:
+        step = await hands.one()
+        await hands.tick(step.failed(), n=0)
+        await floor.deploy_again(engine)
+        found = await refused(floor, user, "invalid_state", "restart_execution", began, p_version=2)
+        assert "keeps its version" in found.message
+        await floor.ask(user, "restart_execution", began)
+        again = await hands.one()
+        assert again.version == 1
+        await hands.tick(again.done())
+    assert (await floor.room.execution(began))["status"] == "succeeded"
+
+
 async def test_an_assignment_counts_from_its_beginning_to_its_end(floor: Shop) -> None:
     first, second = await floor.deploy(), await floor.deploy()
     user = await floor.person()
