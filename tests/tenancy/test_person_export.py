@@ -21,7 +21,7 @@ from vanilla_saas.database.pool import Database
 from vanilla_saas.tenancy import person_export, store
 
 MANY = 200_000
-ADMINS_ONLY = {"user_token_policies", "events", "audit_logs"}
+ADMINS_ONLY = {"user_token_policies", "events", "audit_logs", "engine_assignments"}
 SECRET = {"password_hash", "key_hash", "token_hash", "refresh_hash"}
 OPEN_TRANSACTIONS = (
     "select count(*) from pg_stat_activity where usename = 'vanilla_app' and datname = current_database()"
