@@ -118,19 +118,23 @@ async def _of_constraints(connection: asyncpg.Connection) -> list[Mutant]:
     rows = await connection.fetch("""
         select k.conrelid::regclass::text as table, k.conname as name, k.confrelid::regclass::text as target,
             array(select attname::text from unnest(k.conkey) with ordinality u(n, i)
-                  join pg_attribute a on a.attrelid = k.conrelid and a.attnum = u.n order by i) as columns
+                  join pg_attribute a on a.attrelid = k.conrelid and a.attnum = u.n order by i) as columns,
+            array(select attname::text from unnest(k.confkey) with ordinality u(n, i)
+                  join pg_attribute a on a.attrelid = k.confrelid and a.attnum = u.n order by i) as referenced
         from pg_constraint k
         where k.contype = 'f' and k.connamespace = 'public'::regnamespace and k.conparentid = 0""")
     found = []
     for row in rows:
-        table, name, target, column = row["table"], row["name"], row["target"], row["columns"][-1]
-        if column != "tenant_id" and target != "user_token_wallets":
+        table, name, target = row["table"], row["name"], row["target"]
+        columns, referenced = ", ".join(row["columns"][1:]), ", ".join(row["referenced"][1:])
+        if columns != "tenant_id" and target != "user_token_wallets":
             found.append(
                 Mutant(
                     "id-only key",
                     f"alter table {table} drop constraint {name};"
-                    f" alter table {target} add constraint {target}_only_id_key unique (id);"
-                    f" alter table {table} add constraint {name} foreign key ({column}) references {target} (id)",
+                    f" alter table {target} add constraint {target}_only_id_key unique ({referenced});"
+                    f" alter table {table} add constraint {name}"
+                    f" foreign key ({columns}) references {target} ({referenced})",
                     (table,),
                 )
             )
