@@ -251,7 +251,7 @@ def graphs(draw: st.DrawFn, most: int = 12) -> Graph:
             upstream = sorted(graph.upstream(node.id))
             if upstream and draw(st.integers(0, 4)):
                 node.back_to = draw(st.sampled_from(upstream))
-            # the round of one that sends nothing back is that of others; one that fails for good may have a branch for it
+            # one that sends nothing back has the rounds of others; one that fails for good may have a branch for it
             node.refuses = node.refuses if node.back_to or node.refuses in (0, NEVER) else NEVER
             node.fails = node.fails if node.fails != NEVER else 0
     # one that sends back to a node that was skipped lets it run
