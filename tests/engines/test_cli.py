@@ -95,26 +95,27 @@ async def test_one_is_run_here_forked_and_reported(vs: Cli, floor: Shop) -> None
     engine = await floor.deploy(plain("10 / input.n", input=INPUT, output="steps.a.output"), p_parameters=TONE)
     user = await floor.person()
     who = ("--user", user.email)
-    ran = await vs("engines", "run", engine.slug, *who, "--input", '{"n": 5}')
+    ran = await vs("engines", "run", engine.slug, *who, "--input", "n=5")
     assert ran.stdout.strip() == "2"
     assert "No worker is running" in ran.stderr
     assert "✓ a" in ran.stderr
-    failed = await vs("engines", "run", engine.slug, *who, "--input", '{"n": 0}', code=1)
+    failed = await vs("engines", "run", engine.slug, *who, "--input", "n=0", code=1)
     assert "expression_failed in a" in failed.stderr
-    copy = await vs.json("engines", "fork", engine.slug, "mine", *who, "--set", '{"tone": "short"}', "--default")
+    copy = await vs.json("engines", "fork", engine.slug, "mine", *who, "--set", "tone=short", "--default")
     assert (copy["ref"], copy["version"]) == ("my/mine", 1)
-    by_default = await vs.json("engines", "run", *who, "--input", '{"n": 1}')
+    by_default = await vs.json("engines", "run", *who, "--input", "n=1")
     assert (by_default["output"], by_default["input"]) == (10, {"n": 1, "tone": "short"})
-    begun = await vs.json("engines", "run", "my/mine", *who, "--input", '{"n": 1}', "--no-follow", "--key", "k")
-    again = await vs.json("engines", "run", "my/mine", *who, "--input", '{"n": 1}', "--no-follow", "--key", "k")
+    begun = await vs.json("engines", "run", "my/mine", *who, "--input", "n=1", "--no-follow", "--key", "k")
+    again = await vs.json("engines", "run", "my/mine", *who, "--input", "n=1", "--no-follow", "--key", "k")
     assert (again["execution_id"], again["replayed"], begun["source"]) == (begun["execution_id"], True, "reference")
     [row] = await vs.json("engines", "report", engine.slug)
     assert (row["version"], row["runs"], row["succeeded"], row["failed"]) == (1, 4, 2, 1)
     assert (
-        await vs.refused("engines", "fork", engine.slug, "other", *who, "--set", '{"n": 1}')
+        await vs.refused("engines", "fork", engine.slug, "other", *who, "--set", "n=1")
     ).name == "invalid_definition"
-    for wrong in ("[1]", "{"):
-        assert "JSON object" in (await vs("engines", "run", engine.slug, *who, "--input", wrong, code=2)).stderr
+    for command, option in (("run",), "--input"), (("fork", "other"), "--set"):
+        name, *rest = command
+        assert "NAME=VALUE" in (await vs("engines", name, engine.slug, *rest, *who, option, "wrong", code=2)).stderr
     assert (await vs.refused("engines", "run", "A b", *who)).name == "invalid_request"
     assert (await vs.refused("engines", "run", engine.slug, "--user", "nobody@example.test")).name == "not_found"
     assert (await vs.refused("engines", "report", str(uuid.uuid4())[:8])).name == "not_found"

@@ -17,6 +17,7 @@ from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
 from vanilla_saas.tokens.store import find_level, find_user
 from vanilla_saas.workflows import drafts
 from vanilla_saas.workflows import store as workflow_store
+from vanilla_saas.workflows.run_cli import read_input
 
 engines = typer.Typer(no_args_is_help=True, help="Engines of a tenant: deployed, promoted, assigned, permitted, run.")
 Name = Annotated[str, typer.Argument(metavar="ENGINE", help="Slug or UUID.")]
@@ -291,13 +292,16 @@ def fork(
     ref: Ref,
     slug: Annotated[str, typer.Argument(metavar="SLUG", help="Name of the copy, which runs as my/SLUG.")],
     user: Who,
-    overlay: Annotated[str, typer.Option("--set", help="Values for declared parameters, a JSON object.")] = "{}",
+    overlay: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A declared parameter; a value is YAML. Repeatable."),
+    ] = None,
     default: Annotated[bool, typer.Option("--default", help="What runs when no engine is named.")] = False,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
     """Make a user's copy of an engine: it stays on the version, with values of their own."""
-    values = run_cli.read_object(overlay, "--set")
+    values = read_input(overlay or [], option="--set")
 
     async def run(connection: asyncpg.Connection) -> Answer:
         owner, user_id = await find_user(connection, tenant, user)

@@ -5,14 +5,13 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import asyncpg
-import orjson
 import typer
 
 from vanilla_saas.database.connection import Addresses
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, in_parts, tenant_id
 from vanilla_saas.engines import store
 from vanilla_saas.tokens.store import find_user
-from vanilla_saas.workflows.run_cli import follow_to_the_end, tell_run
+from vanilla_saas.workflows.run_cli import InputFields, InputFile, follow_to_the_end, read_input, tell_run
 
 T = TypeVar("T")
 Answer = dict[str, Any]
@@ -27,23 +26,13 @@ def of(tenant: str, act: Callable[[asyncpg.Connection, UUID], Awaitable[T]]) -> 
     return as_operator(run)
 
 
-def read_object(text: str, option: str) -> Answer:
-    """A JSON object that an option says."""
-    try:
-        found = orjson.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise typer.BadParameter('It is a JSON object: {"name": "value"}.', param_hint=option)
-    return found
-
-
 def run(
     user: Annotated[str, typer.Option(help="Who runs it and pays: email, external id or UUID.")],
     ref: Annotated[
         str | None, typer.Argument(metavar="REF", help="slug, slug@3, slug@canary, my/slug [the one that is chosen].")
     ] = None,
-    value: Annotated[str, typer.Option("--input", help="The input, a JSON object.")] = "{}",
+    value: InputFields = None,
+    input_file: InputFile = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show how it goes until it ends.")] = True,
     priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 first [the flow's, or 5].")] = None,
     key: Annotated[str | None, typer.Option(help="Repeating the command with this key starts nothing more.")] = None,
@@ -54,7 +43,7 @@ def run(
 
     When no worker is running, the steps run in this command.
     """
-    given = read_object(value, "--input")
+    given = read_input(value or [], input_file)
 
     async def act(connection: asyncpg.Connection, where: Addresses) -> Answer:
         owner, user_id = await find_user(connection, tenant, user)

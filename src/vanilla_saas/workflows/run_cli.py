@@ -31,18 +31,22 @@ SUFFIXES = (".yaml", ".yml", ".json")
 Answer = dict[str, Any]
 
 
+InputFields = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="NAME=VALUE", help="A field of the input; a value is YAML. Repeatable."),
+]
+InputFile = Annotated[
+    Path | None,
+    typer.Option(help="The input in YAML or JSON; --input overrides its fields.", exists=True, dir_okay=False),
+]
+
+
 def run(
     what: Annotated[
         str, typer.Argument(metavar="FILE_OR_SLUG", help="A definition in YAML or JSON, or a workflow: slug or UUID.")
     ],
-    value: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="NAME=VALUE", help="A field of the input; a value is YAML. Repeatable."),
-    ] = None,
-    input_file: Annotated[
-        Path | None,
-        typer.Option(help="The input in YAML or JSON; --input overrides its fields.", exists=True, dir_okay=False),
-    ] = None,
+    value: InputFields = None,
+    input_file: InputFile = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show how it goes until it ends.")] = True,
     version: Annotated[int | None, typer.Option(min=1, help="Of a published workflow; the latest without.")] = None,
     user: Annotated[
@@ -108,7 +112,7 @@ async def follow_to_the_end(
         return await _watch(connection, owner, execution, quiet)
 
 
-def read_input(values: list[str], file: Path | None) -> Answer:
+def read_input(values: list[str], file: Path | None = None, option: str = "--input") -> Answer:
     """The input that options name. Raises typer.BadParameter."""
     given = drafts.read_value(file.read_bytes().decode(), "json" if file.suffix == ".json" else "yaml") if file else {}
     if not isinstance(given, dict):
@@ -116,7 +120,7 @@ def read_input(values: list[str], file: Path | None) -> Answer:
     for one in values:
         name, equals, text = one.partition("=")
         if not equals:
-            raise typer.BadParameter(f"{one} is not NAME=VALUE.", param_hint="--input")
+            raise typer.BadParameter(f"{one} is not NAME=VALUE.", param_hint=option)
         given[name] = drafts.read_value(text) if text else ""
     return given
 

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -12,7 +11,7 @@ import typer
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
 from vanilla_saas.tokens.store import find_user
 from vanilla_saas.workflows import schedules, store
-from vanilla_saas.workflows.run_cli import read_input
+from vanilla_saas.workflows.run_cli import InputFields, InputFile, read_input
 
 schedules_group = typer.Typer(no_args_is_help=True, help="When workflows start by themselves.")
 Workflow = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Slug or UUID.")]
@@ -40,14 +39,8 @@ def set_schedule(
     name: Name,
     cron: Annotated[str, typer.Argument(metavar="CRON", help='Five fields in quotes, as "30 2 * * 1-5".')],
     time_zone: Annotated[str | None, typer.Option(help="As Europe/Vienna [the tenant's].")] = None,
-    value: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="NAME=VALUE", help="A field of the input; a value is YAML. Repeatable."),
-    ] = None,
-    input_file: Annotated[
-        Path | None,
-        typer.Option(help="The input in YAML or JSON; --input overrides its fields.", exists=True, dir_okay=False),
-    ] = None,
+    value: InputFields = None,
+    input_file: InputFile = None,
     catch_up: Annotated[
         Literal["none", "one", "all"], typer.Option(help="Which of the times that were missed are started.")
     ] = "one",
