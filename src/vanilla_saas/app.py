@@ -16,6 +16,7 @@ from vanilla_saas.engines import pages as engines_pages
 from vanilla_saas.engines.chat import ChatEngines
 from vanilla_saas.engines.routes import router as engines_router
 from vanilla_saas.engines.run_routes import router as engine_runs_router
+from vanilla_saas.engines.waiting import Ends
 from vanilla_saas.levels import pages as levels_pages
 from vanilla_saas.levels.change_routes import router as level_changes_router
 from vanilla_saas.levels.routes import router as levels_router
@@ -75,8 +76,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.database, app.state.secrets, app.state.calls = database, secrets, calls
                 app.state.coalescer = coalescer
                 app.state.addresses, app.state.signer = where, signer
-                engines = ChatEngines(database, app.state.streams)
-                app.state.gateway = Gateway(calls, settings.max_body_bytes, engines)
+                ends = app.state.ends = Ends(database, app.state.streams)
+                app.state.gateway = Gateway(calls, settings.max_body_bytes, ChatEngines(database, ends))
                 app.state.webhooks = WebhookSender.from_settings(database, settings)
                 if settings.send_webhooks:
                     app.state.webhooks.start()
@@ -86,7 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 try:
                     async with AsyncExitStack() as working:
                         if settings.run_worker:
-                            await working.enter_async_context(worker_beside(database, calls, settings, engines.look))
+                            await working.enter_async_context(worker_beside(database, calls, settings, ends.look))
                         working.enter_context(ended_by_signals(app.state.streams))
                         yield
                 finally:

@@ -15,7 +15,7 @@ from tests.conftest import Person, serve, settings_for
 from tests.engines.shop import Made, Shop
 from tests.workflows.hands import workflow
 from vanilla_saas.app import create_app
-from vanilla_saas.engines import chat
+from vanilla_saas.engines import chat, waiting
 from vanilla_saas.providers import gateway
 from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
 
@@ -433,9 +433,9 @@ async def test_an_end_is_seen_whether_or_not_the_worker_is_of_this_process(
     floor: Shop, api: str, app: FastAPI, monkeypatch: pytest.MonkeyPatch, told: bool
 ) -> None:
     if told:
-        monkeypatch.setattr(chat, "FIRST_S", 60.0)
+        monkeypatch.setattr(waiting, "FIRST_S", 60.0)
     else:  # the worker is handed the method when the server starts, so what it looks in is emptied
-        monkeypatch.setattr(app.state.gateway._engines, "_waiting", _Forgetful())
+        monkeypatch.setattr(app.state.ends, "_waiting", _Forgetful())
     engine, person = await floor.deploy(echo()), await floor.person()
     async with asyncio.timeout(10), sdk(api, person.key) as client:
         assert (await say(client, engine)).choices[0].message.content == "Hello"

@@ -7,46 +7,37 @@ client that leaves, nor a wait that is over, nor a process that stops.
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import Any
 from uuid import UUID
 
-import structlog
+import asyncpg
 
+from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import chat_store as store
+from vanilla_saas.engines import store as engines
+from vanilla_saas.engines.runs import key_of_engine
+from vanilla_saas.engines.waiting import Ends
 from vanilla_saas.providers.engine_chat import PREFIX, EngineEnd, EngineRun, input_of
 from vanilla_saas.providers.estimate import InvalidRequest
 from vanilla_saas.tenancy.identity import Caller, identify, token_hash
-from vanilla_saas.workflows.execution_events import AGAIN, POLL_S, SHARE, SLOWEST_S, Streams
 from vanilla_saas.workflows.executions import refuse_budget
 
-log = structlog.get_logger()
 WAIT_S = 600.0
 """How long a call waits for the end of its run: as long as a model call may take."""
-FIRST_S = 0.05
-"""When a run is looked at first, unless a worker of this process tells of it; the pauses grow by half from there."""
-KNOWN_S = 1.0
-"""How long a caller who waits is believed to have their key or session still."""
-KEY_SCOPES = frozenset(("engine",))
 
 
 class ChatEngines:
-    """The engines of one process' gateway; who waits has a place among the streams of events."""
+    """The engines of one process' gateway."""
 
-    def __init__(self, database: Database, streams: Streams):
+    def __init__(self, database: Database, ends: Ends):
         self._database = database
-        self._streams = streams
-        self._waiting: dict[str, set[asyncio.Event]] = {}
-
-    def look(self, execution_id: str) -> None:
-        """A step of this run has ended: who waits for the run looks now."""
-        for news in self._waiting.get(execution_id, ()):
-            news.set()
+        self._ends = ends
 
     def place(self) -> AbstractContextManager[None]:
-        return self._streams.one()
+        return self._ends.place()
 
     async def start(
         self,
@@ -69,11 +60,12 @@ class ChatEngines:
             if row["engine_ref"] is None:
                 if row["budget_tokens"] is not None:
                     await refuse_budget(connection, identity.tenant_id, caller.key_id)
-                started = await connection.fetchval(store.EXECUTE, ref, given or {}, idempotency_key)
+                started = await engines.start(connection, identity.tenant_id, ref, given or {}, key=idempotency_key)
                 _require_meant(given, started)
         if started is None:
-            asked = (token_hash(token), ref, given or {}, idempotency_key, request_id, client_ip)
-            started = await self._database.call(store.EXECUTE_BY_KEY, *asked)
+            started = await engines.start_by_key(
+                self._database, token_hash(token), ref, given or {}, idempotency_key, request_id or "", client_ip
+            )
             _require_meant(given, started)
         return EngineRun(
             UUID(started["execution_id"]),
@@ -87,61 +79,31 @@ class ChatEngines:
         )
 
     async def end(self, run: EngineRun, gone: asyncio.Event) -> EngineEnd | None:
-        name, news = str(run.execution_id), asyncio.Event()
-        self._waiting.setdefault(name, set()).add(news)
-        left = asyncio.create_task(_pass_on(gone, news))
+        caller = run.caller
+        tenant_id = caller.identity.tenant_id
+
+        async def again() -> Identity:
+            return (await identify(self._database, caller.token)).identity
+
+        async def find(connection: asyncpg.Connection) -> EngineEnd | None:
+            row = await connection.fetchrow(store.END, tenant_id, run.execution_id)
+            return EngineEnd(**row) if row else None
+
         try:
-            return await self._end(run, gone, news)
-        finally:
-            left.cancel()
-            self._waiting[name].discard(news)
-            if not self._waiting[name]:
-                del self._waiting[name]
-
-    async def _end(self, run: EngineRun, gone: asyncio.Event, news: asyncio.Event) -> EngineEnd | None:
-        clock = asyncio.get_running_loop().time
-        known_at, pause, rest = clock(), FIRST_S, 0.0
-        give_up = known_at + WAIT_S
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(pause, max(give_up - clock(), 0))):
-                    await asyncio.sleep(rest)  # a worker may tell of a thousand steps a second
-                    await news.wait()
-            news.clear()
-            if gone.is_set():
-                return None
-            if self._streams.stopping:
-                raise _still_running(run, "This process stops")
-            looked = clock()
-            try:
-                if looked - known_at >= KNOWN_S:
-                    await identify(self._database, run.caller.token)
-                    known_at = looked
-                found = await self._look(run)
-            except VanillaError as error:
-                if error.name not in AGAIN:
-                    detail = error.detail | {"execution_id": str(run.execution_id)}
-                    raise VanillaError(error.name, error.message, detail, error.hint) from None
-                log.info("execution_not_seen", execution_id=str(run.execution_id), error=error.name)
-                found = None
-            if found is not None:
-                return found
-            if clock() >= give_up:
-                raise _still_running(run, f"It did not end within {WAIT_S:g} s")
-            rest = min((clock() - looked) / SHARE, SLOWEST_S)
-            pause = max(min(pause * 1.5, POLL_S), rest)
-
-    async def _look(self, run: EngineRun) -> EngineEnd | None:
-        identity = run.caller.identity
-        async with self._streams.looks, self._database.transaction(identity, read_only=True) as connection:
-            row = await connection.fetchrow(store.END, identity.tenant_id, run.execution_id)
-        return EngineEnd(**row) if row else None
+            found = await self._ends.wait(run.execution_id, caller.identity, WAIT_S, again, find, gone)
+        except VanillaError as error:
+            detail = error.detail | {"execution_id": str(run.execution_id)}
+            raise VanillaError(error.name, error.message, detail, error.hint) from None
+        if found is None and not gone.is_set():
+            why = "This process stops" if self._ends.stopping else f"It did not end within {WAIT_S:g} s"
+            raise _still_running(run, why)
+        return found
 
     async def models(self, token: str) -> tuple[list[dict[str, Any]], bool]:
         caller = await identify(self._database, token)
         identity = caller.identity
         async with self._database.transaction(identity, read_only=True) as connection:
-            if caller.scopes == KEY_SCOPES:
+            if key_of_engine(caller) is not None:
                 row = await connection.fetchrow(store.RESOLVE, None, identity.tenant_id, caller.key_id)
                 found = row["found"]
                 return ([] if found["denied_reason"] else [_row(row["engine_ref"], found["engine_id"], caller)]), True
@@ -154,16 +116,11 @@ class ChatEngines:
         return [_row(row["slug"], row["engine_id"], caller, platform=row["platform"]) for row in rows], False
 
 
-async def _pass_on(gone: asyncio.Event, news: asyncio.Event) -> None:
-    await gone.wait()
-    news.set()
-
-
 def _require_runner(caller: Caller) -> None:
     """Raises VanillaError `forbidden`; whether the engine may be run is the database's to say."""
     if caller.must_change_password:
         raise VanillaError("forbidden", "The password must be changed first.", {"need": "password_change"})
-    if caller.scopes != KEY_SCOPES:
+    if key_of_engine(caller) is None:
         caller.require_scope("chat")
 
 

@@ -1,12 +1,10 @@
-"""Statements of engines that are called as models: started as the caller or by a key, looked at as the caller."""
+"""Statements of engines that are called as models, beside those of every run."""
 
 RESOLVE = """
 select public.resolve_engine(null, coalesce(k.engine_ref, $1)) as found, k.engine_ref, k.budget_tokens
 from (select) o left join public.api_keys k on k.tenant_id = $2 and k.id = $3
 """
 """Of a key of an engine its own, whatever was asked for: it tells nothing of others."""
-EXECUTE = "select public.execute_engine($1, $2, $3)"
-EXECUTE_BY_KEY = "select vanilla.execute_by_key($1, $2, $3, $4, $5, $6)"
 RUNNABLE = "select engine_id, slug, platform from public.my_engines() where access = 'execute'"
 END = """
 select e.status, e.reason, e.error, e.output, e.charged_tokens, u.input_tokens, u.output_tokens, u.cached_tokens,

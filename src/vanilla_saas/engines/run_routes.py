@@ -80,7 +80,7 @@ async def _told(request: Request, caller: Caller, execution_id: UUID, wait_s: fl
         tenant = caller.identity.tenant_id if "x-vanilla-tenant" in request.headers else None
         return (await identify(database, caller.token, tenant)).identity
 
-    await runs.wait(database, caller.identity, execution_id, wait_s, request.app.state.streams, again)
+    await runs.wait(request.app.state.ends, caller, execution_id, wait_s, again)
     async with acting(request, caller, read_only=True) as connection:
         found = await store.run(connection, caller.identity.tenant_id, execution_id, key_id)
     return runs.told(found, key_id)

@@ -1,15 +1,15 @@
 """A run of an engine, whoever asks: waited for, told, and refused by the code of its failure."""
 
-import asyncio
 from typing import Any
 from uuid import UUID
 
-from vanilla_saas.database.context import Identity
+import asyncpg
+
 from vanilla_saas.database.errors import ERROR_CODES, VanillaError
-from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import store
+from vanilla_saas.engines.waiting import Ends
 from vanilla_saas.tenancy.identity import Caller
-from vanilla_saas.workflows.execution_events import AGAIN, KEEP_ALIVE_S, POLL_S, SHARE, Identify, Streams
+from vanilla_saas.workflows.execution_events import Identify
 
 CODES = {code.name for code in ERROR_CODES}
 SAME = {"input_invalid": "invalid_input"}
@@ -22,34 +22,19 @@ def key_of_engine(caller: Caller) -> UUID | None:
     return caller.key_id if caller.scopes is not None and SCOPE in caller.scopes else None
 
 
-async def wait(
-    database: Database, identity: Identity, execution_id: UUID, seconds: float, streams: Streams, identify: Identify
-) -> None:
-    """Returns when the run is over, when the time is, when the process stops or keeps no more streams.
+async def wait(ends: Ends, caller: Caller, execution_id: UUID, seconds: float, identify: Identify) -> None:
+    """Returns when the run is over, when the time is, when the process stops or keeps nobody more who waits.
 
-    Between two looks no connection is held. Raises VanillaError when the key or session is not good any more.
+    Raises VanillaError when the key or session is not good any more.
     """
-    if not seconds or streams.open >= streams.most:
+    if not seconds or ends.full:
         return
-    clock = asyncio.get_running_loop().time
-    until, told_at, looked_s = clock() + seconds, clock(), 0.0
-    with streams.one():
-        while not streams.stopping:
-            began = clock()
-            if began - told_at >= KEEP_ALIVE_S:
-                identity, told_at = await identify(), began
-            try:
-                async with streams.looks, database.transaction(identity, read_only=True) as connection:
-                    if await store.ended(connection, identity.tenant_id, execution_id):
-                        return
-            except VanillaError as error:
-                if error.name not in AGAIN:
-                    raise
-            looked_s = clock() - began
-            left = until - clock()
-            if left <= 0:
-                return
-            await asyncio.sleep(min(max(POLL_S / 2, looked_s / SHARE), left))
+
+    async def find(connection: asyncpg.Connection) -> bool | None:
+        return await store.ended(connection, caller.identity.tenant_id, execution_id) or None
+
+    with ends.place():
+        await ends.wait(execution_id, caller.identity, seconds, identify, find)
 
 
 def told(run: dict[str, Any], key_id: UUID | None) -> dict[str, Any]:
