@@ -7,7 +7,7 @@ from typing import Annotated
 from uuid import UUID, uuid4
 
 import structlog
-from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -17,6 +17,7 @@ from vanilla_saas import metrics, tracing
 from vanilla_saas.database.errors import VanillaError
 
 log = structlog.get_logger()
+SlugOrId = Annotated[str, Path(max_length=63, description="slug or id")]
 OfUser = Annotated[UUID | None, Query(description="another user of the tenant; admins only")]
 
 

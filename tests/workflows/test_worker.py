@@ -20,7 +20,6 @@ from vanilla_saas.workflows.definition import plain
 from vanilla_saas.workflows.execution.run import execute
 from vanilla_saas.workflows.execution.steps import Outcome, Step
 from vanilla_saas.workflows.library import instantiate, library
-from vanilla_saas.workflows.worker import HEARTBEAT_S
 from vanilla_saas.workflows.working import options_of, worker_alone, working
 
 
@@ -172,20 +171,42 @@ async def test_a_worker_calls_tools_of_mcp_servers_and_leaves_no_process(
     assert not left()
 
 
+REFUSED = """
+alter function vanilla.heartbeat_worker(uuid, jsonb) rename to heartbeat_worker_away;
+create sequence refused_heartbeats;
+grant usage on sequence refused_heartbeats to vanilla_runtime;
+create function vanilla.heartbeat_worker(p_worker uuid, p_report jsonb) returns jsonb language plpgsql as $f$
+begin
+    perform nextval('public.refused_heartbeats');      -- stays, whatever becomes of the transaction
+    raise exception 'not now';
+end
+$f$
+"""
+AGAIN = """
+drop function vanilla.heartbeat_worker(uuid, jsonb);
+drop sequence refused_heartbeats;
+alter function vanilla.heartbeat_worker_away(uuid, jsonb) rename to heartbeat_worker
+"""
+
+
 async def test_what_a_heartbeat_could_not_tell_the_next_one_tells(desk: Room, served: str) -> None:
+    async def until(query: str, *values: Any) -> None:
+        async with asyncio.timeout(10):
+            while not await desk.operator.fetchval(query, *values):
+                await asyncio.sleep(0.05)
+
     told = "select coalesce(sum(finished), 0)::int from routing_metrics"
-    refused = "alter function vanilla.heartbeat_worker(uuid, jsonb) rename to heartbeat_worker_away"
-    back = "alter function vanilla.heartbeat_worker_away(uuid, jsonb) rename to heartbeat_worker"
     shape = await desk.publish(workflow("a b c"))
-    await asyncio.sleep(HEARTBEAT_S * 1.3)  # what was done before is told
+    # what was done before is told
+    now = await desk.operator.fetchval("select vanilla.clock()")
+    await until("select bool_and(heartbeat_at > $1) from worker_registry where status = 'active'", now)
     before = await desk.operator.fetchval(told)
-    await desk.operator.execute(refused)
+    await desk.operator.execute(REFUSED)
     try:
         await ended(desk, await desk.start(shape))
-        await asyncio.sleep(HEARTBEAT_S * 1.3)
+        refused = await desk.operator.fetchval("select last_value from refused_heartbeats")
+        await until("select last_value > $1 from refused_heartbeats", refused)
         assert await desk.operator.fetchval(told) == before
     finally:
-        await desk.operator.execute(back)
-    async with asyncio.timeout(10):
-        while await desk.operator.fetchval(told) != before + 3:
-            await asyncio.sleep(0.1)
+        await desk.operator.execute(AGAIN)
+    await until(f"select ({told}) = $1", before + 3)

@@ -41,12 +41,11 @@ from vanilla_saas.engines.models import (
     VersionSummary,
 )
 from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting
-from vanilla_saas.web import OfUser
+from vanilla_saas.web import OfUser, SlugOrId
 from vanilla_saas.workflows import store as workflow_store
 from vanilla_saas.workflows.execution_routes import period
 
 router = APIRouter(prefix="/api/v1", tags=["engines"])
-Name = Annotated[str, Path(max_length=63, description="slug or id")]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 Asked = Annotated[Ref | None, Query(description="slug, slug@3, slug@canary, my/slug; left out: none is named")]
 
@@ -95,7 +94,7 @@ async def deploy(request: Request, response: Response, caller: CurrentCaller, bo
 
 
 @router.get("/engines/{engine}")
-async def engine(request: Request, caller: CurrentCaller, engine: Name) -> Engine:
+async def engine(request: Request, caller: CurrentCaller, engine: SlugOrId) -> Engine:
     """An engine with its versions, its aliases and what each level may; admins only."""
     tenant_id = _reads(caller)
     async with acting(request, caller, read_only=True) as connection:
@@ -107,7 +106,7 @@ async def engine(request: Request, caller: CurrentCaller, engine: Name) -> Engin
 
 
 @router.get("/engines/{engine}/versions/{version}")
-async def version(request: Request, caller: CurrentCaller, engine: Name, version: Number) -> Version:
+async def version(request: Request, caller: CurrentCaller, engine: SlugOrId, version: Number) -> Version:
     """A version with all that its hash is of; admins only."""
     tenant_id = _reads(caller)
     async with acting(request, caller, read_only=True) as connection:
@@ -116,7 +115,7 @@ async def version(request: Request, caller: CurrentCaller, engine: Name, version
 
 
 @router.patch("/engines/{engine}")
-async def change(request: Request, caller: CurrentCaller, engine: Name, body: ChangeBody) -> EngineSummary:
+async def change(request: Request, caller: CurrentCaller, engine: SlugOrId, body: ChangeBody) -> EngineSummary:
     """Name, description, what users of levels that say nothing may, and whether the platform offers it to tenants."""
     tenant_id = _writes(caller)
     async with acting(request, caller) as connection:
@@ -126,7 +125,7 @@ async def change(request: Request, caller: CurrentCaller, engine: Name, body: Ch
 
 
 @router.post("/engines/{engine}/promote")
-async def promote(request: Request, caller: CurrentCaller, engine: Name, body: PromoteBody) -> Promoted:
+async def promote(request: Request, caller: CurrentCaller, engine: SlugOrId, body: PromoteBody) -> Promoted:
     """Lets stable, or for so many of 100 users canary, mean a version from the next start on."""
     tenant_id = _writes(caller)
     async with acting(request, caller) as connection:
@@ -138,7 +137,7 @@ async def promote(request: Request, caller: CurrentCaller, engine: Name, body: P
 
 @router.post("/engines/{engine}/rollback")
 async def rollback(
-    request: Request, caller: CurrentCaller, engine: Name, body: RollbackBody | None = None
+    request: Request, caller: CurrentCaller, engine: SlugOrId, body: RollbackBody | None = None
 ) -> RolledBack:
     """Lets stable mean again what it meant before, or ends the canary; what runs stays on its version."""
     tenant_id = _writes(caller)
@@ -148,7 +147,7 @@ async def rollback(
 
 
 @router.post("/engines/{engine}/retire")
-async def retire(request: Request, caller: CurrentCaller, engine: Name, body: RetireBody | None = None) -> Retired:
+async def retire(request: Request, caller: CurrentCaller, engine: SlugOrId, body: RetireBody | None = None) -> Retired:
     """Nothing starts on a version any more, or on the engine until it is deployed again; what runs goes on."""
     tenant_id = _writes(caller)
     async with acting(request, caller) as connection:
@@ -158,7 +157,7 @@ async def retire(request: Request, caller: CurrentCaller, engine: Name, body: Re
 
 @router.put("/engines/{engine}/levels/{level_id}", status_code=204)
 async def set_access(
-    request: Request, caller: CurrentCaller, engine: Name, level_id: UUID, body: AccessBody
+    request: Request, caller: CurrentCaller, engine: SlugOrId, level_id: UUID, body: AccessBody
 ) -> Response:
     """What users of a level may with an engine of the tenant or one that the platform offers; null: its default."""
     tenant_id = _writes(caller)
@@ -172,7 +171,7 @@ async def set_access(
 async def report(
     request: Request,
     caller: CurrentCaller,
-    engine: Name,
+    engine: SlugOrId,
     begin: Annotated[datetime | None, Query(alias="from", description="left out: 30 days before the end")] = None,
     until: Annotated[datetime | None, Query(description="left out: now")] = None,
 ) -> Report:

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.cursor import decode_cursor, encode_cursor
 from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting, identify
-from vanilla_saas.web import OfUser, tell_replay
+from vanilla_saas.web import OfUser, SlugOrId, tell_replay
 from vanilla_saas.workflows import execution_events, execution_store, executions
 from vanilla_saas.workflows import store as workflow_store
 from vanilla_saas.workflows.execution_models import (
@@ -40,7 +40,6 @@ from vanilla_saas.workflows.execution_models import (
 )
 
 router = APIRouter(prefix="/api/v1", tags=["executions"])
-Name = Annotated[str, Path(max_length=63, description="slug or id")]
 Node = Annotated[str, Path(max_length=63)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255)]
 Limit = Annotated[int, Query(ge=1, le=200, description="rows of a page")]
@@ -49,7 +48,7 @@ Cursor = Annotated[str | None, Query(max_length=500, description="next_cursor of
 
 @router.post("/workflows/{workflow}/executions", status_code=201, responses={200: {"model": Started}})
 async def start(
-    request: Request, response: Response, caller: CurrentCaller, workflow: Name, body: StartBody, key: Key = None
+    request: Request, response: Response, caller: CurrentCaller, workflow: SlugOrId, body: StartBody, key: Key = None
 ) -> Started:
     """Starts a published workflow: 201, or 200 with the first answer when the Idempotency-Key is sent again.
 
@@ -248,7 +247,7 @@ async def decide(request: Request, caller: CurrentCaller, approval_id: UUID, bod
 async def gates(
     request: Request,
     caller: CurrentCaller,
-    workflow: Name,
+    workflow: SlugOrId,
     begin: Annotated[datetime | None, Query(alias="from", description="left out: 30 days before the end")] = None,
     until: Annotated[datetime | None, Query(description="left out: now")] = None,
 ) -> Gates:

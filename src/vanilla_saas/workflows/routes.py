@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from vanilla_saas.tenancy.identity import CurrentCaller, acting
+from vanilla_saas.web import SlugOrId
 from vanilla_saas.workflows import drafts, store
 from vanilla_saas.workflows.definition import json_schema
 from vanilla_saas.workflows.models import (
@@ -32,7 +33,6 @@ from vanilla_saas.workflows.models import (
 )
 
 router = APIRouter(prefix="/api/v1", tags=["workflows"])
-Name = Annotated[str, Path(max_length=63, description="slug or id")]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 
@@ -63,7 +63,7 @@ async def validate(request: Request, caller: CurrentCaller, body: DefinitionBody
 
 
 @router.get("/workflows/{workflow}")
-async def workflow(request: Request, caller: CurrentCaller, workflow: Name) -> Workflow:
+async def workflow(request: Request, caller: CurrentCaller, workflow: SlugOrId) -> Workflow:
     """A workflow with its draft and what is wrong with it."""
     caller.require_scope("read")
     async with acting(request, caller, read_only=True) as connection:
@@ -92,7 +92,7 @@ async def save(request: Request, caller: CurrentCaller, slug: Slug, body: SaveBo
 
 
 @router.post("/workflows/{workflow}/publish")
-async def publish(request: Request, caller: CurrentCaller, workflow: Name, body: PublishBody) -> Published:
+async def publish(request: Request, caller: CurrentCaller, workflow: SlugOrId, body: PublishBody) -> Published:
     """Freezes the draft as the next version; 422 with every problem when it does not validate."""
     caller.require_scope("chat")
     made = await drafts.publish(
@@ -102,7 +102,7 @@ async def publish(request: Request, caller: CurrentCaller, workflow: Name, body:
 
 
 @router.post("/workflows/{workflow}/retire")
-async def retire(request: Request, caller: CurrentCaller, workflow: Name, body: RetireBody) -> Retired:
+async def retire(request: Request, caller: CurrentCaller, workflow: SlugOrId, body: RetireBody) -> Retired:
     """Nothing starts on a version any more, or on the whole workflow until it is published again."""
     caller.require_scope("chat")
     async with acting(request, caller) as connection:
@@ -111,7 +111,7 @@ async def retire(request: Request, caller: CurrentCaller, workflow: Name, body: 
 
 
 @router.delete("/workflows/{workflow}", status_code=204)
-async def delete(request: Request, caller: CurrentCaller, workflow: Name) -> None:
+async def delete(request: Request, caller: CurrentCaller, workflow: SlugOrId) -> None:
     """Deletes a workflow with its versions."""
     caller.require_scope("chat")
     async with acting(request, caller) as connection:
@@ -120,7 +120,7 @@ async def delete(request: Request, caller: CurrentCaller, workflow: Name) -> Non
 
 
 @router.get("/workflows/{workflow}/versions")
-async def versions(request: Request, caller: CurrentCaller, workflow: Name) -> Versions:
+async def versions(request: Request, caller: CurrentCaller, workflow: SlugOrId) -> Versions:
     """Every version, newest first."""
     caller.require_scope("read")
     async with acting(request, caller, read_only=True) as connection:
@@ -130,7 +130,7 @@ async def versions(request: Request, caller: CurrentCaller, workflow: Name) -> V
 
 
 @router.get("/workflows/{workflow}/versions/{version}")
-async def version(request: Request, caller: CurrentCaller, workflow: Name, version: Number) -> Version:
+async def version(request: Request, caller: CurrentCaller, workflow: SlugOrId, version: Number) -> Version:
     """A version with its definition."""
     caller.require_scope("read")
     async with acting(request, caller, read_only=True) as connection:
@@ -142,7 +142,7 @@ async def version(request: Request, caller: CurrentCaller, workflow: Name, versi
 async def export(
     request: Request,
     caller: CurrentCaller,
-    workflow: Name,
+    workflow: SlugOrId,
     version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="left out: the draft")] = None,
 ) -> Response:
     """The definition as YAML, to be kept in a repository and saved again with PUT or `vanilla-saas workflows save`."""
@@ -157,7 +157,7 @@ async def export(
 async def diff(
     request: Request,
     caller: CurrentCaller,
-    workflow: Name,
+    workflow: SlugOrId,
     before: Annotated[int | None, Query(alias="from", ge=1, le=2**31 - 1, description="left out: the draft")] = None,
     after: Annotated[int | None, Query(alias="to", ge=1, le=2**31 - 1, description="left out: the draft")] = None,
 ) -> Difference:
@@ -180,7 +180,7 @@ async def templates(request: Request, caller: CurrentCaller) -> Templates:
 
 
 @router.post("/workflow-templates/{template}/instantiate")
-async def instantiate(request: Request, caller: CurrentCaller, template: Name, body: InstantiateBody) -> Saved:
+async def instantiate(request: Request, caller: CurrentCaller, template: SlugOrId, body: InstantiateBody) -> Saved:
     """Makes a workflow of a template; parameters that are left out have their defaults."""
     caller.require_scope("chat")
     made = await drafts.begin(

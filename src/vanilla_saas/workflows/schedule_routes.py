@@ -8,9 +8,10 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, Field
 
 from vanilla_saas.tenancy.identity import CurrentCaller, acting
+from vanilla_saas.web import SlugOrId
 from vanilla_saas.workflows import schedules, store
 from vanilla_saas.workflows.execution_models import Body, Status
-from vanilla_saas.workflows.execution_routes import Name, require_spender
+from vanilla_saas.workflows.execution_routes import require_spender
 
 router = APIRouter(prefix="/api/v1", tags=["workflows"])
 ScheduleName = Annotated[str, Path(max_length=63, description="its name in the workflow")]
@@ -54,7 +55,7 @@ class ScheduleTimes(BaseModel):
 
 
 @router.get("/workflows/{workflow}/schedules")
-async def list_schedules(request: Request, caller: CurrentCaller, workflow: Name) -> WorkflowSchedules:
+async def list_schedules(request: Request, caller: CurrentCaller, workflow: SlugOrId) -> WorkflowSchedules:
     """When a workflow starts by itself: own schedules, or all of them for an admin."""
     caller.require_scope("read")
     tenant_id = caller.identity.tenant_id
@@ -68,7 +69,7 @@ async def list_schedules(request: Request, caller: CurrentCaller, workflow: Name
 async def schedule_times(
     request: Request,
     caller: CurrentCaller,
-    workflow: Name,
+    workflow: SlugOrId,
     cron: Annotated[str, Query(max_length=200, description=CRON)],
     time_zone: Annotated[str | None, Query(max_length=100, description="left out: the tenant's")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
@@ -83,7 +84,7 @@ async def schedule_times(
 
 @router.put("/workflows/{workflow}/schedules/{schedule}")
 async def set_schedule(
-    request: Request, caller: CurrentCaller, workflow: Name, schedule: ScheduleName, body: ScheduleBody
+    request: Request, caller: CurrentCaller, workflow: SlugOrId, schedule: ScheduleName, body: ScheduleBody
 ) -> WorkflowSchedule:
     """Makes or changes the schedule of a name; the first time is the next one after now.
 
@@ -99,7 +100,7 @@ async def set_schedule(
 
 
 @router.delete("/workflows/{workflow}/schedules/{schedule}", status_code=204)
-async def delete_schedule(request: Request, caller: CurrentCaller, workflow: Name, schedule: ScheduleName) -> None:
+async def delete_schedule(request: Request, caller: CurrentCaller, workflow: SlugOrId, schedule: ScheduleName) -> None:
     """Ends a schedule; what it started stays."""
     caller.require_scope("chat")
     async with acting(request, caller) as connection:
