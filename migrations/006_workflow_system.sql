@@ -2351,7 +2351,7 @@ begin
         select p_tenant_id, w.id, null, 'engine-' || w.id, w.name, w.description, v.definition, vanilla.clock(), vanilla.clock(), w.tenant_id
         from public.ai_workflows w join public.workflow_versions v on v.tenant_id = w.tenant_id and v.workflow_id = w.id and v.version = p_version
         where w.tenant_id = p_origin_tenant_id and w.id = p_workflow_id
-        on conflict (tenant_id, id) do nothing;
+        on conflict do nothing;      -- of the slug too, at which the second of two that bring it may arrive first
     -- of two that bring it the second waits, then finds it
     insert into public.workflow_versions (tenant_id, workflow_id, version, user_id, shared, definition, hash, published_at, published_by)
         select p_tenant_id, v.workflow_id, v.version, null, false, v.definition, v.hash, v.published_at, null
