@@ -81,16 +81,21 @@ class Graph:
                 found.add(node.id)
         return found
 
-    def decide_calls(self) -> None:
-        """What a gate undoes runs as often as it likes, but for what lies between its node and the only gate."""
+    def uncertain(self) -> set[str]:
+        """Nodes that run as often as the schedule has it: what may be left, and what a gate undoes.
+
+        But for what lies between the node that it goes back to and the only gate: that has ended when the gate looks.
+        """
         gates = [node for node in self.nodes if node.back_to and node.refuses]
         undone = set().union(*(self.after(gate.back_to) for gate in gates)) if gates else set()
-        between: set[str] = set()
         if len(gates) == 1 and not any(node.needs for node in self.nodes):
-            between = self.upstream(gates[0].id) & undone
+            undone -= self.upstream(gates[0].id)
+        return undone | self.left()
+
+    def decide_calls(self) -> None:
+        uncertain = self.uncertain()
         for node in self.nodes:
-            node.calls = node.kind in ("llm", "map") and (node.id not in undone or node.id in between)
-            node.calls &= node.id not in self.left()
+            node.calls = node.kind in ("llm", "map") and node.id not in uncertain
 
     def definition(self, child: str) -> dict[str, Any]:
         return {
