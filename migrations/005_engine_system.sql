@@ -913,7 +913,8 @@ $f$;
 comment on function vanilla.forget_engines(public.users) is 'Deletes the copies of an erased user, and what was chosen for them.';
 
 -- runs -------------------------------------------------------------------------------------------------------------
-create or replace function vanilla.run_engine(p_user public.users, p_ref text, p_input jsonb, p_idempotency_key text, p_priority integer, p_api_key_id uuid default null) returns jsonb
+create or replace function vanilla.run_engine(p_user public.users, p_ref text, p_input jsonb, p_idempotency_key text, p_priority integer, p_api_key_id uuid default null,
+    p_within jsonb default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_found record;
@@ -937,7 +938,8 @@ begin
         -- the caller's words before the copy's, the copy's before what the engine declares
         p_input := coalesce((select jsonb_object_agg(p.key, p.value -> 'default') from jsonb_each(v_version.config -> 'parameters') p where p.value ? 'default'), '{}')
             || coalesce((select c.overlay from public.user_engines c where c.tenant_id = p_user.tenant_id and c.id = v_found.source_id), '{}') || p_input;
-        v_started := vanilla.start_version(p_user, v_version.workflow_id, v_version.workflow_version, p_input, p_priority, p_idempotency_key, v_hash, v_version.at_once, p_api_key_id);
+        v_started := vanilla.start_version(p_user, v_version.workflow_id, v_version.workflow_version, p_input, p_priority, p_idempotency_key, v_hash, v_version.at_once, p_api_key_id,
+            p_within);
     end if;
     if (v_started ->> 'replayed')::boolean then
         select * into v_run from public.engine_executions x where x.tenant_id = p_user.tenant_id and x.id = (v_started ->> 'execution_id')::uuid;
@@ -964,8 +966,8 @@ begin
         'estimate', jsonb_build_object('p50', v_run.estimate_p50, 'p95', v_run.estimate_p95, 'runs', v_run.estimated_from));
 end
 $f$;
-comment on function vanilla.run_engine(public.users, text, jsonb, text, integer, uuid) is
-    'Starts what a reference means to a user as an execution of 006, and writes down what was chosen; the same key and input answer with the first run.';
+comment on function vanilla.run_engine(public.users, text, jsonb, text, integer, uuid, jsonb) is
+    'Starts what a reference means to a user as an execution of 006, of its own or within another (see start_version), and writes down what was chosen; the same key and input answer with the first run.';
 
 create or replace function vanilla.runs_before(p_run public.engine_executions) returns setof bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off

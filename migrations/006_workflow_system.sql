@@ -1503,6 +1503,7 @@ declare
     v_execution public.workflow_executions;
     v_kind text := p_wait ->> 'kind';
     v_due timestamptz;
+    v_detail text;
 begin
     if v_kind = 'approval' then
         perform vanilla.ask_people(p_step, p_wait, p_state);
@@ -1520,9 +1521,10 @@ begin
         v_due := vanilla.clock() + make_interval(secs => (select n.timeout_s from public.workflow_nodes n where n.tenant_id = p_step.tenant_id
             and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = p_step.node));
         begin
-            perform vanilla.start_child(v_execution, p_step, p_wait ->> 'ref', p_wait -> 'input');
-        exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS400' then
-            perform vanilla.fail_step(p_step, jsonb_build_object('code', 'workflow_not_started', 'message', sqlerrm));
+            perform vanilla.start_child(v_execution, p_step, p_wait);
+        exception when sqlstate 'VS400' or sqlstate 'VS403' or sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS422' then
+            get stacked diagnostics v_detail = pg_exception_detail;
+            perform vanilla.fail_step(p_step, jsonb_build_object('code', coalesce(p_wait ->> 'of', 'workflow') || '_not_started', 'message', sqlerrm, 'details', nullif(v_detail, '')::jsonb));
             return;
         end;
     else
@@ -2122,7 +2124,7 @@ begin
         if v_child.finished_at is null then
             perform vanilla.cancel_one(v_child.tenant_id, v_child.id, 'timeout');
             delete from public.workflow_timers t where t.tenant_id = p_timer.tenant_id and t.execution_id = p_timer.execution_id and t.node = p_timer.node and t.item = -3 - v_item;
-            perform vanilla.fail_step(v_step, '{"code": "timeout", "message": "The workflow it started took too long."}');
+            perform vanilla.fail_step(v_step, '{"code": "timeout", "message": "What it started took too long."}');
         else
             update public.workflow_steps s set decision = jsonb_build_object('execution_id', v_child.id, 'status', v_child.status, 'output', v_child.output, 'error', v_child.error)
                 where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item = v_step.item;
@@ -2317,27 +2319,32 @@ $f$;
 comment on function vanilla.started_before(public.users, text, bytea) is 'What a user''s idempotency key started before, whatever has become of it since; null: nothing.';
 
 create or replace function vanilla.start_version(p_user public.users, p_workflow_id uuid, p_version integer, p_input jsonb, p_priority integer, p_idempotency_key text,
-    p_request_hash bytea, p_at_once smallint default null, p_api_key_id uuid default null) returns jsonb
+    p_request_hash bytea, p_at_once smallint default null, p_api_key_id uuid default null, p_within jsonb default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_version public.workflow_versions;
     v_execution public.workflow_executions;
 begin
     select v.* into v_version from public.workflow_versions v where v.tenant_id = p_user.tenant_id and v.workflow_id = p_workflow_id and v.version = p_version;
-    perform vanilla.hold_open(p_user);
+    if p_within is null then
+        perform vanilla.hold_open(p_user);
+    else      -- of a child the locked parent is held, which ends with its user; who erases them holds users before executions
+        perform vanilla.check_start(p_input, p_idempotency_key, p_priority);
+    end if;
     v_execution := vanilla.new_execution(p_user.id, v_version, p_input, p_priority);
     v_execution.idempotency_key := p_idempotency_key;
     v_execution.request_hash := p_request_hash;
     v_execution.at_once := p_at_once;
     v_execution.api_key_id := p_api_key_id;
+    if p_within is not null then v_execution := jsonb_populate_record(v_execution, p_within); end if;
     if not vanilla.insert_execution(v_execution, v_version.definition) then
         return vanilla.first_start(v_execution);      -- another was quicker with the same key
     end if;
     return jsonb_build_object('execution_id', v_execution.id, 'workflow_id', p_workflow_id, 'version', p_version, 'status', 'running', 'replayed', false);
 end
 $f$;
-comment on function vanilla.start_version(public.users, uuid, integer, jsonb, integer, text, bytea, smallint, uuid) is
-    'Starts a version of a workflow, of which it is known that it may be, for a user in the caller''s transaction.';
+comment on function vanilla.start_version(public.users, uuid, integer, jsonb, integer, text, bytea, smallint, uuid, jsonb) is
+    'Starts a version of a workflow, of which it is known that it may be, for a user in the caller''s transaction; within: what a child has of the execution that starts it.';
 
 -- Executions and their workflow are of one tenant. So what the platform offers is brought to the tenant that uses it first: the
 -- same ids, text and hash, owned by nobody.
@@ -2393,39 +2400,34 @@ $f$;
 comment on function public.start_workflow(uuid, jsonb, integer, text, integer, uuid, uuid) is
     'Starts a published workflow in the caller''s transaction: own, shared, or any of the tenant by an admin, who may name who pays. The version is pinned. The same key and input answer with the first execution.';
 
-create or replace function vanilla.start_child(p_parent public.workflow_executions, p_step public.workflow_queue, p_ref text, p_input jsonb) returns uuid
+create or replace function vanilla.start_child(p_parent public.workflow_executions, p_step public.workflow_queue, p_wait jsonb) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_owner record;
+    v_ref text := p_wait ->> 'ref';
+    v_version text := split_part(v_ref, '@', 2);
+    v_user public.users := vanilla.find_user(p_parent.tenant_id, p_parent.user_id);
+    v_within jsonb := jsonb_build_object('depth', p_parent.depth + 1, 'parent_execution_id', p_parent.id, 'parent_node', p_step.node, 'parent_item', p_step.item,
+        'started_by', p_parent.started_by, 'api_key_id', p_parent.api_key_id);
+    v_workflow record;
     v_start record;
-    v_child public.workflow_executions;
-    v_version public.workflow_versions;
 begin
     if p_parent.depth >= 5 then
-        perform vanilla.refuse('VS409', 'workflows start each other at most five deep', '{"limit": 5}');
+        perform vanilla.refuse('VS409', 'executions start each other at most five deep', '{"limit": 5}');
     end if;
-    select w.id, w.user_id, w.shared, u.role into v_owner from public.ai_workflows w
-        join public.users u on u.tenant_id = p_parent.tenant_id and u.id = p_parent.user_id
-        where w.tenant_id = p_parent.tenant_id and w.slug = split_part(p_ref, '@', 1) and w.origin_tenant_id is null;
-    if not found or not (v_owner.shared or v_owner.user_id = p_parent.user_id or v_owner.role <> 'user') then
-        perform vanilla.refuse('VS404', format('there is no workflow %s', p_ref), jsonb_build_object('workflow', p_ref));
+    if p_wait ->> 'of' = 'engine' then
+        return vanilla.run_engine(v_user, v_ref, p_wait -> 'input', null, p_parent.priority, p_within => v_within);
     end if;
-    v_start := vanilla.startable_version(p_parent.tenant_id, v_owner.id, nullif(split_part(p_ref, '@', 2), '')::integer);
-    v_version := v_start.version;
-    if jsonb_typeof(p_input) is distinct from 'object' then
-        perform vanilla.refuse('VS400', 'the input is a JSON object', '{"param": "input"}');
+    select w.id, w.user_id, w.shared into v_workflow from public.ai_workflows w
+        where w.tenant_id = p_parent.tenant_id and w.slug = split_part(v_ref, '@', 1) and w.origin_tenant_id is null;
+    if not found or not (v_workflow.shared or v_workflow.user_id = p_parent.user_id or v_user.role <> 'user') or v_version !~ '^([1-9][0-9]{0,8})?$' then
+        perform vanilla.refuse('VS404', format('there is no workflow %s', v_ref), jsonb_build_object('workflow', v_ref));
     end if;
-    v_child := vanilla.new_execution(p_parent.user_id, v_version, p_input, p_parent.priority);
-    v_child.depth := p_parent.depth + 1;
-    v_child.parent_execution_id := p_parent.id;
-    v_child.parent_node := p_step.node;
-    v_child.parent_item := p_step.item;
-    v_child.started_by := p_parent.started_by;
-    perform vanilla.insert_execution(v_child, v_version.definition);
-    return v_child.id;
+    v_start := vanilla.startable_version(p_parent.tenant_id, v_workflow.id, nullif(v_version, '')::integer);
+    return vanilla.start_version(v_user, v_workflow.id, (v_start.version).version, p_wait -> 'input', p_parent.priority, null, null, p_within => v_within);
 end
 $f$;
-comment on function vanilla.start_child(public.workflow_executions, public.workflow_queue, text, jsonb) is 'Starts the workflow of a node, for the user and with the priority of the execution it is in.';
+comment on function vanilla.start_child(public.workflow_executions, public.workflow_queue, jsonb) is
+    'Starts what a step waits for, a workflow or what a reference to an engine means then, for the user and with the priority of the execution it is in.';
 
 create or replace function vanilla.own_execution(p_execution_id uuid, p_tenant_id uuid) returns public.workflow_executions
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$

@@ -468,6 +468,7 @@ TICKS = [
         ("{word}-part-0@1", {}, "", step("busy", "waits_for = 'execution'")),
         *[(*what, execution(FAILED_NOW % "workflow_not_started")) for what in (
             ("{word}-part-0@2", {}, ""),
+            ("{word}-part-0@stable", {}, ""),
             ("none", {}, ""),
             ("{word}-part-0", None, ""),
             ("{word}-part-1", {}, ""),
@@ -476,6 +477,17 @@ TICKS = [
         )],
         ("{word}-1-1", {}, "", step("busy", "waits_for = 'execution'")),
         ("{word}-part-1", {}, "update users set role = 'admin' where tenant_id = '{a}' and id = '{user}'", step("busy", "waits_for = 'execution'")),
+    )],
+    # an engine that a step runs is its user's to run, and is one of the execution's children
+    *[Case("runtime", tick(told("busy", "waiting", wait={"kind": "execution", "of": "engine", "ref": ref, "input": {}})), "= ([])", given, then=then) for ref, given, then in (
+        ("{word}", "", "(select count(*) = 1 from engine_executions x join workflow_executions e on e.tenant_id = x.tenant_id and e.id = x.id where x.tenant_id = '{a}'"
+         " and x.engine_id = '{engine}' and x.version = 1 and x.user_id = '{user}' and e.parent_execution_id = '{running}' and e.depth = 1 and e.started_at = vanilla.clock()) and "
+         + step("busy", "waits_for = 'execution'")),
+        *[("{word}", given, execution(FAILED_NOW % "engine_not_started")) for given in (
+            "update level_engines set access = 'read' where tenant_id = '{a}' and engine_id = '{engine}'",
+            "update level_engines set access = 'none' where tenant_id = '{a}' and engine_id = '{engine}'",
+            "update ai_engines set status = 'retired' where tenant_id = '{a}' and id = '{engine}'",
+        )],
     )],
     # places of a concurrency key
     Case("runtime", tick(told("$start", "go", "77", which="slotted", key="{word}", limit=1)), "= ([])", lease("$start", 77, which="slotted"),

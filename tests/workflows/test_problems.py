@@ -131,7 +131,15 @@ TABLE: dict[str, Row] = {
     "header value": (
         [{"id": "h", "kind": "http", "url": "x", "headers": {"X-A": "{{ 1"}}], [], {}, ("h", "headers.X-A", "template_syntax"),
     ),
-    "ref": ([{"id": "e", "kind": "engine", "ref": "A b"}], [], {}, ("e", "ref", "wrong_form")),
+    "ref": ([{"id": "e", "kind": "workflow", "ref": "A b"}], [], {}, ("e", "ref", "wrong_form")),
+    "alias that no engine has": (
+        [{"id": "e", "kind": "engine", "ref": "e@latest"}], [], {}, ("e", "ref", "wrong_form"),
+    ),
+    "version of a copy": ([{"id": "e", "kind": "engine", "ref": "my/e@2"}], [], {}, ("e", "ref", "wrong_form")),
+    "engine of an item": (
+        [{"id": "e", "kind": "map", "over": "[]", "item": {"kind": "engine", "ref": "e@0"}}], [], {},
+        ("e", "item.ref", "wrong_form"),
+    ),
     "approver": ([approval(approvers=["bob"])], [], {}, ("p", "approvers.0", "wrong_form")),
     "escalate to nobody": (
         [approval(deadline_s=5, on_deadline="escalate")], [], {}, ("p", "escalate_to", "fields_exclusive"),
@@ -245,6 +253,13 @@ def test_graphs_that_the_database_refuses_are_survived_and_not_reported_here() -
     ring = [{"from": "a", "to": "t"}, {"from": "t", "to": "a"}, {"from": "a", "to": "a"}, {"from": "a", "to": "gone"}]
     twice = [llm(), expression("steps.a.output"), expression("steps.t.output")]
     assert problems({"name": "x", "nodes": twice, "connections": ring}) == []
+
+
+@pytest.mark.parametrize("ref", ["translate", "translate@3", "translate@stable", "translate@canary", "my/copy"])
+def test_an_engine_is_named_as_where_it_is_run(ref: str) -> None:
+    node = {"kind": "engine", "ref": ref}
+    made = {"name": "X", "nodes": [{"id": "e", **node}, {"id": "m", "kind": "map", "over": "[]", "item": node}]}
+    assert problems(made) == []
 
 
 def test_a_definition_with_problems_is_not_validated() -> None:

@@ -27,6 +27,13 @@ Pattern = Annotated[str, StringConstraints(min_length=1, max_length=1000), Langu
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Ref = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(@[A-Za-z0-9][A-Za-z0-9._-]{0,62})?$")]
 """A slug, and after an @ a version or alias."""
+EngineRef = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(my/[a-z0-9][a-z0-9_-]{0,62}|[a-z0-9][a-z0-9_-]{0,62}(@([1-9][0-9]{0,8}|stable|canary))?)$"
+    ),
+]
+"""An engine: `slug`, `slug@3`, `slug@stable`, `slug@canary`, or `my/slug` for a copy of the user's."""
 Approver = Annotated[
     str, StringConstraints(pattern=r"^(role:(admin|user)|user:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$")
 ]

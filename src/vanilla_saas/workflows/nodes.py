@@ -9,6 +9,7 @@ from vanilla_saas.workflows.checks import CHECK_FIELDS, Check
 from vanilla_saas.workflows.fields import (
     Approver,
     Branch,
+    EngineRef,
     Expression,
     ModelName,
     NodeId,
@@ -140,10 +141,10 @@ class Tool(Strict):
 
 
 class Engine(Strict):
-    """A run of an engine."""
+    """A run of an engine, of the version that the reference means to the user when it starts."""
 
     kind: Literal["engine"]
-    ref: Ref
+    ref: EngineRef
     input: Expression = "{}"
 
 

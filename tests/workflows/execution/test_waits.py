@@ -87,17 +87,23 @@ async def test_an_approval_without_more_has_every_field(compute: Compute) -> Non
 WORKFLOW = {"kind": "workflow", "ref": "other@2", "input": "{'n': input.n}"}
 
 
-async def test_another_workflow_is_started_and_waited_for(compute: Compute) -> None:
-    outcome = await compute(WORKFLOW, input={"n": 1})
-    assert outcome.fields["wait"] == {"kind": "execution", "ref": "other@2", "input": {"n": 1}}
-    assert (await compute(WORKFLOW | {"input": "[1]"})).code == "expression_type"
+@pytest.mark.parametrize("kind", ["workflow", "engine"])
+async def test_another_execution_is_started_and_waited_for(compute: Compute, kind: str) -> None:
+    node = WORKFLOW | {"kind": kind}
+    outcome = await compute(node, input={"n": 1})
+    assert outcome.fields["wait"] == {"kind": "execution", "of": kind, "ref": "other@2", "input": {"n": 1}}
+    assert (await compute(node | {"input": "[1]"})).code == "expression_type"
+    mapped = {"kind": "map", "over": "[]", "item": {"kind": kind, "ref": "other", "input": "{'n': item}"}}
+    assert (await compute(mapped, item=0, value=4)).fields["wait"]["input"] == {"n": 4}
 
 
-async def test_its_output_is_the_steps(compute: Compute) -> None:
+@pytest.mark.parametrize("kind", ["workflow", "engine"])
+async def test_its_output_is_the_steps(compute: Compute, kind: str) -> None:
     ended = {"status": "succeeded", "output": {"x": 1}, "error": None, "execution_id": "e2"}
-    assert (await compute(WORKFLOW, decision=ended)).fields == {"output": {"x": 1}}
+    assert (await compute(WORKFLOW | {"kind": kind}, decision=ended)).fields == {"output": {"x": 1}}
 
 
+@pytest.mark.parametrize("kind", ["workflow", "engine"])
 @pytest.mark.parametrize(
     ("status", "error", "message"),
     [
@@ -105,17 +111,16 @@ async def test_its_output_is_the_steps(compute: Compute) -> None:
         ("cancelled", None, "other@2 ended as cancelled."),
     ],
 )
-async def test_its_failure_is_the_steps(compute: Compute, status: str, error, message: str) -> None:
+async def test_its_failure_is_the_steps(compute: Compute, kind: str, status: str, error, message: str) -> None:
     ended = {"status": status, "output": None, "error": error, "execution_id": "e2"}
-    outcome = await compute(WORKFLOW | {"retry": {"on": ["workflow_failed"]}}, decision=ended)
-    assert outcome.code == "workflow_failed"
+    outcome = await compute(WORKFLOW | {"kind": kind, "retry": {"on": [f"{kind}_failed"]}}, decision=ended)
+    assert outcome.code == f"{kind}_failed"
     assert outcome.fields["error"]["message"].endswith(message)
     assert outcome.fields["error"]["details"] == {"execution_id": "e2", "status": status, "error": error}
     assert outcome.fields["error"]["retryable"]
 
 
-@pytest.mark.parametrize("kind", ["engine", "agent"])
-async def test_what_this_release_cannot_run_says_so(compute: Compute, kind: str) -> None:
-    assert (await compute({"kind": kind, "ref": "x"})).code == "not_available"
-    mapped = {"kind": "map", "over": "[]", "item": {"kind": kind, "ref": "x"}}
+async def test_what_this_release_cannot_run_says_so(compute: Compute) -> None:
+    assert (await compute({"kind": "agent", "ref": "x"})).code == "not_available"
+    mapped = {"kind": "map", "over": "[]", "item": {"kind": "agent", "ref": "x"}}
     assert (await compute(mapped, item=0, value=1)).code == "not_available"

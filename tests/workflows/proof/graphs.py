@@ -21,8 +21,9 @@ KINDS = (
     + ["join"] * 3
     + ["map"] * 2
     + ["gate"] * 3
-    + ["wait", "workflow"]
+    + ["wait", "workflow", "engine"]
 )
+WITHIN = ("workflow", "engine")
 Result = dict[str, tuple[str, Any]]
 """Of every node its status and output."""
 
@@ -135,7 +136,7 @@ class Graph:
                 if node.back_to
                 else {"on_fail": "branch"}
             )
-        if node.kind == "workflow":
+        if node.kind in WITHIN:
             made |= {"ref": child}
         return made
 
@@ -192,7 +193,7 @@ def output_of(node: Node, before: Result) -> Any:
         return "gate"  # which round it passed in is a matter of the schedule
     if node.kind == "join" and node.needs:
         return node.id  # and so is which of its predecessors were there
-    if node.kind == "workflow":
+    if node.kind in WITHIN:
         return {"x": "child"}
     made = digest(
         node.id,
@@ -224,9 +225,10 @@ def answer(graph: Graph, step: Step, child: str, calls: list[dict[str, Any]]) ->
             return step.done("items", items=output, concurrency=node.at_once, **more)
         case "wait":
             return step.done("waiting", wait={"kind": "timer", "due_at": "2020-01-01T00:00:00Z"}, state=None, **more)
-        case "workflow" if not step.decision:
-            return step.done("waiting", wait={"kind": "execution", "ref": child, "input": {}}, state=None, **more)
-        case "workflow":
+        case "workflow" | "engine" if not step.decision:
+            wait = {"kind": "execution", "of": node.kind, "ref": child, "input": {}}
+            return step.done("waiting", wait=wait, state=None, **more)
+        case "workflow" | "engine":
             return step.done(output=step.decision["output"], **more)
     return step.done(output=output, branch=node.branch or None, **more)
 

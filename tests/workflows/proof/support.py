@@ -4,6 +4,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 from tests.conftest import LONG
 
+DEPLOY = "select set_engine((deploy_engine($1, $2) ->> 'engine_id')::uuid, p_default_access => 'execute')"
+"""An engine of a slug and a workflow that everybody may run."""
+
 
 def ours(examples: int, *, shrink: bool = True) -> settings:
     """Settings for tests whose examples are whole lives in a database."""

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import LONG, Cluster
 from tests.workflows.hands import Hands, Outcome, Room, Step, room, workflow
-from tests.workflows.proof.graphs import Graph, answer, graphs
+from tests.workflows.proof.graphs import WITHIN, Graph, answer, graphs
 from tests.workflows.proof.invariants import broken, require_invariants
-from tests.workflows.proof.support import ours
+from tests.workflows.proof.support import DEPLOY, ours
 from tests.workflows.test_claims import call
 from vanilla_saas.database.pool import _prepare
 
@@ -40,9 +40,11 @@ async def desk(cluster: Cluster) -> AsyncIterator[Room]:
 
 @pytest.fixture(scope="module")
 async def child(desk: Room) -> str:
-    """The slug of a workflow for others to start; its step calls a model."""
-    id_ = await desk.publish(workflow("x=llm"))
-    return str(await desk.operator.fetchval("select slug from ai_workflows where id = $1", id_))
+    """The slug of a workflow for others to start, and of an engine that runs it; its step calls a model."""
+    id_ = await desk.publish(workflow("x=llm", x={"model": "sandbox-small"}))
+    slug = str(await desk.operator.fetchval("select slug from ai_workflows where id = $1", id_))
+    await desk.operator.fetchval(DEPLOY, slug, id_)
+    return slug
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +260,7 @@ async def test_the_end_does_not_depend_on_the_schedule(
             }
             assert ended == last, schedule
             # a child calls, and may be given up before it does
-            if not any(graph.node(name).kind == "workflow" for name in graph.uncertain()):
+            if not any(graph.node(name).kind in WITHIN for name in graph.uncertain()):
                 charges.append(before - (await desk.people.wallet(desk.owner))["available_tokens"])
         await run.time_passes()
         assert await broken(desk.operator) == {}

@@ -14,7 +14,9 @@ import pytest
 from tests.concurrency.test_wallet import connections
 from tests.conftest import LONG, TEST_KEY, Cluster, Person
 from tests.workflows.hands import Hands, Room, Step, room, workflow
+from tests.workflows.proof.graphs import WITHIN
 from tests.workflows.proof.invariants import require_invariants
+from tests.workflows.proof.support import DEPLOY
 from tests.workflows.test_claims import ADMIT, CALL, key
 from vanilla_saas.database.context import ContextSigner
 
@@ -28,6 +30,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "people": workflow("a=approval b s=signal c", "a>b:approved a>b:rejected a>b:expired s>c:received s>c:expired",
                        a={"title": "?", "approvers": ["role:admin"]}, s={"signal": "go"}),
     "within": workflow("a=workflow b=workflow c", "a>c b>c", a={"ref": "wide"}, b={"ref": "gate"}, estimate_tokens=100),
+    "engines": workflow("a=engine b=engine c", "a>c b>c", a={"ref": "wide"}, b={"ref": "gate"}),
     "slots": workflow("a b", "a>b", concurrency={"key": "'k'", "limit": 2}),
 }  # fmt: skip
 
@@ -63,6 +66,8 @@ class Storm:
             id_ = await self.desk.publish(shape, person)
             slug = await self.desk.operator.fetchval("select slug from ai_workflows where id = $1", id_)
             self.slugs[person.identity.user_id, name] = slug
+            if name in ("wide", "gate"):
+                await self.desk.operator.fetchval(DEPLOY, slug, id_)
             self.shapes.append((person, name, id_))
         self.people.append(person)
 
@@ -101,9 +106,9 @@ class Storm:
             "signal": {"kind": "signal", "name": "go", "timeout_s": 1, "check": False},
             "wait": {"kind": "timer", "due_at": "2020-01-01T00:00:00Z"},
         }
-        if kind == "workflow" and not step.decision:
+        if kind in WITHIN and not step.decision:
             ref = self.slugs[uuid.UUID(step.user_id), "wide" if step.node == "a" else "gate"]
-            return step.done("waiting", wait={"kind": "execution", "ref": ref, "input": {}}, state=None)
+            return step.done("waiting", wait={"kind": "execution", "of": kind, "ref": ref, "input": {}}, state=None)
         if kind in waits:
             return step.done("waiting", wait=waits[kind], state=None)
         return step.done(output=step.node) | calls

@@ -6,7 +6,7 @@ from typing import Any
 from vanilla_saas.workflows.execution.attempt import Attempt, wrong_type
 from vanilla_saas.workflows.execution.failures import Failure, of_mismatches
 from vanilla_saas.workflows.execution.steps import Outcome, succeeded, waiting
-from vanilla_saas.workflows.nodes import Approval, Signal, Wait, Workflow
+from vanilla_saas.workflows.nodes import Approval, Engine, Signal, Wait, Workflow
 
 
 async def wait(attempt: Attempt, node: Wait) -> Outcome:
@@ -67,15 +67,17 @@ def asked_of_people(title: str, subject: Any, **more: Any) -> dict[str, Any]:
     return {"kind": "approval", "title": title, "subject": subject, **fields, **more}
 
 
-async def workflow(attempt: Attempt, node: Workflow) -> Outcome:
+async def execution(attempt: Attempt, node: Workflow | Engine) -> Outcome:
     """Starts another execution; its output is this step's when it has ended."""
     decision = attempt.step.decision
     if decision is None:
         given = await attempt.compute_object("input", node.input)
-        return waiting({"kind": "execution", "ref": node.ref, "input": given})
+        return waiting({"kind": "execution", "of": node.kind, "ref": node.ref, "input": given})
     if decision.get("status") == "succeeded":
         return succeeded(decision.get("output"))
     error = decision.get("error")
     said = f": {error['message']}" if isinstance(error, dict) and error.get("message") else "."
     details = {name: decision.get(name) for name in ("execution_id", "status", "error")}
-    raise Failure("workflow_failed", f"The execution of {node.ref} ended as {decision.get('status')}{said}", details)
+    raise Failure(
+        f"{node.kind}_failed", f"The execution of {node.ref} ended as {decision.get('status')}{said}", details
+    )
