@@ -12,8 +12,9 @@ For models any OpenAI client is one: `/v1` of the same address.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Any, Literal, Self
 from urllib.parse import quote
 from uuid import UUID
@@ -21,6 +22,7 @@ from uuid import UUID
 import aiohttp
 import orjson
 
+from vanilla_saas.engines.comparison import cases_of, compare, sides_of
 from vanilla_saas.providers.sse import EventSplitter, data_of
 
 Progress = dict[str, Any]
@@ -319,20 +321,24 @@ class Engines:
 
     async def result(self, execution_id: str | UUID) -> Any:
         """Waits for the end and gives the output. Raises WorkflowFailed with the code, ApiError."""
+        run = await self.ended(execution_id)
+        if run["status"] != "succeeded":
+            raise WorkflowFailed(run)
+        return run["output"]
+
+    async def ended(self, execution_id: str | UUID) -> dict[str, Any]:
+        """Waits for the end, whatever it is, and gives the run. Raises ApiError."""
         while True:
             try:
                 run = await self.get(execution_id, wait_s=min(LOOK_S, self._client.timeout_s / 2))
                 if run["finished_at"]:
-                    break
+                    return run
             except ApiError as error:
                 if error.status not in RETRIED:
                     raise
                 await asyncio.sleep(AGAIN_S)
             except (aiohttp.ClientError, TimeoutError):
                 await asyncio.sleep(AGAIN_S)
-        if run["status"] != "succeeded":
-            raise WorkflowFailed(run)
-        return run["output"]
 
     async def run(
         self,
@@ -345,6 +351,46 @@ class Engines:
         """Begins a run, waits for its end and gives the output. Raises as `start` and `result` do."""
         begun = await self.start(ref, input, idempotency_key=idempotency_key, priority=priority)
         return await self.result(begun.execution_id)
+
+    async def compare(
+        self, a: str, b: str, cases: Iterable[Mapping[str, Any]], *, at_once: int = 4, name: str = ""
+    ) -> dict[str, Any]:
+        """Runs both references on each input, and says what that came to: `vanilla-saas engines compare --json`.
+
+        Sent again it takes up what was begun before; another `name` runs everything anew. Raises CaseError (ValueError)
+        for inputs that are no objects and references that mean the same, ApiError.
+        """
+        runs, found = _Runs(self._client), cases_of(cases)
+        return await compare(runs, await sides_of(runs, (a, b), found), found, at_once, name)
+
+
+class _Runs:
+    """Runs of a comparison over HTTP."""
+
+    def __init__(self, client: Client):
+        self._client = client
+
+    async def resolve(self, ref: str) -> dict[str, Any]:
+        told: dict[str, Any] = await self._client.call("GET", "/engine-choice", query={"ref": ref})
+        return told
+
+    async def overlay(self, copy_id: str) -> dict[str, Any]:
+        rows = (await self._client.call("GET", "/engine-copies"))["data"]
+        return next((row["overlay"] for row in rows if row["id"] == copy_id), {})
+
+    async def start(self, ref: str, given: dict[str, Any], key: str | None) -> str:
+        return (await self._client.engines.start(ref, given, idempotency_key=key)).execution_id
+
+    async def ended(self, execution_id: str) -> dict[str, Any]:
+        run = await self._client.engines.ended(execution_id)
+        gates = (await self._client.call("GET", f"{_path(execution_id)}/gates"))["data"]
+        began, ended = (datetime.fromisoformat(run[name]) for name in ("started_at", "finished_at"))
+        told = {name: run[name] for name in ("status", "reason", "error", "output", "charged_tokens", "cost_micros")}
+        return told | {
+            "ms": round((ended - began).total_seconds() * 1000),
+            "gates": len(gates),
+            "gates_passed": sum(gate["passed"] for gate in gates),
+        }
 
 
 def _path(execution_id: str | UUID) -> str:

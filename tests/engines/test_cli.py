@@ -131,3 +131,78 @@ async def test_a_key_is_printed_once_and_opens_one_engine(vs: Cli, floor: Shop) 
     assert tuple(row) == (["engine"], engine.slug, 100)
     assert "Shown once" in (await vs("engines", "key", engine.slug, "--user", user.email)).stdout
     assert (await vs.refused("engines", "key", "none", "--user", user.email)).name == "not_found"
+
+
+CHECKED = {
+    "nodes": [
+        {"id": "a", "kind": "transform", "value": "10 / input.n"},
+        {"id": "g", "kind": "gate", "of": "steps.a.output", "check": "rule", "rule": "value > 3", "on_fail": "branch"},
+        {"id": "b", "kind": "transform", "value": "steps.a.output"},
+    ],
+    "connections": [
+        {"from": "a", "to": "g"},
+        {"from": "g", "to": "b", "on": "passed"},
+        {"from": "g", "to": "b", "on": "failed"},
+    ],
+    "output": "steps.a.output",
+}
+
+
+async def test_two_versions_are_compared_and_taken_up_again(vs: Cli, floor: Shop, tmp_path: Path) -> None:
+    engine = await floor.deploy(CHECKED)
+    await floor.ask(floor.admin, "deploy_engine", engine.slug, await floor.flow(plain("5", output="steps.a.output")))
+    cases, user = tmp_path / "cases.jsonl", await floor.person()
+    cases.write_text('{"n": 2}\n\n{"n": 5}\n{"n": 0}\n{"n": 2}\n')
+    told = (f"{engine.slug}@1", f"{engine.slug}@2", "--user", user.email, "--input", str(cases))
+    found = await vs.json("engines", "compare", *told, code=1)
+    assert [(row["line"], row["a"]["output"], row["b"]["output"], row["equal"]) for row in found["cases"]] == [
+        (1, 5, 5, True), (3, 2, 5, False), (4, None, 5, None), (5, 5, 5, True),
+    ]  # fmt: skip
+    assert found["cases"][2]["a"]["reason"] == "expression_failed"
+    assert (found["equal"], found["compared"]) == (2, 3)
+    a, b = found["a"], found["b"]
+    assert (a["runs"], a["succeeded"], a["failed"], a["gates"], a["gates_passed"]) == (told[0], 3, 1, 3, 2)
+    assert (b["succeeded"], b["failed"], b["gates"], b["charged_tokens"]) == (4, 0, 0, 0)
+    assert 0 <= a["p50_ms"] <= a["p95_ms"]
+    ids = [row[side]["execution_id"] for row in found["cases"] for side in "ab"]
+    assert len(set(ids)) == 8
+
+    again = await vs("engines", "compare", *told, code=1)
+    assert "failed: expression_failed" in again.stdout
+    assert "2 of 3" in again.stdout
+    assert "Equal outputs: 2 of 3" in again.stdout
+    cases.write_text('{"n": 2}\n{"n": 1}\n')
+    more = await vs.json("engines", "compare", *told)
+    begun = [row[side]["execution_id"] for row in more["cases"] for side in "ab"]
+    assert begun[:2] == ids[:2]
+    assert not set(begun[2:]) & set(ids)
+    anew = await vs.json("engines", "compare", *told, "--name", "second")
+    assert not {row[side]["execution_id"] for row in anew["cases"] for side in "ab"} & {*ids, *begun}
+    count = "select count(*) from engine_executions where engine_id = $1"
+    assert await floor.operator.fetchval(count, engine.id) == 14
+
+
+async def test_what_cannot_be_compared_is_refused_before_anything_runs(vs: Cli, floor: Shop, tmp_path: Path) -> None:
+    engine, hidden = await floor.deploy(), await floor.deploy(access="read")
+    await floor.deploy_again(engine)
+    cases, user = tmp_path / "cases.jsonl", await floor.person()
+    who = ("--user", user.email, "--input", str(cases))
+    refs = (f"{engine.slug}@1", f"{engine.slug}@2")
+    assert "does not exist" in (await vs("engines", "compare", *refs, *who, code=2)).stderr
+    for text, said in (
+        ('{"n": 1}\n{"n": \n', "Line 2 is no JSON"),
+        ('{"n": 1}\n\n[1]\n', "Line 3 is no JSON object"),
+        ("\n\n", "no case"),
+    ):
+        cases.write_text(text)
+        assert said in " ".join((await vs("engines", "compare", *refs, *who, code=2)).stderr.split())
+    cases.write_bytes(b'{"n": "\xff"}\n')
+    assert "utf-8" in (await vs("engines", "compare", *refs, *who, code=2)).stderr
+    cases.write_text('{"n": 1}\n')
+    same = await vs("engines", "compare", engine.slug, f"{engine.slug}@stable", *who, code=2)
+    assert f"are both {engine.slug}@1 now" in " ".join(same.stderr.replace("│", "").split())
+    for ref, code in (("none", "not_found"), ("A b", "invalid_request"), (hidden.slug, "forbidden")):
+        assert (await vs.refused("engines", "compare", refs[0], ref, *who)).name == code
+    assert (await vs.refused("engines", "compare", *refs, "--user", "nobody@x.test", *who[2:])).name == "not_found"
+    count = "select count(*) from engine_executions where user_id = $1"
+    assert await floor.operator.fetchval(count, user.identity.user_id) == 0

@@ -52,3 +52,31 @@ async def test_a_run_that_fails_has_its_code_and_one_that_lasts_is_asked_for_aga
         assert not result.done()
         await client.workflows.signal(begun.execution_id, "go")
         await result
+
+
+async def test_two_references_are_compared(address: str, floor: Shop) -> None:
+    shape = plain("input.n * (input.tone == 'kind' ? 2 : 3)", output="steps.a.output")
+    shape["input"] = {"type": "object", "properties": {"n": {"type": "integer"}, "tone": {"type": "string"}}}
+    engine = await floor.deploy(shape, p_parameters={"tone": {"type": "string", "default": "kind"}})
+    user = await floor.person()
+    await floor.ask(user, "fork_engine", engine.slug, "mine", {"tone": "short"})
+    cases = [{"n": 0}, {"n": 2}, {"n": "x"}]
+    async with Client(address, user.key) as client:
+        found = await client.engines.compare(engine.slug, "my/mine", cases)
+        assert [(row["a"]["output"], row["b"]["output"], row["equal"]) for row in found["cases"]] == [
+            (0, 0, True), (4, 6, False), (None, None, None),
+        ]  # fmt: skip
+        assert (found["a"]["runs"], found["b"]["runs"]) == (f"{engine.slug}@1", "my/mine")
+        assert (found["b"]["failed"], found["cases"][2]["b"]["reason"]) == (1, "input_invalid")
+        again = await client.engines.compare(engine.slug, "my/mine", cases)
+        assert again == found
+        # a copy that was changed is another one to run
+        await floor.ask(user, "fork_engine", engine.slug, "mine", {"tone": "kind"})
+        changed = await client.engines.compare(engine.slug, "my/mine", cases)
+        assert (changed["equal"], changed["compared"]) == (2, 2)
+        assert changed["cases"][0]["a"] == found["cases"][0]["a"]
+        with pytest.raises(ValueError, match="both"):
+            await client.engines.compare(engine.slug, f"{engine.slug}@1", cases)
+        with pytest.raises(ApiError) as refused:
+            await client.engines.compare(engine.slug, "none", cases)
+        assert refused.value.code == "not_found"

@@ -10,7 +10,7 @@ import typer
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
-from vanilla_saas.engines import run_cli, store
+from vanilla_saas.engines import compare_cli, run_cli, store
 from vanilla_saas.engines.models import Access, Alias, Mode, Target
 from vanilla_saas.tenancy.cli import expiry
 from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
@@ -336,3 +336,4 @@ def key(
 
 
 engines.command("run")(run_cli.run)
+engines.command("compare")(compare_cli.compare)

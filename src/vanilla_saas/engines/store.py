@@ -83,6 +83,16 @@ where x.tenant_id = $1 and x.id = $2 and ($3::uuid is null or x.api_key_id = $3)
 ENDED = """
 select e.finished_at is not null from public.workflow_executions e where e.tenant_id = $1 and e.id = $2
 """
+COMPARED = """
+select e.status, e.reason, e.error, e.output, e.charged_tokens, e.cost_micros,
+    (extract(epoch from e.finished_at - e.started_at) * 1000)::bigint as ms, g.gates, g.gates_passed
+from public.workflow_executions e
+cross join lateral (
+    select count(*) as gates, count(*) filter (where q.passed) as gates_passed
+    from public.quality_gate_results q
+    where q.tenant_id = e.tenant_id and q.execution_id = e.id) g
+where e.tenant_id = $1 and e.id = $2 and e.finished_at is not null
+"""
 MINE = """
 select engine_id, platform, slug, name, description, access, version, alias, mode, input, output, parameters
 from public.my_engines($1, $2)
@@ -337,6 +347,12 @@ async def run(connection: asyncpg.Connection, tenant_id: UUID, execution_id: UUI
     if row is None:
         raise VanillaError("not_found", "no such run of an engine", {"execution_id": str(execution_id)})
     return dict(row)
+
+
+async def compared(connection: asyncpg.Connection, tenant_id: UUID, execution_id: UUID) -> Answer | None:
+    """What a run came to, with the judgements of its gates; None while it is not over."""
+    row = await connection.fetchrow(COMPARED, tenant_id, execution_id)
+    return None if row is None else dict(row)
 
 
 async def ended(connection: asyncpg.Connection, tenant_id: UUID, execution_id: UUID) -> bool:

@@ -2,7 +2,8 @@
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack, nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,20 +97,30 @@ async def follow_to_the_end(
     connection: asyncpg.Connection, where: Addresses, owner: UUID, execution: UUID, quiet: bool
 ) -> Answer:
     """The execution as it ended, after showing how it went; steps that no worker takes run here."""
-    progress = await execution_store.progress(connection, owner, execution)
-    lacking = await execution_store.pools_without_worker(
-        connection, owner, UUID(progress["workflow_id"]), progress["version"]
-    )
-    async with AsyncExitStack() as stack:
-        if lacking:
-            typer.echo("No worker is running: the steps run here.", err=True)
-            settings = Settings()
-            configure_logs(settings.model_copy(update={"log_level": "warning"}))
-            signer = load_signer(settings)
-            options = options_of(settings, pools=tuple(lacking))
-            alone = worker_alone(settings, options, where, signer, drain_s=DRAIN_S)
-            await stack.enter_async_context(working(await stack.enter_async_context(alone)))
+    async with worked(connection, where, owner, [execution]):
         return await _watch(connection, owner, execution, quiet)
+
+
+@asynccontextmanager
+async def worked(
+    connection: asyncpg.Connection, where: Addresses, owner: UUID, begun: Sequence[UUID]
+) -> AsyncIterator[None]:
+    """While the block runs, steps that no worker takes run here: of the versions of what has begun."""
+    lacking: set[str] = set()
+    for execution in begun:
+        progress = await execution_store.progress(connection, owner, execution)
+        workflow = UUID(progress["workflow_id"]), progress["version"]
+        lacking |= set(await execution_store.pools_without_worker(connection, owner, *workflow))
+    if not lacking:
+        yield
+        return
+    typer.echo("No worker is running: the steps run here.", err=True)
+    settings = Settings()
+    configure_logs(settings.model_copy(update={"log_level": "warning"}))
+    signer = load_signer(settings)
+    options = options_of(settings, pools=tuple(sorted(lacking)))
+    async with worker_alone(settings, options, where, signer, drain_s=DRAIN_S) as alone, working(alone):
+        yield
 
 
 def read_input(values: list[str], file: Path | None = None, option: str = "--input") -> Answer:
