@@ -129,6 +129,28 @@ class Client:
                     if data := data_of(event):
                         yield name.decode(), orjson.loads(data)
 
+    async def follow(self, path: str) -> AsyncIterator[Progress]:
+        """What a stream of events tells, put together: now, at each change, at the end. One that breaks off goes on.
+
+        Raises ApiError when it is refused.
+        """
+        progress: Progress | None = None
+        while True:
+            try:
+                async for name, data in self.stream(path):
+                    if name == "error":
+                        raise ApiError(data.get("status", 500), data)
+                    progress = _merged(progress, data)
+                    yield progress
+                    if name == "end":
+                        return
+            except ApiError as error:
+                if error.status not in RETRIED:
+                    raise
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            await asyncio.sleep(AGAIN_S)
+
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise RuntimeError("Open the client first: async with Client(...) as client.")
@@ -188,22 +210,8 @@ class Workflows:
 
         Raises ApiError when it is refused.
         """
-        progress: Progress | None = None
-        while True:
-            try:
-                async for name, data in self._client.stream(f"{_path(execution_id)}/events"):
-                    if name == "error":
-                        raise ApiError(data.get("status", 500), data)
-                    progress = _merged(progress, data)
-                    yield progress
-                    if name == "end":
-                        return
-            except ApiError as error:
-                if error.status not in RETRIED:
-                    raise
-            except (aiohttp.ClientError, TimeoutError):
-                pass
-            await asyncio.sleep(AGAIN_S)
+        async for progress in self._client.follow(f"{_path(execution_id)}/events"):
+            yield progress
 
     async def result(self, execution_id: str | UUID) -> Any:
         """Waits for the end and gives the output. Raises WorkflowFailed with the code, ApiError."""
@@ -315,9 +323,16 @@ class Engines:
 
     async def get(self, execution_id: str | UUID, *, wait_s: float = 0) -> dict[str, Any]:
         """A run as it is now, or as soon as it is over, after `wait_s` at the latest."""
-        path = f"/engine-runs/{quote(str(execution_id), safe='')}"
-        found: dict[str, Any] = await self._client.call("GET", path, query={"wait_s": str(wait_s)})
+        found: dict[str, Any] = await self._client.call("GET", _run(execution_id), query={"wait_s": str(wait_s)})
         return found
+
+    async def follow(self, execution_id: str | UUID) -> AsyncIterator[dict[str, Any]]:
+        """The run now, whenever it changes, and as it ended; with a key of an engine too, of runs that it began.
+
+        Raises ApiError when it is refused.
+        """
+        async for run in self._client.follow(f"{_run(execution_id)}/events"):
+            yield run
 
     async def result(self, execution_id: str | UUID) -> Any:
         """Waits for the end and gives the output. Raises WorkflowFailed with the code, ApiError."""
@@ -397,10 +412,16 @@ def _path(execution_id: str | UUID) -> str:
     return f"/workflow-executions/{quote(str(execution_id), safe='')}"
 
 
+def _run(execution_id: str | UUID) -> str:
+    return f"/engine-runs/{quote(str(execution_id), safe='')}"
+
+
 def _merged(before: Progress | None, told: Progress) -> Progress:
     """`told` is the whole when it has an input, else what changed of it."""
     if before is None or "input" in told:
         return told
+    if "steps" not in before:
+        return before | told
     changed = {step["node"]: step for step in told.get("steps", ())}
     return before | told | {"steps": [changed.get(step["node"], step) for step in before["steps"]]}
 

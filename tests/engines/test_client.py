@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import serve, settings_for
 from tests.engines.shop import Shop, plain
+from tests.engines.test_engines import made_key
 from vanilla_saas import client as clients
 from vanilla_saas.app import create_app
 from vanilla_saas.client import ApiError, Client, WorkflowFailed
@@ -52,6 +53,24 @@ async def test_a_run_that_fails_has_its_code_and_one_that_lasts_is_asked_for_aga
         assert not result.done()
         await client.workflows.signal(begun.execution_id, "go")
         await result
+
+
+async def test_a_run_is_followed_with_a_key_of_the_engine(address: str, floor: Shop) -> None:
+    waits = await floor.deploy({"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []})
+    user = await floor.person()
+    key, _ = await made_key(floor, user, waits.slug)
+    async with Client(address, key) as site, Client(address, user.key) as person:
+        begun = await site.engines.start()
+        told: list[tuple[str, bool]] = []
+        async for run in site.engines.follow(begun.execution_id):
+            told.append((run["status"], run["output"] is None))
+            assert (run["execution_id"], run["version"]) == (begun.execution_id, 1)
+            if len(told) == 1:
+                await person.workflows.signal(begun.execution_id, "go", 5)
+        assert told == [("running", True), ("succeeded", False)]
+        with pytest.raises(ApiError) as refused:
+            await anext(site.workflows.follow(begun.execution_id))
+        assert refused.value.code == "forbidden"
 
 
 async def test_two_references_are_compared(address: str, floor: Shop) -> None:

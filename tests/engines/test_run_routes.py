@@ -12,7 +12,9 @@ from fastapi import FastAPI
 from tests.conftest import Person, serve, settings_for
 from tests.engines.shop import Made, Shop, plain
 from tests.tokens.test_routes import get, post
+from tests.workflows.test_events import following
 from vanilla_saas.app import create_app
+from vanilla_saas.workflows import execution_events
 
 INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 WAITS = {"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []}
@@ -138,8 +140,9 @@ async def test_a_key_of_an_engine_runs_it_sees_what_it_began_and_opens_nothing_e
     user = await floor.person()
     key, twin = [await key_for(http, floor, user, doubling.slug) for _ in range(2)]
     ran, _ = await post(http, key, "/engines/run", {"input": {"n": 3}, "wait_s": 20, "idempotency_key": "one"})
-    assert (ran["output"], ran["source"], ran["events"]) == (6, "key", None)
+    assert (ran["output"], ran["source"]) == (6, "key")
     assert ran["follow"] == f"/api/v1/engine-runs/{ran['execution_id']}"
+    assert ran["events"] == f"{ran['follow']}/events"
     path = ran["follow"].removeprefix("/api/v1")
     assert (await get(http, key, path, wait_s=1))["output"] == 6
     assert (await get(http, user, path))["output"] == 6
@@ -156,6 +159,63 @@ async def test_a_key_of_an_engine_runs_it_sees_what_it_began_and_opens_nothing_e
         await post(http, key, "/engines/run", {"input": {"n": 1}} | wrong, status=status)
     await floor.operator.execute("select revoke_api_key($1)", key.key_id)
     await post(http, key, "/engines/run", {"input": {"n": 3}}, status=401)
+
+
+async def test_a_key_of_an_engine_follows_what_it_began_and_nothing_else(
+    http: aiohttp.ClientSession, floor: Shop, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, user = await floor.deploy(WAITS), await floor.person()
+    key, twin = [await key_for(http, floor, user, engine.slug) for _ in range(2)]
+    begun, _ = await post(http, key, "/engines/run", {}, status=202)
+    own, _ = await post(http, user, "/engines/run", {"ref": engine.slug}, status=202)
+    path = begun["events"].removeprefix("/api/v1")
+    assert path == f"/engine-runs/{begun['execution_id']}/events"
+    refused = [
+        (twin, path, 404),
+        (await floor.person(), path, 404),
+        (key, f"/engine-runs/{own['execution_id']}/events", 404),
+        (key, f"/engine-runs/{uuid.uuid4()}/events", 404),
+        (key, f"/workflow-executions/{begun['execution_id']}/events", 403),
+        (await floor.room.people.user(scopes=["chat"]), path, 403),
+    ]
+    for person, what, status in refused:
+        await get(http, person, what, status=status)
+    streams = app.state.streams
+    with monkeypatch.context() as full:
+        full.setattr(streams, "most", 0)
+        await get(http, key, path, status=429)
+    async with following(http, key, begun["events"]) as events:
+        name, first = await anext(events)
+        assert (name, first) == ("progress", await get(http, key, f"/engine-runs/{begun['execution_id']}"))
+        assert (first["status"], first["finished_at"], first["charged_tokens"]) == ("running", None, 0)
+        await post(http, user, f"/workflow-executions/{begun['execution_id']}/pause", None)
+        assert await anext(events) == ("progress", {"status": "paused"})
+        await post(http, user, f"/workflow-executions/{begun['execution_id']}/resume", None)
+        assert await anext(events) == ("progress", {"status": "running"})
+        await post(http, user, f"/workflow-executions/{begun['execution_id']}/signals", {"name": "go", "payload": 7})
+        name, last = await anext(events)
+        assert (name, last) == ("end", await get(http, key, f"/engine-runs/{begun['execution_id']}"))
+        assert (last["status"], last["output"]) == ("succeeded", {"s": 7})
+        assert [event async for event in events] == []
+    async with following(http, user, f"/api/v1{path}") as events:
+        told = [event async for event in events]
+    assert [name for name, _ in told] == ["progress", "end"]
+    assert told[0][1]["output"] == {"s": 7}
+    assert streams.open == 0
+
+
+async def test_a_revoked_key_is_not_told_the_end(
+    http: aiohttp.ClientSession, floor: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution_events, "KEEP_ALIVE_S", 0.1)
+    engine, user = await floor.deploy(WAITS), await floor.person()
+    key = await key_for(http, floor, user, engine.slug)
+    begun, _ = await post(http, key, "/engines/run", {}, status=202)
+    async with following(http, key, begun["events"]) as events:
+        assert (await anext(events))[0] == "progress"
+        await floor.operator.execute("select revoke_api_key($1)", key.key_id)
+        told = [event async for event in events if event[0]]
+    assert [(name, problem["code"]) for name, problem in told] == [("error", "authentication_failed")]
 
 
 async def test_a_key_of_an_engine_is_made_by_admins_for_what_its_user_may_run(

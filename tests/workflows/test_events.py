@@ -55,6 +55,14 @@ async def started(desk: Room, http: aiohttp.ClientSession, person: Person | None
 async def watching(
     http: aiohttp.ClientSession, person: Person, execution: str
 ) -> AsyncIterator[AsyncIterator[tuple[str, Any]]]:
+    async with following(http, person, f"/api/v1/workflow-executions/{execution}/events") as told:
+        yield told
+
+
+@asynccontextmanager
+async def following(
+    http: aiohttp.ClientSession, person: Person, path: str
+) -> AsyncIterator[AsyncIterator[tuple[str, Any]]]:
     """Name and data of each event; comments as ("", text)."""
 
     async def events(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:
@@ -68,7 +76,6 @@ async def watching(
             elif line.startswith(b":"):
                 yield "", line.decode().strip()
 
-    path = f"/api/v1/workflow-executions/{execution}/events"
     async with http.get(path, headers=person.headers, timeout=aiohttp.ClientTimeout(total=60)) as answer:
         assert answer.status == 200, await answer.text()
         assert answer.content_type == "text/event-stream"

@@ -310,7 +310,7 @@ class Run(Answer):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     follow: str = Field(description="where it is read")
-    events: str | None = Field(None, description="its server-sent events; null for a key of an engine")
+    events: str = Field(description="its server-sent events: of the execution, or for a key of an engine of the run")
 
 
 class Started(Run):

@@ -3,7 +3,9 @@
 from typing import Annotated
 from uuid import UUID
 
+import asyncpg
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
@@ -22,6 +24,8 @@ from vanilla_saas.tenancy.identity import (
 )
 from vanilla_saas.tenancy.models import NewKey
 from vanilla_saas.web import tell_replay
+from vanilla_saas.workflows import execution_events
+from vanilla_saas.workflows.execution_events import Identify
 from vanilla_saas.workflows.execution_routes import Key, require_spender
 
 router = APIRouter(prefix="/api/v1", tags=["engines"])
@@ -73,14 +77,17 @@ async def _by_key(request: Request, caller: Caller, body: RunBody, key: str | No
     )
 
 
-async def _told(request: Request, caller: Caller, execution_id: UUID, wait_s: float) -> store.Answer:
-    database, key_id = request.app.state.database, runs.key_of_engine(caller)
-
+def _again(request: Request, caller: Caller) -> Identify:
     async def again() -> Identity:
         tenant = caller.identity.tenant_id if "x-vanilla-tenant" in request.headers else None
-        return (await identify(database, caller.token, tenant)).identity
+        return (await identify(request.app.state.database, caller.token, tenant)).identity
 
-    await runs.wait(request.app.state.ends, caller, execution_id, wait_s, again)
+    return again
+
+
+async def _told(request: Request, caller: Caller, execution_id: UUID, wait_s: float) -> store.Answer:
+    key_id = runs.key_of_engine(caller)
+    await runs.wait(request.app.state.ends, caller, execution_id, wait_s, _again(request, caller))
     async with acting(request, caller, read_only=True) as connection:
         found = await store.run(connection, caller.identity.tenant_id, execution_id, key_id)
     return runs.told(found, key_id)
@@ -100,6 +107,31 @@ async def engine_run(
         async with acting(request, caller, read_only=True) as connection:
             await store.run(connection, caller.identity.tenant_id, execution_id, runs.key_of_engine(caller))
     return Run(**await _told(request, caller, execution_id, wait_s))
+
+
+@router.get("/engine-runs/{execution_id}/events", response_class=StreamingResponse)
+async def events(request: Request, caller: CurrentCaller, execution_id: UUID) -> StreamingResponse:
+    """Server-sent events of a run: `progress` with all of it, then with what changed, `end` with the output.
+
+    A key of an engine follows those that it began. `error` is a problem, after which nothing follows.
+    """
+    key_id = runs.key_of_engine(caller)
+    if key_id is None:
+        caller.require_scope("read")
+    database, streams = request.app.state.database, request.app.state.streams
+    streams.refuse_when_full()
+
+    async def look(connection: asyncpg.Connection) -> store.Answer:
+        found = await store.run(connection, caller.identity.tenant_id, execution_id, key_id)
+        return Run(**runs.told(found, key_id)).model_dump(mode="json")
+
+    async with acting(request, caller, read_only=True) as connection:
+        first = await look(connection)
+    return StreamingResponse(
+        execution_events.events(database, caller.identity, first, streams, _again(request, caller), look),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
 
 
 @router.post("/engine-keys", status_code=201)

@@ -40,12 +40,12 @@ async def wait(ends: Ends, caller: Caller, execution_id: UUID, seconds: float, i
 def told(run: dict[str, Any], key_id: UUID | None) -> dict[str, Any]:
     """A row of a run with its estimate and where it is followed."""
     run = dict(run)
-    path = f"/api/v1/workflow-executions/{run['execution_id']}"
+    execution, own = (f"/api/v1/{path}/{run['execution_id']}" for path in ("workflow-executions", "engine-runs"))
     run["estimate"] = {
         "p50": run.pop("estimate_p50"), "p95": run.pop("estimate_p95"), "runs": run.pop("estimated_from"),
     }  # fmt: skip
-    run["follow"] = path if key_id is None else f"/api/v1/engine-runs/{run['execution_id']}"
-    return run | {"events": f"{path}/events" if key_id is None else None}
+    run["follow"] = execution if key_id is None else own
+    return run | {"events": f"{run['follow']}/events"}
 
 
 def refuse_failed(run: dict[str, Any]) -> None:

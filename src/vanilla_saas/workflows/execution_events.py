@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import orjson
 import structlog
 
@@ -30,6 +31,8 @@ KEEP_ALIVE = b": still here\n\n"
 AGAIN = ("saturated", "database_unavailable")
 Identify = Callable[[], Awaitable[Identity]]
 """Looks the caller up again. Raises VanillaError when the key or session is not good any more."""
+Look = Callable[[asyncpg.Connection], Awaitable[dict[str, Any]]]
+"""Something with a `finished_at`, as it is now; all of it each time."""
 
 
 class Streams:
@@ -99,25 +102,35 @@ async def whole(database: Database, identity: Identity, execution_id: UUID) -> d
 
 
 async def events(
-    database: Database, identity: Identity, first: dict[str, Any], streams: Streams, identify: Identify
+    database: Database,
+    identity: Identity,
+    first: dict[str, Any],
+    streams: Streams,
+    identify: Identify,
+    look: Look | None = None,
 ) -> AsyncIterator[bytes]:
-    """Server-sent events of an execution from `first`, which `whole` gave, to its end.
+    """Server-sent events of an execution from `first`, which `whole` gave, to its end; or of what `look` gives.
 
     `progress` is the whole at first, then the fields and steps that changed; `end` is the whole with the output;
     `error` is a problem, after which nothing follows.
     """
     with streams.one():
         try:
-            async for event in _events(database, identity, first, streams, identify):
+            async for event in _events(database, identity, first, streams, identify, look):
                 yield event
         except VanillaError as error:
             yield _event("error", error.problem())
 
 
 async def _events(
-    database: Database, identity: Identity, first: dict[str, Any], streams: Streams, identify: Identify
+    database: Database,
+    identity: Identity,
+    first: dict[str, Any],
+    streams: Streams,
+    identify: Identify,
+    look: Look | None,
 ) -> AsyncIterator[bytes]:
-    execution_id, known, clock = UUID(first["id"]), first, asyncio.get_running_loop().time
+    known, clock = first, asyncio.get_running_loop().time
     yield b"retry: 1000\n\n" + _event("progress", first)
     looked_s, told_at = 0.0, clock()
     while known["finished_at"] is None:
@@ -130,24 +143,26 @@ async def _events(
             yield KEEP_ALIVE
         try:
             async with streams.looks, database.transaction(identity, read_only=True) as connection:
-                found = await store.watch(connection, execution_id)
+                found = await (look(connection) if look else store.watch(connection, UUID(first["id"])))
         except VanillaError as error:
             if error.name not in AGAIN:
                 raise
-            log.info("execution_not_seen", execution_id=str(execution_id), error=error.name)
+            log.info("execution_not_seen", execution_id=first.get("id"), error=error.name)
             continue
         looked_s = clock() - began
         if (changed := changes(known, found)) and found["finished_at"] is None:
             yield _event("progress", changed)
         known = found
-    yield _event("end", await whole(database, identity, execution_id) if known is not first else first)
+    if look is None and known is not first:
+        known = await whole(database, identity, UUID(first["id"]))
+    yield _event("end", known)
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Fields of `after` that differ, and of its steps those that do; empty: none."""
     changed = {name: value for name, value in after.items() if name != "steps" and before.get(name) != value}
-    was = {step["node"]: step for step in before["steps"]}
-    steps = [step for step in after["steps"] if was.get(step["node"]) != step]
+    was = {step["node"]: step for step in before.get("steps", ())}
+    steps = [step for step in after.get("steps", ()) if was.get(step["node"]) != step]
     return changed | ({"steps": steps} if steps else {})
 
 
