@@ -2514,21 +2514,31 @@ $f$;
 comment on function public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid) is
     'Keeps the SHA-256 of a key the caller made; own keys, or any user''s by an admin. Returns the id.';
 
-create or replace function public.revoke_api_key(p_key_id uuid, p_tenant_id uuid default null) returns void
+create or replace function vanilla.key_lock(p_key_id uuid) returns bigint language sql immutable
+    return hashtextextended('vanilla_saas.key ' || p_key_id, 0);
+comment on function vanilla.key_lock(uuid) is 'The advisory lock at which revoking a key waits for the runs that it is beginning.';
+
+create or replace function public.revoke_api_key(p_key_id uuid, p_tenant_id uuid default null, p_cancel_runs boolean default true) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid := vanilla.member_tenant(p_tenant_id);
     v_row public.api_keys;
+    v_cancelled integer := 0;
 begin
-    update public.api_keys set revoked_at = coalesce(revoked_at, vanilla.clock())
+    select * into v_row from public.api_keys
         where id = p_key_id and (tenant_id = v_tenant or v_tenant is null)
-          and (vanilla.claim(5) is distinct from 'user' or user_id = vanilla.claim(4)::uuid)
-        returning * into v_row;
+          and (vanilla.claim(5) is distinct from 'user' or user_id = vanilla.claim(4)::uuid);
     if not found then perform vanilla.refuse('VS404', 'no such key'); end if;
-    perform vanilla.audit(v_row.tenant_id, 'api_key.revoked', 'api_key', v_row.id, jsonb_build_object('prefix', v_row.prefix));
+    if v_row.engine_id is not null and p_cancel_runs is not false then      -- 006; executions and wallets before keys, as calls lock them
+        perform pg_advisory_xact_lock(vanilla.key_lock(v_row.id));
+        v_cancelled := vanilla.cancel_runs_of_key(v_row);
+    end if;
+    update public.api_keys set revoked_at = coalesce(revoked_at, vanilla.clock()) where tenant_id = v_row.tenant_id and id = v_row.id;
+    perform vanilla.audit(v_row.tenant_id, 'api_key.revoked', 'api_key', v_row.id, jsonb_build_object('prefix', v_row.prefix, 'runs_cancelled', v_cancelled));
 end
 $f$;
-comment on function public.revoke_api_key(uuid, uuid) is 'The next call with this key is refused; own keys, or any of the tenant''s by an admin.';
+comment on function public.revoke_api_key(uuid, uuid, boolean) is
+    'The next call with this key is refused; own keys, or any of the tenant''s by an admin. What a key of an engine began and has not ended is cancelled with the reason key_revoked, unless p_cancel_runs is false.';
 
 create or replace function vanilla.key_identity(p_key_hash bytea) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
@@ -2556,7 +2566,7 @@ grant execute on function
     public.erase_user(uuid, text, uuid), public.start_person_export(uuid, uuid), public.open_person_rows(uuid, uuid, text),
     vanilla.platform_rows(uuid, uuid, text), vanilla.person_tenant(uuid, uuid),
     public.issue_one_time_token(uuid, bytea, uuid),
-    public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid), public.revoke_api_key(uuid, uuid)
+    public.create_api_key(text, text, bytea, text[], timestamptz, bigint, uuid, uuid), public.revoke_api_key(uuid, uuid, boolean)
     to vanilla_app, vanilla_operator;
 grant execute on function vanilla.claim_super_admin() to vanilla_operator;
 grant execute on function

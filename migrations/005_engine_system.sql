@@ -2,8 +2,9 @@
 --
 -- Tables:  ai_engines, engine_versions, engine_aliases, level_engines, engine_assignments, user_engines, engine_executions
 -- Public:  deploy_, set_, promote_, rollback_, retire_engine; set_level_engine; assign_, unassign_engine; fork_engine,
---          delete_engine_copy; resolve_engine, explain_engine, my_engines; execute_engine, create_engine_key; engine_report
--- Runtime: execute_by_key     a key of the scope engine runs its engine, as its user
+--          rebase_engine_copy, rebase_engine_copies, delete_engine_copy; resolve_engine, explain_engine, my_engines, offered_engines;
+--          preview_engine, execute_engine, create_engine_key; engine_report
+-- Runtime: execute_by_key     a key of the scope engine runs its engine, as its user; preview_by_key what it would run
 -- Private: engine_candidates  everything that could choose an engine for a user, and why it does not
 --          resolve_engines    the first of them that may be run
 -- Others:  forget_engines     erase_person of 001 calls it
@@ -674,9 +675,12 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
                 and (e.tenant_id = a.tenant_id or e.tenant_id = vanilla.platform() and e.offered) order by e.tenant_id = vanilla.platform() limit 1) e
         union all
         select a.nr, case when a.ref is null then 1 else 0 end, case when a.ref is null then 'copy' else 'reference' end, c.id, 0, c.updated_at, c.engine_tenant_id, c.engine_id,
-                c.version, null, '-infinity', 'infinity'
+                case when p.pin is null then c.version when p.pin ~ '^[0-9]+$' then p.pin::integer end, case when p.pin !~ '^[0-9]+$' then nullif(p.pin, '') end,
+                '-infinity', 'infinity'
             from asked a join public.user_engines c on c.tenant_id = a.tenant_id and c.user_id = a.user_id
-            where a.ref is null and c.is_default or a.ref = 'my/' || c.slug
+            -- my/slug@3, and my/slug@ for what the name means: what a copy would be there. Nobody's reference, but rebase_copy's
+            cross join lateral (select substr(a.ref, nullif(strpos(a.ref, '@'), 0) + 1) as pin) p
+            where a.ref is null and c.is_default or split_part(a.ref, '@', 1) = 'my/' || c.slug
         union all
         select a.nr, case s.target when 'user' then 2 when 'level' then 3 when 'tier' then 4 when 'tenant' then 5 else 6 end, s.target, s.id, s.priority, s.assigned_at,
                 s.engine_tenant_id, s.engine_id, s.pin_version, s.pin_alias, s.valid_from, s.valid_to
@@ -806,6 +810,29 @@ $f$;
 comment on function public.my_engines(uuid, uuid) is
     'The cards of the engines a user may read or run: name, the version that the name means to them, schemas, parameters. Own, or any user''s by an admin.';
 
+create or replace function public.offered_engines(p_tenant_id uuid default null)
+returns table (engine_id uuid, slug text, name text, description text, default_access text, version integer, mode text, input jsonb, output jsonb, parameters jsonb, hidden boolean,
+    levels jsonb)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+begin
+    return query
+        select e.id, e.slug, e.name, e.description, e.default_access, v.version, v.mode, v.config -> 'input', nullif(v.config -> 'output', 'null'), v.config -> 'parameters',
+            exists (select from public.ai_engines o where o.tenant_id = v_tenant and o.slug = e.slug and o.id <> e.id),
+            (select coalesce(jsonb_agg(jsonb_build_object('level_id', l.id, 'level', l.slug, 'name', l.name, 'tier', l.tier, 'access', x.access) order by l.tier, l.slug), '[]')
+                from public.levels l
+                left join public.level_engines x on x.tenant_id = l.tenant_id and x.level_id = l.id and x.engine_tenant_id = e.tenant_id and x.engine_id = e.id
+                where l.tenant_id = v_tenant)
+        from public.ai_engines e
+        join public.engine_aliases a on a.tenant_id = e.tenant_id and a.engine_id = e.id and a.alias = 'stable'
+        join public.engine_versions v on v.tenant_id = e.tenant_id and v.engine_id = e.id and v.version = a.version
+        where e.tenant_id = vanilla.platform() and e.offered and e.status = 'active' order by e.slug;
+end
+$f$;
+comment on function public.offered_engines(uuid) is
+    'The engines that the platform offers, whatever anybody may with them, with what each of the tenant''s levels says; hidden: the tenant has one of the same name. Admin or operator.';
+
 create or replace function vanilla.refuse_engine(p_ref text, p_found record) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -842,6 +869,30 @@ $f$;
 comment on function vanilla.runnable_engine(public.users, text) is 'What a user runs by a reference, or a refusal.';
 
 -- copies -----------------------------------------------------------------------------------------------------------
+create or replace function vanilla.check_overlay(p_overlay jsonb) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    if jsonb_typeof(p_overlay) is distinct from 'object' or octet_length(p_overlay::text) > 65536 then
+        perform vanilla.refuse('VS400', 'an overlay is a JSON object of at most 64 KiB', '{"param": "overlay"}');
+    end if;
+end
+$f$;
+comment on function vanilla.check_overlay(jsonb) is 'Refuses what no copy keeps as its values.';
+
+create or replace function vanilla.overlay_misfit(p_parameters jsonb, p_name text, p_value jsonb) returns text language sql immutable
+    return case when p_parameters ? p_name then vanilla.parameter_misfit(p_parameters -> p_name, p_value) else 'The engine declares no such parameter.' end;
+comment on function vanilla.overlay_misfit(jsonb, text, jsonb) is 'Why a value does not fit what a version declares, as a sentence; null: it does.';
+
+create or replace function vanilla.overlay_problems(p_parameters jsonb, p_overlay jsonb) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select coalesce(jsonb_agg(jsonb_build_object('node', null, 'field', 'overlay.' || left(o.key, 63),
+            'code', case when p_parameters ? o.key then 'parameter_invalid' else 'parameter_undeclared' end, 'message', m.message) order by o.key), '[]')
+        from jsonb_each(p_overlay) o
+        cross join lateral (select vanilla.overlay_misfit(p_parameters, o.key, o.value) as message) m
+        where m.message is not null
+$f$;
+comment on function vanilla.overlay_problems(jsonb, jsonb) is 'Which of a copy''s values do not fit what a version declares, and why.';
+
 create or replace function public.fork_engine(p_ref text, p_slug text, p_overlay jsonb default '{}', p_is_default boolean default false, p_user_id uuid default null,
     p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -853,18 +904,12 @@ declare
     v_id uuid;
 begin
     if p_ref is null then perform vanilla.refuse('VS400', 'a copy is of an engine that is named', '{"param": "ref"}'); end if;
-    if jsonb_typeof(p_overlay) is distinct from 'object' or octet_length(p_overlay::text) > 65536 then
-        perform vanilla.refuse('VS400', 'an overlay is a JSON object of at most 64 KiB', '{"param": "overlay"}');
-    end if;
+    perform vanilla.check_overlay(p_overlay);
     v_found := vanilla.runnable_engine(v_user, p_ref);
     select v.config -> 'parameters' into v_parameters from public.engine_versions v
         where v.tenant_id = v_found.engine_tenant_id and v.engine_id = v_found.engine_id and v.version = v_found.version;
-    select jsonb_agg(jsonb_build_object('node', null, 'field', 'overlay.' || left(o.key, 63), 'code', case when v_parameters ? o.key then 'parameter_invalid' else 'parameter_undeclared' end,
-            'message', m.message) order by o.key) into v_problems
-        from jsonb_each(p_overlay) o
-        cross join lateral (select case when v_parameters ? o.key then vanilla.parameter_misfit(v_parameters -> o.key, o.value) else 'The engine declares no such parameter.' end as message) m
-        where m.message is not null;
-    if v_problems is not null then
+    v_problems := vanilla.overlay_problems(v_parameters, p_overlay);
+    if v_problems <> '[]' then
         perform vanilla.refuse('VS422', 'the overlay does not fit the engine''s parameters', jsonb_build_object('param', 'overlay', 'problems', v_problems), v_problems #>> '{0,message}');
     end if;
     -- two that become the default meet here; before hold_open, whose weaker lock two would keep and wait for each other's
@@ -891,6 +936,115 @@ $f$;
 comment on function public.fork_engine(text, text, jsonb, boolean, uuid, uuid) is
     'Makes a user''s copy of an engine they may run, or changes the one of this slug: it stays on the version that the reference means now, with values of its own for declared parameters. VS422 for any other.';
 
+create or replace function vanilla.rebase_copy(p_copy public.user_engines, p_to text, p_overlay jsonb, p_drop boolean, p_dry_run boolean) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_ref text := 'my/' || p_copy.slug;
+    v_found record;
+    v_parameters jsonb;
+    v_overlay jsonb := p_copy.overlay;
+    v_conflicts jsonb;
+    v_changed boolean;
+begin
+    select * into v_found from vanilla.resolve_engines(array[p_copy.tenant_id], array[p_copy.user_id], array[v_ref || '@' || coalesce(p_to, '')], vanilla.clock());
+    if v_found.reason = 'no_version' then
+        perform vanilla.refuse('VS404', 'no such version', jsonb_build_object('param', 'to', 'engine', v_found.engine, 'version', coalesce(p_to, 'stable')));
+    elsif v_found.reason in ('not_entitled', 'not_offered') and vanilla.claim(5) = 'user' then
+        perform vanilla.refuse_engine(v_ref, v_found);
+    elsif v_found.reason is not null then
+        v_conflicts := jsonb_build_array(jsonb_build_object('node', null, 'field', 'version', 'code', v_found.reason, 'message', case v_found.reason
+            when 'version_retired' then format('Version %s is retired.', v_found.version)
+            when 'engine_retired' then 'The engine is retired.'
+            when 'not_offered' then 'The platform does not offer the engine any more.'
+            when 'read_only' then 'The user may read the engine, not run it.'
+            else 'The user may not run the engine.' end));
+    else
+        select v.config -> 'parameters' into v_parameters from public.engine_versions v
+            where v.tenant_id = v_found.engine_tenant_id and v.engine_id = v_found.engine_id and v.version = v_found.version;
+        select coalesce(jsonb_object_agg(o.key, o.value), '{}') || jsonb_strip_nulls(p_overlay) into v_overlay from jsonb_each(p_copy.overlay) o
+            where not p_overlay ? o.key and (not p_drop or vanilla.overlay_misfit(v_parameters, o.key, o.value) is null);
+        perform vanilla.check_overlay(v_overlay);
+        v_conflicts := vanilla.overlay_problems(v_parameters, v_overlay);
+    end if;
+    v_changed := v_conflicts = '[]' and (v_found.version, v_overlay) is distinct from (p_copy.version, p_copy.overlay);
+    if v_changed and not p_dry_run then
+        update public.user_engines c set version = v_found.version, overlay = v_overlay, updated_at = vanilla.clock()
+            where c.tenant_id = p_copy.tenant_id and c.id = p_copy.id;
+    end if;
+    return jsonb_build_object('id', p_copy.id, 'user_id', p_copy.user_id, 'ref', v_ref, 'engine_id', p_copy.engine_id, 'engine', v_found.engine, 'from', p_copy.version,
+        'version', v_found.version, 'overlay', v_overlay, 'dropped', (select coalesce(jsonb_agg(o.key order by o.key), '[]') from jsonb_object_keys(p_copy.overlay) o (key)
+            where not v_overlay ? o.key), 'conflicts', v_conflicts, 'changed', v_changed);
+end
+$f$;
+comment on function vanilla.rebase_copy(public.user_engines, text, jsonb, boolean, boolean) is
+    'Takes a copy to another version unless that conflicts with its values, its user''s level or what is retired, and tells what it came to.';
+
+create or replace function vanilla.check_rebase(p_to text) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_to !~ '^([1-9][0-9]{0,8}|stable|canary)$' then
+        perform vanilla.refuse('VS400', 'a copy goes to the number of a version, stable or canary', '{"param": "to"}', 'Without one to what the engine''s name means to its user.');
+    end if;
+end
+$f$;
+comment on function vanilla.check_rebase(text) is 'Refuses what names no version of an engine; null is what its name means.';
+
+create or replace function public.rebase_engine_copy(p_copy_id uuid, p_to text default null, p_overlay jsonb default '{}', p_drop boolean default false,
+    p_dry_run boolean default false, p_tenant_id uuid default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
+    v_copy public.user_engines;
+    v_told jsonb;
+begin
+    perform vanilla.check_rebase(p_to);
+    perform vanilla.check_overlay(p_overlay);
+    select * into v_copy from public.user_engines c where c.id = p_copy_id and (c.tenant_id = v_tenant or v_tenant is null)
+        and (vanilla.claim(5) is distinct from 'user' or c.user_id = vanilla.claim(4)::uuid) for no key update;
+    if not found then perform vanilla.refuse('VS404', 'no such copy', jsonb_build_object('copy_id', p_copy_id)); end if;
+    v_told := vanilla.rebase_copy(v_copy, p_to, p_overlay, coalesce(p_drop, false), coalesce(p_dry_run, false));
+    if v_told -> 'conflicts' <> '[]' and p_dry_run is not true then
+        perform vanilla.refuse('VS422', format('the copy does not fit version %s', v_told ->> 'version'),
+            jsonb_build_object('param', 'to', 'version', v_told -> 'version', 'problems', v_told -> 'conflicts'), v_told #>> '{conflicts,0,message}');
+    end if;
+    return v_told;
+end
+$f$;
+comment on function public.rebase_engine_copy(uuid, text, jsonb, boolean, boolean, uuid) is
+    'Takes a copy to another version of its engine (a number, stable, canary; null: what the name means to its user): own, or any of the tenant''s by an admin. VS422 with problems when its values do not fit or it could not be run there, and nothing is changed: p_overlay sets values (null takes one away), p_drop takes away what does not fit. A dry run tells and changes nothing. What runs stays on its version.';
+
+create or replace function public.rebase_engine_copies(p_engine_id uuid, p_to text default null, p_drop boolean default false, p_dry_run boolean default false,
+    p_tenant_id uuid default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
+    v_dry_run boolean := coalesce(p_dry_run, false);
+    v_engine public.ai_engines;
+    v_copy public.user_engines;
+    v_told jsonb[] := '{}';
+begin
+    perform vanilla.check_rebase(p_to);
+    select e.* into v_engine from public.ai_engines e where e.id = p_engine_id and (e.tenant_id = v_tenant or v_tenant is null or e.tenant_id = vanilla.platform() and e.offered);
+    if not found then perform vanilla.refuse('VS404', 'no such engine', jsonb_build_object('engine_id', p_engine_id)); end if;
+    for v_copy in select c.* from public.user_engines c where c.engine_tenant_id = v_engine.tenant_id and c.engine_id = v_engine.id and (c.tenant_id = v_tenant or v_tenant is null)
+            order by c.tenant_id, c.user_id, c.id loop
+        if not v_dry_run then      -- the user before their copies, of which fork_engine changes two
+            perform from public.users u where u.tenant_id = v_copy.tenant_id and u.id = v_copy.user_id for no key update;
+            select * into v_copy from public.user_engines c where c.tenant_id = v_copy.tenant_id and c.id = v_copy.id for no key update;
+            continue when not found;
+        end if;
+        v_told := v_told || vanilla.rebase_copy(v_copy, p_to, '{}', coalesce(p_drop, false), v_dry_run);
+    end loop;
+    if not v_dry_run then
+        perform vanilla.audit(coalesce(v_tenant, v_engine.tenant_id), 'engine.copies_rebased', 'engine', v_engine.id, jsonb_build_object('slug', v_engine.slug, 'to', p_to, 'drop', p_drop,
+            'changed', (select count(*) from unnest(v_told) t where (t -> 'changed')::boolean), 'conflicts', (select count(*) from unnest(v_told) t where t -> 'conflicts' <> '[]')));
+    end if;
+    return to_jsonb(v_told);
+end
+$f$;
+comment on function public.rebase_engine_copies(uuid, text, boolean, boolean, uuid) is
+    'Takes all copies that the tenant''s users have of an engine to another version, as rebase_engine_copy each: those with conflicts stay as they are, and all are told. Admin or operator.';
+
 create or replace function public.delete_engine_copy(p_copy_id uuid, p_tenant_id uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -913,6 +1067,37 @@ $f$;
 comment on function vanilla.forget_engines(public.users) is 'Deletes the copies of an erased user, and what was chosen for them.';
 
 -- runs -------------------------------------------------------------------------------------------------------------
+create or replace function vanilla.run_hash(p_ref text, p_input jsonb, p_priority integer, p_api_key_id uuid) returns bytea language sql immutable
+    return sha256(convert_to(jsonb_build_array('engine', p_ref, p_input, p_priority, p_api_key_id)::text, 'UTF8'));
+comment on function vanilla.run_hash(text, jsonb, integer, uuid) is 'What a run was asked for under an idempotency key.';
+
+create or replace function vanilla.run_input(p_version public.engine_versions, p_tenant_id uuid, p_copy_id uuid, p_input jsonb) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    -- the caller's words before the copy's, the copy's before what the engine declares
+    select coalesce((select jsonb_object_agg(p.key, p.value -> 'default') from jsonb_each(p_version.config -> 'parameters') p where p.value ? 'default'), '{}')
+        || coalesce((select c.overlay from public.user_engines c where c.tenant_id = p_tenant_id and c.id = p_copy_id), '{}') || p_input
+$f$;
+comment on function vanilla.run_input(public.engine_versions, uuid, uuid, jsonb) is 'The input of a run: what its caller gives, and for the rest the values of the copy and what the version declares.';
+
+create or replace function vanilla.preview_run(p_user public.users, p_ref text, p_input jsonb, p_idempotency_key text, p_priority integer, p_api_key_id uuid default null) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_found record;
+    v_version public.engine_versions;
+begin
+    perform vanilla.check_start(p_input, p_idempotency_key, p_priority);
+    if p_idempotency_key is not null and vanilla.started_before(p_user, p_idempotency_key, vanilla.run_hash(p_ref, p_input, p_priority, p_api_key_id)) is not null then
+        return jsonb_build_object('replayed', true);
+    end if;
+    v_found := vanilla.runnable_engine(p_user, p_ref);
+    select * into v_version from public.engine_versions v
+        where v.tenant_id = v_found.engine_tenant_id and v.engine_id = v_found.engine_id and v.version = v_found.version;
+    return jsonb_build_object('replayed', false, 'engine_id', v_found.engine_id, 'engine', v_found.engine, 'version', v_found.version, 'alias', v_found.alias,
+        'source', v_found.source, 'input', vanilla.run_input(v_version, p_user.tenant_id, v_found.source_id, p_input), 'schema', v_version.config -> 'input');
+end
+$f$;
+comment on function vanilla.preview_run(public.users, text, jsonb, text, integer, uuid) is 'What run_engine would start, refused as it refuses: version, whole input and its schema; or replayed.';
+
 create or replace function vanilla.run_engine(p_user public.users, p_ref text, p_input jsonb, p_idempotency_key text, p_priority integer, p_api_key_id uuid default null,
     p_within jsonb default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -925,7 +1110,7 @@ declare
 begin
     perform vanilla.check_start(p_input, p_idempotency_key, p_priority);
     if p_idempotency_key is not null then
-        v_hash := sha256(convert_to(jsonb_build_array('engine', p_ref, p_input, p_priority, p_api_key_id)::text, 'UTF8'));
+        v_hash := vanilla.run_hash(p_ref, p_input, p_priority, p_api_key_id);
         v_started := vanilla.started_before(p_user, p_idempotency_key, v_hash);      -- whatever has become of the engine since
     end if;
     if v_started is null then
@@ -935,9 +1120,7 @@ begin
         if v_version.tenant_id <> p_user.tenant_id then
             perform vanilla.bring_version(p_user.tenant_id, v_version.tenant_id, v_version.workflow_id, v_version.workflow_version);
         end if;
-        -- the caller's words before the copy's, the copy's before what the engine declares
-        p_input := coalesce((select jsonb_object_agg(p.key, p.value -> 'default') from jsonb_each(v_version.config -> 'parameters') p where p.value ? 'default'), '{}')
-            || coalesce((select c.overlay from public.user_engines c where c.tenant_id = p_user.tenant_id and c.id = v_found.source_id), '{}') || p_input;
+        p_input := vanilla.run_input(v_version, p_user.tenant_id, v_found.source_id, p_input);
         v_started := vanilla.start_version(p_user, v_version.workflow_id, v_version.workflow_version, p_input, p_priority, p_idempotency_key, v_hash, v_version.at_once, p_api_key_id,
             p_within);
     end if;
@@ -983,6 +1166,16 @@ end
 $f$;
 comment on function vanilla.runs_before(public.engine_executions) is 'What those of the last 50 runs of a version in a tenant cost that succeeded.';
 
+create or replace function public.preview_engine(p_ref text default null, p_input jsonb default '{}', p_idempotency_key text default null, p_priority integer default null,
+    p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+begin
+    return vanilla.preview_run(vanilla.engine_user(p_user_id, p_tenant_id), p_ref, p_input, p_idempotency_key, p_priority);
+end
+$f$;
+comment on function public.preview_engine(text, jsonb, text, integer, uuid, uuid) is
+    'What execute_engine would run with the same arguments, and refuses what it refuses: version, source, the input with the copy''s values and defaults, and the schema that it must fit; replayed when the idempotency key has started it. Starts nothing.';
+
 create or replace function public.execute_engine(p_ref text default null, p_input jsonb default '{}', p_idempotency_key text default null, p_priority integer default null,
     p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1020,9 +1213,8 @@ $f$;
 comment on function public.create_engine_key(text, text, text, bytea, timestamptz, bigint, uuid, uuid) is
     'Keeps the SHA-256 of a key the caller made, which runs what the reference means to its user and opens nothing else. Own, or any user''s by an admin. Returns the id; revoke_api_key ends it.';
 
-create or replace function vanilla.execute_by_key(p_key_hash bytea, p_ref text, p_input jsonb, p_idempotency_key text default null, p_request_id text default '',
-    p_client_ip text default '') returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+create or replace function vanilla.key_to_run(p_key_hash bytea, p_ref text) returns public.api_keys
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
     v_key public.api_keys;
     v_found record;
@@ -1030,7 +1222,6 @@ begin
     if vanilla.key_identity(p_key_hash) is null then
         perform vanilla.refuse('VS411', 'the key is wrong, revoked or expired');
     end if;
-    perform set_config('vanilla.request_id', coalesce(p_request_id, ''), true), set_config('vanilla.client_ip', coalesce(p_client_ip, ''), true);
     select * into v_key from public.api_keys k where k.key_hash = p_key_hash;
     if v_key.engine_id is null then
         perform vanilla.refuse('VS403', 'the key lacks the scope engine', '{"need": "engine"}', 'Make a key for the engine with create_engine_key.');
@@ -1045,6 +1236,31 @@ begin
     if (v_found.engine_tenant_id, v_found.engine_id) is distinct from (v_key.engine_tenant_id, v_key.engine_id) then
         perform vanilla.refuse('VS404', 'no such engine', jsonb_build_object('param', 'ref', 'engine', v_key.engine_ref));
     end if;
+    return v_key;
+end
+$f$;
+comment on function vanilla.key_to_run(bytea, text) is 'A key that runs its engine now, or a refusal.';
+
+create or replace function vanilla.preview_by_key(p_key_hash bytea, p_ref text, p_input jsonb, p_idempotency_key text default null) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_key public.api_keys := vanilla.key_to_run(p_key_hash, p_ref);
+begin
+    return vanilla.preview_run(vanilla.find_user(v_key.tenant_id, v_key.user_id), v_key.engine_ref, p_input, p_idempotency_key, null, v_key.id);
+end
+$f$;
+comment on function vanilla.preview_by_key(bytea, text, jsonb, text) is 'What execute_by_key would run with the same arguments, and refuses what it refuses; as preview_engine.';
+
+create or replace function vanilla.execute_by_key(p_key_hash bytea, p_ref text, p_input jsonb, p_idempotency_key text default null, p_request_id text default '',
+    p_client_ip text default '') returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_key public.api_keys;
+begin
+    -- who revokes it ends what it began, and waits for what is beginning
+    perform pg_advisory_xact_lock_shared(vanilla.key_lock(k.id)) from public.api_keys k where k.key_hash = p_key_hash;
+    v_key := vanilla.key_to_run(p_key_hash, p_ref);
+    perform set_config('vanilla.request_id', coalesce(p_request_id, ''), true), set_config('vanilla.client_ip', coalesce(p_client_ip, ''), true);
     update public.api_keys k set last_used_at = vanilla.clock() where k.tenant_id = v_key.tenant_id and k.id = v_key.id
         and coalesce(k.last_used_at, '-infinity') < vanilla.clock() - interval '1 minute';
     return vanilla.run_engine(vanilla.find_user(v_key.tenant_id, v_key.user_id), v_key.engine_ref, p_input, p_idempotency_key, null, v_key.id);
@@ -1054,36 +1270,51 @@ comment on function vanilla.execute_by_key(bytea, text, jsonb, text, text, text)
     'Runs the engine of a key as its user; its model calls count on the key''s budget. A revoked or expired key starts nothing.';
 
 create or replace function public.engine_report(p_engine_id uuid, p_from timestamptz, p_until timestamptz, p_tenant_id uuid default null)
-returns table (version integer, runs bigint, succeeded bigint, failed bigint, cancelled bigint, running bigint, p50_ms bigint, p95_ms bigint, charged_tokens numeric, cost_micros numeric,
-    gates bigint, gates_passed bigint)
+returns table (version integer, alias text, weight smallint, runs bigint, succeeded bigint, failed bigint, cancelled bigint, running bigint, p50_ms bigint, p95_ms bigint,
+    charged_tokens numeric, p50_tokens bigint, p95_tokens bigint, cost_micros numeric, p50_micros bigint, p95_micros bigint, gates bigint, gates_passed bigint, gate_pass_rate numeric)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tenant uuid := vanilla.acting_tenant(p_tenant_id);
 begin
-    return query select x.version, count(*), count(*) filter (where e.status = 'succeeded'), count(*) filter (where e.status = 'failed'),
-            count(*) filter (where e.status = 'cancelled'), count(*) filter (where e.status in ('running', 'paused')),
-            (percentile_disc(0.5) within group (order by d.ms) filter (where d.ms is not null))::bigint,
-            (percentile_disc(0.95) within group (order by d.ms) filter (where d.ms is not null))::bigint,
-            coalesce(sum(e.charged_tokens), 0), coalesce(sum(e.cost_micros), 0), coalesce(sum(g.judged), 0)::bigint, coalesce(sum(g.passed), 0)::bigint
-        from public.engine_executions x
-        left join public.workflow_executions e on e.tenant_id = x.tenant_id and e.id = x.id
-        cross join lateral (select (extract(epoch from e.finished_at - e.started_at) * 1000)::bigint as ms) d
-        cross join lateral (select count(*) as judged, count(*) filter (where q.passed) as passed from public.quality_gate_results q
-            where q.tenant_id = x.tenant_id and q.execution_id = x.id) g
-        where (x.tenant_id = v_tenant or v_tenant is null) and x.engine_id = p_engine_id and x.created_at >= p_from and x.created_at < p_until
-        group by x.version order by x.version;
+    return query
+        with ran as (
+            select x.version, e.status, (extract(epoch from e.finished_at - e.started_at) * 1000)::bigint as ms, e.charged_tokens, e.cost_micros,
+                    -- what it came to is known when it is over
+                    case when e.finished_at is not null then e.charged_tokens end as tokens, case when e.finished_at is not null then e.cost_micros end as micros,
+                    g.judged, g.passed
+                from public.engine_executions x
+                left join public.workflow_executions e on e.tenant_id = x.tenant_id and e.id = x.id
+                cross join lateral (select count(*) as judged, count(*) filter (where q.passed) as passed from public.quality_gate_results q
+                    where q.tenant_id = x.tenant_id and q.execution_id = x.id) g
+                where (x.tenant_id = v_tenant or v_tenant is null) and x.engine_id = p_engine_id and x.created_at >= p_from and x.created_at < p_until)
+        select r.version, max(a.alias), max(a.weight), count(*), count(*) filter (where r.status = 'succeeded'), count(*) filter (where r.status = 'failed'),
+            count(*) filter (where r.status = 'cancelled'), count(*) filter (where r.status in ('running', 'paused')),
+            percentile_disc(0.5) within group (order by r.ms) filter (where r.ms is not null), percentile_disc(0.95) within group (order by r.ms) filter (where r.ms is not null),
+            coalesce(sum(r.charged_tokens), 0), percentile_disc(0.5) within group (order by r.tokens) filter (where r.tokens is not null),
+            percentile_disc(0.95) within group (order by r.tokens) filter (where r.tokens is not null),
+            coalesce(sum(r.cost_micros), 0), percentile_disc(0.5) within group (order by r.micros) filter (where r.micros is not null),
+            percentile_disc(0.95) within group (order by r.micros) filter (where r.micros is not null),
+            sum(r.judged)::bigint, sum(r.passed)::bigint, round(sum(r.passed) / nullif(sum(r.judged), 0), 4)
+        from ran r
+        -- stable when both mean it
+        left join lateral (select s.alias, s.weight from public.ai_engines e
+            join public.engine_aliases s on s.tenant_id = e.tenant_id and s.engine_id = e.id and s.version = r.version
+            where e.id = p_engine_id and e.tenant_id in (v_tenant, vanilla.platform()) order by s.alias desc limit 1) a on true
+        group by r.version order by r.version;
 end
 $f$;
 comment on function public.engine_report(uuid, timestamptz, timestamptz, uuid) is
-    'What the runs of an engine in the tenant came to, by version: how they ended, how long they took, tokens, micros of USD, judgements of gates. Runs whose execution is past retention count as runs alone. Admin or operator.';
+    'What the runs of an engine in the tenant came to, by version, and what its name means now: how they ended, how long they took, tokens, micros of USD, the share of judgements of gates that passed. Percentiles are of runs that are over; those whose execution is past retention count as runs alone. Admin or operator.';
 
 grant execute on function public.deploy_engine(text, uuid, integer, text, text, text, integer, jsonb, jsonb, uuid), public.set_engine(uuid, text, text, text, boolean, uuid),
     public.promote_engine(uuid, integer, text, integer, uuid), public.rollback_engine(uuid, text, uuid), public.retire_engine(uuid, integer, uuid),
     public.set_level_engine(uuid, uuid, text, uuid), public.assign_engine(uuid, text, uuid, integer, text, integer, timestamptz, timestamptz, uuid),
     public.unassign_engine(uuid, uuid), public.resolve_engine(uuid, text, uuid), public.explain_engine(uuid, text, uuid), public.my_engines(uuid, uuid),
+    public.offered_engines(uuid), public.rebase_engine_copy(uuid, text, jsonb, boolean, boolean, uuid), public.rebase_engine_copies(uuid, text, boolean, boolean, uuid),
+    public.preview_engine(text, jsonb, text, integer, uuid, uuid),
     public.fork_engine(text, text, jsonb, boolean, uuid, uuid), public.delete_engine_copy(uuid, uuid), public.execute_engine(text, jsonb, text, integer, uuid, uuid),
     public.create_engine_key(text, text, text, bytea, timestamptz, bigint, uuid, uuid), public.engine_report(uuid, timestamptz, timestamptz, uuid) to vanilla_app, vanilla_operator;
-grant execute on function vanilla.execute_by_key(bytea, text, jsonb, text, text, text) to vanilla_runtime;
+grant execute on function vanilla.execute_by_key(bytea, text, jsonb, text, text, text), vanilla.preview_by_key(bytea, text, jsonb, text) to vanilla_runtime;
 
 -- what is there from the first day ---------------------------------------------------------------------------------
 set local role vanilla_system;

@@ -8,7 +8,7 @@
 --          set_workflow_share, set_workflow_schedule, delete_workflow_schedule
 -- Workers: tick_worker (finish_steps, claim_steps), tend_workflows, held_leases, reclaim_leases, workflow_plan,
 --          due_workflow_schedules, fire_workflow_schedule; admit_call of 001 admits model calls of their steps
--- Others:  forget_workflows, forget_executions   erase_person of 001 calls them
+-- Others:  forget_workflows, forget_executions   erase_person of 001 calls them; cancel_runs_of_key   revoke_api_key of 001
 --          job_workflow_history                  a job
 --
 -- Invariants: a published version never changes but for being retired, and its hash is that of its text; versions of a
@@ -203,6 +203,7 @@ create index if not exists workflow_executions_workflow_idx on public.workflow_e
 create index if not exists workflow_executions_failed_idx on public.workflow_executions (tenant_id, id) where status = 'failed';
 create index if not exists workflow_executions_slot_idx on public.workflow_executions (tenant_id, workflow_id, slot, id) where slot is not null and finished_at is null;
 create index if not exists workflow_executions_parent_idx on public.workflow_executions (tenant_id, parent_execution_id) where parent_execution_id is not null and finished_at is null;
+create index if not exists workflow_executions_key_idx on public.workflow_executions (tenant_id, api_key_id) where api_key_id is not null and finished_at is null;
 comment on table public.workflow_executions is
     'Runs of workflows: written at the start, by pause, cancel and restart, and at the end. What happens meanwhile is in workflow_steps.';
 comment on column public.workflow_executions.reason is 'Why it failed or was cancelled, as a code: that of the step''s error, cancelled, deadline.';
@@ -3078,6 +3079,21 @@ end
 $f$;
 comment on function vanilla.fire_workflow_schedule(uuid, uuid, timestamptz, timestamptz[], timestamptz, text) is
     'Starts a schedule''s workflow for the times that have come, each once, and says when the next one is; without one the schedule ends.';
+
+create or replace function vanilla.cancel_runs_of_key(p_key public.api_keys) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenants uuid[];
+    v_ids uuid[];
+begin
+    select coalesce(array_agg(e.tenant_id), '{}'), coalesce(array_agg(e.id order by e.id), '{}') into v_tenants, v_ids from public.workflow_executions e
+        where e.tenant_id = p_key.tenant_id and e.api_key_id = p_key.id and e.finished_at is null;
+    if v_ids = '{}' then return 0; end if;
+    perform vanilla.lock_money(l.tenants, l.ids) from vanilla.lock_executions(v_tenants, v_ids) l;
+    return (select count(*) from unnest(v_ids) e (id) where vanilla.cancel_one(p_key.tenant_id, e.id, 'key_revoked'));
+end
+$f$;
+comment on function vanilla.cancel_runs_of_key(public.api_keys) is 'Cancels what a key of an engine began and has not ended; how many. Nothing of it is started any more, and what runs is given up and not charged.';
 
 create or replace function vanilla.forget_executions(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$

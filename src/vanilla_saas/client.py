@@ -12,6 +12,7 @@ For models any OpenAI client is one: `/v1` of the same address.
 """
 
 import asyncio
+import builtins
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -315,7 +316,8 @@ class Engines:
     ) -> Begun:
         """Begins a run; with a key it may be sent again after a failure and begins once. A key of an engine may too.
 
-        Raises ApiError `not_found`, `forbidden`, `invalid_state`.
+        Raises ApiError `invalid_input` with `problems` when the input does not fit, `not_found`, `forbidden`,
+        `invalid_state`.
         """
         body = {"ref": ref, "input": dict(input or {}), "idempotency_key": idempotency_key, "priority": priority}
         answer = await self._client.call("POST", "/engines/run", body)
@@ -378,6 +380,54 @@ class Engines:
         runs, found = _Runs(self._client), cases_of(cases)
         return await compare(runs, await sides_of(runs, (a, b), found), found, at_once, name)
 
+    async def copies(self) -> builtins.list[dict[str, Any]]:
+        """The caller's copies; an admin's are the tenant's."""
+        found: list[dict[str, Any]] = (await self._client.call("GET", "/engine-copies"))["data"]
+        return found
+
+    async def rebase(
+        self,
+        copy_id: str | UUID,
+        to: int | Literal["stable", "canary"] | None = None,
+        *,
+        overlay: Mapping[str, Any] | None = None,
+        drop: bool = False,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Takes a copy to another version, of none to what the name means. `overlay` sets values, None takes one away,
+        `drop` takes away those that do not fit.
+
+        Raises ApiError `invalid_definition` with `problems` when it does not fit; a dry run has them in `conflicts`.
+        """
+        body = _rebase(to, drop, dry_run) | {"overlay": dict(overlay or {})}
+        path = f"/engine-copies/{quote(str(copy_id), safe='')}/rebase"
+        told: dict[str, Any] = await self._client.call("POST", path, body)
+        return told
+
+    async def rebase_all(
+        self,
+        engine: str | UUID,
+        to: int | Literal["stable", "canary"] | None = None,
+        *,
+        drop: bool = False,
+        dry_run: bool = False,
+    ) -> builtins.list[dict[str, Any]]:
+        """Takes every copy of an engine there; those with `conflicts` stay as they are. Admins only."""
+        path = f"/engines/{quote(str(engine), safe='')}/rebase"
+        told: list[dict[str, Any]] = (await self._client.call("POST", path, _rebase(to, drop, dry_run)))["data"]
+        return told
+
+    async def offered(self) -> builtins.list[dict[str, Any]]:
+        """Engines that the platform offers, permitted to a level or not. Admins only."""
+        found: list[dict[str, Any]] = (await self._client.call("GET", "/engine-offers"))["data"]
+        return found
+
+    async def report(self, engine: str | UUID) -> builtins.list[dict[str, Any]]:
+        """What the runs of the last 30 days came to, a row for each version. Admins only."""
+        path = f"/engines/{quote(str(engine), safe='')}/report"
+        found: list[dict[str, Any]] = (await self._client.call("GET", path))["data"]
+        return found
+
 
 class _Runs:
     """Runs of a comparison over HTTP."""
@@ -406,6 +456,10 @@ class _Runs:
             "gates": len(gates),
             "gates_passed": sum(gate["passed"] for gate in gates),
         }
+
+
+def _rebase(to: object, drop: bool, dry_run: bool) -> dict[str, Any]:
+    return {"to": None if to is None else str(to), "drop": drop, "dry_run": dry_run}
 
 
 def _path(execution_id: str | UUID) -> str:

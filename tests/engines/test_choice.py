@@ -1,6 +1,8 @@
-"""Which engine and version a user runs: SQL and a Python oracle agree on random tenants, engines, levels, aliases, copies."""
+"""Which engine and version a user runs, and where copies may go: SQL and a Python oracle agree on random tenants, engines,
+levels, aliases, parameters, copies."""
 
 import hashlib
+import json
 import random
 import re
 import uuid
@@ -20,6 +22,7 @@ RANKS = {"user": 2, "level": 3, "tier": 4, "tenant": 5, "platform": 6}
 CASES = 100_000 if LONG else 20_000
 BATCH = 500
 """Questions a world is asked; a batch is one world, written and asked in a few statements and rolled back."""
+REBASE = "select vanilla.rebase_copy(c, $2, $3, $4, $5) from user_engines c where c.id = $1"
 
 
 @dataclass
@@ -32,6 +35,8 @@ class Engine:
     offered: bool
     versions: dict[int, str]
     aliases: dict[str, tuple[int, int]]
+    parameters: dict[int, dict[str, dict[str, Any]]]
+    """What each version declares."""
 
 
 @dataclass
@@ -113,10 +118,11 @@ def candidates(world: World, tenant: uuid.UUID, user: uuid.UUID, ref: str | None
                     (RANKS[row["target"]], row["target"], row["id"], row["priority"], row["assigned_at"], *verdict)
                 )
     elif ref.startswith("my/"):
+        slug, elsewhere, to = ref[3:].partition("@")
         found += [
-            (0, "reference", c["id"], 0, NOW, *judge(by_id[c["engine_id"]], c["version"]))
+            (0, "reference", c["id"], 0, NOW, *judge(by_id[c["engine_id"]], pin_of(to) if elsewhere else c["version"]))
             for c in mine
-            if c["slug"] == ref[3:]
+            if c["slug"] == slug
         ]
     else:
         slug, _, pin = ref.partition("@")
@@ -124,10 +130,56 @@ def candidates(world: World, tenant: uuid.UUID, user: uuid.UUID, ref: str | None
             e for e in world.engines if e.slug == slug and (e.tenant == tenant or (e.tenant == PLATFORM and e.offered))
         ]
         for engine in sorted(named, key=lambda e: e.tenant == PLATFORM)[:1]:
-            found.append(
-                (0, "reference", None, 0, NOW, *judge(engine, int(pin) if re.fullmatch("[0-9]+", pin) else pin or None))
-            )
+            found.append((0, "reference", None, 0, NOW, *judge(engine, pin_of(pin))))
     return found
+
+
+def pin_of(text: str) -> int | str | None:
+    return int(text) if re.fullmatch("[0-9]+", text) else text or None
+
+
+def fits(declared: dict[str, Any] | None, value: Any) -> bool:
+    """Whether a version that declares this takes the value."""
+    if declared is None:
+        return False
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not {
+        "string": isinstance(value, str),
+        "boolean": isinstance(value, bool),
+        "number": number,
+        "integer": number and value % 1 == 0,
+    }[declared["type"]]:
+        return False
+    if "enum" in declared and not any(type(one) is type(value) and one == value for one in declared["enum"]):
+        return False
+    if number:
+        return bool(declared.get("minimum", value) <= value <= declared.get("maximum", value))
+    return not isinstance(value, str) or len(value) <= declared.get("maxLength", len(value))
+
+
+def moved(
+    world: World, copy: dict[str, Any], to: str | None, said: dict[str, Any], drop: bool
+) -> tuple[int, dict[str, Any], list[tuple[str, str]]] | None:
+    """Version, values and conflicts, by field and code, of a copy that is taken elsewhere; None: there is no such version."""
+    found = oracle(world, copy["tenant_id"], copy["user_id"], f"my/{copy['slug']}@{to or ''}")
+    assert found is not None
+    _, version, _, _, _, reason = found
+    if reason == "no_version":
+        return None
+    if reason is not None:
+        return version, copy["overlay"], [("version", reason)]
+    declared = next(e for e in world.engines if e.id == copy["engine_id"]).parameters[version]
+    values = {
+        name: value
+        for name, value in copy["overlay"].items()
+        if name not in said and (not drop or fits(declared.get(name), value))
+    } | {name: value for name, value in said.items() if value is not None}
+    conflicts = [
+        (f"overlay.{name}", "parameter_invalid" if name in declared else "parameter_undeclared")
+        for name, value in sorted(values.items())
+        if not fits(declared.get(name), value)
+    ]
+    return version, values, conflicts
 
 
 def oracle(world: World, tenant: uuid.UUID, user: uuid.UUID, ref: str | None) -> tuple[Any, ...] | None:
@@ -171,6 +223,7 @@ def random_world(dice: random.Random) -> World:
                     tenant == PLATFORM and dice.random() < 0.7,
                     versions,
                     aliases,
+                    {number: random_parameters(dice) for number in versions},
                 )
             )
     for tenant, levels in world.levels.items():
@@ -215,9 +268,26 @@ def random_world(dice: random.Random) -> World:
                 engine = dice.choice(world.visible(tenant))
                 world.copies.append(
                     {"id": some_id(), "tenant_id": tenant, "user_id": user, "slug": slug, "engine_tenant_id": engine.tenant, "engine_id": engine.id,
-                     "version": dice.choice(list(engine.versions)), "is_default": slug == default}
+                     "version": dice.choice(list(engine.versions)), "is_default": slug == default, "overlay": random_values(dice)}
                 )  # fmt: skip
     return world
+
+
+def random_parameters(dice: random.Random) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in dice.sample(["tone", "size", "loud"], dice.randint(0, 3)):
+        bounds = dice.sample(
+            [("enum", ["kind", 5, 2.5, False]), ("minimum", 3), ("maximum", 4), ("maxLength", 5)],
+            dice.choice([0, 0, 1, 2]),
+        )
+        found[name] = {"type": dice.choice(["string", "integer", "number", "boolean"]), **dict(bounds)}
+    return found
+
+
+def random_values(dice: random.Random, *more: Any) -> dict[str, Any]:
+    """Which a copy of that version might no longer keep: the oracle says of each version anew what fits."""
+    names = dice.sample(["tone", "size", "loud"], dice.choice([0, 1, 1, 2]))
+    return {name: dice.choice(["kind", "plainly", "", 5, 3, 2.5, -1, True, False, *more]) for name in names}
 
 
 def questions(dice: random.Random, world: World) -> list[tuple[uuid.UUID, uuid.UUID, str | None]]:
@@ -277,9 +347,10 @@ async def write(connection: asyncpg.Connection, world: World) -> None:
     )
     await connection.execute(
         "insert into engine_versions (tenant_id, engine_id, version, workflow_id, workflow_version, mode, config, hash, price_hash, state, deployed_at, retired_at)"
-        " select t, e, n, $5, 1, 'parallel', $6, sha256(convert_to($6::jsonb::text, 'UTF8')), sha256('{}'), s, $7, case s when 'retired' then $7::timestamptz end"
-        " from unnest($1::uuid[], $2::uuid[], $3::int[], $4::text[]) x (t, e, n, s)",
-        *zip(*((e.tenant, e.id, n, state) for e in world.engines for n, state in e.versions.items()), strict=True), flow, config, NOW,
+        " select t, e, n, $6, 1, 'parallel', c, sha256(convert_to(c::text, 'UTF8')), sha256('{}'), s, $7, case s when 'retired' then $7::timestamptz end"
+        " from unnest($1::uuid[], $2::uuid[], $3::int[], $4::text[], $5::text[]) x (t, e, n, s, v) cross join lateral (select v::jsonb as c) j",
+        *zip(*((e.tenant, e.id, n, state, json.dumps(config | {"parameters": e.parameters[n]}))
+            for e in world.engines for n, state in e.versions.items()), strict=True), flow, NOW,
     )  # fmt: skip
     await connection.copy_records_to_table(
         "engine_aliases", columns=["tenant_id", "engine_id", "alias", "version", "weight", "updated_at"],
@@ -301,10 +372,11 @@ async def write(connection: asyncpg.Connection, world: World) -> None:
     await connection.copy_records_to_table(
         "engine_assignments", columns=list(rows[0]), records=[tuple(row.values()) for row in rows]
     )
-    copies = [c | {"created_at": NOW, "updated_at": NOW} for c in world.copies]
-    await connection.copy_records_to_table(
-        "user_engines", columns=list(copies[0]), records=[tuple(row.values()) for row in copies]
-    )
+    await connection.execute(
+        "insert into user_engines (tenant_id, user_id, id, slug, engine_tenant_id, engine_id, version, overlay, is_default, created_at, updated_at)"
+        " select tenant_id, user_id, id, slug, engine_tenant_id, engine_id, version, overlay, is_default, $2, $2 from jsonb_populate_recordset(null::user_engines, $1)",
+        json.loads(json.dumps(world.copies, default=str)), NOW,
+    )  # fmt: skip
 
 
 async def asked(
@@ -350,6 +422,49 @@ async def test_sql_chooses_as_the_oracle_does(bare: asyncpg.Connection) -> None:
         None, "not_yet_valid", "expired", "not_offered", "not_entitled", "engine_retired", "no_version", "version_retired", "read_only"
     }  # fmt: skip
     assert outcomes[None] > CASES / 100
+
+
+async def test_copies_go_where_the_oracle_lets_them_and_are_what_is_run_then(bare: asyncpg.Connection) -> None:
+    met: dict[str, int] = {}
+    for batch in range(CASES // BATCH):
+        dice = random.Random(f"moves {batch}")
+        world = random_world(dice)
+        transaction = bare.transaction()
+        await transaction.start()
+        await write(bare, world)
+        for copy in world.copies:
+            to = dice.choice([None, None, "1", "2", "3", "stable", "canary"])
+            said, drop, dry = dice.choice([{}, random_values(dice, None)]), dice.random() < 0.4, dice.random() < 0.2
+            wanted = moved(world, copy, to, said, drop)
+            if wanted is None:
+                with pytest.raises(asyncpg.PostgresError, match="no such version"):
+                    async with bare.transaction():
+                        await bare.fetchval(REBASE, copy["id"], to, said, drop, dry)
+                continue
+            told = await bare.fetchval(REBASE, copy["id"], to, said, drop, dry)
+            version, values, conflicts = wanted
+            found = [(one["field"], one["code"]) for one in told["conflicts"]]
+            assert (told["version"], told["overlay"], found) == wanted, (batch, copy, to, said, drop)
+            changed = not conflicts and (version, values) != (copy["version"], copy["overlay"])
+            assert (told["changed"], told["dropped"]) == (changed, sorted(copy["overlay"].keys() - values)), (
+                batch,
+                copy,
+            )
+            if changed and not dry:
+                copy["version"], copy["overlay"] = version, values
+            for outcome in {code for _, code in conflicts} or {"changed" if changed else "unchanged"}:
+                met[outcome] = met.get(outcome, 0) + 1
+        kept = await bare.fetch("select id, version, overlay from user_engines")
+        assert {row["id"]: (row["version"], row["overlay"]) for row in kept} == {
+            copy["id"]: (copy["version"], copy["overlay"]) for copy in world.copies
+        }
+        cases = [(copy["tenant_id"], copy["user_id"], f"my/{copy['slug']}") for copy in world.copies]
+        assert await asked(bare, cases) == {nr: oracle(world, *case) for nr, case in enumerate(cases, 1)}
+        await transaction.rollback()
+    assert met.keys() == {
+        "changed", "unchanged", "parameter_undeclared", "parameter_invalid", "not_offered", "not_entitled", "engine_retired", "version_retired", "read_only"
+    }  # fmt: skip
+    assert min(met.values()) >= CASES / 4000
 
 
 def test_the_oracles_users_are_spread_over_the_buckets() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import TEST_KEY
 from tests.engines.shop import Shop, plain
+from tests.engines.test_engines import offered
 from tests.tokens.test_cli import Cli
 
 TONE = {"tone": {"type": "string", "enum": ["kind", "short"], "default": "kind"}}
@@ -110,6 +111,10 @@ async def test_one_is_run_here_forked_and_reported(vs: Cli, floor: Shop) -> None
     assert (again["execution_id"], again["replayed"], begun["source"]) == (begun["execution_id"], True, "reference")
     [row] = await vs.json("engines", "report", engine.slug)
     assert (row["version"], row["runs"], row["succeeded"], row["failed"]) == (1, 4, 2, 1)
+    lines = [line.split() for line in (await vs("engines", "report", engine.slug)).stdout.splitlines()]
+    assert (lines[0], ["runs", "4"] in lines, ["gate_pass_rate"] in lines) == (["version", "1", "stable"], True, True)
+    unfit = await vs.refused("engines", "run", engine.slug, *who, "--input", "n=x")
+    assert (unfit.name, unfit.detail["problems"][0]["pointer"]) == ("invalid_input", "/n")
     assert (
         await vs.refused("engines", "fork", engine.slug, "other", *who, "--set", "n=1")
     ).name == "invalid_definition"
@@ -121,6 +126,40 @@ async def test_one_is_run_here_forked_and_reported(vs: Cli, floor: Shop) -> None
     assert (await vs.refused("engines", "report", str(uuid.uuid4())[:8])).name == "not_found"
 
 
+async def test_copies_are_taken_to_another_version_and_what_does_not_fit_is_shown(vs: Cli, floor: Shop) -> None:
+    engine = await floor.deploy(plain(input=INPUT), p_parameters=TONE)
+    user, other = await floor.person(), await floor.person()
+    for who in (user, other):
+        await floor.ask(who, "fork_engine", engine.slug, "mine", {"tone": "short"})
+    kind = {"tone": {"type": "string", "enum": ["kind"]}}
+    await floor.ask(floor.admin, "deploy_engine", engine.slug, engine.flow, p_parameters=kind)
+    mine = ("engines", "rebase", "my/mine", "--user", user.email, "--to", "2")
+    shown = await vs(*mine, code=1)
+    assert "It is one of" in shown.stdout
+    assert (await vs.json(*mine, "--drop", "--dry-run"))[0]["dropped"] == ["tone"]
+    [moved] = await vs.json(*mine, "--set", "tone=kind")
+    assert (moved["from"], moved["version"], moved["overlay"], moved["changed"]) == (1, 2, {"tone": "kind"}, True)
+    assert (await vs.json(*mine[:-2]))[0]["version"] == 1
+    every = ("engines", "rebase", engine.slug, "--to", "2")
+    told = json.loads((await vs(*every, "--json", code=1)).stdout)
+    assert sorted((one["changed"], len(one["conflicts"])) for one in told) == [(False, 1), (True, 0)]
+    assert "tone" in (await vs(*every, "--drop")).stdout
+    for wrong in ((engine.slug, "--user", user.email), ("my/mine",), (engine.slug, "--set", "tone=kind")):
+        await vs("engines", "rebase", *wrong, code=2)
+    assert (await vs.refused("engines", "rebase", "my/none", "--user", user.email)).name == "not_found"
+    assert (await vs.refused("engines", "rebase", "none")).name == "not_found"
+    assert (await vs.refused(*every[:-1], "newest")).name == "invalid_request"
+
+
+async def test_what_the_platform_offers_is_listed_before_anybody_may_run_it(vs: Cli, floor: Shop) -> None:
+    engine = await offered(floor)
+    await floor.ask(floor.boss, "set_engine", engine.id, p_default_access="none")
+    [row] = [row for row in await vs.json("engines", "offered") if row["slug"] == engine.slug]
+    assert (row["default_access"], row["version"]) == ("none", 1)
+    await vs("engines", "access", str(engine.id), "free", "read")
+    assert "free: read" in (await vs("engines", "offered")).stdout
+
+
 async def test_a_key_is_printed_once_and_opens_one_engine(vs: Cli, floor: Shop) -> None:
     engine, user = await floor.deploy(), await floor.person()
     made = await vs.json("engines", "key", engine.slug, "--user", user.email, "--budget", "100", "--expires", "90d")
@@ -129,6 +168,8 @@ async def test_a_key_is_printed_once_and_opens_one_engine(vs: Cli, floor: Shop) 
         "select scopes, engine_ref, budget_tokens from api_keys where id = $1", uuid.UUID(made["id"])
     )
     assert tuple(row) == (["engine"], engine.slug, 100)
+    assert "--keep-runs" in (await vs("keys", "revoke", "--help")).stdout
+    await vs("keys", "revoke", made["id"], "--keep-runs")
     assert "Shown once" in (await vs("engines", "key", engine.slug, "--user", user.email)).stdout
     assert (await vs.refused("engines", "key", "none", "--user", user.email)).name == "not_found"
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import serve, settings_for
 from tests.engines.shop import Shop, plain
-from tests.engines.test_engines import made_key
+from tests.engines.test_engines import made_key, offered
 from vanilla_saas import client as clients
 from vanilla_saas.app import create_app
 from vanilla_saas.client import ApiError, Client, WorkflowFailed
@@ -35,6 +35,33 @@ async def test_an_engine_is_listed_run_and_gives_its_output(address: str, floor:
         assert (refused.value.code, refused.value.status) == ("not_found", 404)
         with pytest.raises(ApiError):
             await client.engines.result(uuid.uuid4())
+
+
+async def test_copies_move_offers_are_listed_and_versions_are_compared(address: str, floor: Shop) -> None:
+    engine, user = (
+        await floor.deploy(plain(input={"type": "object"}), p_parameters={"tone": {"type": "string"}}),
+        await floor.person(),
+    )
+    await floor.ask(user, "fork_engine", engine.slug, "mine", {"tone": "kind"})
+    await floor.ask(floor.admin, "deploy_engine", engine.slug, engine.flow)
+    platforms = await offered(floor)
+    admin = await floor.room.people.user("admin", scopes=["read", "admin"])
+    async with Client(address, user.key) as client:
+        [copy] = await client.engines.copies()
+        with pytest.raises(ApiError) as refused:
+            await client.engines.rebase(copy["id"], 2)
+        assert refused.value.problem["problems"][0]["code"] == "parameter_undeclared"
+        looked = await client.engines.rebase(copy["id"], 2, drop=True, dry_run=True)
+        assert (looked["dropped"], looked["conflicts"]) == (["tone"], [])
+        assert (await client.engines.rebase(copy["id"], 2, overlay={"tone": None}))["version"] == 2
+        with pytest.raises(ApiError) as refused:
+            await client.engines.rebase(copy["id"], "canary")
+        assert refused.value.code == "not_found"
+        await client.engines.run(engine.slug)
+    async with Client(address, admin.key) as client:
+        assert [one["version"] for one in await client.engines.rebase_all(engine.slug)] == [1]
+        assert str(platforms.id) in [offer["engine_id"] for offer in await client.engines.offered()]
+        assert [(row["version"], row["alias"]) for row in await client.engines.report(engine.slug)] == [(1, "stable")]
 
 
 async def test_a_run_that_fails_has_its_code_and_one_that_lasts_is_asked_for_again(

@@ -209,11 +209,27 @@ async def test_an_engine_that_the_platform_offers_is_named_by_slug_too(
     await floor.ask(floor.boss, "set_engine", engine, p_offered=True)
     assigned, _ = await post(http, admin, "/engine-assignments", body, status=201)
     assert (assigned["engine_id"], assigned["platform"], assigned["engine"]) == (str(engine), True, None)
+    # nobody may run it yet: that it is there is the admin's to see
+    user = await floor.person()
+    assert "offered" not in [card["slug"] for card in (await get(http, user, "/engines"))["data"]]
+    await get(http, user, "/engine-offers", status=403)
+    [offer] = (await get(http, admin, "/engine-offers"))["data"]
+    assert (offer["engine_id"], offer["slug"], offer["default_access"], offer["hidden"]) == (
+        str(engine),
+        "offered",
+        "none",
+        False,
+    )
+    assert {one["access"] for one in offer["levels"]} == {None}
     await get(http, admin, "/engines/offered", status=404)
     await post(http, admin, f"/engines/{engine}/promote", {"version": 1}, status=404)
     level = await floor.level("free")
     await send(http, "PUT", admin, f"/engines/offered/levels/{level}", {"access": "execute"}, status=204)
-    user = await floor.person()
+    [offer] = (await get(http, admin, "/engine-offers"))["data"]
+    assert {one["level"]: one["access"] for one in offer["levels"] if one["access"]} == {"free": "execute"}
+    stranger = await floor.room.people.user("admin", await floor.room.people.tenant(), scopes=ADMIN)
+    [theirs] = (await get(http, stranger, "/engine-offers"))["data"]
+    assert {one["access"] for one in theirs["levels"]} == {None}
     assert "offered" in [card["slug"] for card in (await get(http, user, "/engines"))["data"] if card["platform"]]
 
 
@@ -239,6 +255,42 @@ async def test_copies_stay_on_a_version_with_values_of_ones_own(
     await send(http, "DELETE", user, f"/engine-copies/{made['id']}", status=204)
 
 
+async def test_copies_are_taken_to_another_version_by_their_user_or_all_by_an_admin(
+    floor: Shop, http: aiohttp.ClientSession, admin: Person
+) -> None:
+    slug = await deployed(floor, http, admin, plain(input=WITH_TONE), parameters=TONE)
+    user, other = await floor.person(), await floor.person()
+    body = {"ref": slug, "slug": "mine", "overlay": {"tone": "short"}}
+    copy, theirs = [(await post(http, who, "/engine-copies", body, status=201))[0]["id"] for who in (user, other)]
+    flow = await floor.flow(plain(input=WITH_TONE))
+    kind = {"tone": {"type": "string", "enum": ["kind"]}}
+    await post(http, admin, "/engines", {"slug": slug, "workflow": str(flow), "parameters": kind}, status=201)
+    path = f"/engine-copies/{copy}/rebase"
+    problem, _ = await post(http, user, path, {"to": "2"}, status=422)
+    assert (problem["code"], problem["problems"][0]["field"]) == ("invalid_definition", "overlay.tone")
+    looked, _ = await post(http, user, path, {"to": "2", "dry_run": True})
+    assert [one["code"] for one in looked["conflicts"]] == ["parameter_invalid"]
+    assert (looked["from"], looked["version"], looked["changed"]) == (1, 2, False)
+    moved, _ = await post(http, user, path, {"to": "2", "overlay": {"tone": "kind"}})
+    assert (moved["version"], moved["overlay"], moved["changed"]) == (2, {"tone": "kind"}, True)
+    assert (await post(http, user, path, {}))[0]["version"] == 1
+    for wrong in ({"to": "newest"}, {"to": 2}, {"overlay": []}, {"version": 2}):
+        await post(http, user, path, wrong, status=400)
+    await post(http, other, path, {"to": "2"}, status=404)
+    reader = await floor.room.people.user(scopes=["read"])
+    await post(http, reader, path, {"to": "2"}, status=403)
+    every = f"/engines/{slug}/rebase"
+    await post(http, user, every, {"to": "2"}, status=403)
+    told, _ = await post(http, admin, every, {"to": "2"})
+    assert {one["id"]: (one["changed"], len(one["conflicts"])) for one in told["data"]} == {
+        copy: (True, 0),
+        theirs: (False, 1),
+    }
+    told, _ = await post(http, admin, every, {"to": "2", "drop": True, "dry_run": True})
+    assert {one["id"]: one["dropped"] for one in told["data"]} == {copy: [], theirs: ["tone"]}
+    assert (await get(http, other, "/engine-copies"))["data"][0]["version"] == 1
+
+
 async def test_users_and_other_tenants_manage_nothing(floor: Shop, http: aiohttp.ClientSession, admin: Person) -> None:
     slug = await deployed(floor, http, admin)
     user = await floor.room.people.user(scopes=ADMIN[:2])
@@ -260,6 +312,7 @@ async def test_users_and_other_tenants_manage_nothing(floor: Shop, http: aiohttp
             ("POST", f"/engines/{engine}/promote", {"version": 1}),
             ("POST", f"/engines/{engine}/rollback", {}),
             ("POST", f"/engines/{engine}/retire", {}),
+            ("POST", f"/engines/{engine}/rebase", {}),
             ("PUT", f"/engines/{engine}/levels/{level}", {"access": "execute"}),
             ("POST", "/engine-assignments", {"engine": engine, "target": "tenant"}),
             ("DELETE", f"/engine-assignments/{assigned['id']}", None),

@@ -100,14 +100,52 @@ async def test_a_run_that_failed_is_an_error_of_its_reason(
     http: aiohttp.ClientSession, floor: Shop, doubling: Made
 ) -> None:
     user, broken = await floor.person(), await floor.deploy(plain("1 / (input.n - input.n)"))
-    problem, _ = await post(http, user, "/engines/run", {"ref": doubling.slug, "wait_s": 20}, status=422)
-    assert (problem["code"], problem["reason"]) == ("invalid_input", "input_invalid")
+    # begun in SQL, where nobody looks at the input before
+    unfit = await floor.ask(user, "execute_engine", doubling.slug, {"n": "x"})
+    told = await get(http, user, f"/engine-runs/{unfit['execution_id']}", wait_s=20)
+    assert (told["reason"], told["charged_tokens"]) == ("input_invalid", 0)
+    assert [one["pointer"] for one in told["error"]["details"]["mismatches"]] == ["/n"]
     body = {"ref": broken.slug, "input": {"n": 1}, "wait_s": 20}
     problem, _ = await post(http, user, "/engines/run", body, status=422)
     assert (problem["code"], problem["reason"], problem["node"]) == ("run_failed", "expression_failed", "a")
     # asked for itself it is told, not refused
     told = await get(http, user, f"/engine-runs/{problem['execution_id']}", wait_s=5)
     assert (told["status"], told["error"]["node"]) == ("failed", "a")
+
+
+async def test_an_input_that_does_not_fit_is_refused_by_field_before_anything_starts(
+    http: aiohttp.ClientSession, floor: Shop
+) -> None:
+    parts = {"type": "array", "items": {"type": "object", "properties": {"a/b": {"type": "integer"}}}}
+    shape = {
+        "type": "object",
+        "properties": {"parts": parts, "tone": {"type": "string"}},
+        "required": ["parts", "tone"],
+    }
+    engine = await floor.deploy(plain(input=shape), p_parameters={"tone": {"type": "string", "maxLength": 9}})
+    user, body = await floor.person(), {"ref": engine.slug, "input": {"parts": [{"a/b": 1}, {"a/b": "x"}]}}
+    key = await key_for(http, floor, user, engine.slug)
+    for person in (user, key):
+        problem, _ = await post(http, person, "/engines/run", body, status=422)
+        assert problem["code"] == "invalid_input"
+        assert {(one["field"], one["pointer"]) for one in problem["problems"]} == {
+            ("input.parts.1.a/b", "/parts/1/a~1b"), ("input", ""),
+        }  # fmt: skip
+        assert problem["param"] in ("input", "input.parts.1.a/b")
+    runs = "select count(*) from workflow_executions where user_id = $1"
+    assert await floor.operator.fetchval(runs, user.identity.user_id) == 0
+    # what the copy says and the engine declares is in it by then
+    await floor.ask(user, "fork_engine", engine.slug, "mine", {"tone": "kind"})
+    fits = {"ref": "my/mine", "input": {"parts": []}, "idempotency_key": "k"}
+    begun, _ = await post(http, user, "/engines/run", fits, status=202)
+    # a key finds its run again, whatever the schema has become; who may not run it is not told the schema
+    await floor.ask(floor.admin, "set_engine", engine.id, p_default_access="none")
+    assert (await post(http, user, "/engines/run", fits, status=202))[0]["execution_id"] == begun["execution_id"]
+    for person in (user, key):
+        refused, _ = await post(http, person, "/engines/run", body, status=404)
+        assert "problems" not in refused
+    await floor.ask(floor.admin, "set_engine", engine.id, p_default_access="read")
+    assert (await post(http, user, "/engines/run", body, status=403))[0]["need"] == "execute"
 
 
 async def test_nobody_else_sees_a_run_and_an_admin_says_who_pays(
@@ -243,4 +281,50 @@ async def test_the_report_says_how_the_runs_of_each_version_ended(http: aiohttp.
     [row] = (await get(http, admin, path))["data"]
     assert (row["version"], row["runs"], row["succeeded"], row["failed"], row["running"]) == (1, 3, 2, 1, 0)
     assert row["p50_ms"] <= row["p95_ms"]
+    assert (row["alias"], row["weight"], row["p95_tokens"], row["p50_micros"]) == ("stable", 100, 0, 0)
+    assert (row["gates"], row["gate_pass_rate"]) == (0, None)
+
+
+async def test_the_report_holds_a_canary_against_stable(http: aiohttp.ClientSession, floor: Shop) -> None:
+    def judged(rule: str) -> dict[str, Any]:
+        gate = {"id": "g", "kind": "gate", "check": "rule", "rule": rule, "of": "input.n", "on_fail": "branch"}
+        return {
+            "nodes": [gate, {"id": "b", "kind": "transform", "value": "1"}],
+            "connections": [{"from": "g", "to": "b", "on": "failed"}],
+        }
+
+    engine = await floor.deploy(judged("value > 2"))
+    flow = await floor.flow(judged("value > 1"))
+    await floor.ask(floor.admin, "deploy_engine", engine.slug, flow)
+    await floor.ask(floor.admin, "promote_engine", engine.id, 2, "canary", 10)
+    user, admin = await floor.person(), await floor.room.people.user("admin", scopes=["read", "admin"])
+    ran: dict[int, list[str]] = {1: [], 2: []}
+    for version in ran:
+        for n in range(1, 5):
+            body = {"ref": f"{engine.slug}@{version}", "input": {"n": n}, "wait_s": 20}
+            told, _ = await post(http, user, "/engines/run", body)
+            ran[version].append(told["execution_id"])
+    path = f"/engines/{engine.slug}/report"
+    told = (await get(http, admin, path))["data"]
+    assert [(row["version"], row["alias"], row["weight"]) for row in told] == [(1, "stable", 100), (2, "canary", 10)]
+    assert [(row["gates"], row["gates_passed"], row["gate_pass_rate"]) for row in told] == [(4, 2, 0.5), (4, 3, 0.75)]
+    figures = (
+        "update workflow_executions set charged_tokens = $2::int, cost_micros = 10 * $2::int,"
+        " finished_at = started_at + make_interval(secs => $2::int) where id = $1"
+    )
+    transaction = floor.operator.transaction()
+    await transaction.start()
+    for version, runs in ran.items():
+        for place, run in enumerate(runs, 1):
+            await floor.operator.execute(figures, uuid.UUID(run), place * version)
+    # what still runs is in no percentile
+    running = "update workflow_executions set status = 'running', finished_at = null where id = $1"
+    await floor.operator.execute(running, uuid.UUID(ran[1][3]))
+    stable, canary = await floor.operator.fetch("select * from engine_report($1, '-infinity', 'infinity')", engine.id)
+    await transaction.rollback()
+    assert (stable["runs"], stable["succeeded"], stable["running"], stable["charged_tokens"]) == (4, 3, 1, 10)
+    for figure, of in (("tokens", 1), ("micros", 10), ("ms", 1000)):
+        assert [row[f"p{part}_{figure}"] for row in (stable, canary) for part in (50, 95)] == [
+            2 * of, 3 * of, 4 * of, 8 * of,
+        ]  # fmt: skip
     assert (await get(http, admin, path, until="2020-01-01"))["data"] == []

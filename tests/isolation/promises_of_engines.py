@@ -28,6 +28,19 @@ REPORT = f"select runs from engine_report({ENGINE}, '2000-01-01', '2199-01-01'%s
 REPORTED = "update engine_executions set engine_tenant_id = '{a}', engine_id = '{engine}' where tenant_id in ('{a}', '{twin}') and created_at < '2100-01-01'"
 OF_RUN = f"{REPORTED}; update engine_executions set id = '{{%s}}' where tenant_id = '{{a}}' and created_at = (select min(created_at) from engine_executions where tenant_id = '{{a}}')"
 TIER = "insert into engine_assignments (tenant_id, engine_tenant_id, engine_id, target, tier, priority, assigned_at) values ('{a}', '{a}', '{engine}', 'tier', (select tier from levels where tenant_id = '{a}' and id = '{level}'), 9, now())"
+PREVIEW = "select preview_engine(%s) ->> '%s'"
+PREVIEW_BY_KEY = BY_KEY.replace("execute_by_key", "preview_by_key")
+REBASE = "select rebase_engine_copy('{%s}', '2'%s)"
+MOVED = COPIES % ("""user_id = '{%s}' and version = 2 and overlay = '{"tone": "{word}"}'""", 1)
+UNFIT = """update user_engines set overlay = '{"tone": 1}' where tenant_id = '{a}' and id = '{copy}'"""
+NO_SECOND = f"delete from engine_aliases where {OF_A} and alias = 'canary'; update engine_versions set state = 'retired', retired_at = now() where {OF_A} and version = 2"
+OFFER = f"""set local session_replication_role = replica;
+    insert into ai_engines (tenant_id, id, slug, name, offered) values ('{{platform}}', '{{same_id}}', 'shown', 'Shown', true);
+    insert into engine_versions select (jsonb_populate_record(v, '{{"tenant_id": "{{platform}}", "engine_id": "{{same_id}}"}}')).* from engine_versions v where {OF_A};
+    insert into engine_aliases (tenant_id, engine_id, alias, version, updated_at) values ('{{platform}}', '{{same_id}}', 'stable', 2, now()), ('{{platform}}', '{{same_id}}', 'canary', 1, now());
+    insert into level_engines (tenant_id, level_id, engine_tenant_id, engine_id, access) values ('{{a}}', '{{level}}', '{{platform}}', '{{same_id}}', 'read');
+    set local session_replication_role = origin"""
+OFFERED = "select %s from offered_engines(%s)"
 ADMINS = [
     (f"select set_engine({ENGINE}, 'New')", "engine.set", f"{ROW % 'name'} = 'New'"),
     (f"select promote_engine({ENGINE}, 2)", "engine.promoted", f"{ALIAS % ('version', 'stable')} = 2 and {ALIAS % ('true', 'canary')} is null"),
@@ -40,6 +53,7 @@ ADMINS = [
     (f"select assign_engine({ENGINE}, 'user', '{{user}}', p_pin => '2')", "engine.assigned", ASSIGNED % ("pin_version = 2 and user_id = '{user}'", 1)),
     (f"select assign_engine({ENGINE}, 'level', '{{level}}', p_pin => 'canary')", "engine.assigned", ASSIGNED % ("pin_alias = 'canary'", 1)),
     ("select unassign_engine('{assignment}')", "engine.unassigned", ASSIGNED % ("user_id = '{user}'", 0)),
+    (f"select rebase_engine_copies({ENGINE}, '2')", "engine.copies_rebased", f"{MOVED % 'user'} and {MOVED % 'other'}"),
 ]  # fmt: skip
 
 CASES = [
@@ -151,6 +165,72 @@ CASES = [
     Case("admin", "select delete_engine_copy('{others_copy}')", then=COPIES % ("user_id = '{other}'", 0)),
     Case("admin", "select delete_engine_copy('{b_copy}')", "VS404"),
     Case("nobody", "select delete_engine_copy('{copy}')", "VS401"),
+    # taken to another version
+    Case("user", REBASE % ("copy", "") + " ->> 'from'", "= (1)", then=MOVED % "user"),
+    Case("user", REBASE % ("copy", ", p_dry_run => true") + " ->> 'changed'", "= (true)", then=COPIES % ("version = 1", 2)),
+    Case("user", "select rebase_engine_copy('{copy}') ->> 'changed'", "= (false)"),
+    Case("user", "select rebase_engine_copy('{copy}') ->> 'version'", "= (2)", CANARY),
+    Case("user", """select rebase_engine_copy('{copy}', null, '{"tone": "x"}') ->> 'changed'""", "= (true)", then=COPIES % ("""overlay = '{"tone": "x"}'""", 1)),
+    Case("user", """select rebase_engine_copy('{copy}', '2', '{"tone": null}') ->> 'dropped'""", '= ("[""tone""]")', then=COPIES % ("overlay = '{}'", 1)),
+    Case("user", REBASE % ("others_copy", ""), "VS404 no such copy"),
+    Case("admin", REBASE % ("others_copy", ""), then=MOVED % "other"),
+    Case("service", REBASE % ("others_copy", ""), then=MOVED % "other"),
+    Case("operator", REBASE % ("others_copy", ", p_tenant_id => '{a}'"), then=MOVED % "other"),
+    Case("operator", REBASE % ("others_copy", ", p_tenant_id => '{b}'"), "VS404"),
+    Case("admin", REBASE % ("b_copy", ""), "VS404 no such copy"),
+    Case("nobody", REBASE % ("copy", ""), "VS401"),
+    Case("user", REBASE % ("copy", ""), "VS422", UNFIT),
+    Case("user", REBASE % ("copy", ", p_dry_run => true") + " #>> '{conflicts,0,code}'", "= (parameter_invalid)", UNFIT),
+    Case("user", REBASE % ("copy", ", p_drop => true"), given=UNFIT, then=COPIES % ("version = 2 and overlay = '{}'", 1)),
+    Case("user", REBASE % ("copy", """, '{"odd": 1}'"""), "VS422"),
+    Case("user", REBASE % ("copy", ", '[]'"), "VS400 an overlay is"),
+    Case("user", "select rebase_engine_copy('{copy}', 'odd')", "VS400 a copy goes to"),
+    Case("user", "select rebase_engine_copy('{copy}', '3')", "VS404 no such version"),
+    Case("user", "select rebase_engine_copy('{copy}', 'canary')", "VS404 no such version", f"delete from engine_aliases where {OF_A} and alias = 'canary'"),
+    Case("user", REBASE % ("copy", ""), "VS422", NO_SECOND),
+    Case("user", REBASE % ("copy", ""), "VS422", RETIRED),
+    Case("user", REBASE % ("copy", ""), "VS422", DENY % "read"),
+    Case("user", REBASE % ("copy", ""), "VS404 no such engine", DENY % "none"),
+    Case("user", REBASE % ("copy", ", p_dry_run => true"), "VS404 no such engine", DENY % "none"),
+    Case("admin", REBASE % ("copy", ""), "VS422", DENY % "none"),
+    Case("admin", f"select rebase_engine_copies({ENGINE}, '2', p_dry_run => true) #>> '{{1,changed}}'", "= (true)", then=COPIES % ("version = 1", 2)),
+    Case("admin", f"select rebase_engine_copies({ENGINE}, '2') -> 2", "= ()", UNFIT, then=COPIES % ("version = 1", 1) + " and " + MOVED % "other"),
+    Case("admin", f"select rebase_engine_copies({ENGINE}, '2', true)", given=UNFIT, then=COPIES % ("version = 2 and overlay = '{}'", 1) + " and " + MOVED % "other"),
+    Case("admin", f"select rebase_engine_copies({ENGINE}, 'odd')", "VS400 a copy goes to"),
+    # foreseen
+    Case("user", PREVIEW % ("", "source"), "= (user)"),
+    Case("user", PREVIEW % ("'{word}@2'", "version"), "= (2)"),
+    Case("user", PREVIEW % ("'my/{word}-own'", "input"), '= ("{""tone"": ""{word}""}")'),
+    Case("user", PREVIEW % ("""'my/{word}-own', '{"tone": "x"}'""", "input"), '= ("{""tone"": ""x""}")'),
+    Case("user", PREVIEW % ("'{word}'", "schema"), '= ("{""type"": ""object""}")'),
+    Case("user", PREVIEW % ("'{word}'", "replayed"), "= (false)"),
+    Case("user", PREVIEW % ("'{word}', '{}', 'k'", "replayed"), "= (true)", "select execute_engine('{word}', '{}', 'k', p_user_id => '{user}', p_tenant_id => '{a}')"),
+    Case("user", PREVIEW % ("'{word}', '{}', '{word}-0'", "version"), "VS410"),
+    Case("user", PREVIEW % ("'{word}', '[]'", "version"), "VS400 the input is"),
+    Case("user", PREVIEW % ("'{word}'", "version"), "VS403", DENY % "read"),
+    Case("user", PREVIEW % ("'{word}'", "version"), "VS404", DENY % "none"),
+    Case("user", PREVIEW % ("'{word}'", "version"), "VS409", RETIRED),
+    Case("admin", PREVIEW % ("'{word}', p_user_id => '{user}'", "version"), "= (1)"),
+    Case("user", PREVIEW % ("'{word}', p_user_id => '{other}'", "version"), "VS403"),
+    Case("admin", PREVIEW % ("'{word}', p_user_id => '{b_user}'", "version"), "VS404"),
+    Case("nobody", PREVIEW % ("'{word}'", "version"), "VS401"),
+    Case("runtime", PREVIEW_BY_KEY % ("null", "version"), "= (1)", ENGINE_KEY),
+    Case("runtime", PREVIEW_BY_KEY % ("'{word}@2'", "version"), "VS404", ENGINE_KEY),
+    Case("runtime", PREVIEW_BY_KEY % ("null", "version"), "VS403"),
+    Case("runtime", "select vanilla.preview_by_key(sha256('none'), null, '{}')", "VS411"),
+    Case("runtime", PREVIEW_BY_KEY % ("null", "version"), "VS403", f"{ENGINE_KEY}; {DENY % 'read'}"),
+    # offered by the platform
+    Case("admin", OFFERED % ("slug || version", ""), "= (shown2)", OFFER),
+    Case("admin", OFFERED % ("count(*)", ""), "= (0)", f"{OFFER}; update ai_engines set offered = false where tenant_id = '{{platform}}'"),
+    Case("admin", OFFERED % ("count(*)", ""), "= (0)", f"{OFFER}; update ai_engines set status = 'retired' where tenant_id = '{{platform}}'"),
+    Case("admin", OFFERED % ("hidden", ""), "= (f)", OFFER),
+    Case("admin", OFFERED % ("hidden", ""), "= (t)", f"{OFFER}; update ai_engines set slug = 'shown' where tenant_id = '{{a}}' and id = '{{engine}}'"),
+    Case("admin", OFFERED % ("(select count(*) from jsonb_array_elements(levels)) = (select count(*) from levels)", ""), "= (t)", OFFER),
+    Case("admin", OFFERED % ("(select string_agg(l ->> 'access', ' ') from jsonb_array_elements(levels) l)", ""), "= (read)", OFFER),
+    Case("operator", OFFERED % ("slug", "'{a}'"), "= (shown)", OFFER),
+    Case("user", OFFERED % ("slug", ""), "VS403", OFFER),
+    Case("nobody", OFFERED % ("slug", ""), "VS401", OFFER),
+    Case("admin", OFFERED % ("slug", "'{b}'"), "VS404", OFFER),
     # run
     Case("user", RUN % ("", "source"), "= (user)", then=RAN % (1, "user", "user")),
     Case("user", RUN % ("'{word}@2'", "version"), "= (2)", then="(select at_once = 1 and input = '{}' from workflow_executions where tenant_id = '{a}' and user_id = '{user}' and started_at = vanilla.clock()"
@@ -212,6 +292,9 @@ CASES = [
     Case("operator", REPORT % ", '{a}'", "= (6)", REPORTED),
     Case("admin", REPORT.replace("runs", "succeeded") % "", "= (1)", OF_RUN % "ended"),
     Case("admin", REPORT.replace("runs", "gates") % "", "= (1)", OF_RUN % "running"),
+    Case("admin", REPORT.replace("runs", "alias") % "", "= (stable)", f"{REPORTED}; update engine_executions set version = 1 where tenant_id = '{{a}}' and created_at < '2100-01-01'"),
+    Case("admin", REPORT.replace("runs", "weight") % "", "= (0)", f"{REPORTED}; update engine_executions set version = 2 where tenant_id = '{{a}}' and created_at < '2100-01-01'"),
+    Case("admin", REPORT.replace("runs", "gate_pass_rate = gates_passed::numeric / gates") % "", "= (t)", OF_RUN % "running"),
     Case("user", REPORT % "", "VS403"),
     Case("nobody", REPORT % "", "VS401"),
     Case("admin", REPORT % ", '{b}'", "VS404"),

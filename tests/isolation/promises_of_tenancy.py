@@ -18,6 +18,10 @@ THROTTLED += "; " + THROTTLED.split(";")[0].replace("'{platform}'", "'{a}'").rep
     ", ('link:')", ""
 )
 
+OF_ENGINE = """update api_keys set scopes = array['engine'], engine_tenant_id = '{a}', engine_id = '{engine}', engine_ref = '{word}' where tenant_id = '{a}' and id = '{key_id}';
+    update workflow_executions set api_key_id = '{key_id}' where tenant_id = '{a}' and id = '{running}'"""
+RUN_ENDED = "(select status = 'cancelled' and reason = 'key_revoked' from workflow_executions where tenant_id = '{a}' and id = '{running}') and (select revoked_at is not null from api_keys where key_hash = {user_key})"
+
 
 def opening(tenant: str, user: str, until: str = "vanilla.clock() + interval '1 hour'") -> str:
     values = f"'{{{tenant}}}', '{{{user}}}', 'test', {until}"
@@ -453,6 +457,12 @@ KEYS = [
     Case("admin", "select revoke_api_key('{b_key_id}')", "VS404"),
     Case("nobody", "select revoke_api_key('{key_id}')", "VS401"),
     Case("service", "select revoke_api_key('{key_id}')"),
+    Case("user", "select revoke_api_key('{key_id}')", given=OF_ENGINE, then=RUN_ENDED),
+    Case("admin", "select revoke_api_key('{key_id}')", given=OF_ENGINE, then=RUN_ENDED),
+    Case("user", "select revoke_api_key('{key_id}', p_cancel_runs => false)", given=OF_ENGINE,
+         then="(select finished_at is null from workflow_executions where tenant_id = '{a}' and id = '{running}')"),
+    Case("user", "select revoke_api_key('{key_id}')", given=f"{OF_ENGINE}; update workflow_executions set status = 'cancelled', finished_at = '2020-01-01' where tenant_id = '{{a}}' and id = '{{running}}'",
+         then="(select finished_at = '2020-01-01' from workflow_executions where tenant_id = '{a}' and id = '{running}')"),
     Case("runtime", "select vanilla.key_identity({user_key}) ->> 'email'", "= (user@{word}.test)"),
     Case("runtime", "select vanilla.key_identity({user_key}) ->> 'role'", "= (user)"),
     Case("runtime", "select vanilla.key_identity({admin_key}) ->> 'role'", "= (admin)"),

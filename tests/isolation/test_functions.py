@@ -184,7 +184,11 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.explain_engine": (OK, {}),
     "public.my_engines": (OK, {}),
     "public.fork_engine": (OK, {"p_ref": "'{word}'", "p_slug": "'new'"}),
+    "public.rebase_engine_copy": (OK, {"p_to": "'2'"}),
+    "public.rebase_engine_copies": (OK, {"p_to": "'2'"}),
     "public.delete_engine_copy": (OK, {}),
+    "public.offered_engines": (OK, {}),
+    "public.preview_engine": (OK, {"p_ref": "'{word}'"}),
     "public.execute_engine": (OK, {"p_ref": "'{word}'"}),
     "public.create_engine_key": (
         OK,
@@ -193,6 +197,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.engine_report": (OK, {"p_from": "'2000-01-01'", "p_until": "now()"}),
     # a key of the scope chat runs no engine
     "vanilla.execute_by_key": ("VS403", {"p_key_hash": "{key}", "p_ref": "null", "p_input": "'{{}}'"}),
+    "vanilla.preview_by_key": ("VS403", {"p_key_hash": "{key}", "p_ref": "null", "p_input": "'{{}}'"}),
     "public.start_workflow": (OK, {}),
     "public.cancel_execution": (OK, {}),
     "public.pause_execution": (OK, {}),

@@ -12,8 +12,8 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 def test_mismatches_name_the_place() -> None:
     assert mismatches(SCHEMA, {"a": 1, "b": 2}) == []
     assert sorted(mismatches(SCHEMA, {"a": "x"}), key=lambda found: found.path) == [
-        Mismatch("", '"b" is a required property'),
-        Mismatch("a", '"x" is not of type "integer"'),
+        Mismatch("", '"b" is a required property', ""),
+        Mismatch("a", '"x" is not of type "integer"', "/a"),
     ]
     assert len(mismatches({"items": {"type": "string"}}, list(range(100)))) == 20
 

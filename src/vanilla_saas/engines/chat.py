@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import chat_store as store
-from vanilla_saas.engines import store as engines
+from vanilla_saas.engines import starts
 from vanilla_saas.engines.runs import key_of_engine
 from vanilla_saas.engines.waiting import Ends
 from vanilla_saas.providers.engine_chat import PREFIX, EngineEnd, EngineRun, input_of
@@ -51,22 +52,21 @@ class ChatEngines:
     ) -> EngineRun:
         caller = await identify(self._database, token)
         _require_runner(caller)
-        identity, started = caller.identity, None
-        acting = self._database.transaction(identity, request_id=request_id or "", client_ip=client_ip)
-        async with acting as connection:
+        identity = caller.identity
+        acting = partial(self._database.transaction, identity, request_id=request_id or "", client_ip=client_ip)
+        async with acting() as connection:
             row = await connection.fetchrow(store.RESOLVE, ref, identity.tenant_id, caller.key_id)
             found = row["found"]
             given = _input(body, ref, found)
-            if row["engine_ref"] is None:
-                if row["budget_tokens"] is not None:
-                    await refuse_budget(connection, identity.tenant_id, caller.key_id)
-                started = await engines.start(connection, identity.tenant_id, ref, given or {}, key=idempotency_key)
-                _require_meant(given, started)
-        if started is None:
-            started = await engines.start_by_key(
+            if row["engine_ref"] is None and row["budget_tokens"] is not None:
+                await refuse_budget(connection, identity.tenant_id, caller.key_id)
+        if row["engine_ref"] is None:
+            started = await starts.start(acting, identity.tenant_id, ref, given or {}, key=idempotency_key)
+        else:
+            started = await starts.start_by_key(
                 self._database, token_hash(token), ref, given or {}, idempotency_key, request_id or "", client_ip
             )
-            _require_meant(given, started)
+        _require_meant(given, started)
         return EngineRun(
             UUID(started["execution_id"]),
             found.get("engine") or ref or "",

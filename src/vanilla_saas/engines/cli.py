@@ -1,6 +1,7 @@
 """`vanilla-saas engines`: workflows deployed as engines, who runs which, and what came of it, as the operator."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -85,6 +86,24 @@ def list_engines(
     elif not as_json:
         columns = ("slug", "name", "access", "version", "alias", "mode", "platform")
         rows = [{column: row[column] for column in columns} for row in rows]
+    show(rows, as_json)
+
+
+@engines.command("offered")
+def offered(tenant: TenantSlug = "default", as_json: AsJson = False) -> None:
+    """Engines that the platform offers, also those that no level of the tenant may run yet."""
+
+    async def run(connection: asyncpg.Connection, owner: UUID) -> list[Answer]:
+        return await store.offered(connection, owner)
+
+    rows = run_cli.of(tenant, run)
+    if not as_json:
+        columns = ("slug", "name", "version", "default_access", "hidden")
+        rows = [
+            {column: row[column] for column in columns}
+            | {"levels": ", ".join(f"{one['level']}: {one['access']}" for one in row["levels"] if one["access"])}
+            for row in rows
+        ]
     show(rows, as_json)
 
 
@@ -277,14 +296,22 @@ def report(
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
-    """What the runs of an engine came to, by version."""
+    """What the runs of an engine came to, the versions side by side."""
 
     async def run(connection: asyncpg.Connection, owner: UUID) -> list[Answer]:
         end = datetime.now(UTC)
         engine_id = await store.engine_id(connection, owner, name)
         return await store.report(connection, owner, engine_id, end - timedelta(days=days), end)
 
-    show(run_cli.of(tenant, run), as_json)
+    rows = run_cli.of(tenant, run)
+    show(rows if as_json else _side_by_side(rows), as_json)
+
+
+def _side_by_side(rows: list[Answer]) -> list[Answer]:
+    """A line for each figure, a column for each version and what means it."""
+    named = {" ".join(filter(None, (str(row["version"]), row["alias"]))): row for row in rows}
+    figures = [figure for figure in (rows[0] if rows else {}) if figure not in ("version", "alias")]
+    return [{"version": figure} | {name: row[figure] for name, row in named.items()} for figure in figures]
 
 
 @engines.command("fork")
@@ -309,6 +336,54 @@ def fork(
 
     made = as_operator(run)
     tell(f"{made['ref']} is version {made['version']} of {made['engine']}.", made, as_json)
+
+
+@engines.command("rebase")
+def rebase(
+    what: Annotated[str, typer.Argument(metavar="ENGINE_OR_COPY", help="An engine: all copies of it; my/SLUG: one.")],
+    user: Annotated[str | None, typer.Option(help="Whose copy my/SLUG is: email, external id or UUID.")] = None,
+    to: Annotated[str | None, typer.Option(help="A version, stable or canary [what the name means].")] = None,
+    overlay: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Of one copy: a value, null takes it away. Repeatable."),
+    ] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Take away the values that do not fit.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would come to, and change nothing.")] = False,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Take copies of an engine to another version; exit code 1 when one does not fit, which stays as it is."""
+    values, one = read_input(overlay or [], option="--set"), what.startswith("my/")
+    if one is not (user is not None):
+        raise typer.BadParameter("my/SLUG is the copy of a --user, and an engine is of nobody.", param_hint="--user")
+    if values and not one:
+        raise typer.BadParameter("Only one copy is given values; name it as my/SLUG.", param_hint="--set")
+
+    async def run(connection: asyncpg.Connection) -> list[Answer]:
+        if user is None:
+            owner = await tenant_id(connection, tenant)
+            engine_id = await store.engine_id(connection, owner, what)
+            return await store.rebase_all(connection, owner, engine_id, to=to, drop=drop, dry_run=dry_run)
+        owner, user_id = await find_user(connection, tenant, user)
+        found = [row["id"] for row in await store.copies(connection, owner, user_id) if row["ref"] == what]
+        if not found:
+            raise VanillaError("not_found", "no such copy", {"copy": what})
+        move = partial(store.rebase, connection, owner, found[0], to=to, overlay=values, drop=drop)
+        looked = await move(dry_run=True)
+        return [looked if dry_run or looked["conflicts"] else await move()]
+
+    rows = as_operator(run)
+    if as_json:
+        show(rows, True)
+    else:
+        show([_with_conflicts(row) for row in rows], False)
+    raise typer.Exit(1 if any(row["conflicts"] for row in rows) else 0)
+
+
+def _with_conflicts(row: Answer) -> Answer:
+    told = {name: row[name] for name in ("ref", "user_id", "from", "version", "changed")}
+    said = "; ".join(f"{one['field']}: {one['message']}" for one in row["conflicts"])
+    return told | {"dropped": ", ".join(row["dropped"]), "conflicts": said}
 
 
 @engines.command("key")

@@ -43,6 +43,27 @@ class Cards(Answer):
     data: list[Card]
 
 
+class Offer(Answer):
+    """An engine that the platform offers, as an admin of a tenant sees it, permitted to anybody or not."""
+
+    engine_id: UUID
+    slug: str
+    name: str
+    description: str
+    default_access: Access = Field(description="of users whose level says nothing")
+    version: int = Field(description="what stable means")
+    mode: Mode
+    input: Any = Field(description="JSON Schema of the input")
+    output: Any = Field(None, description="JSON Schema of the output, when one was declared")
+    parameters: dict[str, Any]
+    hidden: bool = Field(description="the tenant has an engine of this name, which goes before it")
+    levels: list["LevelAccess"] = Field(description="what each of the tenant's levels says")
+
+
+class Offers(Answer):
+    data: list[Offer]
+
+
 class AliasOf(Answer):
     alias: Alias
     version: int
@@ -265,6 +286,45 @@ class Copies(Answer):
     data: list[Copy]
 
 
+class RebaseAllBody(Body):
+    to: Pin | None = Field(None, description="a version's number, stable or canary; left out: what the name means")
+    drop: bool = Field(False, description="take away the values that do not fit")
+    dry_run: bool = Field(False, description="tell what it would come to and change nothing")
+
+
+class RebaseBody(RebaseAllBody):
+    overlay: dict[str, Any] = Field({}, description="values in the place of the copy's; null takes one away")
+
+
+class Conflict(Answer):
+    """Why a copy does not fit a version: a value of it, or the version itself."""
+
+    field: str = Field(description="`overlay.` and the parameter, or version")
+    code: str = Field(
+        description="parameter_undeclared, parameter_invalid, version_retired, engine_retired, read_only, not_entitled,"
+        " not_offered"
+    )
+    message: str
+
+
+class Rebased(Answer):
+    id: UUID
+    user_id: UUID
+    ref: str
+    engine_id: UUID
+    engine: str
+    from_: int = Field(alias="from")
+    version: int
+    overlay: dict[str, Any]
+    dropped: list[str] = Field(description="parameters that have no value of the copy's any more")
+    conflicts: list[Conflict] = Field(description="with any the copy stays as it is")
+    changed: bool = Field(description="in a dry run: would be")
+
+
+class RebasedAll(Answer):
+    data: list[Rebased] = Field(description="every copy of the tenant's users")
+
+
 class KeyBody(Body):
     """`user_id` is whose key it is and who pays; the caller's own without it."""
 
@@ -318,7 +378,11 @@ class Started(Run):
 
 
 class ReportRow(Answer):
+    """Percentiles are of runs that are over; null without any."""
+
     version: int
+    alias: Alias | None = Field(description="what means it now; null: nothing")
+    weight: int | None = Field(description="of 100 users, how many have it")
     runs: int
     succeeded: int
     failed: int
@@ -327,9 +391,14 @@ class ReportRow(Answer):
     p50_ms: int | None
     p95_ms: int | None
     charged_tokens: int
+    p50_tokens: int | None
+    p95_tokens: int | None
     cost_micros: int
+    p50_micros: int | None
+    p95_micros: int | None
     gates: int = Field(description="judgements of quality gates")
     gates_passed: int
+    gate_pass_rate: float | None = Field(description="gates_passed of gates, 0 to 1; null without any")
 
 
 class Report(Answer):

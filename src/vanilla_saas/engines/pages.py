@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.engines import store
+from vanilla_saas.engines import starts, store
 from vanilla_saas.engines.models import Access, Alias, Mode, Slug, Target
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
@@ -132,9 +132,10 @@ async def run(request: Request, caller: PageCaller, slug: str) -> Response:
         if card is None:
             raise VanillaError("not_found", "no such engine", {"engine": slug})
         values = forms.read(forms.fields_of(card["input"], _defaults(card)), form)
-        started = await store.start(
-            connection, caller.identity.tenant_id, slug, values, key=key if isinstance(key, str) and key else None
-        )
+    started = await starts.start(
+        lambda: acting(request, caller), caller.identity.tenant_id, slug, values,
+        key=key if isinstance(key, str) and key else None,
+    )  # fmt: skip
     return redirect(request, f"/runs/{started['execution_id']}")
 
 

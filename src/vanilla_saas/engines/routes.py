@@ -27,8 +27,14 @@ from vanilla_saas.engines.models import (
     ForkBody,
     Forked,
     LevelAccess,
+    Offer,
+    Offers,
     PromoteBody,
     Promoted,
+    RebaseAllBody,
+    RebaseBody,
+    Rebased,
+    RebasedAll,
     Ref,
     Report,
     ReportRow,
@@ -78,6 +84,15 @@ async def catalog(request: Request, caller: CurrentCaller) -> Engines:
     async with acting(request, caller, read_only=True) as connection:
         rows = await store.deployed(connection, tenant_id)
     return Engines(data=[EngineSummary(**row) for row in rows])
+
+
+@router.get("/engine-offers")
+async def offers(request: Request, caller: CurrentCaller) -> Offers:
+    """The engines that the platform offers, also those that no level of the tenant may run yet; admins only."""
+    tenant_id = _reads(caller)
+    async with acting(request, caller, read_only=True) as connection:
+        rows = await store.offered(connection, tenant_id)
+    return Offers(data=[Offer(**row) for row in rows])
 
 
 @router.post("/engines", status_code=201, responses={200: {"model": Deployed}})
@@ -165,6 +180,18 @@ async def set_access(
         engine_id = await store.engine_id(connection, tenant_id, engine)
         await store.set_access(connection, tenant_id, level_id, engine_id, body.access)
     return Response(status_code=204)
+
+
+@router.post("/engines/{engine}/rebase")
+async def rebase_all(
+    request: Request, caller: CurrentCaller, engine: SlugOrId, body: RebaseAllBody | None = None
+) -> RebasedAll:
+    """Takes every copy of an engine to another version; those with conflicts stay as they are. Admins only."""
+    tenant_id, wanted = _writes(caller), body or RebaseAllBody()
+    async with acting(request, caller) as connection:
+        engine_id = await store.engine_id(connection, tenant_id, engine)
+        rows = await store.rebase_all(connection, tenant_id, engine_id, **wanted.model_dump())
+    return RebasedAll(data=[Rebased(**row) for row in rows])
 
 
 @router.get("/engines/{engine}/report")
@@ -256,6 +283,18 @@ async def fork(request: Request, caller: CurrentCaller, body: ForkBody) -> Forke
             user_id=body.user_id,
         )  # fmt: skip
     return Forked(**made)
+
+
+@router.post("/engine-copies/{copy_id}/rebase")
+async def rebase(request: Request, caller: CurrentCaller, copy_id: UUID, body: RebaseBody | None = None) -> Rebased:
+    """Takes a copy to another version, one's own or by an admin any of the tenant's; what runs stays on its version.
+
+    422 with problems when it does not fit, and nothing is changed; a dry run lists them as `conflicts`.
+    """
+    caller.require_scope("chat")
+    wanted = body or RebaseBody()
+    async with acting(request, caller) as connection:
+        return Rebased(**await store.rebase(connection, caller.identity.tenant_id, copy_id, **wanted.model_dump()))
 
 
 @router.delete("/engine-copies/{copy_id}", status_code=204)

@@ -1,6 +1,8 @@
 """`vanilla-saas engines run`: an engine is run as a user and watched until it ends."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -9,7 +11,7 @@ import typer
 
 from vanilla_saas.database.connection import Addresses
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, in_parts, tenant_id
-from vanilla_saas.engines import store
+from vanilla_saas.engines import starts
 from vanilla_saas.tokens.store import find_user
 from vanilla_saas.workflows.run_cli import InputFields, InputFile, follow_to_the_end, read_input, tell_run
 
@@ -47,7 +49,9 @@ def run(
 
     async def act(connection: asyncpg.Connection, where: Addresses) -> Answer:
         owner, user_id = await find_user(connection, tenant, user)
-        started = await store.start(connection, owner, ref, given, key=key, priority=priority, user_id=user_id)
+        started = await starts.start(
+            partial(nullcontext, connection), owner, ref, given, key=key, priority=priority, user_id=user_id
+        )
         if not follow:
             return started
         return await follow_to_the_end(connection, where, owner, UUID(started["execution_id"]), as_json)

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.engines import runs, store
+from vanilla_saas.engines import runs, starts, store
 from vanilla_saas.engines.models import MOST_WAIT_S, KeyBody, Run, RunBody, Started
 from vanilla_saas.tenancy import store as tenancy_store
 from vanilla_saas.tenancy.identity import (
@@ -38,18 +38,18 @@ async def run(
     """Runs an engine by name, or the one that is chosen for the caller: 202 and where to follow it.
 
     With `wait_s` 200 and the output when it is over by then; a run that failed is answered as an error with its reason.
-    A key of an engine runs that one. The same idempotency key and input answer with the first run.
+    A key of an engine runs that one. The same idempotency key and input answer with the first run. An input that does
+    not fit the engine's schema is refused (422) by field, and nothing is written.
     """
     if None not in (body.idempotency_key, header_key) and body.idempotency_key != header_key:
         raise VanillaError("invalid_request", "two idempotency keys were sent", {"param": "idempotency_key"})
     key_id, key = runs.key_of_engine(caller), body.idempotency_key or header_key
     if key_id is None:
         await require_spender(request, caller)
-        async with acting(request, caller) as connection:
-            started = await store.start(
-                connection, caller.identity.tenant_id, body.ref, body.input, key=key, priority=body.priority,
-                user_id=body.user_id,
-            )  # fmt: skip
+        started = await starts.start(
+            lambda: acting(request, caller), caller.identity.tenant_id, body.ref, body.input, key=key,
+            priority=body.priority, user_id=body.user_id,
+        )  # fmt: skip
     else:
         started = await _by_key(request, caller, body, key)
     execution_id = UUID(started["execution_id"])
@@ -66,7 +66,7 @@ async def _by_key(request: Request, caller: Caller, body: RunBody, key: str | No
     for name in ("priority", "user_id"):
         if getattr(body, name) is not None:
             raise VanillaError("forbidden", f"A key of an engine says no {name}.", {"param": name, "need": "chat"})
-    return await store.start_by_key(
+    return await starts.start_by_key(
         request.app.state.database,
         token_hash(caller.token),
         body.ref,

@@ -8,12 +8,11 @@ import asyncpg
 from vanilla_saas.database.errors import ERROR_CODES, VanillaError
 from vanilla_saas.engines import store
 from vanilla_saas.engines.waiting import Ends
+from vanilla_saas.providers.engine_chat import SAME
 from vanilla_saas.tenancy.identity import Caller
 from vanilla_saas.workflows.execution_events import Identify
 
 CODES = {code.name for code in ERROR_CODES}
-SAME = {"input_invalid": "invalid_input"}
-"""Reasons of executions that HTTP has another name for."""
 SCOPE = "engine"
 
 

@@ -97,9 +97,14 @@ MINE = """
 select engine_id, platform, slug, name, description, access, version, alias, mode, input, output, parameters
 from public.my_engines($1, $2)
 """
+OFFERED = """
+select engine_id, slug, name, description, default_access, version, mode, input, output, parameters, hidden, levels
+from public.offered_engines($1)
+"""
 REPORT = """
-select version, runs, succeeded, failed, cancelled, running, p50_ms, p95_ms, charged_tokens::bigint as charged_tokens,
-    cost_micros::bigint as cost_micros, gates, gates_passed
+select version, alias, weight, runs, succeeded, failed, cancelled, running, p50_ms, p95_ms,
+    charged_tokens::bigint as charged_tokens, p50_tokens, p95_tokens, cost_micros::bigint as cost_micros, p50_micros,
+    p95_micros, gates, gates_passed, gate_pass_rate::float8 as gate_pass_rate
 from public.engine_report($1, $2, $3, $4)
 """
 DEPLOY = "select public.deploy_engine($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
@@ -113,7 +118,11 @@ UNASSIGN = "select public.unassign_engine($1, $2)"
 RESOLVE = "select public.resolve_engine($1, $2, $3)"
 EXPLAIN = "select public.explain_engine($1, $2, $3)"
 FORK = "select public.fork_engine($1, $2, $3, $4, $5, $6)"
+REBASE = "select public.rebase_engine_copy($1, $2, $3, $4, $5, $6)"
+REBASE_ALL = "select public.rebase_engine_copies($1, $2, $3, $4, $5)"
 DELETE_COPY = "select public.delete_engine_copy($1, $2)"
+PREVIEW = "select public.preview_engine($1, $2, $3, $4, $5, $6)"
+PREVIEW_BY_KEY = "select vanilla.preview_by_key($1, $2, $3, $4)"
 EXECUTE = "select public.execute_engine($1, $2, $3, $4, $5, $6)"
 EXECUTE_BY_KEY = "select vanilla.execute_by_key($1, $2, $3, $4, $5, $6)"
 CREATE_KEY = """
@@ -124,6 +133,11 @@ select public.create_engine_key($1, $2, $3, $4, coalesce($5::timestamptz, 'infin
 async def cards(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID | None = None) -> list[Answer]:
     """`my_engines`: what the caller, or a user whom an admin names, may read or run."""
     return [dict(row) for row in await connection.fetch(MINE, user_id, tenant_id)]
+
+
+async def offered(connection: asyncpg.Connection, tenant_id: UUID) -> list[Answer]:
+    """`offered_engines`: those of the platform that an admin of the tenant can permit to levels, permitted or not."""
+    return [dict(row) for row in await connection.fetch(OFFERED, tenant_id)]
 
 
 async def deployed(connection: asyncpg.Connection, tenant_id: UUID) -> list[Answer]:
@@ -307,9 +321,61 @@ async def fork(
     return made
 
 
+async def rebase(
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    copy_id: UUID,
+    *,
+    to: str | None = None,
+    overlay: Answer | None = None,
+    drop: bool = False,
+    dry_run: bool = False,
+) -> Answer:
+    """`rebase_engine_copy`. Raises VanillaError `invalid_definition` with problems, unless it is a dry run."""
+    told: Answer = await connection.fetchval(REBASE, copy_id, to, overlay or {}, drop, dry_run, tenant_id)
+    return told
+
+
+async def rebase_all(
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    engine_id: UUID,
+    *,
+    to: str | None = None,
+    drop: bool = False,
+    dry_run: bool = False,
+) -> list[Answer]:
+    """`rebase_engine_copies`: every copy of the tenant's users, those with conflicts as they were."""
+    told: list[Answer] = await connection.fetchval(REBASE_ALL, engine_id, to, drop, dry_run, tenant_id)
+    return told
+
+
 async def delete_copy(connection: asyncpg.Connection, tenant_id: UUID, copy_id: UUID) -> None:
     """`delete_engine_copy`."""
     await connection.execute(DELETE_COPY, copy_id, tenant_id)
+
+
+async def preview(
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    ref: str | None,
+    given: Answer,
+    *,
+    key: str | None = None,
+    priority: int | None = None,
+    user_id: UUID | None = None,
+) -> Answer:
+    """`preview_engine`: replayed, else the whole input and its schema. Raises what `start` would."""
+    told: Answer = await connection.fetchval(PREVIEW, ref, given, key, priority, user_id, tenant_id)
+    return told
+
+
+async def preview_by_key(
+    database: Database, key_hash: bytes, ref: str | None, given: Answer, key: str | None
+) -> Answer:
+    """`preview_by_key`, which looks the key up itself. Raises what `start_by_key` would."""
+    told: Answer = await database.call(PREVIEW_BY_KEY, key_hash, ref, given, key)
+    return told
 
 
 async def start(

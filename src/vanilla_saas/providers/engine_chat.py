@@ -20,9 +20,12 @@ TEXT_NAMES = ("prompt", "question", "text", "task", "input")
 """Properties that a message goes into when the required ones do not say which."""
 PIECE = 4096
 """Characters of a chunk of a streamed answer."""
+SAME = {"input_invalid": "invalid_input", "key_revoked": "authentication_failed"}
+"""Reasons of runs, and what is refused for the same before there is one."""
 _STATUS = {
-    "input_invalid": 422,
+    "invalid_input": 422,
     "insufficient_tokens": 402,
+    "authentication_failed": 401,
     "wallet_inactive": 403,
     "forbidden": 403,
     "cancelled": 409,
@@ -108,7 +111,8 @@ class EngineFailed(Exception):
 
     def __init__(self, run: EngineRun, end: EngineEnd):
         error = end.error or {}
-        self.name = end.status if end.status == "cancelled" or end.reason is None else end.reason
+        reason = end.reason or end.status
+        self.name = SAME.get(reason, end.status if end.status == "cancelled" else reason)
         self.status = _STATUS.get(self.name, 502)
         self.message = str(error.get("message") or f"The run of the engine {run.engine} ended as {end.status}.")
         super().__init__(self.message)

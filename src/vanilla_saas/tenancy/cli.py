@@ -316,11 +316,19 @@ def create_key(
 
 
 @keys.command("revoke")
-def revoke_key(key_id: UUID, tenant: TenantSlug = "default", as_json: AsJson = False) -> None:
-    """Revoke a key: its next request is refused."""
+def revoke_key(
+    key_id: UUID,
+    cancel_runs: Annotated[
+        bool, typer.Option("--cancel-runs/--keep-runs", help="Of a key of an engine: what it began and has not ended.")
+    ] = True,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Revoke a key: its next request is refused, and what a key of an engine began is cancelled."""
 
     async def run(connection: asyncpg.Connection) -> None:
-        await store.revoke_api_key(connection, await tenant_id(connection, tenant), key_id)
+        owner = await tenant_id(connection, tenant)
+        await store.revoke_api_key(connection, owner, key_id, cancel_runs=cancel_runs)
 
     as_operator(run)
     tell(f"Key {key_id} is revoked.", {"id": key_id, "revoked": True}, as_json)

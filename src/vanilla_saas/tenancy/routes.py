@@ -346,10 +346,15 @@ async def create_key(request: Request, caller: Writer, body: models.KeyBody) -> 
 
 
 @router.delete("/keys/{key_id}", status_code=204)
-async def revoke_key(request: Request, caller: Writer, key_id: UUID) -> Response:
-    """Revoke a key: its next request is refused."""
+async def revoke_key(
+    request: Request,
+    caller: Writer,
+    key_id: UUID,
+    cancel_runs: Annotated[bool, Query(description="of a key of an engine: what it began and has not ended")] = True,
+) -> Response:
+    """Revoke a key: its next request is refused, and what a key of an engine began is cancelled."""
     async with acting(request, caller) as connection:
-        await store.revoke_api_key(connection, caller.identity.tenant_id, key_id)
+        await store.revoke_api_key(connection, caller.identity.tenant_id, key_id, cancel_runs=cancel_runs)
     return Response(status_code=204)
 
 

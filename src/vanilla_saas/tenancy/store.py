@@ -358,8 +358,11 @@ async def create_api_key(
     return made
 
 
-async def revoke_api_key(connection: asyncpg.Connection, tenant_id: UUID, key_id: UUID) -> None:
-    await connection.fetchval("select revoke_api_key($1, $2)", key_id, tenant_id)
+async def revoke_api_key(
+    connection: asyncpg.Connection, tenant_id: UUID, key_id: UUID, *, cancel_runs: bool = True
+) -> None:
+    """`revoke_api_key`: what a key of an engine began ends with it, unless `cancel_runs` is False."""
+    await connection.fetchval("select revoke_api_key($1, $2, $3)", key_id, tenant_id, cancel_runs)
 
 
 # audit ------------------------------------------------------------------------------------------------------------

@@ -134,7 +134,10 @@ async def require_fit(schemas: Iterable[object], value: object, what: str) -> No
             wrong = await asyncio.to_thread(mismatches, schema, value)
         except SchemaError as error:
             raise VanillaError("invalid_input", f"The {what} could not be checked: {error.message}") from error
-        found += [{"field": ".".join(filter(None, (what, one.path))), "message": one.message} for one in wrong]
+        found += [
+            {"field": ".".join(filter(None, (what, one.path))), "pointer": one.pointer, "message": one.message}
+            for one in wrong
+        ]
     if found:
         raise VanillaError(
             "invalid_input",

@@ -4,6 +4,7 @@ Schemas are draft 2020-12 unless `$schema` says otherwise; references point into
 Regular expressions are RE2's (https://github.com/google/re2/wiki/Syntax): no text makes one slow.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,11 @@ class SchemaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Where an instance is not what its schema says."""
+    """Where an instance is not what its schema says: by names and places, and as a JSON pointer (RFC 6901)."""
 
     path: str
     message: str
+    pointer: str
 
 
 def check_schema(schema: object) -> None:
@@ -36,7 +38,11 @@ def check_schema(schema: object) -> None:
 def mismatches(schema: object, instance: object) -> list[Mismatch]:
     """The first twenty; none when the instance is valid."""
     found = _ask("schema", "validate", schema=_text(schema), instance=instance)["value"]
-    return [Mismatch(".".join(map(str, error["path"])), error["message"]) for error in found]
+    return [Mismatch(".".join(map(str, error["path"])), error["message"], _pointer(error["path"])) for error in found]
+
+
+def _pointer(path: Iterable[str | int]) -> str:
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
 
 
 def check_pattern(pattern: str) -> None:

@@ -73,7 +73,7 @@ def of_text(error: ExpressionError | TemplateError | SchemaError, field: str) ->
 
 def of_mismatches(code: str, what: str, found: list[Mismatch], **details: Any) -> Failure:
     """A value that is not what its schema says; `what` names it."""
-    listed = [{"path": one.path, "message": one.message} for one in found]
+    listed = [{"path": one.path, "pointer": one.pointer, "message": one.message} for one in found]
     return Failure(code, f"{what} {said(found)}", {"mismatches": listed, **details})
 
 
