@@ -47,6 +47,10 @@ ADMIN = [
     "/workflows/unfinished",
     "/engines",
     "/engines/research",
+    "/engines/research/versions/1",
+    "/engines/my/short",
+    "/engine-choice?user={other}",
+    "/runs/{run}",
     "/runs",
     "/approvals",
     "/webhooks",
@@ -67,6 +71,9 @@ NAMES = {
     "/wallet/{other}/holds?state=all": "/user-holds-all",
     "/wallet/{other}/policy": "/user-policy",
     "/wallet/{other}/statement": "/user-statement",
+    "/engines/my/short": "/engine-copy",
+    "/engine-choice?user={other}": "/engine-choice",
+    "/runs/{run}": "/engine-run",
     "/webhooks/{webhook}": "/webhook",
     "/webhooks/{webhook}/deliveries/{delivery}": "/webhook-delivery",
 }
@@ -98,9 +105,16 @@ async def _paths(people: People, history: Person) -> list[str]:
     )
     webhook, delivery = await _webhook(people, other)
     await _workflows(people, other)
-    await _engine(people, other)
+    run = await _engine(people, history)
     levels = await _plans(people, history)
-    ids = {"execution": execution, "other": other.identity.user_id, "webhook": webhook, "delivery": delivery, **levels}
+    ids = {
+        "execution": execution,
+        "other": other.identity.user_id,
+        "webhook": webhook,
+        "delivery": delivery,
+        "run": run,
+        **levels,
+    }
     return [path.format(**ids) for path in ADMIN]
 
 
@@ -162,16 +176,20 @@ async def _workflows(people: People, person: Person) -> None:
     await store.save(operator, tenant, "unfinished", circle, user_id=user)
 
 
-async def _engine(people: People, person: Person) -> None:
-    """One with a canary, a level that may read it, an assignment, and runs that have begun."""
+async def _engine(people: People, person: Person) -> uuid.UUID:
+    """One with parameters, a canary, a level that may read it, an assignment and a copy, and a run that has begun."""
     operator, tenant, user = people.operator, person.identity.tenant_id, person.identity.user_id
+    started = "select id from engine_executions where user_id = $1 limit 1"
     if await engines.deployed(operator, tenant):
-        return  # what engines were made of is not deleted
+        return await operator.fetchval(started, user)  # what engines were made of is not deleted
     await drafts.begin(partial(nullcontext, operator), tenant, "research_with_judge", "digest", {}, user_id=user)
     await drafts.publish(partial(nullcontext, operator), tenant, "digest")
     flow = (await store.find(operator, tenant, "digest"))["id"]
-    made = await engines.deploy(operator, tenant, "research", flow, description="Looks things up and judges them.")
-    await engines.deploy(operator, tenant, "research", flow, mode="sequential")
+    declared = {"question": {"type": "string", "default": "Why?", "maxLength": 500, "description": "What to look up"}}
+    made = await engines.deploy(
+        operator, tenant, "research", flow, description="Looks things up and judges them.", parameters=declared
+    )
+    await engines.deploy(operator, tenant, "research", flow, mode="sequential", parameters=declared)
     engine = uuid.UUID(made["engine_id"])
     await engines.change(operator, tenant, engine, default_access="execute")
     await engines.promote(operator, tenant, engine, 2, "canary", 10)
@@ -179,7 +197,14 @@ async def _engine(people: People, person: Person) -> None:
     await engines.set_access(operator, tenant, level, engine, "execute")
     await engines.assign(operator, tenant, engine, "level", target_id=level, priority=2)
     await engines.assign(operator, tenant, engine, "user", target_id=user, pin="2")
+    await engines.fork(operator, tenant, "research@1", "short", {"question": "How?"}, user_id=user)
+    await engines.create_key(
+        operator, tenant, "research", name="The site", prefix="vsk_research", key_hash=uuid.uuid4().bytes * 2,
+        budget_tokens=5000, user_id=user,
+    )  # fmt: skip
+    await engines.start(operator, tenant, "research@1", {"question": "Why?"}, user_id=user)
     await engines.start(operator, tenant, "research", {"question": "Why?"}, user_id=user)
+    return await operator.fetchval(started, user)
 
 
 async def _workers(people: People) -> uuid.UUID:

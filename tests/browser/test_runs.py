@@ -75,7 +75,7 @@ async def test_a_template_is_started_from_its_form_and_seen_to_its_end(visitor: 
     await page.fill("textarea[name='field.texts']", "not JSON")
     await look(user, "workflow-start")
     await page.click("form[action$='/start'] button")
-    await page.wait_for_selector("#alerts >> text=Texts is not JSON")
+    await page.wait_for_selector(".problem >> text=Texts is not JSON")
     await page.fill("textarea[name='field.texts']", '["one", "two", "three"]')
     async with page.expect_navigation(url="**/runs/*"):
         await page.click("form[action$='/start'] button")
@@ -123,7 +123,7 @@ async def test_a_draft_is_edited_and_approved_and_its_run_goes_on(visitor: Visit
     await page.fill("textarea[name='comment']", "Shorter.")
     await text.evaluate("field => field.required = false")
     await page.click("button.primary")
-    await page.wait_for_selector("#alerts .alert")
+    await page.wait_for_selector(".problem")
     await text.fill("Dear Ada,\n\nthank you.")
     await look(boss, "approvals")
     await page.click("button.primary")
@@ -155,7 +155,7 @@ async def test_a_run_is_paused_resumed_told_a_signal_and_cancelled(visitor: Visi
     assert await page.input_value("#signal-name") == "go.on"
     await page.fill("#signal-payload", "{")
     await page.click("button:has-text('Send signal')")
-    await page.wait_for_selector("#alerts >> text=no JSON")
+    await page.wait_for_selector(".problem >> text=no JSON")
     await page.fill("#signal-payload", '{"who": "Ada"}')
     await page.click("button:has-text('Send signal')")
     await page.wait_for_selector("text=The signal is sent")

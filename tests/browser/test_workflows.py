@@ -47,7 +47,7 @@ async def test_a_workflow_is_begun_edited_published_and_shared(
     await page.fill("#schedule-new-cron", "99 2 * * *")
     await page.fill("#schedule-new-input", '{"text": "A long story."}')
     await page.click("text=Add schedule")
-    await page.wait_for_selector("#alerts >> text=is not a schedule")
+    await page.wait_for_selector(".problem >> text=is not a schedule")
     await page.fill("#schedule-new-cron", "30 2 * * *")
     await page.click("text=Add schedule")
     await page.wait_for_selector("text=The schedule is set.")

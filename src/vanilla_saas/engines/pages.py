@@ -7,36 +7,49 @@ from urllib.parse import quote
 from uuid import UUID
 
 import asyncpg
-from fastapi import Form, Request
+from fastapi import Form, Query, Request
 from fastapi.responses import Response
 
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.engines import starts, store
+from vanilla_saas.engines import choice_pages, own_pages, starts, store
 from vanilla_saas.engines.models import Access, Alias, Mode, Slug, Target
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
 from vanilla_saas.tokens.store import find_level, find_user
-from vanilla_saas.workflows import forms
+from vanilla_saas.workflows import documents, drafts, forms, run_view
 from vanilla_saas.workflows import store as workflow_store
 
 router = page_router()
-REPORT_DAYS = 30
+router.include_router(own_pages.router)
+router.include_router(choice_pages.router)
+PERIODS = (1, 7, 30, 90)
+"""Days that a report may be of; runs are kept for 90."""
 Name = Annotated[str, Form(max_length=63)]
 Version = Annotated[int, Form(ge=1, le=2**31 - 1)]
+Document = Annotated[str, Form(max_length=65_536)]
 
 
 @router.get("/engines")
 async def engines(request: Request, caller: PageCaller, notice: str = "") -> Response:
     tenant_id, manages = caller.identity.tenant_id, _manages(caller)
     async with acting(request, caller, read_only=True) as connection:
-        cards = await store.cards(connection, tenant_id)
+        cards = await _cards(connection, caller)
+        copies = await own_pages.own_copies(connection, caller)
+        chosen = await store.resolve(connection, tenant_id, None, None) if cards else None
         rows = await store.deployed(connection, tenant_id) if manages else []
-        workflows = await workflow_store.workflows(connection, tenant_id) if manages else []
+        workflows = await _flows(connection, tenant_id) if manages else []
     return render(
-        request, "engines/engines.html", cards=cards, rows=rows, meant=_meant, manages=manages, notice=notice,
-        workflows=[row for row in workflows if row["latest_version"] and row["status"] == "active"],
+        request, "engines/engines.html", cards=cards, copies=copies, rows=rows, meant=_meant, manages=manages,
+        chosen=chosen if chosen and chosen["denied_reason"] is None else None, sources=choice_pages.SOURCES,
+        by_engine={card["engine_id"]: card for card in cards}, notice=notice, workflows=workflows,
     )  # fmt: skip
+
+
+async def _flows(connection: asyncpg.Connection, tenant_id: UUID) -> list[Any]:
+    """Workflows that can be deployed."""
+    rows = await workflow_store.workflows(connection, tenant_id)
+    return [row for row in rows if row["latest_version"] and row["status"] == "active"]
 
 
 @router.post("/engines")
@@ -45,16 +58,43 @@ async def deploy(
     caller: PageCaller,
     slug: Annotated[Slug, Form()],
     workflow: Name,
+    workflow_version: Annotated[int | None, Form(ge=1, le=2**31 - 1)] = None,
+    name: Annotated[str, Form(max_length=200)] = "",
+    description: Annotated[str, Form(max_length=5000)] = "",
     mode: Annotated[Mode, Form()] = "parallel",
+    at_once: Annotated[int | None, Form(ge=1, le=1000)] = None,
+    parameters: Document = "",
+    output: Document = "",
+    access: Annotated[Access | None, Form()] = None,
 ) -> Response:
-    """The latest version of a workflow as the next version of an engine, with the parameters that it had."""
+    """A version of a workflow as the next version of an engine.
+
+    Parameters and the output's schema that are left empty are those of its latest version.
+    """
     tenant_id = caller.identity.tenant_id
+    declared, told = _document(parameters, "parameters"), _document(output, "output")
     async with acting(request, caller) as connection:
         found = await workflow_store.find(connection, tenant_id, workflow)
-        latest = await _latest(connection, caller, slug)
-        kept = {name: latest[name] for name in ("parameters", "output") if latest}
-        made = await store.deploy(connection, tenant_id, slug, found["id"], mode=mode, **kept)
+        latest = await _latest(connection, caller, slug) or {"parameters": {}, "output": None}
+        made = await store.deploy(
+            connection, tenant_id, slug, found["id"], workflow_version=workflow_version, name=name.strip() or None,
+            description=description.strip() or None, mode=mode, at_once=at_once,
+            parameters=latest["parameters"] if declared is None else declared,
+            output=latest["output"] if told is None else told,
+        )  # fmt: skip
+        if access is not None:
+            await store.change(connection, tenant_id, UUID(made["engine_id"]), default_access=access)
     return _back(request, slug, "unchanged" if made["unchanged"] else "deployed")
+
+
+def _document(text: str, name: str) -> Any:
+    """What a field of YAML or JSON says; None when it is empty. Raises VanillaError that names the field."""
+    if not text.strip():
+        return None
+    try:
+        return drafts.read_value(text)
+    except VanillaError as error:
+        raise VanillaError("invalid_request", error.hint or error.message, {"param": name}) from error
 
 
 async def _latest(connection: asyncpg.Connection, caller: Caller, slug: str) -> dict[str, Any] | None:
@@ -69,18 +109,38 @@ async def _latest(connection: asyncpg.Connection, caller: Caller, slug: str) -> 
 
 
 @router.get("/engines/{slug}")
-async def engine(request: Request, caller: PageCaller, slug: str, notice: str = "") -> Response:
-    manages = _manages(caller)
+async def engine(
+    request: Request,
+    caller: PageCaller,
+    slug: str,
+    notice: str = "",
+    days: Annotated[int, Query(ge=1, le=PERIODS[-1])] = 30,
+) -> Response:
+    tenant_id, manages = caller.identity.tenant_id, _manages(caller)
     async with acting(request, caller, read_only=True) as connection:
         card = await _card(connection, caller, slug)
         if card is None and not manages:
             raise VanillaError("not_found", "no such engine", {"engine": slug})
-        managed = await _managed(connection, caller, slug) if manages else None
+        managed = await _managed(connection, caller, slug, days) if manages else None
+        engine_id = card["engine_id"] if card else managed["id"] if managed else None
+        own = [one for one in await own_pages.own_copies(connection, caller) if one["engine_id"] == engine_id]
+        keys = await store.keys_of(connection, tenant_id, engine_id) if engine_id else []
     return render(
-        request, "engines/engine.html", card=card, managed=managed, slug=slug, notice=notice,
-        fields=forms.fields_of(card["input"], _defaults(card)) if card else [], key=secrets.token_urlsafe(16),
-        days=REPORT_DAYS,
+        request, "engines/engine.html", card=card, managed=managed, slug=slug, notice=notice, copies=own, keys=keys,
+        fields=forms.fields_of(card["input"], own_pages.defaults_of(card["parameters"])) if card else [],
+        parameters=own_pages.parameter_fields(card["parameters"]) if card else [], key=secrets.token_urlsafe(16),
+        days=days, periods=PERIODS,
     )  # fmt: skip
+
+
+@router.get("/engines/{slug}/versions/{number}")
+async def version(request: Request, caller: PageCaller, slug: str, number: int) -> Response:
+    """What a version says, for admins: to be put into the engine's page."""
+    tenant_id = caller.identity.tenant_id
+    async with acting(request, caller, read_only=True) as connection:
+        found = await store.find(connection, tenant_id, slug)
+        row = await store.version(connection, tenant_id, found["id"], number)
+    return render(request, "engines/version.html", slug=slug, row=row, config=row["config"], shown=run_view.shown)
 
 
 def _back(request: Request, slug: str, notice: str) -> Response:
@@ -91,9 +151,12 @@ def _manages(caller: Caller) -> bool:
     return caller.identity.role != "user"
 
 
+async def _cards(connection: asyncpg.Connection, caller: Caller) -> list[dict[str, Any]]:
+    return [] if own_pages.outside(caller) else await store.cards(connection, caller.identity.tenant_id)
+
+
 async def _card(connection: asyncpg.Connection, caller: Caller, slug: str) -> dict[str, Any] | None:
-    cards = await store.cards(connection, caller.identity.tenant_id)
-    return next((card for card in cards if card["slug"] == slug), None)
+    return next((card for card in await _cards(connection, caller) if card["slug"] == slug), None)
 
 
 def _meant(row: dict[str, Any]) -> dict[str, Any]:
@@ -101,25 +164,37 @@ def _meant(row: dict[str, Any]) -> dict[str, Any]:
     return {alias["alias"]: alias for alias in row["aliases"]}
 
 
-def _defaults(card: dict[str, Any]) -> dict[str, Any]:
-    return {name: one["default"] for name, one in card["parameters"].items() if "default" in one}
-
-
-async def _managed(connection: asyncpg.Connection, caller: Caller, slug: str) -> dict[str, Any]:
+async def _managed(connection: asyncpg.Connection, caller: Caller, slug: str, days: int) -> dict[str, Any]:
     """What an admin of the tenant sees of an engine: `own` is None for one that the platform offers."""
     tenant_id = caller.identity.tenant_id
     rows = [row for row in await store.deployed(connection, tenant_id) if slug == row["slug"]]
     engine_id = rows[0]["id"] if rows else await store.offered_id(connection, tenant_id, slug)
-    end = datetime.now(UTC)
+    end, aliases = datetime.now(UTC), _meant(rows[0]) if rows else {}
+    report = await store.report(connection, tenant_id, engine_id, end - timedelta(days=days), end)
+    latest = await _latest(connection, caller, slug)
     return {
+        "id": engine_id,
         "own": rows[0] if rows else None,
-        "aliases": _meant(rows[0]) if rows else {},
+        "aliases": aliases,
         "versions": await store.versions(connection, tenant_id, engine_id) if rows else [],
+        "latest": latest,
+        "declared": documents.dump_yaml(latest["parameters"]) if latest and latest["parameters"] else "",
+        "output": documents.dump_yaml(latest["output"]) if latest and latest["output"] else "",
+        "workflows": await _flows(connection, tenant_id) if rows else [],
         "levels": await store.access(connection, tenant_id, engine_id),
         "assignments": await store.assignments(connection, tenant_id, engine_id),
-        "report": await store.report(connection, tenant_id, engine_id, end - timedelta(days=REPORT_DAYS), end),
+        "copies": await store.copies_of(connection, tenant_id, engine_id),
+        "report": _side_by_side(report, aliases),
         "of_platform": caller.identity.role == "superadmin",
     }
+
+
+def _side_by_side(report: list[dict[str, Any]], aliases: dict[str, Any]) -> list[dict[str, Any]]:
+    """Versions that ran as columns: stable, the canary beside it, then the others, newest first."""
+    meant = {one["version"]: alias for alias, one in reversed(aliases.items())}
+    place = {"stable": 0, "canary": 1}
+    columns = [row | {"alias": meant.get(row["version"])} for row in report]
+    return sorted(columns, key=lambda row: (place.get(row["alias"] or "", 2), -row["version"]))
 
 
 @router.post("/engines/{slug}/run")
@@ -131,7 +206,7 @@ async def run(request: Request, caller: PageCaller, slug: str) -> Response:
         card = await _card(connection, caller, slug)
         if card is None:
             raise VanillaError("not_found", "no such engine", {"engine": slug})
-        values = forms.read(forms.fields_of(card["input"], _defaults(card)), form)
+        values = forms.read(forms.fields_of(card["input"], own_pages.defaults_of(card["parameters"])), form)
     started = await starts.start(
         lambda: acting(request, caller), caller.identity.tenant_id, slug, values,
         key=key if isinstance(key, str) and key else None,
@@ -187,11 +262,17 @@ async def settings(
     slug: str,
     default_access: Annotated[Access, Form()],
     offered: Annotated[bool | None, Form()] = None,
+    name: Annotated[str | None, Form(max_length=200)] = None,
 ) -> Response:
     tenant_id = caller.identity.tenant_id
+    description = (await request.form()).get("description")  # empty is one, too
     async with acting(request, caller) as connection:
         found = await store.find(connection, tenant_id, slug)
-        await store.change(connection, tenant_id, found["id"], default_access=default_access, offered=offered)
+        await store.change(
+            connection, tenant_id, found["id"], name=name,
+            description=description if isinstance(description, str) else None, default_access=default_access,
+            offered=offered,
+        )  # fmt: skip
     return _back(request, slug, "access")
 
 
@@ -216,8 +297,10 @@ async def assign(
     who: Annotated[str, Form(max_length=320)] = "",
     pin: Annotated[str, Form(max_length=10)] = "",
     priority: Annotated[int, Form(ge=-(2**31), le=2**31 - 1)] = 0,
+    valid_from: Annotated[datetime | None, Form()] = None,
+    valid_to: Annotated[datetime | None, Form()] = None,
 ) -> Response:
-    """`who` is a user's email, a level's slug or a tier's number."""
+    """`who` is a user's email, a level's slug or a tier's number; times are UTC."""
     tenant_id, who = caller.identity.tenant_id, who.strip()
     target_id, tier = None, None
     async with acting(request, caller) as connection:
@@ -230,9 +313,14 @@ async def assign(
         engine_id = await store.engine_id(connection, tenant_id, slug)
         await store.assign(
             connection, tenant_id, engine_id, target, target_id=target_id, tier=tier, pin=pin.strip() or None,
-            priority=priority,
+            priority=priority, valid_from=_utc(valid_from), valid_to=_utc(valid_to),
         )  # fmt: skip
     return _back(request, slug, "assigned")
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """A field of a date and time says no zone."""
+    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
 def _tier(text: str) -> int:

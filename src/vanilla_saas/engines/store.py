@@ -72,6 +72,26 @@ from public.user_engines c
 where c.tenant_id = $1 and ($2::uuid is null or c.user_id = $2)
 order by c.user_id, c.slug
 """
+COPIES_OF = """
+select c.id, c.slug, 'my/' || c.slug as ref, c.version, c.overlay, c.is_default, c.updated_at,
+    coalesce(u.email, u.external_id) as owner
+from public.user_engines c
+left join public.users u on u.tenant_id = c.tenant_id and u.id = c.user_id
+where c.tenant_id = $1 and c.engine_id = $2
+order by c.updated_at desc
+limit 100
+"""
+KEYS_OF = """
+select k.id, k.name, k.prefix, k.engine_ref, k.budget_tokens, k.used_tokens, k.last_used_at,
+    nullif(k.expires_at, 'infinity') as expires_at, coalesce(u.email, u.external_id) as owner,
+    case when k.revoked_at is not null then 'revoked' when k.expires_at <= vanilla.clock() then 'expired'
+        else 'active' end as state
+from public.api_keys k
+left join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
+where k.tenant_id = $1 and k.engine_id = $2
+order by k.id desc
+limit 100
+"""
 RUN = """
 select x.id as execution_id, x.user_id, x.engine_id, x.version, x.alias, x.source, x.source_id,
     encode(x.config_hash, 'hex') as config_hash, x.estimate_p50, x.estimate_p95, x.estimated_from,
@@ -201,6 +221,16 @@ async def assignments(connection: asyncpg.Connection, tenant_id: UUID, engine_id
 async def copies(connection: asyncpg.Connection, tenant_id: UUID, user_id: UUID | None = None) -> list[Answer]:
     """Copies that the caller may read, of one user or of all."""
     return [dict(row) for row in await connection.fetch(COPIES, tenant_id, user_id)]
+
+
+async def copies_of(connection: asyncpg.Connection, tenant_id: UUID, engine_id: UUID) -> list[Answer]:
+    """Copies of an engine that the caller may read, with their owners; the last changed first, at most 100."""
+    return [dict(row) for row in await connection.fetch(COPIES_OF, tenant_id, engine_id)]
+
+
+async def keys_of(connection: asyncpg.Connection, tenant_id: UUID, engine_id: UUID) -> list[Answer]:
+    """Keys that run an engine and that the caller may read, with their owners; newest first, at most 100."""
+    return [dict(row) for row in await connection.fetch(KEYS_OF, tenant_id, engine_id)]
 
 
 async def deploy(

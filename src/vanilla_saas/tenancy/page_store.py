@@ -78,8 +78,8 @@ async def preview_erasure(
 async def keys(connection: asyncpg.Connection, tenant_id: UUID, before: UUID | None) -> Rows:
     """The keys that the caller may see, with their owners; newest first."""
     rows: Rows = await connection.fetch(
-        "select k.id, k.user_id, k.name, k.prefix, k.scopes, k.budget_tokens, k.used_tokens, k.last_used_at,"
-        " k.created_at, k.revoked_at, nullif(k.expires_at, 'infinity') as expires_at,"
+        "select k.id, k.user_id, k.name, k.prefix, k.scopes, k.engine_ref, k.budget_tokens, k.used_tokens,"
+        " k.last_used_at, k.created_at, k.revoked_at, nullif(k.expires_at, 'infinity') as expires_at,"
         " case when k.revoked_at is not null then 'revoked' when k.expires_at <= vanilla.clock() then 'expired'"
         " else 'active' end as state, coalesce(u.email, u.external_id) as owner"
         " from api_keys k left join users u on u.tenant_id = k.tenant_id and u.id = k.user_id"

@@ -150,7 +150,7 @@ async def create_key(
             _optional_number(lifetime_days, "lifetime_days"),
             _optional_number(budget_tokens, "budget_tokens"),
         )
-    return render(request, "tenancy/key_made.html", name=name.strip(), key=key)
+    return render(request, "tenancy/key_made.html", name=name.strip(), key=key, back="/keys")
 
 
 @router.post("/keys/{key_id}/revoke")

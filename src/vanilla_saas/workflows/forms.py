@@ -78,8 +78,11 @@ def _field(name: str, part: Mapping[str, Any], required: bool, values: Mapping[s
 def _written(control: Control, value: Any) -> str:
     if value is None:
         return ""
-    if control == "json":
-        return _json(value)
+    return _json(value) if control == "json" else written(value)
+
+
+def written(value: Any) -> str:
+    """A value as a person writes it in a field of one line."""
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
@@ -98,7 +101,7 @@ def read(fields: Sequence[Field], form: Mapping[str, Any]) -> dict[str, Any]:
         text = sent.replace("\r\n", "\n") if isinstance(sent, str) else ""
         if text == "" and not (field.required and field.control == "text"):
             if field.required:
-                raise _refusal(field.title, "is missing", "Fill it in.")
+                raise _refusal(field, "is missing", "Fill it in.")
             continue
         value = _value(field, text)
         if field.name != WHOLE:
@@ -106,7 +109,7 @@ def read(fields: Sequence[Field], form: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, dict):
             found = value
         else:
-            raise _refusal(field.title, "is no JSON object", 'Write it as {"name": "value"}.')
+            raise _refusal(field, "is no JSON object", 'Write it as {"name": "value"}.')
     return found
 
 
@@ -126,12 +129,12 @@ def _value(field: Field, text: str) -> Any:
     }
     if not fits[field.control]:
         meant = {"number": "a number", "integer": "a whole number", "boolean": "yes or no", "json": "JSON"}
-        raise _refusal(field.title, f"is not {meant[field.control]}", None)
+        raise _refusal(field, f"is not {meant[field.control]}", None)
     return value
 
 
 _UNREAD = object()
 
 
-def _refusal(title: str, what: str, hint: str | None) -> VanillaError:
-    return VanillaError("invalid_request", f"{title} {what}", {"param": title}, hint)
+def _refusal(field: Field, what: str, hint: str | None) -> VanillaError:
+    return VanillaError("invalid_request", f"{field.title} {what}", {"param": field.key}, hint)

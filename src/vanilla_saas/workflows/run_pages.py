@@ -10,6 +10,7 @@ from fastapi import Form, Query, Request
 from fastapi.responses import Response
 
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
+from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.cursor import decode_cursor, encode_cursor
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy.identity import Caller, acting
@@ -32,12 +33,18 @@ async def runs(
     async with acting(request, caller, read_only=True) as connection:
         rows = await run_store.runs(connection, tenant_id, status=status, workflow=workflow, before=place)
         workflows = await store.workflows(connection, tenant_id)
-    page = rows[: run_store.PAGE]
+        page = rows[: run_store.PAGE]
+        engines = await run_store.engines(connection, tenant_id, [row["id"] for row in page], named=_member(caller))
     older = encode_cursor([page[-1]["id"]]) if len(rows) > run_store.PAGE else None
     return render(
         request, "workflows/runs.html", rows=page, older=older, workflows=workflows, statuses=STATUSES,
-        wanted=status, workflow=workflow, took=run_view.took,
+        wanted=status, workflow=workflow, took=run_view.took, engines=engines,
     )  # fmt: skip
+
+
+def _member(caller: Caller) -> bool:
+    """Whether they are of the tenant: a super admin who has opened one is not."""
+    return caller.identity.role != "superadmin" or caller.identity.tenant_id == PLATFORM
 
 
 @router.post("/workflows/{slug}/start")
@@ -61,7 +68,12 @@ async def start(request: Request, caller: PageCaller, slug: str) -> Response:
 
 @router.get("/runs/{run_id}")
 async def run(request: Request, caller: PageCaller, run_id: UUID, notice: str = "") -> Response:
-    return render(request, "workflows/run.html", notice=notice, **await _shown(request, caller, run_id))
+    found = await _shown(request, caller, run_id)
+    async with acting(request, caller, read_only=True) as connection:
+        engines = await run_store.engines(connection, caller.identity.tenant_id, [run_id], named=_member(caller))
+    return render(
+        request, "workflows/run.html", notice=notice, engine=engines.get(run_id), sources=run_view.SOURCES, **found
+    )
 
 
 @router.get("/runs/{run_id}/live")

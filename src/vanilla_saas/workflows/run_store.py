@@ -43,6 +43,21 @@ left join public.users u on u.tenant_id = e.tenant_id and u.id = e.user_id
 left join public.users s on s.tenant_id = e.tenant_id and s.id = e.started_by
 where e.tenant_id = $1 and e.id = $2
 """
+ENGINES = """
+select x.id, x.engine_id, x.engine_tenant_id = vanilla.platform() as platform, x.version, x.alias, x.source,
+    x.estimate_p50, x.estimate_p95, x.estimated_from, e.slug, e.name,
+    coalesce(k.name, 'my/' || c.slug, u.email, l.slug, a.tier::text) as chosen_by
+from public.engine_executions x
+left join public.ai_engines e on e.tenant_id = x.engine_tenant_id and e.id = x.engine_id
+left join public.api_keys k on k.tenant_id = x.tenant_id and k.id = x.api_key_id
+left join public.user_engines c on c.tenant_id = x.tenant_id and c.id = x.source_id
+left join public.engine_assignments a on a.tenant_id = x.tenant_id and a.id = x.source_id
+left join public.users u on u.tenant_id = a.tenant_id and u.id = a.user_id
+left join public.levels l on l.tenant_id = a.tenant_id and l.id = a.level_id
+where x.tenant_id = $1 and x.id = any ($2)
+"""
+CARDS = "select engine_id, slug, name from public.my_engines()"
+"""Names of engines for those who do not read the table: users, and of the platform's all tenants."""
 JUDGEMENTS = """
 select g.gate, g.round, g.passed, g.score, g.threshold, left(g.feedback, 4000) as feedback, g.suggestions, g.metrics,
     g.charged_tokens, g.created_at
@@ -139,6 +154,22 @@ async def about(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -
     """Workflow, definition, payer and starter of a run, each None when the caller may not see it."""
     row = await connection.fetchrow(RUN, tenant_id, run_id)
     return dict(row) if row else dict.fromkeys(("slug", "name", "definition", "payer", "starter"))
+
+
+async def engines(
+    connection: asyncpg.Connection, tenant_id: UUID, run_ids: list[UUID], *, named: bool
+) -> dict[UUID, dict[str, Any]]:
+    """Of the runs that are an engine's: which, its version, and what chose it.
+
+    The name is None when the caller may not read the engine any more. `named`: they are a user of the tenant.
+    """
+    rows = {row["id"]: dict(row) for row in await connection.fetch(ENGINES, tenant_id, run_ids)}
+    unnamed = [row for row in rows.values() if row["slug"] is None]
+    if unnamed and named:
+        cards = {card["engine_id"]: card for card in await connection.fetch(CARDS)}
+        for row in unnamed:
+            row |= {name: card[name] for name in ("slug", "name")} if (card := cards.get(row["engine_id"])) else {}
+    return rows
 
 
 async def beside(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -> dict[str, Rows]:

@@ -24,6 +24,17 @@ MARKS = {
 }
 """What stands in a node beside its colour."""
 RUNNERS = {"$start": "Start", "$end": "End"}
+SOURCES = {
+    "reference": "by name",
+    "copy": "as the default copy",
+    "user": "for the user",
+    "level": "for the level",
+    "tier": "for the tier",
+    "tenant": "for the tenant",
+    "platform": "for everybody",
+    "key": "by a key",
+}
+"""How the engine of a run was chosen."""
 _WAITS = {
     "approval": "an approval",
     "execution": "another run",

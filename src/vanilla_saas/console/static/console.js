@@ -44,6 +44,56 @@
     }
   });
 
+  // A refusal stands at the field that it names, in its own words; what names none stays where it was put.
+  document.addEventListener("htmx:after:swap", (event) => {
+    const { sourceElement, target } = event.detail?.ctx ?? {};
+    const form = sourceElement?.closest?.("form");
+    if (!form || !(target instanceof Element)) return;
+    for (const told of form.querySelectorAll(".problem")) {
+      const control = told.previousElementSibling;
+      control.removeAttribute("aria-invalid");
+      if (control.dataset.hints) control.setAttribute("aria-describedby", control.dataset.hints);
+      else control.removeAttribute("aria-describedby");
+      told.remove();
+    }
+    const named = [...target.querySelectorAll(".alert.bad [data-field]")];
+    const found = named.map((words) => [words, controlOf(form, words.dataset.field)]);
+    if (!found.length || found.some(([, control]) => !control)) return;
+    for (const [words, control] of found) say(control, words);
+    target.replaceChildren();
+    found[0][1].focus();
+  });
+
+  function controlOf(form, name) {
+    const parts = name.split(".");
+    const shown = [...form.elements].filter((one) => one.name && one.type !== "hidden");
+    for (const wanted of [name, `field.${parts.at(-1)}`, parts[0]]) {
+      const control = shown.find((one) => one.name === wanted || one.dataset.says?.split(" ").includes(wanted));
+      if (control) return control;
+    }
+  }
+
+  function say(control, words) {
+    for (let box = control.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
+    const [first, ...within] = words.dataset.field.split(".");
+    const part = control.name === first && within.length ? `${within.join(".")}: ` : "";
+    const text = [...(words.children.length ? words.children : [words])].map((line) => line.textContent.trim()).join(" ");
+    const before = control.nextElementSibling;
+    if (before?.classList.contains("problem")) {
+      before.textContent += ` ${part}${text}`;
+      return;
+    }
+    const told = document.createElement("p");
+    told.className = "problem";
+    told.id = `${control.id || control.name}-problem`;
+    told.textContent = part + text;
+    control.after(told);
+    const hints = control.getAttribute("aria-describedby");
+    if (hints) control.dataset.hints = hints;
+    control.setAttribute("aria-invalid", "true");
+    control.setAttribute("aria-describedby", hints ? `${hints} ${told.id}` : told.id);
+  }
+
   // <div data-chart data-days="[epoch seconds]" data-values="[tokens]" data-unit="tokens">
   const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
   const whole = new Intl.NumberFormat("en");
