@@ -913,7 +913,8 @@ $f$;
 comment on function vanilla.forget_engines(public.users) is 'Deletes the copies of an erased user, and what was chosen for them.';
 
 -- runs -------------------------------------------------------------------------------------------------------------
-create or replace function vanilla.run_engine(p_user public.users, p_ref text, p_input jsonb, p_idempotency_key text, p_priority integer, p_api_key_id uuid default null) returns jsonb
+create or replace function vanilla.run_engine(p_user public.users, p_ref text, p_input jsonb, p_idempotency_key text, p_priority integer, p_api_key_id uuid default null,
+    p_begin jsonb default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_found record;
@@ -929,6 +930,10 @@ begin
     end if;
     if v_started is null then
         v_found := vanilla.runnable_engine(p_user, p_ref);
+        if ((p_begin ->> 'engine_id')::uuid, (p_begin ->> 'version')::integer) <> (v_found.engine_id, v_found.version)
+           or p_begin is not null and (p_begin ->> 'source_id')::uuid is distinct from v_found.source_id then
+            return null;
+        end if;
         select * into v_version from public.engine_versions v
             where v.tenant_id = v_found.engine_tenant_id and v.engine_id = v_found.engine_id and v.version = v_found.version;
         if v_version.tenant_id <> p_user.tenant_id then
@@ -937,7 +942,8 @@ begin
         -- the caller's words before the copy's, the copy's before what the engine declares
         p_input := coalesce((select jsonb_object_agg(p.key, p.value -> 'default') from jsonb_each(v_version.config -> 'parameters') p where p.value ? 'default'), '{}')
             || coalesce((select c.overlay from public.user_engines c where c.tenant_id = p_user.tenant_id and c.id = v_found.source_id), '{}') || p_input;
-        v_started := vanilla.start_version(p_user, v_version.workflow_id, v_version.workflow_version, p_input, p_priority, p_idempotency_key, v_hash, v_version.at_once, p_api_key_id);
+        v_started := vanilla.start_version(p_user, v_version.workflow_id, v_version.workflow_version, p_input, p_priority, p_idempotency_key, v_hash, v_version.at_once, p_api_key_id,
+            p_begin);
     end if;
     if (v_started ->> 'replayed')::boolean then
         select * into v_run from public.engine_executions x where x.tenant_id = p_user.tenant_id and x.id = (v_started ->> 'execution_id')::uuid;
@@ -964,8 +970,8 @@ begin
         'estimate', jsonb_build_object('p50', v_run.estimate_p50, 'p95', v_run.estimate_p95, 'runs', v_run.estimated_from));
 end
 $f$;
-comment on function vanilla.run_engine(public.users, text, jsonb, text, integer, uuid) is
-    'Starts what a reference means to a user as an execution of 006, and writes down what was chosen; the same key and input answer with the first run.';
+comment on function vanilla.run_engine(public.users, text, jsonb, text, integer, uuid, jsonb) is
+    'Starts what a reference means to a user as an execution of 006, and writes down what was chosen; the same key and input answer with the first run. p_begin as of start_version: null when the reference means another version than it says.';
 
 create or replace function vanilla.runs_before(p_run public.engine_executions) returns setof bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
@@ -1051,6 +1057,62 @@ $f$;
 comment on function vanilla.execute_by_key(bytea, text, jsonb, text, text, text) is
     'Runs the engine of a key as its user; its model calls count on the key''s budget. A revoked or expired key starts nothing.';
 
+-- Whoever is usual, and for whom the reference means what it did the last time: everybody else is started, or refused, by execute_engine.
+create or replace function vanilla.begin_engine(p_key_hash bytea, p_session_hash bytea, p_ref text, p_input jsonb, p_idempotency_key text, p_begin jsonb, p_worker uuid, p_n integer,
+    p_call jsonb default null) returns json
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
+declare
+    v_user public.users;
+    v_worker record;
+    v_run jsonb;
+    v_execution_id uuid;
+    v_steps json := '[]';
+    v_call jsonb;
+    v_state text;
+    v_message text;
+    v_detail text;
+    v_hint text;
+begin
+    v_worker := vanilla.worker_allowance(p_worker, p_n);
+    if p_key_hash is not null then
+        select u.* into v_user from public.api_keys k
+            join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
+            join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
+            where k.key_hash = p_key_hash and k.revoked_at is null and k.expires_at > vanilla.clock() and u.status = 'active' and t.status = 'active'
+              and k.scopes && array['chat', 'admin'] and k.engine_id is null and k.budget_tokens is null;
+    else
+        select u.* into v_user from public.sessions s
+            join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
+            join public.tenants t on t.tenant_id = s.tenant_id and t.id = s.tenant_id
+            where s.token_hash = p_session_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock() and u.status = 'active' and t.status = 'active'
+              and not u.must_change_password;
+    end if;
+    if not found then return null; end if;
+    v_run := vanilla.run_engine(v_user, p_ref, p_input, p_idempotency_key, null, null, p_begin);
+    if v_run is null then return null; end if;
+    v_execution_id := (v_run ->> 'execution_id')::uuid;
+    if not (v_run ->> 'replayed')::boolean then
+        v_steps := vanilla.take_run(p_worker, v_worker.pools, v_worker.allowed, v_user.tenant_id, v_execution_id, true);
+    end if;
+    -- one transaction with the start, but not one fate: a call that is refused is the failure of its step
+    if p_call is not null and json_array_length(v_steps) = 1 and v_steps -> 0 ->> 'node' = p_call ->> 'node' then
+        begin
+            v_call := jsonb_build_object('ok', vanilla.admit_call(null, null, null, p_call ->> 'model', (p_call ->> 'prompt_tokens')::bigint,
+                (p_call ->> 'sandbox_prompt_tokens')::bigint, (p_call ->> 'output_limit')::bigint, (p_call ->> 'choices')::integer, (p_call ->> 'execution_id')::uuid,
+                (p_call ->> 'streamed')::boolean, make_interval(secs => (p_call ->> 'ttl_s')::double precision), null, null, jsonb_build_object('worker', p_worker,
+                'tenant_id', v_user.tenant_id, 'execution_id', v_execution_id, 'n', v_steps -> 0 -> 'n', 'item', null, 'lease', v_steps -> 0 -> 'lease')));
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate, v_message = message_text, v_detail = pg_exception_detail, v_hint = pg_exception_hint;
+            v_call := vanilla.call_error(v_state, v_message, v_detail, v_hint);
+        end;
+    end if;
+    return json_build_object('tenant_id', v_user.tenant_id, 'user_id', v_user.id, 'run', v_run, 'steps', v_steps, 'call', v_call, 'elsewhere',
+        exists (select from public.workflow_queue q where q.tenant_id = v_user.tenant_id and q.execution_id = v_execution_id and q.worker is distinct from p_worker));
+end
+$f$;
+comment on function vanilla.begin_engine(bytea, bytea, text, jsonb, text, jsonb, uuid, integer, jsonb) is
+    'Starts a run of an engine for a key or session, with its first steps leased to a worker of the process that waits for it, and the one model call that such a step makes admitted or refused (call: ok, error). Null, and nothing is begun, when the reference means another version than p_begin says, or when the caller is no usual one.';
+
 create or replace function public.engine_report(p_engine_id uuid, p_from timestamptz, p_until timestamptz, p_tenant_id uuid default null)
 returns table (version integer, runs bigint, succeeded bigint, failed bigint, cancelled bigint, running bigint, p50_ms bigint, p95_ms bigint, charged_tokens numeric, cost_micros numeric,
     gates bigint, gates_passed bigint)
@@ -1081,7 +1143,8 @@ grant execute on function public.deploy_engine(text, uuid, integer, text, text, 
     public.unassign_engine(uuid, uuid), public.resolve_engine(uuid, text, uuid), public.explain_engine(uuid, text, uuid), public.my_engines(uuid, uuid),
     public.fork_engine(text, text, jsonb, boolean, uuid, uuid), public.delete_engine_copy(uuid, uuid), public.execute_engine(text, jsonb, text, integer, uuid, uuid),
     public.create_engine_key(text, text, text, bytea, timestamptz, bigint, uuid, uuid), public.engine_report(uuid, timestamptz, timestamptz, uuid) to vanilla_app, vanilla_operator;
-grant execute on function vanilla.execute_by_key(bytea, text, jsonb, text, text, text) to vanilla_runtime;
+grant execute on function vanilla.execute_by_key(bytea, text, jsonb, text, text, text),
+    vanilla.begin_engine(bytea, bytea, text, jsonb, text, jsonb, uuid, integer, jsonb) to vanilla_runtime;
 
 -- what is there from the first day ---------------------------------------------------------------------------------
 set local role vanilla_system;

@@ -1861,10 +1861,64 @@ end
 $f$;
 comment on function vanilla.free_steps(text[]) is 'What is held under these names can be placed anew: its worker takes no more, or the rule has changed.';
 
+create or replace function vanilla.lease_steps(p_worker uuid, p_steps public.workflow_queue[]) returns json
+language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_answer json;
+begin
+    if p_steps = '{}' then return '[]'; end if;
+    with mine as (
+        update public.workflow_queue q set worker = p_worker, lease = nextval('vanilla.workflow_leases'), attempt = q.attempt + 1, claimed_at = v_now,
+                deadline_at = v_now + make_interval(secs => n.timeout_s + 15)
+            from unnest(p_steps) c
+            join public.workflow_nodes n on n.tenant_id = c.tenant_id and n.workflow_id = c.workflow_id and n.version = c.version and n.node = c.node
+            where q.tenant_id = c.tenant_id and q.execution_id = c.execution_id and q.node = c.node and q.item = c.item
+            returning q.tenant_id, q.execution_id, q.node, q.item, q.workflow_id, q.version, q.user_id, q.lease, q.attempt, n.name, n.kind, n.reads, n.read_names, n.timeout_s)
+    select json_agg(json_build_object('lease', m.lease, 'attempt', m.attempt, 'tenant_id', m.tenant_id, 'execution_id', m.execution_id,
+        'workflow_id', m.workflow_id, 'version', m.version, 'user_id', m.user_id, 'node', m.name, 'n', m.node, 'item', nullif(m.item, -1),
+        'value', s.value, 'round', s.round, 'timeout_s', m.timeout_s, 'state', s.state, 'decision', s.decision, 'feedback', s.feedback,
+        'input', e.input, 'execution', json_build_object('id', m.execution_id, 'user_id', m.user_id, 'started_at', e.started_at), 'steps', (
+            select coalesce(json_object_agg(x.name, json_build_object('output', r.output, 'status', r.status, 'branch', r.branch, 'error', r.error)), '{}')
+            from unnest(m.reads, m.read_names) x (node, name)
+            join public.workflow_steps r on r.tenant_id = m.tenant_id and r.execution_id = m.execution_id and r.node = x.node and r.item = -1),
+        'predecessors', case when m.kind = 'join' then to_json(m.read_names) end))
+        into v_answer from mine m
+        join public.workflow_steps s on s.tenant_id = m.tenant_id and s.execution_id = m.execution_id and s.node = m.node and s.item = m.item
+        join public.workflow_executions e on e.tenant_id = m.tenant_id and e.id = m.execution_id;
+    return v_answer;
+end
+$f$;
+comment on function vanilla.lease_steps(uuid, public.workflow_queue[]) is 'Gives locked steps to a worker under new leases, with all that they are computed from.';
+
+create or replace function vanilla.claim_run(p_worker uuid, p_pools text[], p_n integer, p_tenant_id uuid, p_execution_id uuid) returns public.workflow_queue[]
+language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off as $f$
+declare
+    v_most integer := least(p_n, (select vanilla.running_room(s.tenant_id, s.max_running) from public.workflow_shares s where s.tenant_id = p_tenant_id and s.max_running is not null));
+    v_steps public.workflow_queue[];
+    v_mine public.workflow_queue[] := '{}';
+    v_pool text;
+begin
+    if v_most <= 0 then return '{}'; end if;
+    v_steps := array(select q from public.workflow_queue q where q.tenant_id = p_tenant_id and q.execution_id = p_execution_id and q.worker is null
+        and split_part(q.pool, '@', 1) = any (p_pools) and split_part(q.pool, '@', 2) in ('', p_worker::text) and right(q.pool, 1) <> '@'
+        order by q.rank, q.node, q.item limit v_most for update skip locked);
+    if not exists (select from unnest(v_steps) q join public.routing_strategies s on s.pool = q.pool and s.target = 'worker' and s.status = 'active') then
+        return v_steps;
+    end if;
+    for v_pool in select distinct q.pool from unnest(v_steps) q loop
+        v_mine := v_mine || case when strpos(v_pool, '@') > 0 then array(select q from unnest(v_steps) q where q.pool = v_pool)
+            else vanilla.place_steps(p_worker, v_pool, array(select q from unnest(v_steps) q where q.pool = v_pool)) end;
+    end loop;
+    return v_mine;
+end
+$f$;
+comment on function vanilla.claim_run(uuid, text[], integer, uuid, uuid) is
+    'Locks up to n steps of one execution that can run, for a worker beside which somebody waits for it: those of its pools, below the cap of the tenant, as the strategy of the pool has it.';
+
 create or replace function vanilla.tick_worker(p_worker uuid, p_done jsonb, p_n integer, p_state jsonb default '{}') returns json
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
 declare
-    v_now timestamptz := vanilla.clock();
     v_stale bigint[] := '{}';
     v_ready text[] := '{}';
     v_woken text[] := '{}';
@@ -1876,7 +1930,7 @@ declare
     v_finished record;
     v_claim record;
     v_claimed public.workflow_queue[] := '{}';
-    v_answer json := '[]';
+    v_answer json;
 begin
     if jsonb_typeof(p_done) is distinct from 'array' or jsonb_array_length(p_done) > 1000 or p_n is null or p_n > 1000 then
         perform vanilla.refuse('VS400', 'a tick takes an array of at most 1,000 outcomes, and claims at most 1,000 steps', '{"param": "done"}');
@@ -1901,26 +1955,7 @@ begin
         v_claimed := v_claimed || case when v_held then vanilla.place_steps(p_worker, v_pool, v_claim.steps) else v_claim.steps end;
         v_state := v_state || jsonb_build_object(v_pool, v_claim.state);
     end loop;
-    if v_claimed <> '{}' then
-        with mine as (
-            update public.workflow_queue q set worker = p_worker, lease = nextval('vanilla.workflow_leases'), attempt = q.attempt + 1, claimed_at = v_now,
-                    deadline_at = v_now + make_interval(secs => n.timeout_s + 15)
-                from unnest(v_claimed) c
-                join public.workflow_nodes n on n.tenant_id = c.tenant_id and n.workflow_id = c.workflow_id and n.version = c.version and n.node = c.node
-                where q.tenant_id = c.tenant_id and q.execution_id = c.execution_id and q.node = c.node and q.item = c.item
-                returning q.tenant_id, q.execution_id, q.node, q.item, q.workflow_id, q.version, q.user_id, q.lease, q.attempt, n.name, n.kind, n.reads, n.read_names, n.timeout_s)
-        select json_agg(json_build_object('lease', m.lease, 'attempt', m.attempt, 'tenant_id', m.tenant_id, 'execution_id', m.execution_id,
-            'workflow_id', m.workflow_id, 'version', m.version, 'user_id', m.user_id, 'node', m.name, 'n', m.node, 'item', nullif(m.item, -1),
-            'value', s.value, 'round', s.round, 'timeout_s', m.timeout_s, 'state', s.state, 'decision', s.decision, 'feedback', s.feedback,
-            'input', e.input, 'execution', json_build_object('id', m.execution_id, 'user_id', m.user_id, 'started_at', e.started_at), 'steps', (
-                select coalesce(json_object_agg(x.name, json_build_object('output', r.output, 'status', r.status, 'branch', r.branch, 'error', r.error)), '{}')
-                from unnest(m.reads, m.read_names) x (node, name)
-                join public.workflow_steps r on r.tenant_id = m.tenant_id and r.execution_id = m.execution_id and r.node = x.node and r.item = -1),
-            'predecessors', case when m.kind = 'join' then to_json(m.read_names) end))
-            into v_answer from mine m
-            join public.workflow_steps s on s.tenant_id = m.tenant_id and s.execution_id = m.execution_id and s.node = m.node and s.item = m.item
-            join public.workflow_executions e on e.tenant_id = m.tenant_id and e.id = m.execution_id;
-    end if;
+    v_answer := vanilla.lease_steps(p_worker, v_claimed);
     -- of what is queued now others are told, unless this worker has had room for it
     if v_ready <> '{}' then
         v_full := cardinality(v_claimed) >= p_n;
@@ -1935,6 +1970,47 @@ end
 $f$;
 comment on function vanilla.tick_worker(uuid, jsonb, integer, jsonb) is
     'One round of a worker in one transaction: takes the outcomes of its steps, gives it up to n others. docs/design/workflows.md describes both.';
+
+create or replace function vanilla.take_run(p_worker uuid, p_pools text[], p_n integer, p_tenant_id uuid, p_execution_id uuid, p_wake boolean) returns json
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_steps json := vanilla.lease_steps(p_worker, vanilla.claim_run(p_worker, array(select ltrim(p, '=') from unnest(p_pools) p), p_n, p_tenant_id, p_execution_id));
+begin
+    if p_wake then      -- of what is left for others
+        perform vanilla.wake_workers(p.pool) from (select distinct q.pool from public.workflow_queue q where q.tenant_id = p_tenant_id and q.execution_id = p_execution_id
+            and q.worker is null and strpos(q.pool, '@') = 0) p;
+    end if;
+    return v_steps;
+end
+$f$;
+comment on function vanilla.take_run(uuid, text[], integer, uuid, uuid, boolean) is
+    'Gives a worker up to n steps of one execution, of its pools or of those that it has written with = before them, and tells others of those that are left.';
+
+create or replace function vanilla.tick_run(p_worker uuid, p_done jsonb, p_n integer, p_tenant_id uuid, p_execution_id uuid) returns json
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
+declare
+    v_worker record;
+    v_finished record;
+    v_steps json := '[]';
+    v_end json;
+begin
+    if jsonb_typeof(p_done) is distinct from 'array' or jsonb_array_length(p_done) > 1000 or p_n is null or p_n > 1000 then
+        perform vanilla.refuse('VS400', 'a tick takes an array of at most 1,000 outcomes, and claims at most 1,000 steps', '{"param": "done"}');
+    end if;
+    v_worker := vanilla.worker_allowance(p_worker, p_n);      -- first, as tick_worker has it
+    if p_done <> '[]' then v_finished := vanilla.finish_steps(p_worker, p_done); end if;
+    select json_build_object('status', e.status, 'reason', e.reason, 'error', e.error, 'output', e.output, 'charged_tokens', e.charged_tokens) into v_end
+        from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = p_execution_id and e.finished_at is not null;
+    if v_end is null then
+        v_steps := vanilla.take_run(p_worker, v_worker.pools, v_worker.allowed, p_tenant_id, p_execution_id, p_done <> '[]' and v_finished.pools <> '{}');
+    end if;
+    return json_build_object('steps', v_steps, 'stale', case when p_done <> '[]' then to_json(v_finished.stale) else '[]'::json end, 'end', v_end, 'elsewhere', v_end is null and (
+        exists (select from public.workflow_queue q where q.tenant_id = p_tenant_id and q.execution_id = p_execution_id and q.worker is distinct from p_worker)
+        or exists (select from public.workflow_timers t where t.tenant_id = p_tenant_id and t.execution_id = p_execution_id)));
+end
+$f$;
+comment on function vanilla.tick_run(uuid, jsonb, integer, uuid, uuid) is
+    'A round of a worker for one execution that its process waits for: takes the outcomes of its steps, gives up to n that can run now, and how it ended. elsewhere: others have steps of it, or something waits.';
 
 create or replace function vanilla.held_leases(p_worker uuid) returns jsonb
 language sql stable security definer set search_path = pg_catalog, pg_temp
@@ -2172,26 +2248,32 @@ end
 $f$;
 comment on function vanilla.new_execution(uuid, public.workflow_versions, jsonb, integer) is 'An execution of a version as it begins; insert_execution writes it.';
 
-create or replace function vanilla.insert_execution(p_execution public.workflow_executions, p_definition jsonb) returns boolean
+create or replace function vanilla.insert_execution(p_execution public.workflow_executions, p_definition jsonb, p_checked boolean default false, p_wake boolean default true)
+returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_entry public.user_token_ledger;
     v_pools text[];
     v_pool text;
+    v_decided smallint[] := case when p_checked then '{0}' else '{}' end;      -- $start, before which nothing is
     v_max_duration_s integer := (p_definition ->> 'max_duration_s')::integer;
     -- a child's calls draw on what there is: the estimate is of the whole
     v_estimate bigint := case when p_execution.parent_execution_id is null then (p_definition ->> 'estimate_tokens')::bigint end;
 begin
     insert into public.workflow_executions select (p_execution).* on conflict (tenant_id, user_id, idempotency_key) where idempotency_key is not null do nothing;
     if not found then return false; end if;
-    insert into public.workflow_steps (tenant_id, execution_id, node, item, user_id, status, undecided)
-        select p_execution.tenant_id, p_execution.id, n.node, -1, p_execution.user_id, case when n.predecessors = '{}' then 'ready' else 'pending' end, cardinality(n.predecessors)
-        from public.workflow_nodes n where n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version;
+    insert into public.workflow_steps (tenant_id, execution_id, node, item, user_id, status, undecided, taken, started_at, finished_at)
+        select p_execution.tenant_id, p_execution.id, n.node, -1, p_execution.user_id, case when d.it then 'succeeded' when d.before then 'ready' else 'pending' end,
+            case when d.before then 0 else cardinality(n.predecessors) end, case when d.before then cardinality(n.predecessors) else 0 end,
+            case when d.it then p_execution.started_at end, case when d.it then p_execution.started_at end
+        from public.workflow_nodes n
+        cross join lateral (select n.node = any (v_decided) as it, n.predecessors <@ v_decided as before) d where n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version;
     with queued as (
         insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank)
             select p_execution.tenant_id, p_execution.id, n.node, -1, p_execution.workflow_id, p_execution.version, p_execution.user_id, n.pool, p_execution.priority,
                 vanilla.step_rank(p_execution.started_at, p_execution.priority)
-            from public.workflow_nodes n where p_execution.at_once is null and n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version and n.predecessors = '{}'
+            from public.workflow_nodes n where p_execution.at_once is null and n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version
+              and n.predecessors <@ v_decided and n.node <> all (v_decided)
             returning pool)
     select array_agg(distinct q.pool order by q.pool) into v_pools from queued q;
     if p_execution.at_once is not null then v_pools := vanilla.let_in(p_execution.tenant_id, p_execution.id); end if;
@@ -2212,14 +2294,15 @@ begin
             make_interval(secs => coalesce(v_max_duration_s, 86400)));
         update public.workflow_executions e set hold_id = v_entry.hold_id where e.tenant_id = p_execution.tenant_id and e.id = p_execution.id;
     end if;
+    if not p_wake then return true; end if;
     foreach v_pool in array coalesce(v_pools, '{}') loop
         perform vanilla.wake_workers(v_pool);
     end loop;
     return true;
 end
 $f$;
-comment on function vanilla.insert_execution(public.workflow_executions, jsonb) is
-    'Starts an execution of a definition in the caller''s transaction; false when its idempotency key was used before.';
+comment on function vanilla.insert_execution(public.workflow_executions, jsonb, boolean, boolean) is
+    'Starts an execution of a definition in the caller''s transaction; false when its idempotency key was used before. p_checked: a worker has done what $start does, which takes no place of a concurrency key; p_wake false: the caller gives its steps to a worker, or tells the others.';
 
 create or replace function vanilla.draw_estimate(p_tenant_id uuid, p_hold_id uuid, p_needed bigint) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2317,7 +2400,7 @@ $f$;
 comment on function vanilla.started_before(public.users, text, bytea) is 'What a user''s idempotency key started before, whatever has become of it since; null: nothing.';
 
 create or replace function vanilla.start_version(p_user public.users, p_workflow_id uuid, p_version integer, p_input jsonb, p_priority integer, p_idempotency_key text,
-    p_request_hash bytea, p_at_once smallint default null, p_api_key_id uuid default null) returns jsonb
+    p_request_hash bytea, p_at_once smallint default null, p_api_key_id uuid default null, p_begin jsonb default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_version public.workflow_versions;
@@ -2330,14 +2413,16 @@ begin
     v_execution.request_hash := p_request_hash;
     v_execution.at_once := p_at_once;
     v_execution.api_key_id := p_api_key_id;
-    if not vanilla.insert_execution(v_execution, v_version.definition) then
+    if p_begin is not null then v_execution.started_by := p_user.id; end if;
+    if not vanilla.insert_execution(v_execution, v_version.definition, coalesce((p_begin ->> 'checked')::boolean and v_version.definition ? 'input'
+            and not v_version.definition ? 'concurrency', false), p_begin is null) then
         return vanilla.first_start(v_execution);      -- another was quicker with the same key
     end if;
     return jsonb_build_object('execution_id', v_execution.id, 'workflow_id', p_workflow_id, 'version', p_version, 'status', 'running', 'replayed', false);
 end
 $f$;
-comment on function vanilla.start_version(public.users, uuid, integer, jsonb, integer, text, bytea, smallint, uuid) is
-    'Starts a version of a workflow, of which it is known that it may be, for a user in the caller''s transaction.';
+comment on function vanilla.start_version(public.users, uuid, integer, jsonb, integer, text, bytea, smallint, uuid, jsonb) is
+    'Starts a version of a workflow, of which it is known that it may be, for a user in the caller''s transaction. p_begin: a worker of the process that starts it takes its steps, and has checked the input when that says checked.';
 
 -- Executions and their workflow are of one tenant. So what the platform offers is brought to the tenant that uses it first: the
 -- same ids, text and hash, owned by nobody.
@@ -3151,7 +3236,7 @@ grant execute on function public.start_workflow(uuid, jsonb, integer, text, inte
     public.execution_step(uuid, text, integer, integer, uuid), public.replay_executions(uuid, text, integer, uuid),
     public.gate_statistics(uuid, timestamptz, timestamptz, uuid), public.set_workflow_share(uuid, integer, integer),
     public.set_workflow_schedule(uuid, text, text, text, jsonb, text, boolean, uuid, uuid), public.delete_workflow_schedule(uuid, uuid) to vanilla_app, vanilla_operator;
-grant execute on function vanilla.tick_worker(uuid, jsonb, integer, jsonb), vanilla.held_leases(uuid), vanilla.workflow_plan(uuid, uuid, integer),
+grant execute on function vanilla.tick_worker(uuid, jsonb, integer, jsonb), vanilla.tick_run(uuid, jsonb, integer, uuid, uuid), vanilla.held_leases(uuid), vanilla.workflow_plan(uuid, uuid, integer),
     vanilla.tend_workflows(integer), vanilla.due_workflow_schedules(integer),
     vanilla.fire_workflow_schedule(uuid, uuid, timestamptz, timestamptz[], timestamptz, text) to vanilla_runtime;
 

@@ -87,7 +87,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 try:
                     async with AsyncExitStack() as working:
                         if settings.run_worker:
-                            await working.enter_async_context(worker_beside(database, calls, settings, ends.look))
+                            ends.worker = await working.enter_async_context(
+                                worker_beside(database, calls, settings, ends.look)
+                            )
                         working.enter_context(ended_by_signals(app.state.streams))
                         yield
                 finally:
