@@ -1903,7 +1903,8 @@ begin
     v_steps := array(select q from public.workflow_queue q where q.tenant_id = p_tenant_id and q.execution_id = p_execution_id and q.worker is null
         and split_part(q.pool, '@', 1) = any (p_pools) and split_part(q.pool, '@', 2) in ('', p_worker::text) and right(q.pool, 1) <> '@'
         order by q.rank, q.node, q.item limit v_most for update skip locked);
-    if not exists (select from unnest(v_steps) q join public.routing_strategies s on s.pool = q.pool and s.target = 'worker' and s.status = 'active') then
+    if not exists (select from unnest(v_steps) q join public.routing_strategies s on s.pool = q.pool and s.target = 'worker' and s.status = 'active'
+            and (s.config ? 'hold_ms' or s.config @> '{"mode": "hard"}')) then
         return v_steps;
     end if;
     for v_pool in select distinct q.pool from unnest(v_steps) q loop
@@ -1986,6 +1987,70 @@ $f$;
 comment on function vanilla.take_run(uuid, text[], integer, uuid, uuid, boolean) is
     'Gives a worker up to n steps of one execution, of its pools or of those that it has written with = before them, and tells others of those that are left.';
 
+-- A run ends most often with one step that called a model and behind which nothing is left. finish_steps does the same for whatever
+-- there may be; of this one case it is a third of the work.
+create or replace function vanilla.finish_last(p_worker uuid, p_done jsonb) returns json
+language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_tenant constant uuid := p_done ->> 'tenant_id';
+    v_id constant uuid := p_done ->> 'execution_id';
+    v_lease constant bigint := p_done ->> 'lease';
+    v_execution record;
+    v_step record;
+    v_call record;
+    v_settled jsonb;
+    v_charged bigint := 0;
+    v_cost bigint := 0;
+    v_output jsonb;
+begin
+    if p_done ->> 'outcome' <> 'succeeded' or p_done ->> 'item' is not null or starts_with(p_done ->> 'node', '$') then return null; end if;
+    select e.user_id, e.workflow_id, e.version into v_execution from public.workflow_executions e
+        where e.tenant_id = v_tenant and e.id = v_id and e.status = 'running' and e.hold_id is null and e.parent_execution_id is null and e.slot is null for no key update;
+    if not found then return null; end if;
+    -- its row is locked: the queue has what it will have
+    select q.node, q.attempt, q.claimed_at, n.name, d.node as last, s.charged, s.cost into v_step
+        from public.workflow_queue q
+        join public.workflow_nodes n on n.tenant_id = q.tenant_id and n.workflow_id = q.workflow_id and n.version = q.version and n.node = q.node and n.next_pools = '{""}'
+        join public.workflow_nodes d on d.tenant_id = n.tenant_id and d.workflow_id = n.workflow_id and d.version = n.version and d.node = n.successors[1] and d.predecessors = array[n.node]
+        cross join lateral (select sum(x.charged_tokens)::bigint as charged, sum(x.cost_micros)::bigint as cost, bool_or(x.status = 'waiting') as waits from public.workflow_steps x
+            where x.tenant_id = v_tenant and x.execution_id = v_id and x.item = -1) s
+        where q.tenant_id = v_tenant and q.execution_id = v_id and q.node = (p_done ->> 'n')::smallint and q.item = -1 and q.worker = p_worker and q.lease = v_lease
+          and not s.waits and n.branches = '{""}'
+          and not exists (select from public.workflow_queue o where o.tenant_id = v_tenant and o.execution_id = v_id and (o.node, o.item) <> (q.node, q.item))
+          and not exists (select from public.workflow_timers t where t.tenant_id = v_tenant and t.execution_id = v_id);
+    if not found then return null; end if;
+    for v_call in select * from jsonb_to_recordset(coalesce(p_done -> 'calls', '[]')) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint,
+            estimated boolean, error_code text, latency_ms integer, first_token_ms integer) order by c.hold_id
+    loop
+        v_settled := vanilla.settle_call(v_tenant, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
+            v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
+        v_charged := v_charged + coalesce((v_settled ->> 'charged')::bigint, 0);
+        v_cost := v_cost + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
+    end loop;
+    if exists (select from public.user_token_holds h where h.tenant_id = v_tenant and h.reference_id = v_id and h.state = 'open') then
+        perform vanilla.release_step_holds(v_tenant, v_id);
+    end if;
+    delete from public.workflow_queue q where q.tenant_id = v_tenant and q.execution_id = v_id and q.node = v_step.node and q.item = -1;
+    update public.workflow_steps s set status = 'succeeded', finished_at = v_now, error = null, state = null, decision = null, waits_for = null,
+            output = case when s.node = v_step.node then p_done -> 'output' end, branch = case when s.node = v_step.node then p_done ->> 'branch' end,
+            attempts = case when s.node = v_step.node then v_step.attempt else s.attempts end, started_at = case when s.node = v_step.node then v_step.claimed_at end,
+            charged_tokens = s.charged_tokens + case when s.node = v_step.node then v_charged else 0 end,
+            cost_micros = s.cost_micros + case when s.node = v_step.node then v_cost else 0 end,
+            undecided = case when s.node = v_step.node then s.undecided else 0 end, taken = case when s.node = v_step.node then s.taken else 1 end
+        where s.tenant_id = v_tenant and s.execution_id = v_id and s.node in (v_step.node, v_step.last) and s.item = -1;
+    v_charged := v_charged + v_step.charged;
+    v_output := jsonb_build_object(v_step.name, p_done -> 'output');
+    update public.workflow_executions e set status = 'succeeded', output = v_output, charged_tokens = v_charged, cost_micros = v_cost + v_step.cost, finished_at = v_now
+        where e.tenant_id = v_tenant and e.id = v_id;
+    perform vanilla.emit_events('workflow.succeeded', array[v_tenant], array[v_execution.user_id], array[jsonb_build_object('execution_id', v_id,
+        'workflow_id', v_execution.workflow_id, 'version', v_execution.version, 'charged_tokens', v_charged)]);
+    return json_build_object('status', 'succeeded', 'reason', null, 'error', null, 'output', v_output, 'charged_tokens', v_charged);
+end
+$f$;
+comment on function vanilla.finish_last(uuid, jsonb) is
+    'The outcome of the last step of an execution of which nothing else is left, and its end, which is returned; null, and nothing is done, when it is any other.';
+
 create or replace function vanilla.tick_run(p_worker uuid, p_done jsonb, p_n integer, p_tenant_id uuid, p_execution_id uuid) returns json
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
 declare
@@ -1997,7 +2062,11 @@ begin
     if jsonb_typeof(p_done) is distinct from 'array' or jsonb_array_length(p_done) > 1000 or p_n is null or p_n > 1000 then
         perform vanilla.refuse('VS400', 'a tick takes an array of at most 1,000 outcomes, and claims at most 1,000 steps', '{"param": "done"}');
     end if;
-    v_worker := vanilla.worker_allowance(p_worker, p_n);      -- first, as tick_worker has it
+    v_worker := vanilla.worker_allowance(p_worker, p_n, false);      -- first, as tick_worker has it
+    if jsonb_array_length(p_done) = 1 then
+        v_end := vanilla.finish_last(p_worker, p_done -> 0);
+        if v_end is not null then return json_build_object('steps', '[]'::json, 'stale', '[]'::json, 'end', v_end, 'elsewhere', false); end if;
+    end if;
     if p_done <> '[]' then v_finished := vanilla.finish_steps(p_worker, p_done); end if;
     select json_build_object('status', e.status, 'reason', e.reason, 'error', e.error, 'output', e.output, 'charged_tokens', e.charged_tokens) into v_end
         from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = p_execution_id and e.finished_at is not null;

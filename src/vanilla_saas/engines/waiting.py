@@ -34,9 +34,15 @@ class Ends:
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self.worker: Worker | None = None
         """Works for the runs that are waited for."""
+        self.wanted = asyncio.Event()
+        """Somebody has waited, so a worker is of use."""
+
+    def work_with(self, worker: Worker) -> None:
+        self.worker = worker
 
     def attend(self, tenant_id: UUID, execution_id: UUID, words: OpenWords | None = None) -> Attended | None:
         """This process works for a run; None when it does not, or does for another who waits for the same."""
+        self.wanted.set()
         return self.worker.attend(tenant_id, execution_id, words) if self.worker else None
 
     def leave(self, attended: Attended | None) -> None:
@@ -96,7 +102,7 @@ class Ends:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(pause, max(until - clock(), 0))):
-                    if not one.tells:
+                    if not one.works:
                         await asyncio.sleep(rest)  # a worker may tell of a thousand steps a second
                     await one.news.wait()
             one.news.clear()
@@ -147,6 +153,11 @@ class _Waiting(Generic[T]):
     news: asyncio.Event
     attended: Attended | None
     known: Callable[[Attended], T | None] | None
+
+    @property
+    def works(self) -> bool:
+        """Whether news is of steps that end here: each is told at once."""
+        return self.attended is not None and bool(self.attended.running or self.attended.done)
 
     @property
     def tells(self) -> bool:
