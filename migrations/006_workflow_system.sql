@@ -2056,6 +2056,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_worker record;
     v_finished record;
+    v_stale bigint[] := '{}';
+    v_wake boolean := false;
     v_steps json := '[]';
     v_end json;
 begin
@@ -2067,13 +2069,17 @@ begin
         v_end := vanilla.finish_last(p_worker, p_done -> 0);
         if v_end is not null then return json_build_object('steps', '[]'::json, 'stale', '[]'::json, 'end', v_end, 'elsewhere', false); end if;
     end if;
-    if p_done <> '[]' then v_finished := vanilla.finish_steps(p_worker, p_done); end if;
+    if p_done <> '[]' then
+        v_finished := vanilla.finish_steps(p_worker, p_done);
+        v_stale := v_finished.stale;
+        v_wake := v_finished.pools <> '{}';
+    end if;
     select json_build_object('status', e.status, 'reason', e.reason, 'error', e.error, 'output', e.output, 'charged_tokens', e.charged_tokens) into v_end
         from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = p_execution_id and e.finished_at is not null;
     if v_end is null then
-        v_steps := vanilla.take_run(p_worker, v_worker.pools, v_worker.allowed, p_tenant_id, p_execution_id, p_done <> '[]' and v_finished.pools <> '{}');
+        v_steps := vanilla.take_run(p_worker, v_worker.pools, v_worker.allowed, p_tenant_id, p_execution_id, v_wake);
     end if;
-    return json_build_object('steps', v_steps, 'stale', case when p_done <> '[]' then to_json(v_finished.stale) else '[]'::json end, 'end', v_end, 'elsewhere', v_end is null and (
+    return json_build_object('steps', v_steps, 'stale', to_json(v_stale), 'end', v_end, 'elsewhere', v_end is null and (
         exists (select from public.workflow_queue q where q.tenant_id = p_tenant_id and q.execution_id = p_execution_id and q.worker is distinct from p_worker)
         or exists (select from public.workflow_timers t where t.tenant_id = p_tenant_id and t.execution_id = p_execution_id)));
 end

@@ -369,7 +369,7 @@ class Worker:
     async def look(self, attended: Attended) -> None:
         """A round for an attended run: tells what came of its steps, takes what can run, sees how it ended.
 
-        Raises VanillaError when the database is away or busy; what was to be told is told by the next round of all.
+        What cannot be told now is told by the next round of all.
         """
         done, attended.done = attended.done, []
         leases, worker = {outcome["lease"] for outcome in done}, self._worker
@@ -382,10 +382,9 @@ class Worker:
             if isinstance(error, VanillaError) and error.name == "invalid_state":
                 await self._begin_again(worker, error.message)
                 return
-            self._done += done  # the round knows what to do with what cannot be told
+            log.warning("round_not_told", outcomes=len(done), error=str(error))
+            self._done += done  # the round of all knows what to do with what cannot be told
             self._woken.set()
-            if isinstance(error, VanillaError) and not done:
-                raise
             return
         finally:
             self._telling -= leases
