@@ -80,7 +80,7 @@ class ChatEngines:
                 self._database, token_hash(token), ref, given or {}, idempotency_key, request_id or "", client_ip
             )
             _require_meant(given, started)
-        attended = self._attend(caller, started, words)
+        attended = await self._attend(caller, started, words)
         return _run(started, found.get("engine") or ref or "", body, caller, attended)
 
     async def _begin(
@@ -121,7 +121,7 @@ class ChatEngines:
         started, steps = answer["run"], answer["steps"]
         if steps:
             known.workflow = (answer["tenant_id"], steps[0]["workflow_id"], steps[0]["version"])
-        attended = self._attend(known.caller, started, words)
+        attended = await self._attend(known.caller, started, words)
         if attended is not None:
             attended.alone = bool(steps) and not answer["elsewhere"]
         if admitted:
@@ -134,9 +134,9 @@ class ChatEngines:
             self._known.pop(next(iter(self._known)))
         self._known[hashed, ref] = known
 
-    def _attend(self, caller: Caller, started: Mapping[str, Any], words: Words | None) -> Attended | None:
+    async def _attend(self, caller: Caller, started: Mapping[str, Any], words: Words | None) -> Attended | None:
         execution_id = UUID(started["execution_id"])
-        return self._ends.attend(caller.identity.tenant_id, execution_id, words.open if words else None)
+        return await self._ends.attend(caller.identity.tenant_id, execution_id, words.open if words else None)
 
     async def end(self, run: EngineRun, gone: asyncio.Event) -> EngineEnd | None:
         caller = run.caller

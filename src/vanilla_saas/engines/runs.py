@@ -35,7 +35,7 @@ async def wait(ends: Ends, caller: Caller, execution_id: UUID, seconds: float, i
         return await store.ended(connection, caller.identity.tenant_id, execution_id) or None
 
     with ends.place():
-        attended = ends.attend(caller.identity.tenant_id, execution_id)
+        attended = await ends.attend(caller.identity.tenant_id, execution_id)
         try:
             await ends.wait(execution_id, caller.identity, seconds, identify, find, attended=attended)
         finally:

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 FIRST_S = 0.05
 """When a run is looked at first, unless a worker of this process tells of it; the pauses grow by half from there."""
+BEGIN_S = 2.0
+"""How long the first who waits lets a worker begin."""
 KNOWN_S = 1.0
 """How long a caller who waits is believed to have their key or session still."""
 
@@ -40,9 +42,14 @@ class Ends:
     def work_with(self, worker: Worker) -> None:
         self.worker = worker
 
-    def attend(self, tenant_id: UUID, execution_id: UUID, words: OpenWords | None = None) -> Attended | None:
+    async def attend(self, tenant_id: UUID, execution_id: UUID, words: OpenWords | None = None) -> Attended | None:
         """This process works for a run; None when it does not, or does for another who waits for the same."""
-        self.wanted.set()
+        if not self.wanted.is_set():
+            self.wanted.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BEGIN_S):
+                    while self.worker is None or not self.worker.ready:
+                        await asyncio.sleep(0.01)
         return self.worker.attend(tenant_id, execution_id, words) if self.worker else None
 
     def leave(self, attended: Attended | None) -> None:

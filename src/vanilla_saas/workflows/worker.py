@@ -153,12 +153,16 @@ class Worker:
     async def run(self) -> None:
         """Registers and works. Raises VanillaError when it cannot register."""
         await self._register()
-        acts = [(HEARTBEAT_S, self._heartbeat), (LEASES_S, self._look_at_leases)]
+        beside = [
+            asyncio.create_task(self._every(HEARTBEAT_S, self._heartbeat)),
+            asyncio.create_task(self._every(LEASES_S, self._look_at_leases)),
+            asyncio.create_task(self._every(TEND_S, self._tend)),
+            asyncio.create_task(self._every(BURY_S, self._bury)),
+        ]
         if self._options.polls:
-            acts += [(TEND_S, self._tend), (BURY_S, self._bury), (CLOCK_S, self._look_at_clock)]
-        beside = [asyncio.create_task(self._every(seconds, act)) for seconds, act in acts]
-        if self._options.polls and not self._database.shared:
-            beside.append(asyncio.create_task(self._listen()))
+            beside.append(asyncio.create_task(self._every(CLOCK_S, self._look_at_clock)))
+            if not self._database.shared:
+                beside.append(asyncio.create_task(self._listen()))
         try:
             while not self._stopping.is_set():
                 if self._options.polls or self._done:
@@ -447,12 +451,17 @@ class Worker:
         elif answer["status"] != "active":
             await self._begin_again(worker, answer["status"])
 
+    @property
+    def _needed(self) -> bool:
+        """Whether it looks after what time brings: always, or while somebody waits, who may have no other worker."""
+        return self._options.polls or bool(self._attended)
+
     async def _tend(self) -> None:
-        if await self._database.call(store.TEND):
+        if self._needed and await self._database.call(store.TEND):
             self.wake()
 
     async def _bury(self) -> None:
-        if await self._database.call(store.BURY):
+        if self._needed and await self._database.call(store.BURY):
             self.wake()
 
     async def _look_at_clock(self) -> None:
