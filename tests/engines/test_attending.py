@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -307,7 +307,7 @@ async def test_a_server_that_is_killed_during_the_call_leaves_it_to_a_worker(
                 while not await floor.operator.fetchval(held, execution):
                     await asyncio.sleep(0.01)
             running.process.send_signal(signal.SIGKILL)
-            with pytest.raises((openai.APIError, httpx.HTTPError)):
+            with pytest.raises((openai.APIError, httpx2.HTTPError)):
                 await call
     finally:
         await running.end()
