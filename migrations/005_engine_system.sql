@@ -1099,7 +1099,7 @@ $f$;
 comment on function vanilla.preview_run(public.users, text, jsonb, text, integer, uuid) is 'What run_engine would start, refused as it refuses: version, whole input and its schema; or replayed.';
 
 create or replace function vanilla.run_engine(p_user public.users, p_ref text, p_input jsonb, p_idempotency_key text, p_priority integer, p_api_key_id uuid default null,
-    p_within jsonb default null) returns jsonb
+    p_within jsonb default null, p_begin jsonb default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_found record;
@@ -1115,6 +1115,10 @@ begin
     end if;
     if v_started is null then
         v_found := vanilla.runnable_engine(p_user, p_ref);
+        if ((p_begin ->> 'engine_id')::uuid, (p_begin ->> 'version')::integer) <> (v_found.engine_id, v_found.version)
+           or p_begin is not null and (p_begin ->> 'source_id')::uuid is distinct from v_found.source_id then
+            return null;
+        end if;
         select * into v_version from public.engine_versions v
             where v.tenant_id = v_found.engine_tenant_id and v.engine_id = v_found.engine_id and v.version = v_found.version;
         if v_version.tenant_id <> p_user.tenant_id then
@@ -1122,14 +1126,25 @@ begin
         end if;
         p_input := vanilla.run_input(v_version, p_user.tenant_id, v_found.source_id, p_input);
         v_started := vanilla.start_version(p_user, v_version.workflow_id, v_version.workflow_version, p_input, p_priority, p_idempotency_key, v_hash, v_version.at_once, p_api_key_id,
-            p_within);
+            p_within, p_begin);
     end if;
     if (v_started ->> 'replayed')::boolean then
         select * into v_run from public.engine_executions x where x.tenant_id = p_user.tenant_id and x.id = (v_started ->> 'execution_id')::uuid;
     else
-        select v_version.hash, sha256(convert_to(coalesce(jsonb_object_agg(m.slug, m.price) filter (where m.slug is not null), '{}')::text, 'UTF8'))
-            into v_run.config_hash, v_run.price_hash
-            from vanilla.known_models(p_user.tenant_id, array(select jsonb_object_keys(v_version.config -> 'models'))) m;
+        if p_begin is not null then      -- what was found within this second is good enough for the next
+            select x.* into v_run from public.engine_executions x where x.tenant_id = p_user.tenant_id and x.engine_id = v_version.engine_id and x.version = v_version.version
+                and x.created_at > vanilla.clock() - interval '1 second' order by x.created_at desc limit 1;
+        end if;
+        if v_run.price_hash is null then
+            select sha256(convert_to(coalesce(jsonb_object_agg(m.slug, m.price) filter (where m.slug is not null), '{}')::text, 'UTF8')) into v_run.price_hash
+                from vanilla.known_models(p_user.tenant_id, array(select jsonb_object_keys(v_version.config -> 'models'))) m;
+            v_run.tenant_id := p_user.tenant_id;
+            v_run.engine_id := v_version.engine_id;
+            v_run.version := v_version.version;
+            select percentile_disc(0.5) within group (order by b.charged), percentile_disc(0.95) within group (order by b.charged), count(*)
+                into v_run.estimate_p50, v_run.estimate_p95, v_run.estimated_from from vanilla.runs_before(v_run) b (charged);
+        end if;
+        v_run.config_hash := v_version.hash;
         v_run.tenant_id := p_user.tenant_id;
         v_run.created_at := vanilla.clock();
         v_run.id := (v_started ->> 'execution_id')::uuid;
@@ -1141,16 +1156,14 @@ begin
         v_run.source := case when p_api_key_id is null then v_found.source else 'key' end;
         v_run.source_id := v_found.source_id;
         v_run.api_key_id := p_api_key_id;
-        select percentile_disc(0.5) within group (order by b.charged), percentile_disc(0.95) within group (order by b.charged), count(*)
-            into v_run.estimate_p50, v_run.estimate_p95, v_run.estimated_from from vanilla.runs_before(v_run) b (charged);
         insert into public.engine_executions select (v_run).*;
     end if;
     return v_started - 'workflow_id' || jsonb_build_object('engine_id', v_run.engine_id, 'version', v_run.version, 'alias', v_run.alias, 'source', v_run.source,
         'estimate', jsonb_build_object('p50', v_run.estimate_p50, 'p95', v_run.estimate_p95, 'runs', v_run.estimated_from));
 end
 $f$;
-comment on function vanilla.run_engine(public.users, text, jsonb, text, integer, uuid, jsonb) is
-    'Starts what a reference means to a user as an execution of 006, of its own or within another (see start_version), and writes down what was chosen; the same key and input answer with the first run.';
+comment on function vanilla.run_engine(public.users, text, jsonb, text, integer, uuid, jsonb, jsonb) is
+    'Starts what a reference means to a user as an execution of 006, of its own or within another (see start_version), and writes down what was chosen; the same key and input answer with the first run. p_begin as of start_version: null when the reference means another version than it says.';
 
 create or replace function vanilla.runs_before(p_run public.engine_executions) returns setof bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
@@ -1269,6 +1282,62 @@ $f$;
 comment on function vanilla.execute_by_key(bytea, text, jsonb, text, text, text) is
     'Runs the engine of a key as its user; its model calls count on the key''s budget. A revoked or expired key starts nothing.';
 
+-- Whoever is usual, and for whom the reference means what it did the last time: everybody else is started, or refused, by execute_engine.
+create or replace function vanilla.begin_engine(p_key_hash bytea, p_session_hash bytea, p_ref text, p_input jsonb, p_idempotency_key text, p_begin jsonb, p_worker uuid, p_n integer,
+    p_call jsonb default null) returns json
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
+declare
+    v_user public.users;
+    v_worker record;
+    v_run jsonb;
+    v_execution_id uuid;
+    v_steps json := '[]';
+    v_call jsonb;
+    v_state text;
+    v_message text;
+    v_detail text;
+    v_hint text;
+begin
+    v_worker := vanilla.worker_allowance(p_worker, p_n, false);
+    if p_key_hash is not null then
+        select u.* into v_user from public.api_keys k
+            join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
+            join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
+            where k.key_hash = p_key_hash and k.revoked_at is null and k.expires_at > vanilla.clock() and u.status = 'active' and t.status = 'active'
+              and k.scopes && array['chat', 'admin'] and k.engine_id is null and k.budget_tokens is null;
+    else
+        select u.* into v_user from public.sessions s
+            join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
+            join public.tenants t on t.tenant_id = s.tenant_id and t.id = s.tenant_id
+            where s.token_hash = p_session_hash and s.revoked_at is null and s.rotated_at is null and s.expires_at > vanilla.clock() and u.status = 'active' and t.status = 'active'
+              and not u.must_change_password;
+    end if;
+    if not found then return null; end if;
+    v_run := vanilla.run_engine(v_user, p_ref, p_input, p_idempotency_key, null, null, null, p_begin);
+    if v_run is null then return null; end if;
+    v_execution_id := (v_run ->> 'execution_id')::uuid;
+    if not (v_run ->> 'replayed')::boolean then
+        v_steps := vanilla.take_run(p_worker, v_worker.pools, v_worker.allowed, v_user.tenant_id, v_execution_id, true);
+    end if;
+    -- one transaction with the start, but not one fate: a call that is refused is the failure of its step
+    if p_call is not null and json_array_length(v_steps) = 1 and v_steps -> 0 ->> 'node' = p_call ->> 'node' then
+        begin
+            v_call := jsonb_build_object('ok', vanilla.admit_call(null, null, null, p_call ->> 'model', (p_call ->> 'prompt_tokens')::bigint,
+                (p_call ->> 'sandbox_prompt_tokens')::bigint, (p_call ->> 'output_limit')::bigint, (p_call ->> 'choices')::integer, (p_call ->> 'execution_id')::uuid,
+                (p_call ->> 'streamed')::boolean, make_interval(secs => (p_call ->> 'ttl_s')::double precision), null, null, jsonb_build_object('worker', p_worker,
+                'tenant_id', v_user.tenant_id, 'execution_id', v_execution_id, 'n', v_steps -> 0 -> 'n', 'item', null, 'lease', v_steps -> 0 -> 'lease')));
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate, v_message = message_text, v_detail = pg_exception_detail, v_hint = pg_exception_hint;
+            v_call := vanilla.call_error(v_state, v_message, v_detail, v_hint);
+        end;
+    end if;
+    return json_build_object('tenant_id', v_user.tenant_id, 'user_id', v_user.id, 'run', v_run, 'steps', v_steps, 'call', v_call, 'elsewhere',
+        exists (select from public.workflow_queue q where q.tenant_id = v_user.tenant_id and q.execution_id = v_execution_id and q.worker is distinct from p_worker));
+end
+$f$;
+comment on function vanilla.begin_engine(bytea, bytea, text, jsonb, text, jsonb, uuid, integer, jsonb) is
+    'Starts a run of an engine for a key or session, with its first steps leased to a worker of the process that waits for it, and the one model call that such a step makes admitted or refused (call: ok, error). Null, and nothing is begun, when the reference means another version than p_begin says, or when the caller is no usual one.';
+
 create or replace function public.engine_report(p_engine_id uuid, p_from timestamptz, p_until timestamptz, p_tenant_id uuid default null)
 returns table (version integer, alias text, weight smallint, runs bigint, succeeded bigint, failed bigint, cancelled bigint, running bigint, p50_ms bigint, p95_ms bigint,
     charged_tokens numeric, p50_tokens bigint, p95_tokens bigint, cost_micros numeric, p50_micros bigint, p95_micros bigint, gates bigint, gates_passed bigint, gate_pass_rate numeric)
@@ -1314,7 +1383,8 @@ grant execute on function public.deploy_engine(text, uuid, integer, text, text, 
     public.preview_engine(text, jsonb, text, integer, uuid, uuid),
     public.fork_engine(text, text, jsonb, boolean, uuid, uuid), public.delete_engine_copy(uuid, uuid), public.execute_engine(text, jsonb, text, integer, uuid, uuid),
     public.create_engine_key(text, text, text, bytea, timestamptz, bigint, uuid, uuid), public.engine_report(uuid, timestamptz, timestamptz, uuid) to vanilla_app, vanilla_operator;
-grant execute on function vanilla.execute_by_key(bytea, text, jsonb, text, text, text), vanilla.preview_by_key(bytea, text, jsonb, text) to vanilla_runtime;
+grant execute on function vanilla.execute_by_key(bytea, text, jsonb, text, text, text), vanilla.preview_by_key(bytea, text, jsonb, text),
+    vanilla.begin_engine(bytea, bytea, text, jsonb, text, jsonb, uuid, integer, jsonb) to vanilla_runtime;
 
 -- what is there from the first day ---------------------------------------------------------------------------------
 set local role vanilla_system;

@@ -1864,10 +1864,65 @@ end
 $f$;
 comment on function vanilla.free_steps(text[]) is 'What is held under these names can be placed anew: its worker takes no more, or the rule has changed.';
 
+create or replace function vanilla.lease_steps(p_worker uuid, p_steps public.workflow_queue[]) returns json
+language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_answer json;
+begin
+    if p_steps = '{}' then return '[]'; end if;
+    with mine as (
+        update public.workflow_queue q set worker = p_worker, lease = nextval('vanilla.workflow_leases'), attempt = q.attempt + 1, claimed_at = v_now,
+                deadline_at = v_now + make_interval(secs => n.timeout_s + 15)
+            from unnest(p_steps) c
+            join public.workflow_nodes n on n.tenant_id = c.tenant_id and n.workflow_id = c.workflow_id and n.version = c.version and n.node = c.node
+            where q.tenant_id = c.tenant_id and q.execution_id = c.execution_id and q.node = c.node and q.item = c.item
+            returning q.tenant_id, q.execution_id, q.node, q.item, q.workflow_id, q.version, q.user_id, q.lease, q.attempt, n.name, n.kind, n.reads, n.read_names, n.timeout_s)
+    select json_agg(json_build_object('lease', m.lease, 'attempt', m.attempt, 'tenant_id', m.tenant_id, 'execution_id', m.execution_id,
+        'workflow_id', m.workflow_id, 'version', m.version, 'user_id', m.user_id, 'node', m.name, 'n', m.node, 'item', nullif(m.item, -1),
+        'value', s.value, 'round', s.round, 'timeout_s', m.timeout_s, 'state', s.state, 'decision', s.decision, 'feedback', s.feedback,
+        'input', e.input, 'execution', json_build_object('id', m.execution_id, 'user_id', m.user_id, 'started_at', e.started_at), 'steps', (
+            select coalesce(json_object_agg(x.name, json_build_object('output', r.output, 'status', r.status, 'branch', r.branch, 'error', r.error)), '{}')
+            from unnest(m.reads, m.read_names) x (node, name)
+            join public.workflow_steps r on r.tenant_id = m.tenant_id and r.execution_id = m.execution_id and r.node = x.node and r.item = -1),
+        'predecessors', case when m.kind = 'join' then to_json(m.read_names) end))
+        into v_answer from mine m
+        join public.workflow_steps s on s.tenant_id = m.tenant_id and s.execution_id = m.execution_id and s.node = m.node and s.item = m.item
+        join public.workflow_executions e on e.tenant_id = m.tenant_id and e.id = m.execution_id;
+    return v_answer;
+end
+$f$;
+comment on function vanilla.lease_steps(uuid, public.workflow_queue[]) is 'Gives locked steps to a worker under new leases, with all that they are computed from.';
+
+create or replace function vanilla.claim_run(p_worker uuid, p_pools text[], p_n integer, p_tenant_id uuid, p_execution_id uuid) returns public.workflow_queue[]
+language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off as $f$
+declare
+    v_most integer := least(p_n, (select vanilla.running_room(s.tenant_id, s.max_running) from public.workflow_shares s where s.tenant_id = p_tenant_id and s.max_running is not null));
+    v_steps public.workflow_queue[];
+    v_mine public.workflow_queue[] := '{}';
+    v_pool text;
+begin
+    if v_most <= 0 then return '{}'; end if;
+    v_steps := array(select q from public.workflow_queue q where q.tenant_id = p_tenant_id and q.execution_id = p_execution_id and q.worker is null
+        and split_part(q.pool, '@', 1) = any (p_pools) and split_part(q.pool, '@', 2) in ('', p_worker::text) and right(q.pool, 1) <> '@'
+        order by q.rank, q.node, q.item limit v_most for update skip locked);
+    if not exists (select from unnest(v_steps) q join public.routing_strategies s on s.pool = q.pool and s.target = 'worker' and s.status = 'active'
+            and (s.config ? 'hold_ms' or s.config @> '{"mode": "hard"}')) then
+        return v_steps;
+    end if;
+    for v_pool in select distinct q.pool from unnest(v_steps) q loop
+        v_mine := v_mine || case when strpos(v_pool, '@') > 0 then array(select q from unnest(v_steps) q where q.pool = v_pool)
+            else vanilla.place_steps(p_worker, v_pool, array(select q from unnest(v_steps) q where q.pool = v_pool)) end;
+    end loop;
+    return v_mine;
+end
+$f$;
+comment on function vanilla.claim_run(uuid, text[], integer, uuid, uuid) is
+    'Locks up to n steps of one execution that can run, for a worker beside which somebody waits for it: those of its pools, below the cap of the tenant, as the strategy of the pool has it.';
+
 create or replace function vanilla.tick_worker(p_worker uuid, p_done jsonb, p_n integer, p_state jsonb default '{}') returns json
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
 declare
-    v_now timestamptz := vanilla.clock();
     v_stale bigint[] := '{}';
     v_ready text[] := '{}';
     v_woken text[] := '{}';
@@ -1879,7 +1934,7 @@ declare
     v_finished record;
     v_claim record;
     v_claimed public.workflow_queue[] := '{}';
-    v_answer json := '[]';
+    v_answer json;
 begin
     if jsonb_typeof(p_done) is distinct from 'array' or jsonb_array_length(p_done) > 1000 or p_n is null or p_n > 1000 then
         perform vanilla.refuse('VS400', 'a tick takes an array of at most 1,000 outcomes, and claims at most 1,000 steps', '{"param": "done"}');
@@ -1904,26 +1959,7 @@ begin
         v_claimed := v_claimed || case when v_held then vanilla.place_steps(p_worker, v_pool, v_claim.steps) else v_claim.steps end;
         v_state := v_state || jsonb_build_object(v_pool, v_claim.state);
     end loop;
-    if v_claimed <> '{}' then
-        with mine as (
-            update public.workflow_queue q set worker = p_worker, lease = nextval('vanilla.workflow_leases'), attempt = q.attempt + 1, claimed_at = v_now,
-                    deadline_at = v_now + make_interval(secs => n.timeout_s + 15)
-                from unnest(v_claimed) c
-                join public.workflow_nodes n on n.tenant_id = c.tenant_id and n.workflow_id = c.workflow_id and n.version = c.version and n.node = c.node
-                where q.tenant_id = c.tenant_id and q.execution_id = c.execution_id and q.node = c.node and q.item = c.item
-                returning q.tenant_id, q.execution_id, q.node, q.item, q.workflow_id, q.version, q.user_id, q.lease, q.attempt, n.name, n.kind, n.reads, n.read_names, n.timeout_s)
-        select json_agg(json_build_object('lease', m.lease, 'attempt', m.attempt, 'tenant_id', m.tenant_id, 'execution_id', m.execution_id,
-            'workflow_id', m.workflow_id, 'version', m.version, 'user_id', m.user_id, 'node', m.name, 'n', m.node, 'item', nullif(m.item, -1),
-            'value', s.value, 'round', s.round, 'timeout_s', m.timeout_s, 'state', s.state, 'decision', s.decision, 'feedback', s.feedback,
-            'input', e.input, 'execution', json_build_object('id', m.execution_id, 'user_id', m.user_id, 'started_at', e.started_at), 'steps', (
-                select coalesce(json_object_agg(x.name, json_build_object('output', r.output, 'status', r.status, 'branch', r.branch, 'error', r.error)), '{}')
-                from unnest(m.reads, m.read_names) x (node, name)
-                join public.workflow_steps r on r.tenant_id = m.tenant_id and r.execution_id = m.execution_id and r.node = x.node and r.item = -1),
-            'predecessors', case when m.kind = 'join' then to_json(m.read_names) end))
-            into v_answer from mine m
-            join public.workflow_steps s on s.tenant_id = m.tenant_id and s.execution_id = m.execution_id and s.node = m.node and s.item = m.item
-            join public.workflow_executions e on e.tenant_id = m.tenant_id and e.id = m.execution_id;
-    end if;
+    v_answer := vanilla.lease_steps(p_worker, v_claimed);
     -- of what is queued now others are told, unless this worker has had room for it
     if v_ready <> '{}' then
         v_full := cardinality(v_claimed) >= p_n;
@@ -1938,6 +1974,121 @@ end
 $f$;
 comment on function vanilla.tick_worker(uuid, jsonb, integer, jsonb) is
     'One round of a worker in one transaction: takes the outcomes of its steps, gives it up to n others. docs/design/workflows.md describes both.';
+
+create or replace function vanilla.take_run(p_worker uuid, p_pools text[], p_n integer, p_tenant_id uuid, p_execution_id uuid, p_wake boolean) returns json
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_steps json := vanilla.lease_steps(p_worker, vanilla.claim_run(p_worker, array(select ltrim(p, '=') from unnest(p_pools) p), p_n, p_tenant_id, p_execution_id));
+begin
+    if p_wake then      -- of what is left for others
+        perform vanilla.wake_workers(p.pool) from (select distinct q.pool from public.workflow_queue q where q.tenant_id = p_tenant_id and q.execution_id = p_execution_id
+            and q.worker is null and strpos(q.pool, '@') = 0) p;
+    end if;
+    return v_steps;
+end
+$f$;
+comment on function vanilla.take_run(uuid, text[], integer, uuid, uuid, boolean) is
+    'Gives a worker up to n steps of one execution, of its pools or of those that it has written with = before them, and tells others of those that are left.';
+
+-- A run ends most often with one step that called a model and behind which nothing is left. finish_steps does the same for whatever
+-- there may be; of this one case it is a third of the work.
+create or replace function vanilla.finish_last(p_worker uuid, p_done jsonb) returns json
+language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_tenant constant uuid := p_done ->> 'tenant_id';
+    v_id constant uuid := p_done ->> 'execution_id';
+    v_lease constant bigint := p_done ->> 'lease';
+    v_execution record;
+    v_step record;
+    v_call record;
+    v_settled jsonb;
+    v_charged bigint := 0;
+    v_cost bigint := 0;
+    v_output jsonb;
+begin
+    if p_done ->> 'outcome' <> 'succeeded' or p_done ->> 'item' is not null or starts_with(p_done ->> 'node', '$') then return null; end if;
+    select e.user_id, e.workflow_id, e.version into v_execution from public.workflow_executions e
+        where e.tenant_id = v_tenant and e.id = v_id and e.status = 'running' and e.hold_id is null and e.parent_execution_id is null and e.slot is null for no key update;
+    if not found then return null; end if;
+    -- its row is locked: the queue has what it will have
+    select q.node, q.attempt, q.claimed_at, n.name, d.node as last, s.charged, s.cost into v_step
+        from public.workflow_queue q
+        join public.workflow_nodes n on n.tenant_id = q.tenant_id and n.workflow_id = q.workflow_id and n.version = q.version and n.node = q.node and n.next_pools = '{""}'
+        join public.workflow_nodes d on d.tenant_id = n.tenant_id and d.workflow_id = n.workflow_id and d.version = n.version and d.node = n.successors[1] and d.predecessors = array[n.node]
+        cross join lateral (select sum(x.charged_tokens)::bigint as charged, sum(x.cost_micros)::bigint as cost, bool_or(x.status = 'waiting') as waits from public.workflow_steps x
+            where x.tenant_id = v_tenant and x.execution_id = v_id and x.item = -1) s
+        where q.tenant_id = v_tenant and q.execution_id = v_id and q.node = (p_done ->> 'n')::smallint and q.item = -1 and q.worker = p_worker and q.lease = v_lease
+          and not s.waits and n.branches = '{""}'
+          and not exists (select from public.workflow_queue o where o.tenant_id = v_tenant and o.execution_id = v_id and (o.node, o.item) <> (q.node, q.item))
+          and not exists (select from public.workflow_timers t where t.tenant_id = v_tenant and t.execution_id = v_id);
+    if not found then return null; end if;
+    for v_call in select * from jsonb_to_recordset(coalesce(p_done -> 'calls', '[]')) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint,
+            estimated boolean, error_code text, latency_ms integer, first_token_ms integer) order by c.hold_id
+    loop
+        v_settled := vanilla.settle_call(v_tenant, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
+            v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
+        v_charged := v_charged + coalesce((v_settled ->> 'charged')::bigint, 0);
+        v_cost := v_cost + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
+    end loop;
+    if exists (select from public.user_token_holds h where h.tenant_id = v_tenant and h.reference_id = v_id and h.state = 'open') then
+        perform vanilla.release_step_holds(v_tenant, v_id);
+    end if;
+    delete from public.workflow_queue q where q.tenant_id = v_tenant and q.execution_id = v_id and q.node = v_step.node and q.item = -1;
+    update public.workflow_steps s set status = 'succeeded', finished_at = v_now, error = null, state = null, decision = null, waits_for = null,
+            output = case when s.node = v_step.node then p_done -> 'output' end, branch = case when s.node = v_step.node then p_done ->> 'branch' end,
+            attempts = case when s.node = v_step.node then v_step.attempt else s.attempts end, started_at = case when s.node = v_step.node then v_step.claimed_at end,
+            charged_tokens = s.charged_tokens + case when s.node = v_step.node then v_charged else 0 end,
+            cost_micros = s.cost_micros + case when s.node = v_step.node then v_cost else 0 end,
+            undecided = case when s.node = v_step.node then s.undecided else 0 end, taken = case when s.node = v_step.node then s.taken else 1 end
+        where s.tenant_id = v_tenant and s.execution_id = v_id and s.node in (v_step.node, v_step.last) and s.item = -1;
+    v_charged := v_charged + v_step.charged;
+    v_output := jsonb_build_object(v_step.name, p_done -> 'output');
+    update public.workflow_executions e set status = 'succeeded', output = v_output, charged_tokens = v_charged, cost_micros = v_cost + v_step.cost, finished_at = v_now
+        where e.tenant_id = v_tenant and e.id = v_id;
+    perform vanilla.emit_events('workflow.succeeded', array[v_tenant], array[v_execution.user_id], array[jsonb_build_object('execution_id', v_id,
+        'workflow_id', v_execution.workflow_id, 'version', v_execution.version, 'charged_tokens', v_charged)]);
+    return json_build_object('status', 'succeeded', 'reason', null, 'error', null, 'output', v_output, 'charged_tokens', v_charged);
+end
+$f$;
+comment on function vanilla.finish_last(uuid, jsonb) is
+    'The outcome of the last step of an execution of which nothing else is left, and its end, which is returned; null, and nothing is done, when it is any other.';
+
+create or replace function vanilla.tick_run(p_worker uuid, p_done jsonb, p_n integer, p_tenant_id uuid, p_execution_id uuid) returns json
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
+declare
+    v_worker record;
+    v_finished record;
+    v_stale bigint[] := '{}';
+    v_wake boolean := false;
+    v_steps json := '[]';
+    v_end json;
+begin
+    if jsonb_typeof(p_done) is distinct from 'array' or jsonb_array_length(p_done) > 1000 or p_n is null or p_n > 1000 then
+        perform vanilla.refuse('VS400', 'a tick takes an array of at most 1,000 outcomes, and claims at most 1,000 steps', '{"param": "done"}');
+    end if;
+    v_worker := vanilla.worker_allowance(p_worker, p_n, false);      -- first, as tick_worker has it
+    if jsonb_array_length(p_done) = 1 then
+        v_end := vanilla.finish_last(p_worker, p_done -> 0);
+        if v_end is not null then return json_build_object('steps', '[]'::json, 'stale', '[]'::json, 'end', v_end, 'elsewhere', false); end if;
+    end if;
+    if p_done <> '[]' then
+        v_finished := vanilla.finish_steps(p_worker, p_done);
+        v_stale := v_finished.stale;
+        v_wake := v_finished.pools <> '{}';
+    end if;
+    select json_build_object('status', e.status, 'reason', e.reason, 'error', e.error, 'output', e.output, 'charged_tokens', e.charged_tokens) into v_end
+        from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = p_execution_id and e.finished_at is not null;
+    if v_end is null then
+        v_steps := vanilla.take_run(p_worker, v_worker.pools, v_worker.allowed, p_tenant_id, p_execution_id, v_wake);
+    end if;
+    return json_build_object('steps', v_steps, 'stale', to_json(v_stale), 'end', v_end, 'elsewhere', v_end is null and (
+        exists (select from public.workflow_queue q where q.tenant_id = p_tenant_id and q.execution_id = p_execution_id and q.worker is distinct from p_worker)
+        or exists (select from public.workflow_timers t where t.tenant_id = p_tenant_id and t.execution_id = p_execution_id)));
+end
+$f$;
+comment on function vanilla.tick_run(uuid, jsonb, integer, uuid, uuid) is
+    'A round of a worker for one execution that its process waits for: takes the outcomes of its steps, gives up to n that can run now, and how it ended. elsewhere: others have steps of it, or something waits.';
 
 create or replace function vanilla.held_leases(p_worker uuid) returns jsonb
 language sql stable security definer set search_path = pg_catalog, pg_temp
@@ -2175,26 +2326,32 @@ end
 $f$;
 comment on function vanilla.new_execution(uuid, public.workflow_versions, jsonb, integer) is 'An execution of a version as it begins; insert_execution writes it.';
 
-create or replace function vanilla.insert_execution(p_execution public.workflow_executions, p_definition jsonb) returns boolean
+create or replace function vanilla.insert_execution(p_execution public.workflow_executions, p_definition jsonb, p_checked boolean default false, p_wake boolean default true)
+returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_entry public.user_token_ledger;
     v_pools text[];
     v_pool text;
+    v_decided smallint[] := case when p_checked then '{0}' else '{}' end;      -- $start, before which nothing is
     v_max_duration_s integer := (p_definition ->> 'max_duration_s')::integer;
     -- a child's calls draw on what there is: the estimate is of the whole
     v_estimate bigint := case when p_execution.parent_execution_id is null then (p_definition ->> 'estimate_tokens')::bigint end;
 begin
     insert into public.workflow_executions select (p_execution).* on conflict (tenant_id, user_id, idempotency_key) where idempotency_key is not null do nothing;
     if not found then return false; end if;
-    insert into public.workflow_steps (tenant_id, execution_id, node, item, user_id, status, undecided)
-        select p_execution.tenant_id, p_execution.id, n.node, -1, p_execution.user_id, case when n.predecessors = '{}' then 'ready' else 'pending' end, cardinality(n.predecessors)
-        from public.workflow_nodes n where n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version;
+    insert into public.workflow_steps (tenant_id, execution_id, node, item, user_id, status, undecided, taken, started_at, finished_at)
+        select p_execution.tenant_id, p_execution.id, n.node, -1, p_execution.user_id, case when d.it then 'succeeded' when d.before then 'ready' else 'pending' end,
+            case when d.before then 0 else cardinality(n.predecessors) end, case when d.before then cardinality(n.predecessors) else 0 end,
+            case when d.it then p_execution.started_at end, case when d.it then p_execution.started_at end
+        from public.workflow_nodes n
+        cross join lateral (select n.node = any (v_decided) as it, n.predecessors <@ v_decided as before) d where n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version;
     with queued as (
         insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank)
             select p_execution.tenant_id, p_execution.id, n.node, -1, p_execution.workflow_id, p_execution.version, p_execution.user_id, n.pool, p_execution.priority,
                 vanilla.step_rank(p_execution.started_at, p_execution.priority)
-            from public.workflow_nodes n where p_execution.at_once is null and n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version and n.predecessors = '{}'
+            from public.workflow_nodes n where p_execution.at_once is null and n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version
+              and n.predecessors <@ v_decided and n.node <> all (v_decided)
             returning pool)
     select array_agg(distinct q.pool order by q.pool) into v_pools from queued q;
     if p_execution.at_once is not null then v_pools := vanilla.let_in(p_execution.tenant_id, p_execution.id); end if;
@@ -2215,14 +2372,15 @@ begin
             make_interval(secs => coalesce(v_max_duration_s, 86400)));
         update public.workflow_executions e set hold_id = v_entry.hold_id where e.tenant_id = p_execution.tenant_id and e.id = p_execution.id;
     end if;
+    if not p_wake then return true; end if;
     foreach v_pool in array coalesce(v_pools, '{}') loop
         perform vanilla.wake_workers(v_pool);
     end loop;
     return true;
 end
 $f$;
-comment on function vanilla.insert_execution(public.workflow_executions, jsonb) is
-    'Starts an execution of a definition in the caller''s transaction; false when its idempotency key was used before.';
+comment on function vanilla.insert_execution(public.workflow_executions, jsonb, boolean, boolean) is
+    'Starts an execution of a definition in the caller''s transaction; false when its idempotency key was used before. p_checked: a worker has done what $start does, which takes no place of a concurrency key; p_wake false: the caller gives its steps to a worker, or tells the others.';
 
 create or replace function vanilla.draw_estimate(p_tenant_id uuid, p_hold_id uuid, p_needed bigint) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2320,7 +2478,7 @@ $f$;
 comment on function vanilla.started_before(public.users, text, bytea) is 'What a user''s idempotency key started before, whatever has become of it since; null: nothing.';
 
 create or replace function vanilla.start_version(p_user public.users, p_workflow_id uuid, p_version integer, p_input jsonb, p_priority integer, p_idempotency_key text,
-    p_request_hash bytea, p_at_once smallint default null, p_api_key_id uuid default null, p_within jsonb default null) returns jsonb
+    p_request_hash bytea, p_at_once smallint default null, p_api_key_id uuid default null, p_within jsonb default null, p_begin jsonb default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_version public.workflow_versions;
@@ -2338,14 +2496,16 @@ begin
     v_execution.at_once := p_at_once;
     v_execution.api_key_id := p_api_key_id;
     if p_within is not null then v_execution := jsonb_populate_record(v_execution, p_within); end if;
-    if not vanilla.insert_execution(v_execution, v_version.definition) then
+    if p_begin is not null then v_execution.started_by := p_user.id; end if;
+    if not vanilla.insert_execution(v_execution, v_version.definition, coalesce((p_begin ->> 'checked')::boolean and v_version.definition ? 'input'
+            and not v_version.definition ? 'concurrency', false), p_begin is null) then
         return vanilla.first_start(v_execution);      -- another was quicker with the same key
     end if;
     return jsonb_build_object('execution_id', v_execution.id, 'workflow_id', p_workflow_id, 'version', p_version, 'status', 'running', 'replayed', false);
 end
 $f$;
-comment on function vanilla.start_version(public.users, uuid, integer, jsonb, integer, text, bytea, smallint, uuid, jsonb) is
-    'Starts a version of a workflow, of which it is known that it may be, for a user in the caller''s transaction; within: what a child has of the execution that starts it.';
+comment on function vanilla.start_version(public.users, uuid, integer, jsonb, integer, text, bytea, smallint, uuid, jsonb, jsonb) is
+    'Starts a version of a workflow, of which it is known that it may be, for a user in the caller''s transaction; within: what a child has of the execution that starts it. p_begin: a worker of the process that starts it takes its steps, and has checked the input when that says checked.';
 
 -- Executions and their workflow are of one tenant. So what the platform offers is brought to the tenant that uses it first: the
 -- same ids, text and hash, owned by nobody.
@@ -3169,7 +3329,7 @@ grant execute on function public.start_workflow(uuid, jsonb, integer, text, inte
     public.execution_step(uuid, text, integer, integer, uuid), public.replay_executions(uuid, text, integer, uuid),
     public.gate_statistics(uuid, timestamptz, timestamptz, uuid), public.set_workflow_share(uuid, integer, integer),
     public.set_workflow_schedule(uuid, text, text, text, jsonb, text, boolean, uuid, uuid), public.delete_workflow_schedule(uuid, uuid) to vanilla_app, vanilla_operator;
-grant execute on function vanilla.tick_worker(uuid, jsonb, integer, jsonb), vanilla.held_leases(uuid), vanilla.workflow_plan(uuid, uuid, integer),
+grant execute on function vanilla.tick_worker(uuid, jsonb, integer, jsonb), vanilla.tick_run(uuid, jsonb, integer, uuid, uuid), vanilla.held_leases(uuid), vanilla.workflow_plan(uuid, uuid, integer),
     vanilla.tend_workflows(integer), vanilla.due_workflow_schedules(integer),
     vanilla.fire_workflow_schedule(uuid, uuid, timestamptz, timestamptz[], timestamptz, text) to vanilla_runtime;
 

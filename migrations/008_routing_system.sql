@@ -280,13 +280,13 @@ $f$;
 comment on function vanilla.heartbeat_worker(uuid, jsonb) is
     'A worker lives: {in_flight, finished, failed, latency_ms_sum} since its last heartbeat, every 3 s. Answers {status, health_score, allowance}; status draining: take no more; stopped, dead: register again, your leases are others'' now.';
 
-create or replace function vanilla.worker_allowance(p_worker uuid, p_n integer, out allowed integer, out pools text[], out held text[])
+create or replace function vanilla.worker_allowance(p_worker uuid, p_n integer, p_held boolean default true, out allowed integer, out pools text[], out held text[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_status text;
     v_health integer;
 begin
-    select w.status, w.health_score, w.pools, array(select p.pool from unnest(w.pools) p (pool) where exists (select from public.routing_strategies s
+    select w.status, w.health_score, w.pools, array(select p.pool from unnest(w.pools) p (pool) where p_held and exists (select from public.routing_strategies s
             where s.pool = p.pool and s.target = 'worker' and s.status = 'active' and (s.config ? 'hold_ms' or s.config @> '{"mode": "hard"}')))
         into v_status, v_health, pools, held from public.worker_registry w
         where w.tenant_id = vanilla.platform() and w.id = p_worker for key share of w;
@@ -297,8 +297,8 @@ begin
     allowed := vanilla.allowance(v_status, v_health, p_n);
 end
 $f$;
-comment on function vanilla.worker_allowance(uuid, integer) is
-    'How many steps of p_n a worker may claim now: 0 when it drains, else its share by health, at least 1; of which pools, and in which of them a strategy holds steps for whom it prefers. VS409 when it is dead, stopped or unknown. It is not buried until the caller''s transaction ends.';
+comment on function vanilla.worker_allowance(uuid, integer, boolean) is
+    'How many steps of p_n a worker may claim now: 0 when it drains, else its share by health, at least 1; of which pools, and, when p_held, in which of them a strategy holds steps for whom it prefers. VS409 when it is dead, stopped or unknown. It is not buried until the caller''s transaction ends.';
 
 create or replace function vanilla.end_worker(p_worker public.worker_registry, p_event text, p_reason text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -400,7 +400,7 @@ $f$;
 comment on function vanilla.bury_workers() is
     'Declares dead whose last heartbeat is older than 10 s, and lets others take up what they held. Returns their ids; costs one index scan when there are none.';
 grant execute on function vanilla.register_worker(text, text[], integer, jsonb, text, text), vanilla.heartbeat_worker(uuid, jsonb),
-    vanilla.worker_allowance(uuid, integer), vanilla.drain_worker(uuid), vanilla.stop_worker(uuid), vanilla.bury_workers() to vanilla_runtime;
+    vanilla.worker_allowance(uuid, integer, boolean), vanilla.drain_worker(uuid), vanilla.stop_worker(uuid), vanilla.bury_workers() to vanilla_runtime;
 grant execute on function vanilla.bury_workers() to vanilla_operator;
 
 create or replace function vanilla.job_workers(p_limit integer) returns jsonb

@@ -55,7 +55,7 @@ from vanilla_saas.workflows.execution_events import Streams, ended_by_signals
 from vanilla_saas.workflows.execution_routes import router as executions_router
 from vanilla_saas.workflows.routes import router as workflows_router
 from vanilla_saas.workflows.schedule_routes import router as workflow_schedules_router
-from vanilla_saas.workflows.working import worker_beside
+from vanilla_saas.workflows.working import worker_beside, worker_when_wanted
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -87,7 +87,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 try:
                     async with AsyncExitStack() as working:
                         if settings.run_worker:
-                            await working.enter_async_context(worker_beside(database, calls, settings, ends.look))
+                            beside = worker_beside(database, calls, settings, ends.look)
+                            ends.work_with(await working.enter_async_context(beside))
+                        else:
+                            alone = worker_when_wanted(database, calls, settings, ends.wanted, ends.work_with)
+                            await working.enter_async_context(alone)
                         working.enter_context(ended_by_signals(app.state.streams))
                         yield
                 finally:

@@ -401,6 +401,7 @@ EXECUTABLE = {
             "adjust_by_key",
             "admit_call",
             "apply_payment_event",
+            "begin_engine",
             "begin_password_change",
             "begin_registration",
             "begin_schedule",
@@ -448,6 +449,7 @@ EXECUTABLE = {
             "tend_workflows",
             "tick",
             "worker_allowance",
+            "tick_run",
             "tick_worker",
             "workflow_plan",
         ]

@@ -198,6 +198,18 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     # a key of the scope chat runs no engine
     "vanilla.execute_by_key": ("VS403", {"p_key_hash": "{key}", "p_ref": "null", "p_input": "'{{}}'"}),
     "vanilla.preview_by_key": ("VS403", {"p_key_hash": "{key}", "p_ref": "null", "p_input": "'{{}}'"}),
+    "vanilla.begin_engine": (
+        OK,
+        {
+            "p_key_hash": "{key}",
+            "p_session_hash": "null",
+            "p_ref": "'{word}'",
+            "p_input": "'{{}}'",
+            "p_idempotency_key": "null",
+            "p_begin": "'{{}}'",
+            "p_n": "10",
+        },
+    ),
     "public.start_workflow": (OK, {}),
     "public.cancel_execution": (OK, {}),
     "public.pause_execution": (OK, {}),
@@ -221,6 +233,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     # a worker runs the steps of every tenant that are in its pools: none of B's is
     "vanilla.tick_worker": (OK, {"p_done": "'[]'", "p_n": "100"}),
+    "vanilla.tick_run": (OK, {"p_done": "'[]'", "p_n": "100"}),
     "vanilla.held_leases": (OK, {}),
     "vanilla.tend_workflows": (OK, {}),
     "vanilla.workflow_plan": (OK, {"p_version": "1"}),
@@ -358,7 +371,7 @@ CAPABILITIES = {
     "vanilla.worker_allowance": {"p_worker"},
     "vanilla.workflow_plan": {"p_tenant_id", "p_workflow_id"},
     "vanilla.fire_workflow_schedule": {"p_tenant_id", "p_schedule_id"},
-    **{f"vanilla.{name}": {"p_worker"} for name in ("tick_worker", "held_leases")},
+    **{f"vanilla.{name}": {"p_worker"} for name in ("tick_worker", "tick_run", "held_leases", "begin_engine")},
 }
 """Arguments that together are the right to act, of functions without a context: B's are tried one at a time."""
 
@@ -389,11 +402,18 @@ EMPTY = {
     "public.my_approvals",
     "vanilla.fire_workflow_schedule",
     "vanilla.held_leases",
+    "vanilla.tick_run",
     "public.gate_statistics",
     "public.engine_report",
 }
 """Functions that answer nothing, instead of refusing, for an id that is not here."""
-NOTHING = ("[]", "[None]", "['0']", """['{"refused": [], "restarted": []}']""")
+NOTHING = (
+    "[]",
+    "[None]",
+    "['0']",
+    """['{"refused": [], "restarted": []}']""",
+    """['{"steps" : [], "stale" : [], "end" : null, "elsewhere" : false}']""",
+)
 WRITE_DOWN_AN_EXECUTION = {"vanilla.admit_call", "vanilla.adjust_by_key", "public.adjust_user_tokens"}
 """What it is that is paid for, in the caller's own words: nothing looks it up."""
 

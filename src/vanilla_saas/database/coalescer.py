@@ -7,7 +7,7 @@ busier the database is, the larger the batches are. A call that fails fails alon
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -189,10 +189,15 @@ def _answer(call: _Call, outcome: dict[str, Any]) -> bool:
     found = outcome["error"]
     if found["sqlstate"].startswith("40"):
         return False
-    fields = {"C": found["sqlstate"], "M": found["message"], "D": found["detail"], "H": found["hint"]}
-    error = asyncpg.PostgresError.new({name: value for name, value in fields.items() if value is not None})
-    call.fail(from_postgres(error) or error)
+    call.fail(error_of(found))
     return True
+
+
+def error_of(found: Mapping[str, Any]) -> Exception:
+    """What `vanilla.call_error` tells: a VanillaError, or PostgreSQL's own."""
+    fields = {"C": found["sqlstate"], "M": found["message"], "D": found["detail"], "H": found["hint"]}
+    error: Exception = asyncpg.PostgresError.new({name: value for name, value in fields.items() if value is not None})
+    return from_postgres(error) or error
 
 
 def _as_text(value: object) -> str:

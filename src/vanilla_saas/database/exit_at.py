@@ -1,7 +1,7 @@
 """A process that ends, or stands still, at a statement: how the tests of crashes choose their moment.
 
 VANILLA_SAAS_DEBUG_EXIT_AT=<function>:<before|after>:<nth>, with `:stop` behind it to stand still (SIGSTOP) instead.
-`function` is one of the run-time functions of SQL; `tick_worker+` counts only ticks that tell outcomes.
+`function` is one of the run-time functions of SQL; `tick_worker+` and `tick_run+` count only ticks that tell outcomes.
 """
 
 import os
@@ -34,7 +34,7 @@ class ExitAt:
     def passes(self, when: str, statement: str, arguments: tuple[object, ...]) -> None:
         """Called before and after each statement of the runtime pool."""
         name = statement.removeprefix("select ").removeprefix("cardinality(").removeprefix("vanilla.").partition("(")[0]
-        told = name == "tick_worker" and bool(arguments[1])
+        told = name in ("tick_worker", "tick_run") and bool(arguments[1])
         if when != self.when or self.function not in (name, f"{name}+" if told else name):
             return
         self.seen += 1

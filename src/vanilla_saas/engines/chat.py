@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -21,11 +22,17 @@ from vanilla_saas.engines import chat_store as store
 from vanilla_saas.engines import starts
 from vanilla_saas.engines.runs import key_of_engine
 from vanilla_saas.engines.waiting import Ends
-from vanilla_saas.providers.engine_chat import PREFIX, EngineEnd, EngineRun, input_of
+from vanilla_saas.providers.engine_chat import PREFIX, EngineEnd, EngineRun, Words, input_of
 from vanilla_saas.providers.estimate import InvalidRequest
-from vanilla_saas.tenancy.identity import Caller, identify, token_hash
-from vanilla_saas.workflows.executions import refuse_budget
+from vanilla_saas.providers.step_metering import Admitted
+from vanilla_saas.tenancy.identity import KEY_PREFIX, Caller, identify, token_hash
+from vanilla_saas.workflows.attending import Attended
+from vanilla_saas.workflows.execution.opening import Opening
+from vanilla_saas.workflows.executions import refuse_budget, require_fit
+from vanilla_saas.workflows.worker import Worker
 
+KNOWN = 10_000
+"""Of so many callers and references it is kept what they meant."""
 WAIT_S = 600.0
 """How long a call waits for the end of its run: as long as a model call may take."""
 
@@ -36,6 +43,7 @@ class ChatEngines:
     def __init__(self, database: Database, ends: Ends):
         self._database = database
         self._ends = ends
+        self._known: dict[tuple[bytes, str | None], _Known] = {}
 
     def place(self) -> AbstractContextManager[None]:
         return self._ends.place()
@@ -49,7 +57,10 @@ class ChatEngines:
         idempotency_key: str | None,
         request_id: str | None,
         client_ip: str,
+        words: Words | None = None,
     ) -> EngineRun:
+        if (begun := await self._begin(token, ref, body, idempotency_key, words)) is not None:
+            return begun
         caller = await identify(self._database, token)
         _require_runner(caller)
         identity = caller.identity
@@ -62,21 +73,72 @@ class ChatEngines:
                 await refuse_budget(connection, identity.tenant_id, caller.key_id)
         if row["engine_ref"] is None:
             started = await starts.start(acting, identity.tenant_id, ref, given or {}, key=idempotency_key)
+            if row["budget_tokens"] is None and found["denied_reason"] is None:
+                self._keep(token_hash(token), ref, _Known(caller, found))
         else:
             started = await starts.start_by_key(
                 self._database, token_hash(token), ref, given or {}, idempotency_key, request_id or "", client_ip
             )
         _require_meant(given, started)
-        return EngineRun(
-            UUID(started["execution_id"]),
-            found.get("engine") or ref or "",
-            started["version"],
-            started["alias"],
-            started["source"],
-            body["model"],
-            int(time.time()),
-            caller,
-        )
+        attended = await self._attend(caller, started, words)
+        return _run(started, found.get("engine") or ref or "", body, caller, attended)
+
+    async def _begin(
+        self, token: str, ref: str | None, body: Mapping[str, Any], idempotency_key: str | None, words: Words | None
+    ) -> EngineRun | None:
+        """One statement starts the run, when the reference means what it did the last time; None: it did not."""
+        hashed, is_key = token_hash(token), token.startswith(KEY_PREFIX)
+        known, worker = self._known.get((hashed, ref)), self._ends.worker
+        if known is None or worker is None or not worker.ready:
+            return None
+        try:
+            given = input_of(body, known.found["engine"], known.found["input"], known.found["parameters"])
+            opening = known.opening(worker, ref, given)
+            if opening is None and not await known.takes(ref, given):
+                return None
+            admitted = opening and opening.body and Admitted.of(opening.body, streamed=known.speaks(worker, words))
+        except InvalidRequest:
+            return None  # the engine may take something else by now, and its step says what is wrong
+        meant = {name: known.found[name] for name in ("engine_id", "version", "source_id")}
+        try:
+            answer = await self._database.call(
+                store.BEGIN,
+                hashed if is_key else None,
+                None if is_key else hashed,
+                ref,
+                given,
+                idempotency_key,
+                meant | {"checked": opening is not None},
+                worker.id,
+                worker.room(),
+                admitted.asked() | {"node": opening.node} if admitted and opening else None,
+            )
+        except VanillaError as error:
+            if "worker_id" in error.detail:
+                return None  # it was declared dead, and begins again
+            raise
+        if answer is None:
+            self._known.pop((hashed, ref), None)
+            return None
+        started, steps = answer["run"], answer["steps"]
+        if steps:
+            known.workflow = (answer["tenant_id"], steps[0]["workflow_id"], steps[0]["version"])
+        attended = await self._attend(known.caller, started, words)
+        if attended is not None:
+            attended.alone = bool(steps) and not answer["elsewhere"]
+        if admitted:
+            admitted.answer = answer["call"]
+        worker.take(steps, admitted or None)
+        return _run(started, known.found["engine"], body, known.caller, attended)
+
+    def _keep(self, hashed: bytes, ref: str | None, known: "_Known") -> None:
+        if len(self._known) >= KNOWN:
+            self._known.pop(next(iter(self._known)))
+        self._known[hashed, ref] = known
+
+    async def _attend(self, caller: Caller, started: Mapping[str, Any], words: Words | None) -> Attended | None:
+        execution_id = UUID(started["execution_id"])
+        return await self._ends.attend(caller.identity.tenant_id, execution_id, words.open if words else None)
 
     async def end(self, run: EngineRun, gone: asyncio.Event) -> EngineEnd | None:
         caller = run.caller
@@ -90,7 +152,9 @@ class ChatEngines:
             return EngineEnd(**row) if row else None
 
         try:
-            found = await self._ends.wait(run.execution_id, caller.identity, WAIT_S, again, find, gone)
+            found = await self._ends.wait(
+                run.execution_id, caller.identity, WAIT_S, again, find, gone, run.attended, _end_of
+            )
         except VanillaError as error:
             detail = error.detail | {"execution_id": str(run.execution_id)}
             raise VanillaError(error.name, error.message, detail, error.hint) from None
@@ -98,6 +162,9 @@ class ChatEngines:
             why = "This process stops" if self._ends.stopping else f"It did not end within {WAIT_S:g} s"
             raise _still_running(run, why)
         return found
+
+    def leave(self, run: EngineRun) -> None:
+        self._ends.leave(run.attended)
 
     async def models(self, token: str) -> tuple[list[dict[str, Any]], bool]:
         caller = await identify(self._database, token)
@@ -114,6 +181,66 @@ class ChatEngines:
                 return [], False
             rows = await connection.fetch(store.RUNNABLE)
         return [_row(row["slug"], row["engine_id"], caller, platform=row["platform"]) for row in rows], False
+
+
+@dataclass(slots=True)
+class _Known:
+    """What a reference meant to a caller the last time; whether it still does, and who they are, SQL sees each time."""
+
+    caller: Caller
+    found: Mapping[str, Any]
+    workflow: tuple[str, str, int] | None = None
+    """Tenant, id and version, as soon as a step of it was seen."""
+
+    def opening(self, worker: Worker, ref: str | None, given: Mapping[str, Any]) -> Opening | None:
+        """None as well of a copy, which has values of its own."""
+        if self.workflow is None or self._is_copy(ref):
+            return None
+        return worker.opening(*self.workflow, self._whole(given))
+
+    async def takes(self, ref: str | None, given: Mapping[str, Any]) -> bool:
+        """Whether the input fits the schema; False as well of a copy."""
+        if self._is_copy(ref):
+            return False
+        try:
+            await require_fit([self.found["input"]], self._whole(given), "input")
+        except VanillaError:
+            return False
+        return True
+
+    def _is_copy(self, ref: str | None) -> bool:
+        return self.found["source"] == "copy" or (ref or "").startswith("my/")
+
+    def _whole(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        declared = self.found["parameters"] or {}
+        return {name: one["default"] for name, one in declared.items() if "default" in one} | dict(given)
+
+    def speaks(self, worker: Worker, words: Words | None) -> bool:
+        """Whether the words of the first call are those of the answer, and somebody hears them."""
+        return words is not None and self.workflow is not None and worker.begins_with_words(*self.workflow)
+
+
+def _run(
+    started: Mapping[str, Any], engine: str, body: Mapping[str, Any], caller: Caller, attended: Attended | None
+) -> EngineRun:
+    return EngineRun(
+        UUID(started["execution_id"]),
+        engine,
+        started["version"],
+        started["alias"],
+        started["source"],
+        body["model"],
+        int(time.time()),
+        caller,
+        attended,
+    )
+
+
+def _end_of(attended: Attended) -> EngineEnd | None:
+    """None when others have computed some of the run: then the database is asked what its calls used."""
+    if not attended.alone or attended.end is None:
+        return None
+    return EngineEnd(**attended.end | {f"{name}_tokens": tokens for name, tokens in attended.used.items()})
 
 
 def _require_runner(caller: Caller) -> None:

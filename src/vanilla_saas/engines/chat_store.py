@@ -21,3 +21,5 @@ cross join lateral (
 where e.tenant_id = $1 and e.id = $2 and e.finished_at is not null
 """
 """No row: it has not ended."""
+BEGIN = "select vanilla.begin_engine($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+"""Of the runtime login, which a key's or a session's hash tells who calls."""

@@ -24,6 +24,7 @@ def key_of_engine(caller: Caller) -> UUID | None:
 async def wait(ends: Ends, caller: Caller, execution_id: UUID, seconds: float, identify: Identify) -> None:
     """Returns when the run is over, when the time is, when the process stops or keeps nobody more who waits.
 
+    This process works for the run meanwhile.
     Raises VanillaError when the key or session is not good any more.
     """
     if not seconds or ends.full:
@@ -33,7 +34,11 @@ async def wait(ends: Ends, caller: Caller, execution_id: UUID, seconds: float, i
         return await store.ended(connection, caller.identity.tenant_id, execution_id) or None
 
     with ends.place():
-        await ends.wait(execution_id, caller.identity, seconds, identify, find)
+        attended = await ends.attend(caller.identity.tenant_id, execution_id)
+        try:
+            await ends.wait(execution_id, caller.identity, seconds, identify, find, attended=attended)
+        finally:
+            ends.leave(attended)
 
 
 def told(run: dict[str, Any], key_id: UUID | None) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -12,12 +13,16 @@ import structlog
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
+from vanilla_saas.workflows.attending import Attended, OpenWords
 from vanilla_saas.workflows.execution_events import AGAIN, POLL_S, SHARE, SLOWEST_S, Identify, Streams
+from vanilla_saas.workflows.worker import Worker
 
 log = structlog.get_logger()
 T = TypeVar("T")
 FIRST_S = 0.05
 """When a run is looked at first, unless a worker of this process tells of it; the pauses grow by half from there."""
+BEGIN_S = 2.0
+"""How long the first who waits lets a worker begin."""
 KNOWN_S = 1.0
 """How long a caller who waits is believed to have their key or session still."""
 
@@ -29,6 +34,27 @@ class Ends:
         self._database = database
         self._streams = streams
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self.worker: Worker | None = None
+        """Works for the runs that are waited for."""
+        self.wanted = asyncio.Event()
+        """Somebody has waited, so a worker is of use."""
+
+    def work_with(self, worker: Worker) -> None:
+        self.worker = worker
+
+    async def attend(self, tenant_id: UUID, execution_id: UUID, words: OpenWords | None = None) -> Attended | None:
+        """This process works for a run; None when it does not, or does for another who waits for the same."""
+        if not self.wanted.is_set():
+            self.wanted.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BEGIN_S):
+                    while self.worker is None or not self.worker.ready:
+                        await asyncio.sleep(0.01)
+        return self.worker.attend(tenant_id, execution_id, words) if self.worker else None
+
+    def leave(self, attended: Attended | None) -> None:
+        if attended is not None and self.worker is not None:
+            self.worker.leave(attended)
 
     @property
     def full(self) -> bool:
@@ -55,16 +81,20 @@ class Ends:
         identify: Identify,
         find: Callable[[asyncpg.Connection], Awaitable[T | None]],
         gone: asyncio.Event | None = None,
+        attended: Attended | None = None,
+        known: Callable[[Attended], T | None] | None = None,
     ) -> T | None:
         """What `find` gives, as soon as it gives something; None when the time is over, `gone` is set or all stops.
 
+        An attended run is worked for meanwhile, and asked only when it has ended; what `known` gives of it is enough.
         Between two looks no connection is held. Raises VanillaError when the key or session is not good any more.
         """
-        name, news = str(execution_id), asyncio.Event()
+        name, news = str(execution_id), attended.news if attended else asyncio.Event()
         self._waiting.setdefault(name, set()).add(news)
         left = asyncio.create_task(_pass_on(gone, news)) if gone else None
         try:
-            return await self._wait(name, identity, seconds, identify, find, gone or asyncio.Event(), news)
+            waiting = _Waiting(name, identity, identify, find, gone or asyncio.Event(), news, attended, known)
+            return await self._wait(waiting, seconds)
         finally:
             if left:
                 left.cancel()
@@ -72,41 +102,74 @@ class Ends:
             if not self._waiting[name]:
                 del self._waiting[name]
 
-    async def _wait(
-        self,
-        name: str,
-        identity: Identity,
-        seconds: float,
-        identify: Identify,
-        find: Callable[[asyncpg.Connection], Awaitable[T | None]],
-        gone: asyncio.Event,
-        news: asyncio.Event,
-    ) -> T | None:
+    async def _wait(self, one: "_Waiting[T]", seconds: float) -> T | None:
         clock = asyncio.get_running_loop().time
-        known_at, pause, rest = clock(), FIRST_S, 0.0
-        until = known_at + seconds
+        known_at, rest = clock(), 0.0
+        until, pause = known_at + seconds, 0.0 if one.attended and not one.attended.running else FIRST_S
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(pause, max(until - clock(), 0))):
-                    await asyncio.sleep(rest)  # a worker may tell of a thousand steps a second
-                    await news.wait()
-            news.clear()
-            if gone.is_set() or self.stopping:
+                    if not one.works:
+                        await asyncio.sleep(rest)  # a worker may tell of a thousand steps a second
+                    await one.news.wait()
+            one.news.clear()
+            if one.gone.is_set() or self.stopping:
                 return None
             looked, found = clock(), None
             try:
                 if looked - known_at >= KNOWN_S:
-                    identity, known_at = await identify(), looked
-                async with self._streams.looks, self._database.transaction(identity, read_only=True) as connection:
-                    found = await find(connection)
+                    one.identity, known_at = await one.identify(), looked
+                found = await self._look(one)
             except VanillaError as error:
                 if error.name not in AGAIN:
                     raise
-                log.info("execution_not_seen", execution_id=name, error=error.name)
+                log.info("execution_not_seen", execution_id=one.name, error=error.name)
             if found is not None or clock() >= until:
                 return found
             rest = min((clock() - looked) / SHARE, SLOWEST_S)
-            pause = max(min(pause * 1.5, POLL_S), rest)
+            pause = max(min(max(pause, FIRST_S) * 1.5, POLL_S), rest)
+
+    async def _look(self, one: "_Waiting[T]") -> T | None:
+        if one.attended is None or self.worker is None or not self.worker.ready:
+            return await self._find(one)
+        if one.tells:
+            await self.worker.look(one.attended)
+        else:
+            async with self._streams.looks:
+                await self.worker.look(one.attended)
+        if one.attended.end is None:
+            return None
+        if one.known is not None and (known := one.known(one.attended)) is not None:
+            return known
+        return await self._find(one)
+
+    async def _find(self, one: "_Waiting[T]") -> T | None:
+        async with self._streams.looks, self._database.transaction(one.identity, read_only=True) as connection:
+            return await one.find(connection)
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[T]):
+    """Who waits for a run, and how it is looked at."""
+
+    name: str
+    identity: Identity
+    identify: Identify
+    find: Callable[[asyncpg.Connection], Awaitable[T | None]]
+    gone: asyncio.Event
+    news: asyncio.Event
+    attended: Attended | None
+    known: Callable[[Attended], T | None] | None
+
+    @property
+    def works(self) -> bool:
+        """Whether news is of steps that end here: each is told at once."""
+        return self.attended is not None and bool(self.attended.running or self.attended.done)
+
+    @property
+    def tells(self) -> bool:
+        """Whether a step has ended here and the database is to be told."""
+        return self.attended is not None and bool(self.attended.done)
 
 
 async def _pass_on(gone: asyncio.Event, news: asyncio.Event) -> None:

@@ -4,7 +4,7 @@ What runs engines is above this room: app.py hands it in as `Engines`.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -52,6 +52,8 @@ class EngineRun:
     began: int
     """Unix time."""
     caller: Caller
+    attended: Any = None
+    """What this process knows of it because it works for it itself."""
 
     def card(self, charged_tokens: int) -> dict[str, Any]:
         return {
@@ -79,6 +81,50 @@ class EngineEnd:
     reasoning_tokens: int
 
 
+class Words:
+    """What a stream has said of a run's answer, while its last model call speaks: said is said.
+
+    Each attempt of that call opens it anew. One that repeats what was said goes on from there; one that says something
+    else has `changed` it, and so has an answer that is another in the end.
+    """
+
+    def __init__(self) -> None:
+        self.changed = False
+        self.news = asyncio.Event()
+        self._said: list[str] = []
+        self._new: list[str] = []
+        self._attempt = 0
+
+    def open(self) -> Callable[[str], None]:
+        """Where the words of a new attempt go; what an earlier one still says is not heard."""
+        self._attempt += 1
+        number, repeated = self._attempt, "".join(self._said)
+
+        def say(text: str) -> None:
+            nonlocal repeated
+            if number != self._attempt or self.changed:
+                return
+            both = min(len(repeated), len(text))
+            self.changed = text[:both] != repeated[:both]
+            repeated, text = repeated[both:], text[both:]
+            if text and not self.changed:
+                self._said.append(text)
+                self._new.append(text)
+            self.news.set()
+
+        return say
+
+    def take(self) -> str:
+        """What is new since the last time."""
+        text, self._new = "".join(self._new), []
+        return text
+
+    def rest(self, answer: str) -> str | None:
+        """What is left to say of the whole answer; None when it does not begin with what was said."""
+        said = "".join(self._said).removesuffix("".join(self._new))
+        return answer[len(said) :] if answer.startswith(said) else None
+
+
 class Engines(Protocol):
     """Runs engines for callers who are known by a token. All raise VanillaError."""
 
@@ -94,11 +140,18 @@ class Engines(Protocol):
         idempotency_key: str | None,
         request_id: str | None,
         client_ip: str,
+        words: Words | None = None,
     ) -> EngineRun:
-        """Runs what `ref` means to the caller, None what is chosen for them. Raises InvalidRequest as `input_of`."""
+        """Runs what `ref` means to the caller, None what is chosen for them. Raises InvalidRequest as `input_of`.
+
+        This process works for the run, as far as it may, until `leave`; `words` hears of its answer as it comes.
+        """
 
     async def end(self, run: EngineRun, gone: asyncio.Event) -> EngineEnd | None:
         """Waits for the end; None when `gone` is set before. Raises VanillaError `still_running`."""
+
+    def leave(self, run: EngineRun) -> None:
+        """Nobody waits for it any more."""
 
     async def models(self, token: str) -> tuple[list[dict[str, Any]], bool]:
         """Rows of `GET /v1/models` of what the caller may run, and whether they may call nothing else."""
@@ -122,6 +175,20 @@ class EngineFailed(Exception):
             "execution_id": str(run.execution_id),
             "engine": run.card(end.charged_tokens),
         }
+
+
+class AnswerChanged(EngineFailed):
+    """Another attempt, or another worker, gave an answer that does not begin with what a stream has said of it."""
+
+    def __init__(self, run: EngineRun, end: EngineEnd | None = None):
+        Exception.__init__(self)
+        self.name, self.status = "answer_changed", 502
+        self.message = (
+            "The model call broke off, and its next attempt gave another answer; the run's output is the later one."
+        )
+        self.detail = {"execution_id": str(run.execution_id)}
+        if end is not None:
+            self.detail["engine"] = run.card(end.charged_tokens)
 
 
 def refuse_options(body: Mapping[str, Any], payer: str | None) -> None:
@@ -228,9 +295,16 @@ def first_chunk(run: EngineRun) -> bytes:
     return _chunk(run, {"role": "assistant", "content": ""})
 
 
-def last_chunks(run: EngineRun, end: EngineEnd, body: Mapping[str, Any]) -> Iterator[bytes]:
+def words_chunk(run: EngineRun, text: str) -> bytes:
+    """Words while they are generated."""
+    return _chunk(run, {"content": text})
+
+
+def last_chunks(run: EngineRun, end: EngineEnd, body: Mapping[str, Any], words: Words) -> Iterator[bytes]:
     """The rest of a stream whose run has ended. Raises EngineFailed."""
-    text = _answer(run, end)
+    text = words.rest(_answer(run, end))
+    if text is None:
+        raise AnswerChanged(run, end)
     for begin in range(0, len(text), PIECE):
         yield _chunk(run, {"content": text[begin : begin + PIECE]})
     yield _chunk(run, {}, "stop", engine=run.card(end.charged_tokens))

@@ -14,7 +14,7 @@ from vanilla_saas import metrics
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.providers import engine_chat
 from vanilla_saas.providers.adapters import UpstreamError
-from vanilla_saas.providers.engine_chat import EngineFailed, EngineRun, Engines
+from vanilla_saas.providers.engine_chat import AnswerChanged, EngineFailed, EngineRun, Engines, Words
 from vanilla_saas.providers.estimate import InvalidRequest, Operation
 from vanilla_saas.providers.metering import Call, MeteredCalls, Settlement
 
@@ -154,6 +154,7 @@ class Gateway:
         """Takes no place among the calls: those of the run's steps do, and they would wait for each other."""
         engine_chat.refuse_options(body, payer)
         gone = asyncio.Event()
+        words = Words() if body.get("stream") is True else None
         with self._engines.place():
             run = await self._engines.start(
                 token,
@@ -162,36 +163,48 @@ class Gateway:
                 idempotency_key=_idempotency_key(headers),
                 request_id=scope.get("state", {}).get("request_id"),
                 client_ip=scope["client"][0] if scope.get("client") else "",
+                words=words,
             )
             watcher = asyncio.create_task(_watch(receive, gone))
             try:
-                if body.get("stream") is True:
-                    last = await self._stream_engine(run, body, scope, gone, send)
+                if words is not None:
+                    last = await self._stream_engine(run, body, words, scope, gone, send)
                 else:
                     end = await self._engines.end(run, gone)
             finally:
                 watcher.cancel()
-        if body.get("stream") is True:
+                self._engines.leave(run)
+        if words is not None:
             await send({"type": "http.response.body", "body": last})
         elif end is not None:
             charged = (b"x-vanilla-charged-tokens", str(end.charged_tokens).encode())
             await _respond(send, 200, engine_chat.completion(run, end), [*_run_headers(run), charged])
 
     async def _stream_engine(
-        self, run: EngineRun, body: Mapping[str, Any], scope: Scope, gone: asyncio.Event, send: Send
+        self, run: EngineRun, body: Mapping[str, Any], words: Words, scope: Scope, gone: asyncio.Event, send: Send
     ) -> bytes:
-        """Says that the run goes on until it has ended; the rest is returned."""
+        """Passes its last words on as they come, or says that it goes on, until it has ended; the rest is returned."""
         begun = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": begun + _run_headers(run)})
         said = engine_chat.first_chunk(run)
         waiting = asyncio.create_task(self._engines.end(run, gone))
+        waiting.add_done_callback(lambda _: words.news.set())
         try:
             while not waiting.done():
-                await send({"type": "http.response.body", "body": said, "more_body": True})
-                await asyncio.wait({waiting}, timeout=KEEP_ALIVE_S)
-                said = KEEP_ALIVE
+                if said:
+                    await send({"type": "http.response.body", "body": said, "more_body": True})
+                words.news.clear()
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        await words.news.wait()
+                except TimeoutError:
+                    said = KEEP_ALIVE
+                    continue
+                if words.changed:
+                    raise AnswerChanged(run)
+                said = engine_chat.words_chunk(run, text) if (text := words.take()) else b""
             end = waiting.result()
-            return b"" if end is None else b"".join(engine_chat.last_chunks(run, end, body))
+            return b"" if end is None else said + b"".join(engine_chat.last_chunks(run, end, body, words))
         except (VanillaError, EngineFailed) as error:
             return b"data: " + _error_body(error) + b"\n\n"
         except Exception as error:

@@ -6,15 +6,18 @@ expiry.
 """
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 import orjson
 
+from vanilla_saas.database.coalescer import error_of
+from vanilla_saas.providers.adapters import UpstreamError, UpstreamStream
 from vanilla_saas.providers.estimate import Operation, Sizes, sizes_of
 from vanilla_saas.providers.metering import (
+    CALL_SECONDS,
     HOLD_TTL,
     Call,
     MeteredCalls,
@@ -24,7 +27,7 @@ from vanilla_saas.providers.metering import (
     provider_span,
 )
 from vanilla_saas.providers.sandbox_rules import texts_of
-from vanilla_saas.providers.sse import Usage
+from vanilla_saas.providers.sse import EventSplitter, Usage, data_of
 
 STEP_STOPPED = "step_stopped"
 """The error code of a call whose step was cancelled or ran out of time."""
@@ -48,6 +51,37 @@ class StepLease:
     lease: int
 
 
+@dataclass(slots=True)
+class Admitted:
+    """A call that is asked for by the statement that claims its step; `answer` is that statement's."""
+
+    body: Mapping[str, Any]
+    sizes: Sizes
+    streamed: bool
+    execution_id: UUID
+    started: float
+    answer: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any], *, streamed: bool) -> Self:
+        """Raises InvalidRequest."""
+        return cls(body, sizes_of("chat", body), streamed, uuid4(), asyncio.get_running_loop().time())
+
+    def asked(self) -> dict[str, Any]:
+        """As SQL takes it."""
+        prompt, sandbox_prompt, output_limit, choices = self.sizes
+        return {
+            "model": self.body["model"],
+            "prompt_tokens": prompt,
+            "sandbox_prompt_tokens": sandbox_prompt,
+            "output_limit": output_limit,
+            "choices": choices,
+            "execution_id": str(self.execution_id),
+            "streamed": self.streamed,
+            "ttl_s": HOLD_TTL.total_seconds(),
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
     """What a model answered to a step."""
@@ -61,35 +95,82 @@ class ModelAnswer:
     """The provider reported no usage, so it was estimated from sizes."""
 
 
+@dataclass(slots=True)
+class _Heard:
+    """What has come of an answer that is told as it comes."""
+
+    say: Callable[[str], None]
+    texts: list[str] = field(default_factory=list)
+    answer: UpstreamStream | None = None
+    first: float | None = None
+    splitter: EventSplitter = field(default_factory=EventSplitter)
+
+    def take(self, chunk: bytes) -> None:
+        for event in self.splitter.feed(chunk):
+            data = data_of(event)
+            text = "" if not data or data == b"[DONE]" else _delta_of(orjson.loads(data))
+            if text:
+                self.first = self.first or asyncio.get_running_loop().time()
+                self.texts.append(text)
+                self.say(text)
+
+    def first_ms(self, began: float) -> int | None:
+        return None if self.first is None else round((self.first - began) * 1000)
+
+
 class MeteredStepCalls(MeteredCalls):
     """The calls of a process that runs workflows: those of its steps beside those of its gateway."""
 
-    async def step_chat(self, lease: StepLease, body: Mapping[str, Any], calls: list[dict[str, Any]]) -> ModelAnswer:
+    async def step_chat(
+        self,
+        lease: StepLease,
+        body: Mapping[str, Any],
+        calls: list[dict[str, Any]],
+        say: Callable[[str], None] | None = None,
+        admitted: Admitted | None = None,
+    ) -> ModelAnswer:
         """One whole answer for a workflow's step, which is not settled here: its settlement is appended to `calls`.
 
+        `say` gets its words as they come; an answer that breaks off then is charged as far as it came. `admitted` is
+        this call, or another in the place of which this one is made.
         A settlement has the arguments of vanilla.settle_call but the tenant's, and is there whatever the call comes
         to, once it was admitted; the outcome of the step carries it to the database. Raises InvalidRequest,
         VanillaError and UpstreamError as `admit` and `complete` do.
         """
-        return await self._step_call("chat", lease, body, calls)
+        return await self._step_call("chat", lease, body, calls, say, admitted)
 
     async def step_embed(self, lease: StepLease, body: Mapping[str, Any], calls: list[dict[str, Any]]) -> ModelAnswer:
         """Embeddings for a workflow's step, `body` as OpenAI's `/embeddings` takes it; else as `step_chat`."""
         return await self._step_call("embeddings", lease, body, calls)
 
     async def _step_call(
-        self, operation: Operation, lease: StepLease, body: Mapping[str, Any], calls: list[dict[str, Any]]
+        self,
+        operation: Operation,
+        lease: StepLease,
+        body: Mapping[str, Any],
+        calls: list[dict[str, Any]],
+        say: Callable[[str], None] | None = None,
+        admitted: Admitted | None = None,
     ) -> ModelAnswer:
         sizes = sizes_of(operation, body)
         self.enter()
         try:
-            call, found = await self._admit_step(operation, lease, body, sizes, calls)
+            given = self._given(admitted, body, calls, streamed=say is not None)
+            call, found = given or await self._admit_step(
+                operation, lease, body, sizes, calls, streamed=say is not None
+            )
             status, usage, estimated, code = "failed", Usage(0, 0), False, ""
+            heard = None if say is None else _Heard(say)
             try:
                 with provider_span(call) as span:
-                    answer = await self._ask(self._ready(call, found))
-                    parsed = orjson.loads(answer.body)
-                    usage, estimated = self._reported(call, answer)
+                    ready = self._ready(call, found)
+                    if heard is not None:
+                        parsed = await self._listen(ready, heard)
+                        usage, estimated = self._used(ready, heard.answer, "succeeded")
+                    else:
+                        answer = await self._ask(ready)
+                        parsed = orjson.loads(answer.body)
+                        usage, estimated = self._reported(call, answer)
                     add_usage(span, usage)
                     status = "succeeded"
                 return ModelAnswer(_text_of(parsed), parsed, usage, estimated)
@@ -101,10 +182,41 @@ class MeteredStepCalls(MeteredCalls):
                 raise
             finally:
                 latency_ms = round((asyncio.get_running_loop().time() - call.started) * 1000)
+                if status == "failed" and heard is not None:
+                    usage, estimated = self._used(call, heard.answer, status)
                 count_call(call, status, usage, latency_ms)
-                calls.append(_step_settlement(call.hold_id, status, usage, estimated, code or None, latency_ms))
+                first = None if heard is None else heard.first_ms(call.started)
+                calls.append(_step_settlement(call.hold_id, status, usage, estimated, code or None, latency_ms, first))
         finally:
             self.leave()
+
+    async def _listen(self, call: Call, heard: "_Heard") -> dict[str, Any]:
+        """An answer whose words were said as they came, in the form of a whole one. Raises UpstreamError."""
+        deadline = call.started + CALL_SECONDS
+        async with self._client.stream(call.upstream, call.body, deadline=deadline) as answer:
+            heard.answer = answer
+            async for chunk in answer:
+                heard.take(chunk)
+            if not answer.finished:
+                raise UpstreamError("connection", answer.status, "it ended the stream before its end", charged=True)
+        return {"choices": [{"message": {"role": "assistant", "content": "".join(heard.texts)}}]}
+
+    def _given(
+        self, admitted: Admitted | None, body: Mapping[str, Any], calls: list[dict[str, Any]], *, streamed: bool
+    ) -> tuple[Call, Mapping[str, Any]] | None:
+        """The call as it was admitted with the step; None when it was not, or is another. Raises what refused it."""
+        if admitted is None or admitted.answer is None:
+            return None
+        same = admitted.body == body and admitted.streamed == streamed
+        if "error" in admitted.answer:
+            if same:
+                raise error_of(admitted.answer["error"])
+            return None
+        found = admitted.answer["ok"]
+        if same:
+            return self._admitted("chat", found, body, admitted.execution_id, admitted.started), found
+        calls.append(_step_settlement(UUID(found["hold_id"]), "cancelled", Usage(0, 0), False, STEP_STOPPED, None))
+        return None
 
     async def _admit_step(
         self,
@@ -113,10 +225,12 @@ class MeteredStepCalls(MeteredCalls):
         body: Mapping[str, Any],
         sizes: Sizes,
         calls: list[dict[str, Any]],
+        *,
+        streamed: bool,
     ) -> tuple[Call, Mapping[str, Any]]:
         execution_id, started = uuid4(), asyncio.get_running_loop().time()
         step = asdict(lease)
-        arguments = (None, None, None, body["model"], *sizes, execution_id, False, HOLD_TTL)
+        arguments = (None, None, None, body["model"], *sizes, execution_id, streamed, HOLD_TTL)
         admission = asyncio.create_task(self._database.call(ADMIT_STEP, *arguments, None, None, step))
         admission.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
@@ -132,7 +246,13 @@ class MeteredStepCalls(MeteredCalls):
 
 
 def _step_settlement(
-    hold_id: UUID, status: str, usage: Usage, estimated: bool, code: str | None, latency_ms: int | None
+    hold_id: UUID,
+    status: str,
+    usage: Usage,
+    estimated: bool,
+    code: str | None,
+    latency_ms: int | None,
+    first_token_ms: int | None = None,
 ) -> dict[str, Any]:
     return {
         "hold_id": str(hold_id),
@@ -144,13 +264,17 @@ def _step_settlement(
         "estimated": estimated,
         "error_code": code,
         "latency_ms": latency_ms,
-        "first_token_ms": None,
+        "first_token_ms": first_token_ms,
     }
 
 
-def _text_of(answer: Mapping[str, Any]) -> str:
+def _text_of(answer: Mapping[str, Any], part: str = "message") -> str:
     found = answer.get("choices")
     first = found[0] if isinstance(found, list) and found else None
-    message = first.get("message") if isinstance(first, dict) else None
+    message = first.get(part) if isinstance(first, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
     return "".join(texts_of(content))
+
+
+def _delta_of(chunk: Mapping[str, Any]) -> str:
+    return _text_of(chunk, "delta")

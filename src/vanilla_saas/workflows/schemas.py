@@ -4,7 +4,7 @@ Schemas are draft 2020-12 unless `$schema` says otherwise; references point into
 Regular expressions are RE2's (https://github.com/google/re2/wiki/Syntax): no text makes one slow.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,59 @@ def mismatches(schema: object, instance: object) -> list[Mismatch]:
 
 def _pointer(path: Iterable[str | int]) -> str:
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+
+
+def fits(schema: object, instance: object) -> bool:
+    """Whether it is seen at once that `mismatches` would find none: False says nothing."""
+    if not isinstance(schema, dict) or not schema.keys() <= _SEEN:
+        return False
+    kinds = schema.get("type")
+    if not any(_is(kind, instance) for kind in (kinds if isinstance(kinds, list) else [kinds])):
+        return False
+    if isinstance(instance, str):
+        return bool(schema.get("minLength", 0) <= len(instance) <= schema.get("maxLength", len(instance)))
+    if isinstance(instance, list):
+        return "items" not in schema or all(fits(schema["items"], item) for item in instance)
+    if not isinstance(instance, dict):
+        return True
+    known, more = schema.get("properties", {}), schema.get("additionalProperties", True)
+    return (
+        all(name in instance for name in schema.get("required", ()))
+        and all(fits(known[name], value) for name, value in instance.items() if name in known)
+        and (more is True or (more is False and instance.keys() <= known.keys()))
+    )
+
+
+_KINDS: dict[object, Callable[[object], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+    "integer": lambda value: type(value) is int,
+    "number": lambda value: type(value) in (int, float),
+}
+_SEEN = frozenset(
+    [
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "items",
+        "minLength",
+        "maxLength",
+        "title",
+        "description",
+        "default",
+        "examples",
+    ]
+)
+"""Words of a schema of which `fits` knows everything."""
+
+
+def _is(kind: object, value: object) -> bool:
+    known = _KINDS.get(kind) if isinstance(kind, str) else None
+    return known is not None and known(value)
 
 
 def check_pattern(pattern: str) -> None:

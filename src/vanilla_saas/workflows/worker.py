@@ -6,9 +6,9 @@ fenced by leases: those that are not held any more are dropped by the database.
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -19,9 +19,12 @@ from pydantic import ValidationError
 from vanilla_saas import metrics
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
+from vanilla_saas.providers.step_metering import Admitted
 from vanilla_saas.workflows import worker_store as store
+from vanilla_saas.workflows.attending import Attended, OpenWords
 from vanilla_saas.workflows.clock import start_due
 from vanilla_saas.workflows.execution.failures import Failure
+from vanilla_saas.workflows.execution.opening import Opening, opening
 from vanilla_saas.workflows.execution.plan import Plan
 from vanilla_saas.workflows.execution.run import execute
 from vanilla_saas.workflows.execution.steps import Step, handed_back
@@ -44,6 +47,8 @@ FIRST_POLL_S = 0.01
 DRAIN_S = 25.0
 """How long steps may run on when the worker is told to stop; then they are handed back."""
 LEAVE_S = 10.0
+OWN = "="
+"""Before the name of a pool: of it, the steps of attended runs alone."""
 PLANS = 200
 """Definitions that are kept."""
 ToolingFor = Callable[[str], Tooling]
@@ -64,6 +69,8 @@ class WorkerOptions:
     labels: Mapping[str, str] = field(default_factory=dict)
     region: str = ""
     release: str = "0.1.0"
+    polls: bool = True
+    """Whether it looks for anybody's work; one that does not takes steps of attended runs alone."""
 
 
 @dataclass(slots=True)
@@ -111,6 +118,7 @@ class Worker:
         self._tooling: Tooling | None = None
         self._worker: UUID | None = None
         self._running: dict[int, _Running] = {}
+        self._attended: dict[str, Attended] = {}
         self._done: list[dict[str, Any]] = []
         self._telling: set[int] = set()
         self._state: dict[str, Any] = {}
@@ -126,6 +134,11 @@ class Worker:
     def id(self) -> UUID | None:
         """None before it is registered."""
         return self._worker
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes steps now."""
+        return self._worker is not None and not self._stopping.is_set()
 
     def stop(self) -> None:
         """Lets `run` drain: nothing more is claimed, what runs ends or is handed back."""
@@ -145,13 +158,15 @@ class Worker:
             asyncio.create_task(self._every(LEASES_S, self._look_at_leases)),
             asyncio.create_task(self._every(TEND_S, self._tend)),
             asyncio.create_task(self._every(BURY_S, self._bury)),
-            asyncio.create_task(self._every(CLOCK_S, self._look_at_clock)),
         ]
-        if not self._database.shared:
-            beside.append(asyncio.create_task(self._listen()))
+        if self._options.polls:
+            beside.append(asyncio.create_task(self._every(CLOCK_S, self._look_at_clock)))
+            if not self._database.shared:
+                beside.append(asyncio.create_task(self._listen()))
         try:
             while not self._stopping.is_set():
-                await self._round(self._options.capacity - len(self._running))
+                if self._options.polls or self._done:
+                    await self._round(max(self._options.capacity - len(self._running), 0) if self._options.polls else 0)
                 await self._rest()
             await self._drain()
         finally:
@@ -167,8 +182,9 @@ class Worker:
 
     async def _register(self) -> None:
         options = self._options
+        pools = [pool if options.polls else OWN + pool for pool in options.pools]
         self._worker = await self._database.call(
-            store.REGISTER, options.name, list(options.pools), options.capacity, dict(options.labels), options.region,
+            store.REGISTER, options.name, pools, options.capacity, dict(options.labels), options.region,
             options.release,
         )  # fmt: skip
         self._tooling = self._tooling_for(str(self._worker))
@@ -195,7 +211,8 @@ class Worker:
 
     async def _round(self, free: int) -> None:
         done, self._done = self._done[:500], self._done[500:]
-        self._telling = {outcome["lease"] for outcome in done}
+        leases = {outcome["lease"] for outcome in done}
+        self._telling |= leases
         worker = self._worker
         try:
             answer = await self._database.call(store.TICK, worker, done, free, self._state)
@@ -204,7 +221,7 @@ class Worker:
             await self._not_told(error, done, worker)
             return
         finally:
-            self._telling = set()
+            self._telling -= leases
         self._state = answer["state"]
         if self._told is not None:
             for execution in {one["execution_id"] for one in done if one["outcome"] in ("succeeded", "failed")}:
@@ -235,6 +252,8 @@ class Worker:
             for running in list(self._running.values()):
                 self._give_up(running)
             self._done = []
+            for attended in self._attended.values():
+                attended.done = []
             try:
                 await self._register()
             except _UNREACHED as error:  # the next round is refused too, and this is tried again
@@ -258,8 +277,12 @@ class Worker:
                 with suppress(*_UNREACHED):  # its deadline ends it
                     await self._database.call(store.TICK, self._worker, [failed], 0, {})
 
-    def _start(self, claim: Mapping[str, Any]) -> None:
+    def _start(self, claim: Mapping[str, Any], admitted: Admitted | None = None) -> None:
         step = Step.from_json(claim)
+        if admitted is not None:
+            step = replace(step, admitted=admitted)
+        if attended := self._attended.get(step.execution_id):
+            attended.running += 1
         key = {name: claim[name] for name in ("lease", "attempt", "tenant_id", "execution_id", "n", "item", "node")}
         running = self._running[step.lease] = _Running(step, key)
         running.task = asyncio.create_task(self._compute(running))
@@ -267,10 +290,9 @@ class Worker:
     async def _compute(self, running: _Running) -> None:
         step, loop = running.step, asyncio.get_running_loop()
         began = loop.time()
-        assert self._tooling is not None
         try:
             plan = await self._plan(step)
-            outcome = (await execute(step, plan, self._tooling, running.calls)).json()
+            outcome = (await execute(step, plan, self._tooling_of(step), running.calls)).json()
         except asyncio.CancelledError:
             if running.taken_away:
                 return
@@ -287,13 +309,93 @@ class Worker:
             outcome = Failure("invalid_definition", message).outcome([]).json()
         finally:
             self._running.pop(step.lease, None)
-            self._woken.set()
+            attended = self._attended.get(step.execution_id)
+            if attended is not None:
+                attended.running -= 1
+                attended.news.set()
         kind = outcome["outcome"]
         self._report.finished += kind != "failed"
         self._report.failed += kind == "failed"
         self._report.latency_ms += (loop.time() - began) * 1000
         metrics.STEPS.labels(kind).inc()
-        self._done.append(outcome | running.key)
+        if attended is not None and self.ready:
+            attended.done.append(outcome | running.key)
+        else:
+            self._done.append(outcome | running.key)
+            self._woken.set()
+
+    def _tooling_of(self, step: Step) -> Tooling:
+        assert self._tooling is not None
+        attended = self._attended.get(step.execution_id)
+        if attended is None or attended.words is None:
+            return self._tooling
+        return replace(self._tooling, words=attended.words)
+
+    def attend(self, tenant_id: UUID, execution_id: UUID, words: OpenWords | None = None) -> Attended | None:
+        """Somebody in this process waits for a run: its steps are computed here, as far as this worker may have them.
+
+        `words` gets those of the model call that ends it. None when another waits for it here already.
+        """
+        name = str(execution_id)
+        if name in self._attended or not self.ready:
+            return None
+        self._attended[name] = attended = Attended(tenant_id, execution_id, words)
+        return attended
+
+    def leave(self, attended: Attended) -> None:
+        """Nobody waits for it any more: what this worker has of it ends as any other step."""
+        self._attended.pop(str(attended.execution_id), None)
+        if attended.done:
+            self._done += attended.done
+            attended.done = []
+            self._woken.set()
+
+    def take(self, claims: Sequence[Mapping[str, Any]], admitted: Admitted | None = None) -> None:
+        """Computes steps that a statement has claimed for this worker; `admitted` is the call of the only one."""
+        for claim in claims:
+            self._start(claim, admitted)
+
+    def opening(self, tenant_id: str, workflow_id: str, version: int, given: Mapping[str, Any]) -> Opening | None:
+        """What is known of a run before it begins; None when this worker does not know its definition yet."""
+        plan = self._plans.get((tenant_id, workflow_id, version))
+        return None if plan is None else opening(plan, given)
+
+    def room(self, attended: Attended | None = None) -> int:
+        """How many steps of an attended run it takes: one always, who waits has a place; more within its capacity."""
+        alone = 1 if self.ready and (attended is None or not attended.running) else 0
+        return max(min(self._options.capacity - len(self._running), 1000) if self.ready else 0, alone)
+
+    def begins_with_words(self, tenant_id: str, workflow_id: str, version: int) -> bool:
+        """Whether the first call of a run is also the one whose words are its answer."""
+        plan = self._plans.get((tenant_id, workflow_id, version))
+        return plan is not None and plan.first is not None and plan.first.id == plan.speaker
+
+    async def look(self, attended: Attended) -> None:
+        """A round for an attended run: tells what came of its steps, takes what can run, sees how it ended.
+
+        What cannot be told now is told by the next round of all.
+        """
+        done, attended.done = attended.done, []
+        leases, worker = {outcome["lease"] for outcome in done}, self._worker
+        self._telling |= leases
+        try:
+            answer = await self._database.call(
+                store.TICK_RUN, worker, done, self.room(attended), attended.tenant_id, attended.execution_id
+            )
+        except _UNREACHED as error:
+            if isinstance(error, VanillaError) and error.name == "invalid_state":
+                await self._begin_again(worker, error.message)
+                return
+            log.warning("round_not_told", outcomes=len(done), error=str(error))
+            self._done += done  # the round of all knows what to do with what cannot be told
+            self._woken.set()
+            return
+        finally:
+            self._telling -= leases
+        attended.heard(done, answer)
+        if done and self._told is not None:
+            self._told(str(attended.execution_id))
+        self.take(answer["steps"])
 
     async def _plan(self, step: Step) -> Plan:
         key = (step.tenant_id, step.workflow_id, step.version)
@@ -306,6 +408,8 @@ class Worker:
 
     def _give_up(self, running: _Running) -> None:
         running.taken_away = True
+        if attended := self._attended.get(running.step.execution_id):
+            attended.alone = False
         self._running.pop(running.step.lease, None)
         if running.task is not None:
             running.task.cancel()
@@ -319,7 +423,8 @@ class Worker:
         for lease in known - held.keys():
             if running := self._running.get(lease):
                 self._give_up(running)
-        told = self._telling | {outcome["lease"] for outcome in self._done}
+        waiting = [outcome for attended in self._attended.values() for outcome in attended.done]
+        told = self._telling | {outcome["lease"] for outcome in self._done + waiting}
         unknown = held.keys() - known - self._running.keys() - told
         # a round that is under way may have claimed them: what is still unknown at the next look was lost
         lost = unknown & self._unknown
@@ -346,12 +451,17 @@ class Worker:
         elif answer["status"] != "active":
             await self._begin_again(worker, answer["status"])
 
+    @property
+    def _needed(self) -> bool:
+        """Whether it looks after what time brings: always, or while somebody waits, who may have no other worker."""
+        return self._options.polls or bool(self._attended)
+
     async def _tend(self) -> None:
-        if await self._database.call(store.TEND):
+        if self._needed and await self._database.call(store.TEND):
             self.wake()
 
     async def _bury(self) -> None:
-        if await self._database.call(store.BURY):
+        if self._needed and await self._database.call(store.BURY):
             self.wake()
 
     async def _look_at_clock(self) -> None:

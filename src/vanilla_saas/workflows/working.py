@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -57,9 +57,12 @@ def tools_of(settings: Settings) -> ToolRegistry:
 
 @asynccontextmanager
 async def worker_beside(
-    database: Database, calls: MeteredStepCalls, settings: Settings, told: Told | None = None
+    database: Database, calls: MeteredStepCalls, settings: Settings, told: Told | None = None, *, polls: bool = True
 ) -> AsyncIterator[Worker]:
-    """Works while the block runs; at its end steps under way get five seconds, then they are handed back."""
+    """Works while the block runs; at its end steps under way get five seconds, then they are handed back.
+
+    One that does not poll works for those alone who wait in this process.
+    """
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "wait"))
     tools = tools_of(settings)
     async with HttpClient(private=settings.workflows_to_private) as http, McpServers.of(settings) as mcp:
@@ -67,9 +70,38 @@ async def worker_beside(
         def tooling(worker: str) -> Tooling:
             return Tooling(WorkerCalls(calls, worker), http, tools, mcp)
 
-        made = Worker(database, options_of(settings), tooling, drain_s=BESIDE_DRAIN_S, told=told)
+        made = Worker(database, options_of(settings, polls=polls), tooling, drain_s=BESIDE_DRAIN_S, told=told)
         async with working(made) as worker:
             yield worker
+
+
+@asynccontextmanager
+async def worker_when_wanted(
+    database: Database,
+    calls: MeteredStepCalls,
+    settings: Settings,
+    wanted: asyncio.Event,
+    begun: Callable[[Worker], None],
+) -> AsyncIterator[None]:
+    """While the block runs: a worker for those who wait in this process, from when the first one does."""
+    over = asyncio.Event()
+
+    async def begin() -> None:
+        await wanted.wait()
+        if over.is_set():
+            return
+        async with worker_beside(database, calls, settings, polls=False) as worker:
+            begun(worker)
+            await over.wait()
+
+    task = asyncio.create_task(begin())
+    task.add_done_callback(_tell_why)
+    try:
+        yield
+    finally:
+        over.set()
+        wanted.set()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def work(settings: Settings, options: WorkerOptions) -> None:

@@ -58,12 +58,19 @@ class Attempt:
         return found
 
     async def render(self, templates: Mapping[str, str], **more: Any) -> dict[str, str]:
-        """The texts of templates, by field; all in one thread."""
+        """The texts of templates, by field; those that take more than names all in one thread."""
         variables = {**self.names, **more}
+        plain = {field: prompts.filled(template, variables) for field, template in templates.items()}
+        at_once = {field: text for field, text in plain.items() if text is not None}
+        if len(at_once) == len(templates):
+            return at_once
 
         def rendered() -> dict[str, str]:
             texts = {}
             for field, template in templates.items():
+                if field in at_once:
+                    texts[field] = at_once[field]
+                    continue
                 try:
                     texts[field] = prompts.render(template, variables)
                 except TemplateError as error:
@@ -73,6 +80,8 @@ class Attempt:
         return await asyncio.to_thread(rendered)
 
     async def mismatches(self, field: str, schema: object, instance: object) -> list[Mismatch]:
+        if schemas.fits(schema, instance):
+            return []
         try:
             return await asyncio.to_thread(schemas.mismatches, schema, instance)
         except SchemaError as error:
@@ -84,9 +93,11 @@ class Attempt:
         except SchemaError as error:
             raise of_text(error, field) from None
 
-    async def chat(self, body: Mapping[str, Any]) -> ModelAnswer:
+    async def chat(self, body: Mapping[str, Any], *, aloud: bool = False) -> ModelAnswer:
+        """`aloud`: its words go to who waits for the run as they come, if somebody does."""
+        say = self.tooling.words() if aloud and self.tooling.words is not None else None
         try:
-            return await self.tooling.calls.chat(self.step, body, self.calls)
+            return await self.tooling.calls.chat(self.step, body, self.calls, say)
         except (UpstreamError, VanillaError, InvalidRequest) as error:
             raise _of_call(error) from None
 

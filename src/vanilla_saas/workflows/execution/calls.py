@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vanilla_saas.providers.step_metering import MeteredStepCalls, ModelAnswer, StepLease
+from vanilla_saas.workflows.attending import Say
 from vanilla_saas.workflows.execution.steps import Step
 
 
@@ -14,8 +15,10 @@ class StepCalls(Protocol):
     They raise UpstreamError, VanillaError and InvalidRequest.
     """
 
-    async def chat(self, step: Step, body: Mapping[str, Any], calls: list[dict[str, Any]]) -> ModelAnswer:
-        """`body` as OpenAI's `/chat/completions` takes it."""
+    async def chat(
+        self, step: Step, body: Mapping[str, Any], calls: list[dict[str, Any]], say: Say | None = None
+    ) -> ModelAnswer:
+        """`body` as OpenAI's `/chat/completions` takes it; `say` gets the words as they come."""
 
     async def embed(self, step: Step, body: Mapping[str, Any], calls: list[dict[str, Any]]) -> ModelAnswer:
         """`body` as OpenAI's `/embeddings` takes it; the answer's `body` has the vectors."""
@@ -28,8 +31,10 @@ class WorkerCalls:
     metered: MeteredStepCalls
     worker: str
 
-    async def chat(self, step: Step, body: Mapping[str, Any], calls: list[dict[str, Any]]) -> ModelAnswer:
-        return await self.metered.step_chat(self._lease(step), body, calls)
+    async def chat(
+        self, step: Step, body: Mapping[str, Any], calls: list[dict[str, Any]], say: Say | None = None
+    ) -> ModelAnswer:
+        return await self.metered.step_chat(self._lease(step), body, calls, say, step.admitted)
 
     async def embed(self, step: Step, body: Mapping[str, Any], calls: list[dict[str, Any]]) -> ModelAnswer:
         return await self.metered.step_embed(self._lease(step), body, calls)

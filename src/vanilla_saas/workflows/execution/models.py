@@ -20,25 +20,32 @@ _FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
 
 async def llm(attempt: Attempt, node: Llm) -> Outcome:
     """`{text, json, model, usage}`: `json` null without `json_schema`, `usage` in model tokens."""
-    body: dict[str, Any] = {"model": node.model, "messages": await _messages(attempt, node)}
-    if node.temperature is not None:
-        body["temperature"] = node.temperature
-    if node.max_output_tokens is not None:
-        body["max_completion_tokens"] = node.max_output_tokens
+    body = body_of(node, await attempt.render({field: template for field, _, template in templates_of(node)}))
     if node.json_schema is None:
-        answer, value = await attempt.chat(body), None
+        aloud = attempt.step.item is None and attempt.step.node == attempt.plan.speaker
+        answer, value = await attempt.chat(body, aloud=aloud), None
     else:
         answer, value = await ask_json(attempt, body, node.json_schema, "json_schema")
     return succeeded({"text": answer.text, "json": value, "model": node.model, "usage": _usage(answer)})
 
 
-async def _messages(attempt: Attempt, node: Llm) -> list[dict[str, str]]:
+def templates_of(node: Llm) -> list[tuple[str, str, str]]:
+    """Of each message its field, its role and its template."""
     said = [] if node.system is None else [("system", "system", node.system)]
     if node.prompt is not None:
         said.append(("prompt", "user", node.prompt))
-    said += [(f"messages.{n}.content", one.role, one.content) for n, one in enumerate(node.messages or ())]
-    texts = await attempt.render({field: template for field, _, template in said})
-    return [{"role": role, "content": texts[field]} for field, role, _ in said]
+    return said + [(f"messages.{n}.content", one.role, one.content) for n, one in enumerate(node.messages or ())]
+
+
+def body_of(node: Llm, texts: Mapping[str, str]) -> dict[str, Any]:
+    """The call of a model, with the texts of its templates by field."""
+    messages = [{"role": role, "content": texts[field]} for field, role, _ in templates_of(node)]
+    body: dict[str, Any] = {"model": node.model, "messages": messages}
+    if node.temperature is not None:
+        body["temperature"] = node.temperature
+    if node.max_output_tokens is not None:
+        body["max_completion_tokens"] = node.max_output_tokens
+    return body
 
 
 async def ask_json(

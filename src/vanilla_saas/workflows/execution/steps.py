@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
+from vanilla_saas.providers.step_metering import Admitted
+
 START, END = "$start", "$end"
 """The steps of the runner itself: the input is checked before the first node, the output computed after the last."""
 
@@ -44,6 +46,8 @@ class Step:
     """`output`, `status`, `branch` and `error` of earlier nodes, by id."""
     predecessors: tuple[str, ...] = ()
     execution: Mapping[str, Any] = field(default_factory=dict)
+    admitted: Admitted | None = None
+    """The model call that was admitted when the step was claimed; not of JSON."""
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Self:
@@ -52,7 +56,7 @@ class Step:
         return cls(**known | {"predecessors": tuple(known.get("predecessors", ()))})
 
 
-_FIELDS = tuple(one.name for one in fields(Step))
+_FIELDS = tuple(one.name for one in fields(Step) if one.name != "admitted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from vanilla_saas.workflows.attending import OpenWords
 from vanilla_saas.workflows.execution.calls import StepCalls
 from vanilla_saas.workflows.execution.http_client import HttpClient
 from vanilla_saas.workflows.execution.mcp.servers import McpServers
@@ -29,3 +30,5 @@ class Tooling:
     settings: Limits = Limits()
     now: Callable[[], datetime] = _now
     """The clock that `wait` counts from."""
+    words: OpenWords | None = None
+    """Where the words go of the model call that ends the run, while they are generated."""

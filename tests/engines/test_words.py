@@ -1,0 +1,240 @@
+"""Words of a run's last model call go to the client while they are generated: the official SDK, a served API."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+from fastapi import FastAPI
+
+from tests.conftest import Person, serve, settings_for
+from tests.engines.shop import Made, Shop
+from tests.engines.test_chat import ONE_TEXT, only_run, say, sdk
+from tests.engines.upstream import Answer, Upstream, upstream
+from tests.workflows.hands import workflow
+from vanilla_saas.app import create_app
+
+NODE = {"model": "sandbox-small", "prompt": "{{ input.text }}", "max_output_tokens": 200}
+QUICK = {"retry": {"initial_ms": 100, "max_ms": 100}}
+SPEAKS = {
+    "the only node": workflow("a=llm", a=NODE, input=ONE_TEXT),
+    "the output": workflow("a=llm", a=NODE, input=ONE_TEXT, output="steps.a.output.text"),
+    "the last of two": workflow("p=prompt a=llm", "p>a", p={"template": "{{ input.text }}"},
+        a=NODE | {"prompt": "{{ steps.p.output }}"}, input=ONE_TEXT),
+    "without a schema": workflow("a=llm", a=NODE | {"prompt": "{{ input }}"}),
+}  # fmt: skip
+SILENT = {
+    "a gate behind it": workflow("a=llm g=gate b=llm", "a>g g>b", a=NODE, b=NODE | {"json_schema": {"type": "string"}},
+        g={"of": "steps.a.output.text", "checks": [{"check": "length", "max": 1000}]}, input=ONE_TEXT),
+    "two that end it": workflow("a=llm b=llm", a=NODE, b=NODE, input=ONE_TEXT),
+    "another output": workflow("a=llm", a=NODE, input=ONE_TEXT, output="steps.a.output.text + '!'"),
+    "a schema": workflow("a=llm", a=NODE | {"json_schema": {"type": "string"}}, input=ONE_TEXT),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+async def model() -> AsyncIterator[Upstream]:
+    async with upstream() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["a worker beside", "no worker"])
+async def app(
+    floor: Shop, model: Upstream, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> FastAPI:
+    home = tmp_path_factory.mktemp("home")
+    more = {"run_worker": request.param, "sandbox_url": model.url}
+    return create_app(settings_for(floor.room.cluster, floor.room.name, home, **more))
+
+
+@pytest.fixture(scope="module")
+async def api(app: FastAPI) -> AsyncIterator[str]:
+    async with serve(app) as address:
+        yield address
+
+
+class Listener:
+    """A stream that is read while it comes."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.heard = ""
+        self.last: Any = None
+
+    async def until(self, text: str) -> None:
+        async with asyncio.timeout(10):
+            while text not in self.heard:
+                await self.one()
+
+    async def one(self) -> None:
+        self.last = await anext(self.stream)
+        self.heard += self.last.choices[0].delta.content or ""
+
+    async def rest(self) -> None:
+        async with asyncio.timeout(10):
+            while self.last is None or self.last.choices[0].finish_reason is None:
+                await self.one()
+
+
+async def listen(client: openai.AsyncOpenAI, engine: Made, **more: Any) -> Listener:
+    return Listener(aiter(await say(client, engine, stream=True, **more)))
+
+
+async def status(floor: Shop, person: Person) -> str:
+    return str((await floor.room.execution(uuid.UUID(await only_run(floor, person))))["status"])
+
+
+async def calls(floor: Shop, person: Person) -> list[dict[str, Any]]:
+    rows = await floor.operator.fetch(
+        "select * from ai_executions where user_id = $1 order by created_at", person.identity.user_id
+    )
+    return [dict(row) for row in rows]
+
+
+async def paid(floor: Shop, person: Person, tokens: int, began: int = 100_000) -> None:
+    wallet = await floor.room.people.wallet(person)
+    assert (wallet["available_tokens"], wallet["reserved_tokens"]) == (began - tokens, 0)
+
+
+@pytest.mark.parametrize("flow", SPEAKS.values(), ids=SPEAKS)
+async def test_words_arrive_before_the_run_ends_and_are_its_output(
+    floor: Shop, api: str, model: Upstream, flow: dict[str, Any]
+) -> None:
+    engine, person = await floor.deploy(flow), await floor.person()
+    more: dict[str, Any] = {} if "input" in flow else {"extra_body": {"input": {}}}
+    for number in range(3):  # the first, then by one statement, then with its call admitted by it
+        model.will(Answer(["One ", "two ", "three"], held=2))
+        async with sdk(api, person.key) as client:
+            heard = await listen(client, engine, **more)
+            await heard.until("One ")
+            running = "select count(*) from workflow_executions where user_id = $1 and status = 'running'"
+            assert await floor.operator.fetchval(running, person.identity.user_id) == 1
+            assert heard.heard == "One "
+            model.go.set()
+            await heard.rest()
+        assert heard.heard == "One two three"
+        run = await floor.room.execution(uuid.UUID(heard.last.engine["execution_id"]))
+        assert (run["status"], heard.last.engine["charged_tokens"]) == ("succeeded", 13)
+        await paid(floor, person, 13 * (number + 1))
+    made = await calls(floor, person)
+    assert [(one["status"], one["streamed"], one["first_token_ms"] is not None) for one in made] == [
+        ("succeeded", True, True)
+    ] * 3
+
+
+@pytest.mark.parametrize("flow", SILENT.values(), ids=SILENT)
+async def test_an_answer_that_something_else_may_change_is_said_at_the_end(
+    floor: Shop, api: str, model: Upstream, flow: dict[str, Any]
+) -> None:
+    engine, person = await floor.deploy(flow), await floor.person()
+    model.will(Answer(['"One', ' two"']), Answer(['"One', ' two"']))
+    async with sdk(api, person.key) as client:
+        heard = await listen(client, engine)
+        await heard.rest()
+    assert "One" in heard.heard
+    assert not any(body.get("stream") for body in model.asked)
+
+
+async def test_a_second_attempt_that_says_the_same_goes_on_from_there(floor: Shop, api: str, model: Upstream) -> None:
+    engine = await floor.deploy(workflow("a=llm", a=NODE | QUICK, input=ONE_TEXT))
+    person = await floor.person()
+    model.will(Answer(["One ", "two "], cut=True), Answer(["On", "e two", " three"], held=1))
+    async with sdk(api, person.key) as client:
+        heard = await listen(client, engine)
+        await heard.until("two ")
+        model.go.set()
+        await heard.rest()
+    assert heard.heard == "One two three"
+    broken, whole = await calls(floor, person)
+    assert (broken["status"], whole["status"]) == ("failed", "succeeded")
+    # what broke off is charged as far as it came, as any stream is
+    assert broken["charged_tokens"] > 0
+    await paid(floor, person, broken["charged_tokens"] + 13)
+
+
+async def test_a_second_attempt_that_says_something_else_ends_the_stream_and_not_the_run(
+    floor: Shop, api: str, model: Upstream
+) -> None:
+    engine = await floor.deploy(workflow("a=llm", a=NODE | QUICK, input=ONE_TEXT))
+    person = await floor.person()
+    model.will(Answer(["One ", "two "], cut=True), Answer(["One ", "more ", "time"], held=1))
+    async with sdk(api, person.key) as client:
+        heard = await listen(client, engine)
+        with pytest.raises(openai.APIError) as changed:
+            await heard.rest()
+    assert heard.heard == "One two "
+    assert (changed.value.code, changed.value.body["execution_id"]) == (  # type: ignore[index]
+        "answer_changed",
+        await only_run(floor, person),
+    )
+    model.go.set()
+    async with asyncio.timeout(10):
+        while await status(floor, person) == "running":
+            await asyncio.sleep(0.02)
+    assert await status(floor, person) == "succeeded"
+
+
+async def test_a_run_that_fails_after_words_tells_so(floor: Shop, api: str, model: Upstream) -> None:
+    once = {"retry": {"attempts": 1}}
+    engine, person = await floor.deploy(workflow("a=llm", a=NODE | once, input=ONE_TEXT)), await floor.person()
+    model.will(Answer(["One "], cut=True))
+    async with sdk(api, person.key) as client:
+        heard = await listen(client, engine)
+        with pytest.raises(openai.APIError) as failed:
+            await heard.rest()
+    assert failed.value.code == "provider_error"
+    assert await status(floor, person) == "failed"
+
+
+async def test_a_run_that_is_cancelled_while_it_speaks_costs_nothing(floor: Shop, api: str, model: Upstream) -> None:
+    engine, person = await floor.deploy(SPEAKS["the only node"]), await floor.person()
+    model.will(Answer(["One ", "two"], held=1))
+    async with sdk(api, person.key) as client:
+        heard = await listen(client, engine)
+        await heard.until("One ")
+        await floor.ask(person, "cancel_execution", uuid.UUID(await only_run(floor, person)))
+        with pytest.raises(openai.APIError) as cancelled:
+            await heard.rest()
+    assert cancelled.value.code == "cancelled"
+    await paid(floor, person, 0)
+
+
+async def test_a_key_that_is_revoked_hears_no_more_within_a_second(floor: Shop, api: str, model: Upstream) -> None:
+    engine, person = await floor.deploy(SPEAKS["the only node"]), await floor.person()
+    model.will(Answer(["One ", "two"], held=1))
+    async with sdk(api, person.key) as client:
+        heard = await listen(client, engine)
+        await heard.until("One ")
+        await floor.ask(floor.admin, "revoke_api_key", person.key_id)
+        with pytest.raises(openai.APIError) as ended:
+            await asyncio.wait_for(heard.rest(), 2.5)
+        assert ended.value.code == "authentication_failed"
+        with pytest.raises(openai.AuthenticationError):
+            await say(client, engine)
+    assert heard.heard == "One "
+    model.go.set()
+    async with asyncio.timeout(10):
+        while await status(floor, person) == "running":
+            await asyncio.sleep(0.02)
+    await paid(floor, person, 12)  # the run goes on
+
+
+async def test_a_client_that_leaves_while_it_is_spoken_to_ends_no_run(
+    floor: Shop, api: str, model: Upstream, app: FastAPI
+) -> None:
+    engine, person = await floor.deploy(SPEAKS["the only node"]), await floor.person()
+    model.will(Answer(["One ", "two"], held=1))
+    async with sdk(api, person.key) as client:
+        heard = await listen(client, engine)
+        await heard.until("One ")
+    async with asyncio.timeout(5):
+        while app.state.streams.open:
+            await asyncio.sleep(0.01)
+    model.go.set()
+    async with asyncio.timeout(10):
+        while await status(floor, person) == "running":
+            await asyncio.sleep(0.02)
+    await paid(floor, person, 12)
+    assert [one["status"] for one in await calls(floor, person)] == ["succeeded"]
