@@ -1936,6 +1936,9 @@ begin
     if to_regclass('public.workflow_executions') is not null then      -- 006; executions before wallets, as workers lock them
         perform vanilla.forget_executions(p_user);
     end if;
+    if to_regclass('public.resource_allocations') is not null then      -- 009; allocations and their holds before wallets
+        perform vanilla.forget_allocations(p_user);
+    end if;
     -- The wallet before the row is written: losing its address, a row is locked against foreign keys too, and whoever gives a
     -- user a policy holds the wallet when theirs looks at the user. And before keys, as calls do.
     select * into v_wallet from public.user_token_wallets w where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id for update;
@@ -2965,6 +2968,8 @@ set search_path = pg_catalog, pg_temp as $f$
         ('workflow.succeeded', 'An execution of a workflow ended well; those that others started are not told.'),
         ('workflow.failed', 'An execution of a workflow failed; reason is the code of what it failed of.'),
         ('workflow.approval_requested', 'A workflow waits for people to approve something.'),
+        ('allocation.warning', 'An allocation of an agent has spent or holds 80 % of its budget; told once, and again after a top-up.'),
+        ('allocation.overrun', 'A step used more than its allocation had left: the wallet paid apart, and the allocation takes no further hold.'),
         ('webhook.disabled', 'An endpoint was disabled because it kept failing or answered 410.'),
         ('webhook.test', 'Sent by hand to see whether an endpoint works.')
 $f$;

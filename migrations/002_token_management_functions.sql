@@ -655,7 +655,7 @@ begin
             where tenant_id = p_tenant_id and id = p_hold_id;
         v_late := true;
     end if;
-    if v_hold.call is not null and not p_late then perform vanilla.refuse_call(v_hold); end if;
+    if not p_late and (v_hold.call is not null or v_hold.reference_type = 'resource_allocation') then perform vanilla.refuse_call(v_hold); end if;
     v_common := row(v_hold.tenant_id, v_hold.user_id, null, null, null, v_hold.amount - p_actual, -v_hold.amount, null, null, null, 'settle', p_reason, 'hold',
         v_hold.reference_type, v_hold.reference_id, v_hold.execution_id, v_hold.id, null, p_actor_id, p_idempotency_key, p_request_hash,
         jsonb_build_object('held', v_hold.amount, 'actual', p_actual)
@@ -703,12 +703,20 @@ comment on function vanilla.settle_tokens(uuid, uuid, bigint, boolean, text, tex
 create or replace function vanilla.refuse_call(p_hold public.user_token_holds) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 begin
+    if p_hold.call is null then      -- 009
+        if to_regclass('public.resource_allocations') is not null and exists (select from public.resource_allocations a
+                where a.tenant_id = p_hold.tenant_id and a.id = p_hold.reference_id and a.hold_id = p_hold.id) then
+            perform vanilla.refuse('VS409', 'the hold belongs to an allocation', jsonb_build_object('hold_id', p_hold.id, 'allocation_id', p_hold.reference_id),
+                'Its steps are settled with allocation_settle. release_token_hold returns the tokens now and ends the allocation.');
+        end if;
+        return;
+    end if;
     perform vanilla.refuse('VS409', 'the hold belongs to a model call', jsonb_build_object('hold_id', p_hold.id, 'execution_id', p_hold.execution_id),
         'The gateway settles it when the call ends. release_token_hold returns the tokens now; what the call uses is charged then.');
 end
 $f$;
 comment on function vanilla.refuse_call(public.user_token_holds) is
-    'Settled by hand, a model call would be free or paid twice.';
+    'Settled by hand, a model call or the steps of an allocation would be free or paid twice.';
 
 -- The hold shrinks and stays; a part is never more than what is held.
 create or replace function vanilla.settle_part(p_tenant_id uuid, p_hold_id uuid, p_part bigint, p_reason text,
@@ -724,7 +732,7 @@ begin
     if v_hold.state <> 'open' then
         perform vanilla.refuse('VS409', format('the hold is %s', v_hold.state), jsonb_build_object('hold_id', p_hold_id, 'state', v_hold.state));
     end if;
-    if v_hold.call is not null then perform vanilla.refuse_call(v_hold); end if;
+    if v_hold.call is not null or v_hold.reference_type = 'resource_allocation' then perform vanilla.refuse_call(v_hold); end if;
     if p_part > v_hold.amount then
         perform vanilla.refuse('VS409', format('the hold has %s tokens left, not %s', v_hold.amount, p_part), jsonb_build_object('hold_id', p_hold_id, 'amount', v_hold.amount),
             'Settle finally: then what is above the hold is charged too.');

@@ -46,6 +46,7 @@ class Finding:
 
 BOOKS = (
     "wallets_reconcile",
+    "allocations_reconcile",
     "ledger_verify",
     "ledger_without_wallet",
     "executions_charged_twice",

@@ -9,7 +9,8 @@ from (
 cross join lateral (
     -- taken is more than actual only by what lapsed while it was held
     select coalesce(sum((r.metadata ->> 'actual')::bigint) filter (where r.direction = 'settle'), 0) as actual,
-           coalesce(-sum(r.amount), 0) as taken
+           coalesce(-sum(r.amount + r.reserved_amount), 0) as taken
     from public.user_token_ledger r
-    where r.tenant_id = e.tenant_id and r.execution_id = e.execution_id and r.hold_id = e.hold_id) l
+    where r.tenant_id = e.tenant_id and r.execution_id = e.execution_id
+      and (r.hold_id = e.hold_id or r.metadata ->> 'allocation_hold' = e.hold_id::text)) l      -- a step of an allocation draws on the tree's hold
 where e.charged_tokens <> l.actual or l.taken < l.actual

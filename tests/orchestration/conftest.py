@@ -1,0 +1,35 @@
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from tests.conftest import Cluster, migrated_database
+from tests.orchestration.support import Trees
+from tests.tokens.support import START, TEST_CLOCK
+from vanilla_saas.database.pool import _prepare
+
+
+@pytest.fixture(scope="session")
+async def forest_name(cluster: Cluster) -> AsyncIterator[str]:
+    """A database of its own, whose rules read the time from a setting of the connection."""
+    async with migrated_database(cluster, "test_orchestration") as name:
+        connection = await asyncpg.connect(cluster.url(database=name))
+        await connection.execute(TEST_CLOCK)
+        await connection.close()
+        yield name
+
+
+@pytest.fixture
+async def trees(cluster: Cluster, forest_name: str) -> AsyncIterator[Trees]:
+    """The operator at START; trees, wallets and ledger agree afterwards, and when all time is over nothing is held."""
+    connection = await asyncpg.connect(cluster.url(database=forest_name))
+    await _prepare(connection)
+    trees = Trees(connection)
+    await trees.at(START)
+    yield trees
+    assert await trees.broken() == []
+    await trees.later(days=60)
+    await trees.reap_trees()
+    assert await connection.fetchval("select count(*) from resource_allocations where state = 'open'") == 0
+    assert await trees.broken() == []
+    await connection.close()
