@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from vanilla_saas.orchestration import loop
 from vanilla_saas.workflows.execution import computing, gates, models, outside, waits
 from vanilla_saas.workflows.execution.attempt import Attempt
 from vanilla_saas.workflows.execution.failures import Failure
@@ -35,7 +36,7 @@ KINDS: Mapping[str, Callable[[Attempt, Any], Awaitable[Outcome]]] = {
     "tool": outside.tool,
     "engine": _not_available,
     "workflow": waits.workflow,
-    "agent": _not_available,
+    "agent": loop.run,
     "wait": waits.wait,
     "signal": waits.signal,
     "approval": waits.approval,

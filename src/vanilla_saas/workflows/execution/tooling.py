@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from vanilla_saas.orchestration.journal import Journal
 from vanilla_saas.workflows.execution.calls import StepCalls
 from vanilla_saas.workflows.execution.http_client import HttpClient
 from vanilla_saas.workflows.execution.mcp.servers import McpServers
@@ -26,6 +27,8 @@ class Tooling:
     http: HttpClient
     tools: ToolRegistry = field(default_factory=ToolRegistry)
     mcp: McpServers = field(default_factory=McpServers)
+    agents: Journal | None = None
+    """The journal of agents' runs; None: agents do not run here."""
     settings: Limits = Limits()
     now: Callable[[], datetime] = _now
     """The clock that `wait` counts from."""
