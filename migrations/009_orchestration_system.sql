@@ -316,7 +316,8 @@ begin
         case p_reason when 'closed' then 'the allocation is closed' when 'deadline' then 'the allocation''s time is over'
             when 'budget_exhausted' then 'the allocation''s budget is used up' when 'max_requests' then 'the allocation''s requests are used up'
             when 'max_tool_calls' then 'the allocation''s tool calls are used up' else 'the allocation has as many steps under way as it may' end,
-        vanilla.allocation_json(p_allocation) || jsonb_build_object('reason', p_reason, 'resets_at', null) || case p_reason
+        vanilla.allocation_json(p_allocation) || jsonb_build_object('reason', p_reason, 'resets_at', null,
+            'stop_reason', case p_reason when 'max_requests' then 'budget_exhausted' when 'closed' then 'canceled' when 'max_concurrent' then null else p_reason end) || case p_reason
             when 'max_requests' then jsonb_build_object('limit', p_allocation.max_requests, 'used', p_allocation.requests)
             when 'max_tool_calls' then jsonb_build_object('limit', p_allocation.max_tool_calls, 'used', p_allocation.tool_calls)
             when 'max_concurrent' then jsonb_build_object('limit', p_allocation.max_concurrent, 'used', p_allocation.open_holds)

@@ -1,9 +1,14 @@
 """Runs of agents: turns, tools, people, other agents, stops; each costs what the ledger says, within its budget."""
 
+import asyncio
+import uuid
 from typing import Any
+
+import pytest
 
 from tests.orchestration.hands import DONE
 from tests.orchestration.studio import Studio, agent, calls, says
+from vanilla_saas.database.errors import VanillaError
 
 
 async def settled(desk: Studio, run: dict[str, Any]) -> None:
@@ -50,3 +55,192 @@ async def test_an_agent_hands_over_and_another_delegates(desk: Studio) -> None:
     children = await desk.shop.operator.fetch("select * from agent_runs where parent_run_id = $1", run["id"])
     assert [(c["state"], c["output"]["text"], c["depth"]) for c in children] == [("completed", "A poem.", 1)] * 2
     await settled(desk, run)
+
+
+async def stopped(desk: Studio, definition: dict[str, Any], tokens: int | None = None) -> dict[str, Any]:
+    """The run of an agent that does not end well, and its wallet is exact."""
+    person = await desk.shop.person(balance=1_000_000)
+    slug = await desk.save(definition)
+    run = await desk.ended(await desk.start(person, slug, p_tokens=tokens))
+    await settled(desk, run)
+    return run
+
+
+async def requests_made(desk: Studio, run: dict[str, Any]) -> int:
+    return int(await desk.shop.operator.fetchval("select count(*) from agent_run_steps where run_id = $1 and kind = 'model'", run["id"]))
+
+
+async def test_the_same_call_with_the_same_answer_is_not_made_a_third_time(desk: Studio) -> None:
+    run = await stopped(desk, agent(calls(("look_up", {"name": "Ada"})), tools=["look_up"]))
+    assert (run["state"], run["stop_reason"], run["turns"]) == ("failed", "loop_detected", 3)
+    statuses = [s["status"] for s in await desk.steps(run["id"]) if s["kind"] == "tool"]
+    assert statuses == ["done", "done", "refused"]
+
+
+async def test_the_same_call_with_other_answers_goes_on(desk: Studio) -> None:
+    turns = [calls(("tick", {}))] * 5
+    run = await stopped(desk, agent(*turns, says("Five."), tools=["tick"]))
+    assert (run["stop_reason"], run["output"]["text"]) == ("done", "Five.")
+
+
+async def test_a_run_has_so_many_turns(desk: Studio) -> None:
+    run = await stopped(desk, agent(calls(("tick", {})), tools=["tick"], limits={"turns": 4}))
+    assert (run["state"], run["stop_reason"], run["turns"]) == ("failed", "max_turns", 4)
+
+
+async def test_a_tree_makes_so_many_tool_calls(desk: Studio) -> None:
+    run = await stopped(desk, agent(calls(("tick", {}), ("tick", {})), tools=["tick"], limits={"tool_calls": 5}))
+    assert (run["state"], run["stop_reason"], run["tool_calls"]) == ("failed", "max_tool_calls", 4)
+    assert (await desk.steps(run["id"]))[-1]["status"] == "refused"
+
+
+async def test_agents_that_hand_over_to_each_other_are_stopped(desk: Studio) -> None:
+    b = await desk.save(agent(says("I am b.")))
+    a = await desk.save(agent(calls((f"transfer_to_{b}", {})), handoffs=[b]))
+    await desk.save(agent(says(""), calls((f"transfer_to_{a}", {})), handoffs=[a]), slug=b)
+    person = await desk.shop.person()
+    run = await desk.ended(await desk.start(person, a))
+    assert (run["state"], run["stop_reason"], run["turns"]) == ("failed", "cycle_refused", 2)
+    await settled(desk, run)
+
+
+async def test_agents_that_may_go_back_do(desk: Studio) -> None:
+    b = await desk.save(agent(says("")))
+    a = await desk.save(agent(calls((f"transfer_to_{b}", {})), says(""), says("Back again."), handoffs=[b]))
+    await desk.save(agent(says(""), calls((f"transfer_to_{a}", {})), handoffs=[{"agent": a, "again": True}]), slug=b)
+    person = await desk.shop.person()
+    run = await desk.ended(await desk.start(person, a))
+    assert (run["stop_reason"], run["output"]["text"]) == ("done", "Back again.")
+
+
+async def test_delegation_goes_so_deep(desk: Studio) -> None:
+    names = [f"deep{n}-{id(desk)}" for n in range(7)]
+    await desk.save(agent(says("Bottom.")), slug=names[-1])
+    for name, below in reversed(list(zip(names, names[1:]))):
+        await desk.save(agent(calls((f"delegate_to_{below}", {"message": "Go"})), says(f"From {below}."), delegates=[below]), slug=name)
+    person = await desk.shop.person(balance=10_000_000)
+    run = await desk.ended(await desk.start(person, names[0]))
+    tree = await desk.shop.operator.fetch("select depth, state, stop_reason from agent_runs where root_run_id = $1 order by depth", run["id"])
+    assert [tuple(row) for row in tree] == [(0, "completed", "done"), (1, "completed", "done"), (2, "completed", "done"), (3, "completed", "done"), (4, "failed", "max_depth")]
+    await settled(desk, run)
+
+
+async def test_a_tree_has_so_many_children(desk: Studio) -> None:
+    child = await desk.save(agent(says("Yes.")))
+    wanted = [(f"delegate_to_{child}", {"message": f"{n}"}) for n in range(500)]
+    run = await stopped(desk, agent(calls(*wanted), says("All."), delegates=[child], limits={"children": 7}))
+    assert (run["state"], run["stop_reason"]) == ("failed", "max_children")
+    assert await desk.shop.operator.fetchval("select count(*) from agent_runs where parent_run_id = $1", run["id"]) == 0
+
+
+async def test_a_budget_that_is_used_up_leaves_one_turn_for_an_answer(desk: Studio) -> None:
+    run = await stopped(desk, agent(calls(("tick", {}), completion_tokens=300), tools=["tick"], limits={"turns": 1000}), tokens=6000)
+    assert (run["state"], run["stop_reason"]) == ("completed", "budget_exhausted"), run
+    assert run["charged_tokens"] <= 6000
+    last = (await desk.steps(run["id"]))[-1]
+    assert (last["kind"], last["status"]) == ("model", "done")
+
+
+async def test_an_answer_of_a_schema_is_asked_for_again_until_it_fits(desk: Studio) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    run = await stopped(desk, agent(says("no json"), says('{"n": "one"}'), says('{"n": 1}'), output=schema))
+    assert (run["stop_reason"], run["output"]["json"], run["turns"]) == ("done", {"n": 1}, 3)
+
+
+async def test_a_tool_that_fails_is_told_to_the_model(desk: Studio) -> None:
+    run = await stopped(desk, agent(calls(("breaks", {})), says("It broke."), tools=["breaks"]))
+    failed = (await desk.steps(run["id"]))[1]
+    assert (failed["status"], failed["result"]["code"]) == ("failed", "tool_failed")
+    assert run["stop_reason"] == "done"
+
+
+async def test_a_tool_that_is_not_the_agents_is_not_called(desk: Studio) -> None:
+    run = await stopped(desk, agent(calls(("refund", {"amount": 9})), says("No."), tools=["look_up"]))
+    assert (await desk.steps(run["id"]))[1]["result"] == {"error": "There is no tool refund."}
+
+
+async def test_a_provider_that_fails_is_tried_again_and_then_ends_the_run(desk: Studio) -> None:
+    run = await stopped(desk, agent({"status": 400}))
+    assert (run["state"], run["error"]["code"]) == ("failed", "invalid_request")
+
+
+async def approval_of(desk: Studio, run_id: Any) -> Any:
+    async with asyncio.timeout(10):
+        while True:
+            found = await desk.shop.operator.fetchrow(
+                "select a.* from workflow_approvals a join agent_runs r on r.tenant_id = a.tenant_id and r.execution_id = a.execution_id where r.id = $1 and a.status = 'open'", run_id)
+            if found is not None:
+                return found
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(("decision", "paid"), [("approved", True), ("rejected", False)])
+async def test_people_decide_before_a_tool_is_called(desk: Studio, decision: str, paid: bool) -> None:
+    person = await desk.shop.person()
+    tool = {"tool": "refund", "approval": {"approvers": ["role:admin"]}}
+    slug = await desk.save(agent(calls(("refund", {"amount": 7})), says("Done."), tools=[tool]))
+    run_id = await desk.start(person, slug)
+    approval = await approval_of(desk, run_id)
+    assert (await desk.run(run_id))["state"] == "input_required"
+    assert approval["subject"]["arguments"] == {"amount": 7}
+    await desk.shop.ask(desk.shop.admin, "decide_approval", approval["id"], decision, "because")
+    run = await desk.ended(run_id)
+    step = (await desk.steps(run_id))[1]
+    assert (step["status"], f"{run_id}:2" in DONE, step["approval"]["decision"]) == ("done" if paid else "failed", paid, decision)
+    assert run["stop_reason"] == "done"
+    await settled(desk, run)
+
+
+async def test_a_cancelled_run_ends_with_its_children_and_gives_everything_back(desk: Studio) -> None:
+    person = await desk.shop.person()
+    slow = await desk.save(agent(says("Late.", latency_ms=60000)))
+    boss = await desk.save(agent(calls((f"delegate_to_{slow}", {"message": "Go"})), delegates=[slow]))
+    run_id = await desk.start(person, boss)
+    async with asyncio.timeout(10):
+        while not await desk.shop.operator.fetchval("select exists (select from agent_runs c join allocation_holds h on h.tenant_id = c.tenant_id and h.allocation_id = c.allocation_id where c.parent_run_id = $1 and h.state = 'open')", run_id):
+            await asyncio.sleep(0.02)
+    await desk.shop.ask(person, "cancel_execution", (await desk.run(run_id))["execution_id"])
+    run = await desk.ended(run_id)
+    assert (run["state"], run["stop_reason"]) == ("canceled", "canceled")
+    child = await desk.shop.operator.fetchrow("select state, stop_reason from agent_runs where parent_run_id = $1", run_id)
+    assert tuple(child) == ("canceled", "canceled")
+    await settled(desk, run)
+
+
+async def test_a_start_with_the_same_key_is_the_same_run(desk: Studio) -> None:
+    person = await desk.shop.person()
+    slug = await desk.save(agent(says("Once.")))
+    first = await desk.start(person, slug, p_idempotency_key="k1")
+    assert await desk.start(person, slug, p_idempotency_key="k1") == first
+    await desk.ended(first)
+    assert await desk.start(person, slug, p_idempotency_key="k1") == first
+    with pytest.raises(VanillaError, match="started something else"):
+        await desk.start(person, slug, "Something else", p_idempotency_key="k1")
+
+
+async def test_a_budget_above_the_wallet_starts_nothing(desk: Studio) -> None:
+    person = await desk.shop.person(balance=100)
+    slug = await desk.save(agent(says("Never.")))
+    with pytest.raises(VanillaError) as refused:
+        await desk.start(person, slug, p_tokens=101)
+    assert refused.value.name == "insufficient_tokens"
+    assert await desk.shop.operator.fetchval("select count(*) from agent_runs where user_id = $1", person.identity.user_id) == 0
+
+
+async def test_a_node_of_a_workflow_is_a_run_that_a_gate_sends_back(desk: Studio) -> None:
+    person = await desk.shop.person()
+    slug = await desk.save(agent(says("Two words")))
+    flow = {
+        "nodes": [{"id": "write", "kind": "agent", "ref": slug, "input": "{'message': input.topic}"},
+                  {"id": "check", "kind": "gate", "check": "length", "unit": "words", "min": 3, "of": "steps.write.output.text", "on_fail": "retry", "retry": {"node": "write", "times": 1}}],
+        "connections": [{"from": "write", "to": "check"}],
+    }
+    started = await desk.shop.ask(person, "start_workflow", await desk.shop.flow(flow, person), {"topic": "Words"})
+    execution = uuid.UUID(started["execution_id"])
+    async with asyncio.timeout(20):
+        while (found := await desk.shop.room.execution(execution))["finished_at"] is None:
+            await asyncio.sleep(0.02)
+    assert (found["status"], found["reason"]) == ("failed", "gate_failed")
+    runs = await desk.shop.operator.fetch("select * from agent_runs where execution_id = $1 order by id", execution)
+    assert [(run["state"], run["stop_reason"]) for run in runs] == [("completed", "done")] * 2
+    assert found["charged_tokens"] == sum(run["charged_tokens"] for run in runs) > 0
