@@ -2906,7 +2906,7 @@ begin
     insert into public.ai_executions (tenant_id, created_at, id, user_id, api_key_id, provider_id, model_id, hold_id, provider, model, status, error_code,
         input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, charged_tokens, cost_micros, latency_ms, first_token_ms, streamed, usage_estimated, request_id)
     values (p_tenant_id, vanilla.clock(), v_hold.execution_id, v_hold.user_id, v_hold.api_key_id, (v_hold.call ->> 'provider_id')::uuid,
-        (v_hold.call ->> 'model_id')::uuid, v_hold.id, v_hold.call ->> 'provider', v_hold.call ->> 'model', p_status, p_error_code,
+        (v_hold.call ->> 'model_id')::uuid, p_hold_id, v_hold.call ->> 'provider', v_hold.call ->> 'model', p_status, p_error_code,
         p_input, p_output, p_cached, p_reasoning, v_charged, v_cost, p_latency_ms, p_first_token_ms,
         (v_hold.call ->> 'streamed')::boolean, p_estimated, v_hold.call ->> 'request_id');
     return jsonb_build_object('settled', true, 'charged', v_charged, 'cost_micros', v_cost,

@@ -1354,16 +1354,13 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
     v_call public.user_token_holds;
 begin
-    select h.tenant_id, r.hold_id, h.user_id, h.amount, h.amount, 'resource_allocation', h.allocation_id, h.execution_id, h.call, h.created_at
+    select h.tenant_id, h.id, h.user_id, h.amount, h.amount, 'resource_allocation', h.allocation_id, h.execution_id, h.call, h.created_at
         into v_call.tenant_id, v_call.id, v_call.user_id, v_call.amount, v_call.requested, v_call.reference_type, v_call.reference_id, v_call.execution_id, v_call.call, v_call.created_at
-        from public.allocation_holds h
-        join public.resource_allocations a on a.tenant_id = h.tenant_id and a.id = h.allocation_id
-        join public.resource_allocations r on r.tenant_id = a.tenant_id and r.id = a.root_id
-        where h.tenant_id = p_tenant_id and h.id = p_hold_id;
+        from public.allocation_holds h where h.tenant_id = p_tenant_id and h.id = p_hold_id;
     return v_call;
 end
 $f$;
-comment on function vanilla.allocation_call(uuid, uuid) is 'A model call that an allocation holds, in the form of one that the wallet holds; its id is that of the tree''s hold in the wallet.';
+comment on function vanilla.allocation_call(uuid, uuid) is 'A model call that an allocation holds, in the form of one that the wallet holds.';
 
 create or replace function vanilla.lock_run_money(p_tenants uuid[], p_ids uuid[], p_calls jsonb) returns table (tenant_id uuid, hold_id uuid)
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
