@@ -2628,7 +2628,7 @@ begin
     -- who calls
     if p_step is not null then      -- a worker, for a step of a workflow (006) whose lease it has
         select q.tenant_id, q.user_id, e.api_key_id as key_id, array['chat'] as scopes, k.budget_tokens, l.restrictions,
-                t.calls_stopped_until, t.time_zone, q.execution_id, e.hold_id into v_caller
+                t.calls_stopped_until, t.time_zone, q.execution_id, e.hold_id, e.allocation_id into v_caller
             from public.workflow_queue q
             join public.workflow_executions e on e.tenant_id = q.tenant_id and e.id = q.execution_id
             join public.users u on u.tenant_id = q.tenant_id and u.id = q.user_id
@@ -2767,8 +2767,8 @@ begin
             perform vanilla.draw_estimate(v_caller.tenant_id, v_caller.hold_id, v_needed);
         end if;
     end if;
-    if p_step ->> 'run_id' is not null then      -- the budget of a run pays, which the wallet has reserved already (009)
-        v_held := vanilla.hold_turn(v_caller.tenant_id, p_step, v_call, v_prompt, v_output, p_choices, p_output_limit is null, p_ttl, p_execution_id);
+    if p_step is not null and (p_step ->> 'run_id' is not null or v_caller.allocation_id is not null) then      -- a budget pays, which the wallet has reserved already (009)
+        v_held := vanilla.hold_turn(v_caller.tenant_id, v_caller.allocation_id, p_step, v_call, v_prompt, v_output, p_choices, p_output_limit is null, p_ttl, p_execution_id);
         v_needed := (v_held ->> 'amount')::bigint;
         v_output := (v_held ->> 'output_limit')::bigint;
         v_clamped := (v_held ->> 'clamped')::boolean;

@@ -178,6 +178,7 @@ create table if not exists public.workflow_executions (
     slot_held boolean not null default false,
     at_once smallint,
     api_key_id uuid,
+    allocation_id uuid,
     idempotency_key text,
     request_hash bytea,
     charged_tokens bigint not null default 0,
@@ -209,6 +210,8 @@ comment on column public.workflow_executions.reason is 'Why it failed or was can
 comment on column public.workflow_executions.at_once is
     'So many of its steps are queued or run at the same time at most; more that could are ready and let in by let_in. Null: any number.';
 comment on column public.workflow_executions.api_key_id is 'The key of an engine that started it: its model calls count on the key''s budget.';
+comment on column public.workflow_executions.allocation_id is
+    'Its budget (009), when the definition has budget_tokens: all calls of it and of what it starts are paid of that. A child has its parent''s, or a part.';
 comment on column public.workflow_executions.slot is 'Value of the definition''s concurrency key; so many executions with the same value run at the same time.';
 
 -- no foreign key to the execution: six rows an execution would each look it up; checks/steps_without_execution.sql stands for it
@@ -1052,6 +1055,7 @@ begin
             'workflow_id', p_execution.workflow_id, 'version', p_execution.version, 'charged_tokens', v_charged)
             || case when p_reason is null then '{}' else jsonb_build_object('reason', p_reason) end);
     end if;
+    if p_execution.allocation_id is not null then perform vanilla.end_execution_budget(p_execution); end if;
     if p_status = 'succeeded' then      -- past a join that did not wait for them: they are not locked, and end when somebody looks
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
             select e.tenant_id, e.id, -1, -2, e.user_id, 'execution', v_now from public.workflow_executions e
@@ -1204,7 +1208,7 @@ begin
         ended as (
             update public.workflow_executions e set status = 'succeeded', output = d.output, charged_tokens = d.charged, cost_micros = d.cost, finished_at = v_now
             from ends d
-            where e.tenant_id = d.tenant_id and e.id = d.execution_id and e.hold_id is null and e.parent_execution_id is null and not e.slot_held and not d.waits
+            where e.tenant_id = d.tenant_id and e.id = d.execution_id and e.hold_id is null and e.allocation_id is null and e.parent_execution_id is null and not e.slot_held and not d.waits
               and not exists (select from left_over l where l.execution_id = e.id)
               and not exists (select from public.workflow_timers t where t.tenant_id = e.tenant_id and t.execution_id = e.id offset 0)
             returning e.tenant_id, e.id, e.user_id, e.workflow_id, e.version, e.charged_tokens),
@@ -1611,7 +1615,7 @@ begin
     end if;
     -- most steps: they succeeded and called no model
     with told as (
-        select d.execution_id, d.n, d.lease, d.output, d.branch, e.tenant_id, e.hold_id, e.status = 'paused' or e.at_once is not null as paused, e.at_once is not null as limited
+        select d.execution_id, d.n, d.lease, d.output, d.branch, e.tenant_id, coalesce(e.hold_id, e.allocation_id) as money, e.status = 'paused' or e.at_once is not null as paused, e.at_once is not null as limited
         from jsonb_to_recordset(p_done) as d (tenant_id uuid, execution_id uuid, n smallint, item integer, lease bigint, outcome text, output jsonb, branch text, calls jsonb,
             node text, run text)
         join public.workflow_executions e on e.tenant_id = d.tenant_id and e.id = d.execution_id
@@ -1621,16 +1625,16 @@ begin
         delete from public.workflow_queue q using told t
             where q.tenant_id = t.tenant_id and q.execution_id = t.execution_id and q.node = t.n and q.item = -1
               and q.worker is not distinct from p_worker and q.lease = t.lease      -- by the key: the worker's own index has all of its others
-            returning q as step, t.output, t.branch, t.hold_id, t.paused, t.limited),
+            returning q as step, t.output, t.branch, t.money, t.paused, t.limited),
     ended as (
         update public.workflow_steps s set status = 'succeeded', output = h.output, branch = h.branch, error = null, state = null, decision = null, waits_for = null,
                 attempts = (h.step).attempt, started_at = (h.step).claimed_at, finished_at = v_now
             from had h where s.tenant_id = (h.step).tenant_id and s.execution_id = (h.step).execution_id and s.node = (h.step).node and s.item = -1)
     select array_agg(h.step), array_agg(h.branch), coalesce(array_agg((h.step).lease), '{}'), coalesce(array_agg((h.step).execution_id) filter (where h.paused), '{}'),
-            array_agg((h.step).tenant_id) filter (where h.hold_id is not null), array_agg((h.step).execution_id) filter (where h.hold_id is not null),
+            array_agg((h.step).tenant_id) filter (where h.money is not null), array_agg((h.step).execution_id) filter (where h.money is not null),
             array_agg(h.step) filter (where h.limited)
         into v_steps, v_branches, v_found, v_paused, v_tenants, v_ids, v_limited from had h;
-    if v_plain and v_ids is not null then      -- one that ends gives back its estimate
+    if v_plain and v_ids is not null then      -- one that ends gives back its estimate or budget
         perform vanilla.lock_money(v_tenants, v_ids);
     end if;
     if v_found <> '{}' then
@@ -2223,6 +2227,7 @@ begin
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
             values (p_execution.tenant_id, p_execution.id, -1, -1, p_execution.user_id, 'wait', p_execution.started_at + make_interval(secs => v_max_duration_s));
     end if;
+    perform vanilla.open_execution_budget(p_execution, p_definition);
     if v_estimate > 0 then
         v_entry.tenant_id := p_execution.tenant_id;
         v_entry.user_id := p_execution.user_id;
@@ -2445,6 +2450,7 @@ begin
     v_child.parent_node := p_step.node;
     v_child.parent_item := p_step.item;
     v_child.started_by := p_parent.started_by;
+    v_child.allocation_id := p_parent.allocation_id;
     perform vanilla.insert_execution(v_child, v_version.definition);
     return v_child.id;
 end
@@ -2737,6 +2743,7 @@ begin
     update public.workflow_executions e set status = 'running', reason = null, error = null, output = null, finished_at = null, version = v_version.version,
             slot = v_execution.slot, slot_limit = case when v_execution.slot is not null then e.slot_limit end
         where e.tenant_id = v_execution.tenant_id and e.id = v_execution.id returning * into v_execution;
+    perform vanilla.open_execution_budget(v_execution, v_version.definition);
     insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
         select v_execution.tenant_id, v_execution.id, -1, -1, v_execution.user_id, 'wait', vanilla.clock() + make_interval(secs => (v_version.definition ->> 'max_duration_s')::integer)
         where v_version.definition ? 'max_duration_s'

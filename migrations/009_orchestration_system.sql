@@ -276,9 +276,46 @@ comment on table public.agent_run_steps is
 comment on column public.agent_run_steps.arguments_hash is 'SHA-256 of name and arguments as PostgreSQL prints jsonb: two calls are the same when it is.';
 comment on column public.agent_run_steps.approval is 'What people said to a call that needs their approval: decision, comment, by.';
 
+create table if not exists public.agent_run_state (
+    tenant_id uuid not null,
+    root_run_id uuid not null,
+    key text not null,
+    user_id uuid not null,
+    value jsonb,
+    version bigint not null,
+    run_id uuid not null,
+    updated_at timestamptz not null,
+    constraint agent_run_state_pkey primary key (tenant_id, root_run_id, key),
+    constraint agent_run_state_root_fkey foreign key (tenant_id, root_run_id) references public.agent_runs (tenant_id, id),
+    constraint agent_run_state_run_fkey foreign key (tenant_id, run_id) references public.agent_runs (tenant_id, id),
+    constraint agent_run_state_key_check check (key <> '' and length(key) <= 100),
+    constraint agent_run_state_value_check check (octet_length(value::text) <= 262144),
+    constraint agent_run_state_version_check check (version > 0)
+);
+create index if not exists agent_run_state_run_idx on public.agent_run_state (tenant_id, run_id);
+comment on table public.agent_run_state is 'What the runs of a tree share, by key: written only by who names the version they read.';
+
+create table if not exists public.run_artifacts (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    run_id uuid not null,
+    user_id uuid not null,
+    name text not null,
+    media_type text not null,
+    content text not null,
+    created_at timestamptz not null,
+    constraint run_artifacts_pkey primary key (tenant_id, id),
+    constraint run_artifacts_run_fkey foreign key (tenant_id, run_id) references public.agent_runs (tenant_id, id),
+    constraint run_artifacts_name_check check (name <> '' and length(name) <= 200),
+    constraint run_artifacts_media_type_check check (media_type ~ '^[a-z0-9.+-]{1,60}/[a-z0-9.+-]{1,60}$'),
+    constraint run_artifacts_content_check check (octet_length(content) <= 1048576)
+);
+create unique index if not exists run_artifacts_name_idx on public.run_artifacts (tenant_id, run_id, name);
+comment on table public.run_artifacts is 'What runs made, by name: texts that outlive the conversation.';
+
 -- the same that 010 writes: functions work before it has run, and no login has anything
 grant select, insert, update, delete on public.resource_allocations, public.allocation_holds, public.agents, public.agent_versions, public.agent_runs,
-    public.agent_run_steps to vanilla_definer, vanilla_system;
+    public.agent_run_steps, public.agent_run_state, public.run_artifacts to vanilla_definer, vanilla_system;
 
 set local role vanilla_definer;
 alter default privileges revoke execute on functions from public;
@@ -1275,24 +1312,76 @@ create or replace function vanilla.open_run_budget(p_run public.agent_runs, p_pa
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_tokens bigint := (p_run.limits ->> 'tokens')::bigint;
+    v_above uuid := p_parent.allocation_id;
     v_limits jsonb;
     v_opened jsonb;
 begin
-    if p_parent.id is not null then
+    if v_above is null then
+        select e.allocation_id into v_above from public.workflow_executions e where e.tenant_id = p_run.tenant_id and e.id = p_run.execution_id;
+        p_share := vanilla.run_share(p_run, v_above);
+    end if;
+    if v_above is not null then
         v_tokens := least(v_tokens, p_share);
     elsif not p_exact then      -- the agent's own limit is the most it takes, not what it must have
         v_tokens := least(v_tokens, greatest((vanilla.lock_wallet(p_run.tenant_id, p_run.user_id)).available_tokens, 1));
     end if;
     v_limits := jsonb_build_object('requests', p_run.limits -> 'requests', 'tool_calls', nullif(p_run.limits -> 'tool_calls', '0'), 'wrap_up_tokens', v_tokens / 10);
-    if p_parent.id is null then
+    if v_above is null then
         v_opened := vanilla.allocation_open(p_run.tenant_id, p_run.user_id, v_tokens, v_limits, p_run.deadline_at, p_run.id);
     else
-        v_opened := vanilla.allocation_carve(p_run.tenant_id, p_parent.allocation_id, v_tokens, v_limits, p_run.deadline_at, p_run.id);
+        v_opened := vanilla.allocation_carve(p_run.tenant_id, v_above, v_tokens, v_limits, p_run.deadline_at, p_run.id);
     end if;
     return (v_opened ->> 'allocation_id')::uuid;
 end
 $f$;
-comment on function vanilla.open_run_budget(public.agent_runs, public.agent_runs, bigint, boolean) is 'The allocation of a run that begins, of at most p_share tokens when it has a parent.';
+comment on function vanilla.open_run_budget(public.agent_runs, public.agent_runs, bigint, boolean) is
+    'The allocation of a run that begins: of its parent''s, of at most p_share tokens; else of its execution''s, if that has one; else of the wallet.';
+
+create or replace function vanilla.open_execution_budget(p_execution public.workflow_executions, p_definition jsonb) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tokens bigint := (p_definition ->> 'budget_tokens')::bigint;
+    v_ends timestamptz := vanilla.clock() + make_interval(secs => least(coalesce((p_definition ->> 'max_duration_s')::integer, 2592000), 2592000));
+    v_opened jsonb;
+begin
+    if v_tokens is null then return; end if;
+    if p_execution.parent_execution_id is null or p_execution.allocation_id is null then
+        v_opened := vanilla.allocation_open(p_execution.tenant_id, p_execution.user_id, v_tokens, '{}', v_ends);
+    else
+        select vanilla.allocation_carve(p_execution.tenant_id, a.id, least(v_tokens, vanilla.allocation_left(a)), '{}', v_ends) into v_opened
+            from public.resource_allocations a where a.tenant_id = p_execution.tenant_id and a.id = p_execution.allocation_id;
+    end if;
+    update public.workflow_executions e set allocation_id = (v_opened ->> 'allocation_id')::uuid where e.tenant_id = p_execution.tenant_id and e.id = p_execution.id;
+end
+$f$;
+comment on function vanilla.open_execution_budget(public.workflow_executions, jsonb) is
+    'An execution whose definition has budget_tokens begins with a budget: of the wallet, or as a child of one that has a budget a part of that.';
+
+create or replace function vanilla.end_execution_budget(p_execution public.workflow_executions) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    -- a child without one of its own has its parent's
+    if not exists (select from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.id = p_execution.parent_execution_id
+            and e.allocation_id = p_execution.allocation_id) then
+        perform vanilla.allocation_end(p_execution.tenant_id, p_execution.allocation_id, 'closed', 'execution ended');
+    end if;
+end
+$f$;
+comment on function vanilla.end_execution_budget(public.workflow_executions) is 'What an execution did not spend of its own budget goes back.';
+
+create or replace function vanilla.run_share(p_run public.agent_runs, p_allocation_id uuid) returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select vanilla.allocation_left(a) / greatest((select count(*) from public.workflow_steps s
+            join public.workflow_executions e on e.tenant_id = s.tenant_id and e.id = s.execution_id
+            join public.workflow_nodes n on n.tenant_id = s.tenant_id and n.workflow_id = e.workflow_id and n.version = e.version and n.node = s.node
+            where s.tenant_id = p_run.tenant_id and s.execution_id = p_run.execution_id and s.status in ('pending', 'ready', 'waiting')
+              and (n.kind = 'agent' and s.item = -1 or s.item >= 0)
+              and not exists (select from public.agent_runs r where r.tenant_id = s.tenant_id and r.execution_id = s.execution_id and r.node = s.node and r.item = s.item
+                and r.finished_at is null)), 1)
+    from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_allocation_id
+$f$;
+comment on function vanilla.run_share(public.agent_runs, uuid) is
+    'The part of an execution''s budget that a run of one of its nodes may take: what is left, by the nodes and items that have yet to begin.';
 
 create or replace function vanilla.run_budget(p_run public.agent_runs) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp
@@ -1313,7 +1402,7 @@ end
 $f$;
 comment on function vanilla.count_run_call(public.agent_runs) is 'Counts a tool call on the budget of a run and those above it; false when they have had all of theirs.';
 
-create or replace function vanilla.hold_turn(p_tenant_id uuid, p_step jsonb, p_call jsonb, p_prompt bigint, p_output bigint, p_choices integer, p_clamp boolean, p_ttl interval,
+create or replace function vanilla.hold_turn(p_tenant_id uuid, p_allocation_id uuid, p_step jsonb, p_call jsonb, p_prompt bigint, p_output bigint, p_choices integer, p_clamp boolean, p_ttl interval,
     p_call_id uuid) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -1324,16 +1413,19 @@ declare
     v_weight numeric := (p_call ->> 'output_weight')::numeric;
     v_clamped bigint;
 begin
-    select * into v_run from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = (p_step ->> 'run_id')::uuid and r.execution_id = (p_step ->> 'execution_id')::uuid
-        and r.node = (p_step ->> 'n')::smallint and r.item = coalesce((p_step ->> 'item')::integer, -1) and r.finished_at is null;
-    if not found then perform vanilla.refuse('VS409', 'no run of this step is under way', '{"stop_reason": "canceled"}'); end if;
+    if p_step ->> 'run_id' is not null then
+        select * into v_run from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = (p_step ->> 'run_id')::uuid and r.execution_id = (p_step ->> 'execution_id')::uuid
+            and r.node = (p_step ->> 'n')::smallint and r.item = coalesce((p_step ->> 'item')::integer, -1) and r.finished_at is null;
+        if not found then perform vanilla.refuse('VS409', 'no run of this step is under way', '{"stop_reason": "canceled"}'); end if;
+        p_allocation_id := v_run.allocation_id;
+    end if;
     if v_run.deadline_at <= vanilla.clock() then
         perform vanilla.refuse('VS429', 'the run''s time is over', jsonb_build_object('stop_reason', 'deadline', 'limit', v_run.limits -> 'seconds', 'resets_at', null));
     elsif v_run.turns >= (v_run.limits ->> 'turns')::integer and not v_wrap_up then
         perform vanilla.refuse('VS429', 'the run has had all of its turns', jsonb_build_object('stop_reason', 'max_turns', 'limit', v_run.limits -> 'turns', 'used', v_run.turns,
             'resets_at', null));
     end if;
-    v_node := vanilla.lock_allocation(p_tenant_id, v_run.allocation_id);
+    v_node := vanilla.lock_allocation(p_tenant_id, p_allocation_id);
     if p_clamp and v_needed > vanilla.allocation_left(v_node, v_wrap_up) and v_weight > 0 then
         v_clamped := floor((vanilla.allocation_left(v_node, v_wrap_up) - vanilla.call_tokens(p_call, p_prompt, 0, 0)) / v_weight);
         if v_clamped >= coalesce((vanilla.setting(p_tenant_id, 'gateway.min_output_tokens'))::bigint, 16) * p_choices then
@@ -1341,13 +1433,13 @@ begin
             v_needed := vanilla.call_tokens(p_call, p_prompt, 0, p_output);
         end if;
     end if;
-    return vanilla.allocation_hold(p_tenant_id, v_run.allocation_id, p_call_id::text, v_needed, p_ttl, p_call || jsonb_build_object('workflow_execution_id', v_run.execution_id,
+    return vanilla.allocation_hold(p_tenant_id, p_allocation_id, p_call_id::text, v_needed, p_ttl, p_call || jsonb_build_object('workflow_execution_id', p_step -> 'execution_id',
             'run_id', v_run.id), v_wrap_up, p_call_id, (p_step ->> 'lease')::bigint)
         || jsonb_build_object('output_limit', p_output, 'clamped', v_clamped is not null);
 end
 $f$;
-comment on function vanilla.hold_turn(uuid, jsonb, jsonb, bigint, bigint, integer, boolean, interval, uuid) is
-    'Reserves a model call of a run on its budget, in place of the wallet that has reserved that already; with p_clamp an output of what is left. Refused with a stop_reason or the reason of the allocation.';
+comment on function vanilla.hold_turn(uuid, uuid, jsonb, jsonb, bigint, bigint, integer, boolean, interval, uuid) is
+    'Reserves a model call of a run, or of another step of an execution with a budget, on that budget, in place of the wallet that has reserved that already; with p_clamp an output of what is left. Refused with a stop_reason or the reason of the allocation.';
 
 create or replace function vanilla.allocation_call(p_tenant_id uuid, p_hold_id uuid) returns public.user_token_holds
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
@@ -1373,6 +1465,10 @@ begin
             cross join lateral (select x.allocation_id from public.agent_runs x where x.tenant_id = e.tenant_id and x.execution_id = e.id and x.finished_at is null offset 0) r
             join public.resource_allocations a on a.tenant_id = e.tenant_id and a.id = r.allocation_id
         union
+        select a.tenant_id, a.root_id from unnest(p_tenants, p_ids) e (tenant_id, id)
+            cross join lateral (select x.allocation_id from public.workflow_executions x where x.tenant_id = e.tenant_id and x.id = e.id and x.allocation_id is not null offset 0) x
+            join public.resource_allocations a on a.tenant_id = e.tenant_id and a.id = x.allocation_id
+        union
         select a.tenant_id, a.root_id from jsonb_to_recordset(p_calls) as c (tenant_id uuid, hold_id uuid)
             join public.allocation_holds h on h.tenant_id = c.tenant_id and h.id = c.hold_id
             join public.resource_allocations a on a.tenant_id = h.tenant_id and a.id = h.allocation_id) d;
@@ -1390,14 +1486,18 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqsc
 declare
     v_hold record;
 begin
-    for v_hold in select h.id from public.agent_runs r
-            join public.allocation_holds h on h.tenant_id = r.tenant_id and h.allocation_id = r.allocation_id and h.state = 'open' and (p_lease is null or h.lease = p_lease)
-            where r.tenant_id = p_tenant_id and r.execution_id = p_execution_id and r.finished_at is null order by h.allocation_id, h.id loop
+    for v_hold in select h.id from (
+                select r.allocation_id from public.agent_runs r where r.tenant_id = p_tenant_id and r.execution_id = p_execution_id and r.finished_at is null
+                union
+                select e.allocation_id from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = p_execution_id and e.allocation_id is not null) r
+            join public.allocation_holds h on h.tenant_id = p_tenant_id and h.allocation_id = r.allocation_id and h.state = 'open' and (p_lease is null or h.lease = p_lease)
+                and h.call ->> 'workflow_execution_id' = p_execution_id::text
+            order by h.allocation_id, h.id loop
         perform vanilla.allocation_release(p_tenant_id, v_hold.id);
     end loop;
 end
 $f$;
-comment on function vanilla.release_run_calls(uuid, uuid, bigint) is 'Returns what model calls of the runs in an execution, or of one lease, still hold of their budgets.';
+comment on function vanilla.release_run_calls(uuid, uuid, bigint) is 'Returns what model calls of an execution with a budget and of the runs in it, or of one lease, still hold.';
 
 create or replace function vanilla.settle_turn(p_run public.agent_runs, p_call jsonb) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1698,6 +1798,68 @@ end
 $f$;
 comment on function vanilla.record_call(jsonb, integer, text, jsonb) is 'Writes to the journal what a tool gave, or what people said to its call.';
 
+create or replace function vanilla.write_state(p_run public.agent_runs, p_arguments jsonb) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_expected bigint := (p_arguments ->> 'version')::bigint;
+    v_version bigint;
+begin
+    if v_expected = 0 then
+        if (select count(*) from public.agent_run_state s where s.tenant_id = p_run.tenant_id and s.root_run_id = p_run.root_run_id) >= 1000 then
+            return '{"error": "The state has 1,000 keys, which is all it can have."}';
+        end if;
+        insert into public.agent_run_state as s (tenant_id, root_run_id, key, user_id, value, version, run_id, updated_at)
+            values (p_run.tenant_id, p_run.root_run_id, p_arguments ->> 'key', p_run.user_id, p_arguments -> 'value', 1, p_run.id, vanilla.clock())
+            on conflict do nothing returning s.version into v_version;
+    else
+        update public.agent_run_state s set value = p_arguments -> 'value', version = s.version + 1, run_id = p_run.id, updated_at = vanilla.clock()
+            where s.tenant_id = p_run.tenant_id and s.root_run_id = p_run.root_run_id and s.key = p_arguments ->> 'key' and s.version = v_expected
+            returning s.version into v_version;
+    end if;
+    if v_version is null then
+        return jsonb_build_object('error', 'Somebody else has written it since.') || coalesce((select jsonb_build_object('value', s.value, 'version', s.version)
+            from public.agent_run_state s where s.tenant_id = p_run.tenant_id and s.root_run_id = p_run.root_run_id and s.key = p_arguments ->> 'key'), '{"version": 0}');
+    end if;
+    return jsonb_build_object('version', v_version);
+end
+$f$;
+comment on function vanilla.write_state(public.agent_runs, jsonb) is
+    'Writes a key of the state that a tree of runs shares, if it has the version that the caller read (0: it is not there); else what it is now.';
+
+create or replace function vanilla.make_call(p_lease jsonb, p_n integer) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_step public.workflow_queue := vanilla.leased_step(p_lease);
+    v_run public.agent_runs := vanilla.run_of_step(v_step);
+    v_call public.agent_run_steps;
+    v_result jsonb;
+begin
+    select * into v_call from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open';
+    if not found then return; end if;
+    begin
+        case v_call.name
+        when 'state_read' then
+            v_result := coalesce((select jsonb_build_object('value', s.value, 'version', s.version) from public.agent_run_state s
+                where s.tenant_id = v_run.tenant_id and s.root_run_id = v_run.root_run_id and s.key = v_call.arguments ->> 'key'), '{"value": null, "version": 0}');
+        when 'state_write' then
+            v_result := vanilla.write_state(v_run, v_call.arguments);
+        when 'artifact_save' then
+            insert into public.run_artifacts as a (tenant_id, run_id, user_id, name, media_type, content, created_at)
+                values (v_run.tenant_id, v_run.id, v_run.user_id, v_call.arguments ->> 'name', coalesce(v_call.arguments ->> 'media_type', 'text/plain'),
+                    v_call.arguments ->> 'content', vanilla.clock())
+                on conflict (tenant_id, run_id, name) do update set media_type = excluded.media_type, content = excluded.content, created_at = excluded.created_at
+                returning jsonb_build_object('artifact_id', a.id) into v_result;
+        end case;
+    exception when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then
+        v_result := jsonb_build_object('error', 'The arguments do not fit: ' || sqlerrm);
+    end;
+    update public.agent_run_steps s set status = case when v_result ? 'error' then 'failed' else 'done' end, result = v_result, finished_at = vanilla.clock()
+        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n;
+end
+$f$;
+comment on function vanilla.make_call(jsonb, integer) is
+    'Makes a call of a tool that the database itself has, state_read, state_write or artifact_save, in the transaction that writes it to the journal.';
+
 create or replace function vanilla.start_delegates(p_execution public.workflow_executions, p_step public.workflow_queue) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -1831,6 +1993,8 @@ declare
         where t.tenant_id = p_tenant_id and t.execution_id = any (p_executions));
 begin
     if v_runs = '{}' then return; end if;
+    delete from public.run_artifacts a where a.tenant_id = p_tenant_id and a.run_id = any (v_runs);
+    delete from public.agent_run_state s where s.tenant_id = p_tenant_id and s.root_run_id = any (v_runs);
     delete from public.agent_run_steps s where s.tenant_id = p_tenant_id and s.run_id = any (v_runs);
     delete from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = any (v_runs);
 end
@@ -1840,6 +2004,8 @@ comment on function vanilla.delete_runs(uuid, uuid[]) is 'Deletes the trees of r
 create or replace function vanilla.forget_runs(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 begin
+    delete from public.run_artifacts a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id;
+    delete from public.agent_run_state s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
     delete from public.agent_run_steps s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
     delete from public.agent_runs r where r.tenant_id = p_user.tenant_id and r.user_id = p_user.id;
     -- what is shared, or somebody else has run, is the tenant's by now
@@ -1891,8 +2057,8 @@ comment on function public.start_agent(text, jsonb, bigint, text, integer, uuid,
 
 grant execute on function public.save_agent(text, jsonb, boolean, uuid, uuid), public.retire_agent(uuid, uuid),
     public.start_agent(text, jsonb, bigint, text, integer, uuid, uuid) to vanilla_app, vanilla_operator;
-grant execute on function vanilla.begin_run(jsonb, text, jsonb), vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean), vanilla.record_call(jsonb, integer, text, jsonb)
-    to vanilla_runtime;
+grant execute on function vanilla.begin_run(jsonb, text, jsonb), vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean), vanilla.record_call(jsonb, integer, text, jsonb),
+    vanilla.make_call(jsonb, integer) to vanilla_runtime;
 
 -- what is there from the first day ---------------------------------------------------------------------------------
 set local role vanilla_system;

@@ -65,7 +65,9 @@ begin
             ('agents', 'user_owned', '{}', false, 'shared'),
             ('agent_versions', 'user_owned', '{}', false, 'shared'),
             ('agent_runs', 'user_read', '{}', false, null),
-            ('agent_run_steps', 'user_read', '{}', false, null)) t (name, class, hidden, append_only, public)
+            ('agent_run_steps', 'user_read', '{}', false, null),
+            ('agent_run_state', 'user_read', '{}', false, null),
+            ('run_artifacts', 'user_read', '{}', false, null)) t (name, class, hidden, append_only, public)
     loop
         continue when v.oid is null;
         perform vanilla.protect_table(v.oid, v.class, p_hidden => v.hidden::name[], p_append_only => v.append_only, p_public => v.public);

@@ -36,7 +36,9 @@ class Studio:
     shop: Shop
     address: str
 
-    async def save(self, definition: dict[str, Any], slug: str | None = None, who: Person | None = None, **more: Any) -> str:
+    async def save(
+        self, definition: dict[str, Any], slug: str | None = None, who: Person | None = None, **more: Any
+    ) -> str:
         slug = slug or f"a{uuid.uuid4().hex[:10]}"
         document = AgentDefinition.model_validate(definition).document()
         await self.shop.ask(who or self.shop.admin, "save_agent", slug, document, **{"p_shared": True} | more)
@@ -76,6 +78,8 @@ class Studio:
 @asynccontextmanager
 async def studio(cluster: Cluster, home: Path) -> AsyncIterator[Studio]:
     async with shop(cluster) as made:
-        settings = settings_for(cluster, made.room.name, home, run_worker=True, worker_tools=["tests.orchestration.hands"])
+        settings = settings_for(
+            cluster, made.room.name, home, run_worker=True, worker_tools=["tests.orchestration.hands"]
+        )
         async with serve(create_app(settings)) as address:
             yield Studio(made, address)

@@ -10,6 +10,7 @@ from vanilla_saas.workflows.execution.steps import Step
 
 BEGIN = "select vanilla.begin_run($1::jsonb, $2, $3::jsonb)"
 RECORD_TURN = "select vanilla.record_turn($1::jsonb, $2, $3::jsonb, $4::jsonb, $5)"
+MAKE_CALL = "select vanilla.make_call($1::jsonb, $2)"
 RECORD_CALL = "select vanilla.record_call($1::jsonb, $2, $3, $4::jsonb)"
 
 
@@ -23,7 +24,14 @@ class Journal:
 
     def _lease(self, step: Step, run_id: str | None = None, wrap_up: bool = False) -> StepLease:
         return StepLease(
-            self.worker, step.tenant_id, step.execution_id, step.n, step.item, step.lease, run_id=run_id, wrap_up=wrap_up
+            self.worker,
+            step.tenant_id,
+            step.execution_id,
+            step.n,
+            step.item,
+            step.lease,
+            run_id=run_id,
+            wrap_up=wrap_up,
         )
 
     async def begin(self, step: Step, ref: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,6 +50,10 @@ class Journal:
         """Settles the call and keeps its answer; the run as it stands then, and `stop`."""
         lease = asdict(self._lease(step))
         return dict(await self.database.call(RECORD_TURN, lease, turn, call, answer, wrap_up))
+
+    async def make_call(self, step: Step, n: int) -> None:
+        """Makes a call of a tool of the database itself, and keeps what it gave."""
+        await self.database.call(MAKE_CALL, asdict(self._lease(step)), n)
 
     async def record_call(self, step: Step, n: int, status: str, result: Any) -> None:
         """Keeps what a tool gave (`done`, `failed`), or what people said (`approval`)."""

@@ -90,6 +90,9 @@ class _Turns:
                     words = f": {approval['comment']}" if approval.get("comment") else "."
                     await self._record(step, "failed", {"error": f"The call was {approval['decision']}{words}"})
                     continue
+            if tool.tool in tools.OWN:
+                await self._make(step)
+                continue
             try:
                 await self._record(step, "done", await tools.call(self.attempt, state.run_id, step, tool))
             except Failure as failure:
@@ -124,6 +127,12 @@ class _Turns:
     async def _record(self, step: Mapping[str, Any], status: str, result: Any) -> None:
         try:
             await self.journal.record_call(self.attempt.step, step["n"], status, result)
+        except VanillaError as error:
+            raise of_refusal(error) from None
+
+    async def _make(self, step: Mapping[str, Any]) -> None:
+        try:
+            await self.journal.make_call(self.attempt.step, step["n"])
         except VanillaError as error:
             raise of_refusal(error) from None
 
@@ -190,9 +199,7 @@ class _Turns:
         kept = {"text": answer.text, "calls": _calls_of(answer, state.turns + 1)}
         settlement = self.attempt.calls[-1]
         try:
-            view = await self.journal.record_turn(
-                self.attempt.step, state.turns + 1, settlement, kept, wrap_up=wrap_up
-            )
+            view = await self.journal.record_turn(self.attempt.step, state.turns + 1, settlement, kept, wrap_up=wrap_up)
         except VanillaError as error:
             raise of_refusal(error) from None
         self.attempt.calls.remove(settlement)

@@ -11,6 +11,37 @@ from vanilla_saas.workflows.execution.mcp import calling as mcp
 from vanilla_saas.workflows.execution.tools import MCP, ToolContext
 
 
+_KEY = {"type": "string", "minLength": 1, "maxLength": 100}
+OWN: Mapping[str, dict[str, Any]] = {
+    "state_read": {
+        "description": "Reads a value that all agents of this run share, and its version; version 0: there is none.",
+        "parameters": {"type": "object", "properties": {"key": _KEY}, "required": ["key"]},
+    },
+    "state_write": {
+        "description": "Writes a shared value. `version` is the one that you read; when another agent has written since, "
+        "nothing is written and you get what it is now.",
+        "parameters": {
+            "type": "object",
+            "properties": {"key": _KEY, "value": {}, "version": {"type": "integer", "minimum": 0}},
+            "required": ["key", "value", "version"],
+        },
+    },
+    "artifact_save": {
+        "description": "Keeps a text that you made under a name, beside your answer; the same name again replaces it.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "minLength": 1, "maxLength": 200},
+                "content": {"type": "string"},
+                "media_type": {"type": "string", "description": "text/plain without one"},
+            },
+            "required": ["name", "content"],
+        },
+    },
+}
+"""Tools that the database has: their effect and its journal row are one transaction."""
+
+
 def called(name: str) -> str:
     """The name under which a model calls a tool: providers take letters, digits, `_` and `-`, 64 of them."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name.removeprefix(MCP))[:64]
@@ -25,9 +56,12 @@ async def described(attempt: Attempt, definition: AgentDefinition) -> dict[str, 
     found: dict[str, dict[str, Any]] = {}
     servers = attempt.tooling.mcp
     for one in definition.tools:
-        if one.tool.startswith(MCP):
+        known: Mapping[str, Any] | None
+        if one.tool in OWN:
+            known = OWN[one.tool]
+        elif one.tool.startswith(MCP):
             server, _ = servers.split(one.tool)
-            known: Mapping[str, Any] | None = (await servers.tools(server)).get(one.tool)
+            known = (await servers.tools(server)).get(one.tool)
         else:
             tool = attempt.tooling.tools.get(one.tool)
             known = None if tool is None else {"description": tool.description, "parameters": tool.parameters}
