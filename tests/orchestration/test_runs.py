@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,7 +10,22 @@ import pytest
 from tests.conftest import Person
 from tests.orchestration.hands import DONE
 from tests.orchestration.studio import Studio, agent, calls, says
+from vanilla_saas.checks import run_checks
 from vanilla_saas.database.errors import VanillaError
+
+MONEY = (
+    *("allocations_reconcile", "executions_against_ledger", "executions_charged", "executions_charged_twice"),
+    *("ledger_verify", "wallets_reconcile", "steps_without_execution", "executions_stuck"),
+)
+OPEN_APPROVAL = """
+select a.* from workflow_approvals a join agent_runs r on r.tenant_id = a.tenant_id and r.execution_id = a.execution_id
+where r.id = $1 and a.status = 'open'
+"""
+CHILD_CALLS = """
+select exists (select from agent_runs c
+    join allocation_holds h on h.tenant_id = c.tenant_id and h.allocation_id = c.allocation_id
+    where c.parent_run_id = $1 and h.state = 'open')
+"""
 
 
 async def settled(desk: Studio, run: dict[str, Any]) -> None:
@@ -19,7 +35,7 @@ async def settled(desk: Studio, run: dict[str, Any]) -> None:
     )
     assert sum(row["charged_tokens"] for row in rows) == await desk.charged(run["root_run_id"])
     left = await desk.shop.operator.fetch(
-        "select state, held_tokens, carved_tokens, spent_tokens, budget_tokens from resource_allocations where id = any($1)",
+        "select state, held_tokens, carved_tokens from resource_allocations where id = any($1)",
         [row["allocation_id"] for row in rows],
     )
     assert {(row["state"], row["held_tokens"], row["carved_tokens"]) for row in left} == {("closed", 0, 0)}
@@ -27,6 +43,7 @@ async def settled(desk: Studio, run: dict[str, Any]) -> None:
         "select reserved_tokens, borrowed_tokens from user_token_wallets where user_id = $1", run["user_id"]
     )
     assert tuple(wallet) == (0, 0)
+    assert [str(found) for found in await run_checks(desk.shop.operator, MONEY)] == []
 
 
 async def test_an_agent_answers(desk: Studio) -> None:
@@ -143,7 +160,7 @@ async def test_agents_that_may_go_back_do(desk: Studio) -> None:
 async def test_delegation_goes_so_deep(desk: Studio) -> None:
     names = [f"deep{n}-{id(desk)}" for n in range(7)]
     await desk.save(agent(says("Bottom.")), slug=names[-1])
-    for name, below in reversed(list(zip(names, names[1:]))):
+    for name, below in reversed(list(pairwise(names))):
         await desk.save(
             agent(calls((f"delegate_to_{below}", {"message": "Go"})), says(f"From {below}."), delegates=[below]),
             slug=name,
@@ -208,7 +225,7 @@ async def approval_of(desk: Studio, run_id: Any) -> Any:
     async with asyncio.timeout(10):
         while True:
             found = await desk.shop.operator.fetchrow(
-                "select a.* from workflow_approvals a join agent_runs r on r.tenant_id = a.tenant_id and r.execution_id = a.execution_id where r.id = $1 and a.status = 'open'",
+                OPEN_APPROVAL,
                 run_id,
             )
             if found is not None:
@@ -244,7 +261,7 @@ async def test_a_cancelled_run_ends_with_its_children_and_gives_everything_back(
     run_id = await desk.start(person, boss)
     async with asyncio.timeout(10):
         while not await desk.shop.operator.fetchval(
-            "select exists (select from agent_runs c join allocation_holds h on h.tenant_id = c.tenant_id and h.allocation_id = c.allocation_id where c.parent_run_id = $1 and h.state = 'open')",
+            CHILD_CALLS,
             run_id,
         ):
             await asyncio.sleep(0.02)

@@ -109,7 +109,7 @@ def _text(value: Any) -> str:
 
 
 def functions(run: Run, parameters: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tools of a request: those of `parameters` (`description`, `parameters`, by the name a model calls), agents."""
+    """The tools of a request: `parameters` (`description` and `parameters`, by the name a model calls), then agents."""
     return [_function(name, one["description"], one["parameters"]) for name, one in parameters.items()] + list(
         _agents(run)
     )

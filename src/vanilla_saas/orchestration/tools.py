@@ -10,15 +10,14 @@ from vanilla_saas.workflows.execution.failures import Failure
 from vanilla_saas.workflows.execution.mcp import calling as mcp
 from vanilla_saas.workflows.execution.tools import MCP, ToolContext
 
-
 _KEY = {"type": "string", "minLength": 1, "maxLength": 100}
 OWN: Mapping[str, dict[str, Any]] = {
     "state_read": {
-        "description": "Reads a value that all agents of this run share, and its version; version 0: there is none.",
+        "description": "Reads a value that all agents of this run share, and its version; 0: there is none.",
         "parameters": {"type": "object", "properties": {"key": _KEY}, "required": ["key"]},
     },
     "state_write": {
-        "description": "Writes a shared value. `version` is the one that you read; when another agent has written since, "
+        "description": "Writes a shared value. `version` is the one that you read; when another has written since, "
         "nothing is written and you get what it is now.",
         "parameters": {
             "type": "object",

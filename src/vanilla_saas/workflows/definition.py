@@ -41,7 +41,7 @@ class Definition(Strict):
     priority: int | None = Field(None, ge=0, le=9, description="9 first")
     estimate_tokens: int | None = Field(None, ge=0, le=10**12, description="wallet tokens reserved at the start")
     budget_tokens: int | None = Field(
-        None, ge=1, le=10**12, description="wallet tokens that it and all that it starts may cost, reserved at the start"
+        None, ge=1, le=10**12, description="wallet tokens that it and what it starts may cost, reserved at the start"
     )
 
 
