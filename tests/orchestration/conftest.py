@@ -36,8 +36,10 @@ async def trees(cluster: Cluster, forest_name: str) -> AsyncIterator[Trees]:
     await connection.close()
 
 
-@pytest.fixture(scope="module")
-async def desk(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Studio]:
-    """The database of a module that runs agents: no other test's runs are in it."""
-    async with studio(cluster, tmp_path_factory.mktemp("home")) as made:
+@pytest.fixture(scope="module", params=["builtin", "pydantic_ai"])
+async def desk(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[Studio]:
+    """The database of a module that runs agents, by each of the two loops: no other test's runs are in it."""
+    async with studio(cluster, tmp_path_factory.mktemp("home"), request.param) as made:
         yield made

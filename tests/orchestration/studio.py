@@ -35,12 +35,14 @@ def agent(*turns: dict[str, Any], instructions: str = "You help.", **more: Any) 
 class Studio:
     shop: Shop
     address: str
+    loop: str = "builtin"
+    """Who drives the agents that are saved here."""
 
     async def save(
         self, definition: dict[str, Any], slug: str | None = None, who: Person | None = None, **more: Any
     ) -> str:
         slug = slug or f"a{uuid.uuid4().hex[:10]}"
-        document = AgentDefinition.model_validate(definition).document()
+        document = AgentDefinition.model_validate({"loop": self.loop, **definition}).document()
         await self.shop.ask(who or self.shop.admin, "save_agent", slug, document, **{"p_shared": True} | more)
         return slug
 
@@ -76,10 +78,10 @@ class Studio:
 
 
 @asynccontextmanager
-async def studio(cluster: Cluster, home: Path) -> AsyncIterator[Studio]:
+async def studio(cluster: Cluster, home: Path, loop: str = "builtin") -> AsyncIterator[Studio]:
     async with shop(cluster) as made:
         settings = settings_for(
             cluster, made.room.name, home, run_worker=True, worker_tools=["tests.orchestration.hands"]
         )
         async with serve(create_app(settings)) as address:
-            yield Studio(made, address)
+            yield Studio(made, address, loop)

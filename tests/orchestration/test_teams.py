@@ -15,7 +15,13 @@ from vanilla_saas.workflows.definition import plain
 async def saved(desk: Studio, team: dict[str, Any]) -> Plan:
     made = plan(Team.model_validate(team))
     for slug, definition in made.agents.items():
-        await desk.shop.ask(desk.shop.admin, "save_agent", slug, definition.document(), p_shared=True)
+        await desk.shop.ask(
+            desk.shop.admin,
+            "save_agent",
+            slug,
+            definition.model_copy(update={"loop": desk.loop}).document(),
+            p_shared=True,
+        )
     return made
 
 

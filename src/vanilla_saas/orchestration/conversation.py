@@ -77,7 +77,7 @@ def messages(run: Run, instructions: str, corrections: Mapping[int, str]) -> lis
             if step["n"] in corrections:
                 said.append({"role": "user", "content": corrections[step["n"]]})
         else:
-            said.append({"role": "tool", "tool_call_id": step["call_id"], "content": _of_call(step)})
+            said.append({"role": "tool", "tool_call_id": step["call_id"], "content": of_call(step)})
     if run.view["budget"]["notified"]:
         said.append({"role": "system", "content": ALMOST})
     return said
@@ -95,7 +95,8 @@ def _of_model(answer: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": "assistant", "content": answer.get("text") or None} | ({"tool_calls": calls} if calls else {})
 
 
-def _of_call(step: Mapping[str, Any]) -> str:
+def of_call(step: Mapping[str, Any]) -> str:
+    """What the model reads of a call that has ended."""
     result = step["result"]
     if step["kind"] == "handoff" and step["status"] == "done":
         return f"The conversation was handed over to {result['agent']}."

@@ -76,7 +76,7 @@ class AgentDefinition(Strict):
     delegates: list[Edge] = Field([], max_length=50, description="agents that it may give tasks to")
     output: Schema | None = Field(None, description="JSON schema of the answer; left out: a text")
     limits: Limits = Limits()
-    loop: Literal["builtin"] = "builtin"
+    loop: Literal["builtin", "pydantic_ai"] = Field("builtin", description="who drives it; pydantic_ai needs the extra")
     pool: str = Field("default", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="the workers that may run it")
 
     def document(self) -> dict[str, JsonValue]:

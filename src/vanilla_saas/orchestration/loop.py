@@ -6,6 +6,7 @@ the same idempotency key.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -36,70 +37,108 @@ STOPPED: Mapping[str, str] = {
 }
 
 
+@dataclass(eq=False)
+class Stopped(Exception):
+    """The run has come to an end within a turn."""
+
+    outcome: Outcome
+
+
 async def run(attempt: Attempt, node: Agent) -> Outcome:
     """`{text, json, agent, run_id, turns, stop_reason}`: `json` null without an output schema."""
     journal = attempt.tooling.agents
     if journal is None:
         raise Failure("not_available", "This process runs no agents.", {"kind": "agent"})
     given = await attempt.compute_object("input", node.input)
-    return await _Turns(attempt, journal, node, given).run()
+    try:
+        return await Turns(attempt, journal, node, given).run()
+    except Stopped as stopped:
+        return stopped.outcome
 
 
-class _Turns:
+async def pydantic_loop(turns: "Turns", state: Run, corrections: Mapping[int, str]) -> Outcome | None:
+    """The loop of pydantic-ai, which is imported when the first run asks for it."""
+    try:
+        from vanilla_saas.orchestration.pydantic_loop import go_on
+    except ImportError:
+        message = "This worker has no pydantic-ai; install the extra pydantic-ai."
+        raise Failure("not_available", message, {"loop": "pydantic_ai"}) from None
+    return await go_on(turns, state, corrections)
+
+
+class Turns:
+    """What every loop does in the same way; `_go_on` is the built-in one."""
+
     def __init__(self, attempt: Attempt, journal: Journal, node: Agent, given: Mapping[str, Any]) -> None:
         self.attempt, self.journal, self.node, self.given = attempt, journal, node, given
 
     async def run(self) -> Outcome:
         while True:
-            state = await self._begin()
-            if (asked := await self._tools(state)) is not None:
-                return asked
-            if state.open_calls("delegate"):
-                return waiting({"kind": "agents"})
+            state = await self.begin()
+            if (ended := await self._made(state)) is not None:
+                return ended
             if state.open_calls("tool"):  # what they gave is read from the journal
                 continue
+            if state.open_calls("delegate"):
+                return waiting({"kind": "agents"})
             corrections = await self._corrections(state)
             answer = state.answer()
             if answer is not None and state.steps[-1]["n"] not in corrections:
                 return self._answered(state, answer, "done")
-            stop, state = await self._turn(state, corrections)
-            if stop == "budget_exhausted":
-                return await self._wrap_up(state, corrections)
-            if stop is not None:
-                raise _stopped(stop)
+            if (ended := await self._go_on(state, corrections)) is not None:
+                return ended
 
-    async def _begin(self) -> Run:
+    async def _go_on(self, state: Run, corrections: Mapping[int, str]) -> Outcome | None:
+        """The next turn; an outcome when the run has come to an end or waits."""
+        if state.definition.loop == "pydantic_ai":
+            return await pydantic_loop(self, state, corrections)
+        body = await self.body(state, corrections)
+        if functions := conversation.functions(state, await tools.described(self.attempt, state.definition)):
+            body["tools"] = functions
+        await self.turn(state, body)
+        return None
+
+    async def begin(self) -> Run:
         try:
             return Run(await self.journal.begin(self.attempt.step, self.node.ref, self.given))
         except VanillaError as error:
             raise of_refusal(error) from None
 
-    async def _tools(self, state: Run) -> Outcome | None:
+    async def _made(self, state: Run) -> Outcome | None:
         """Makes the calls that are open; an outcome when people have to be asked first."""
-        known = tools.by_called_name(state.definition)
         for step in state.open_calls("tool"):
-            tool = known.get(step["name"])
-            if tool is None:
-                await self._record(step, "failed", {"error": f"There is no tool {step['name']}."})
-                continue
-            if tool.approval is not None:
-                approval = step["approval"] or await self._decision(step)
-                if approval is None:
-                    return self._ask(state, step, tool)
-                if approval["decision"] != "approved":
-                    words = f": {approval['comment']}" if approval.get("comment") else "."
-                    await self._record(step, "failed", {"error": f"The call was {approval['decision']}{words}"})
-                    continue
-            if tool.tool in tools.OWN:
-                await self._make(step)
-                continue
-            try:
-                await self._record(step, "done", await tools.call(self.attempt, state.run_id, step, tool))
-            except Failure as failure:
-                if failure.retryable or failure.code in ("timeout", "provider_error", "rate_limited"):
-                    raise
-                await self._record(step, "failed", {"error": failure.message, "code": failure.code})
+            if (asked := await self.make(state, step)) is not None:
+                return asked
         return None
+
+    async def make(self, state: Run, step: Mapping[str, Any]) -> Outcome | None:
+        """Makes one call and keeps what it gave; an outcome when people have to be asked first."""
+        tool = tools.by_called_name(state.definition).get(step["name"])
+        if tool is not None and tool.approval is not None:
+            approval = step["approval"] or await self._decision(step)
+            if approval is None:
+                return self._ask(state, step, tool)
+            if approval["decision"] != "approved":
+                words = f": {approval['comment']}" if approval.get("comment") else "."
+                await self._record(step, "failed", {"error": f"The call was {approval['decision']}{words}"})
+                return None
+        if tool is None:
+            await self._record(step, "failed", {"error": f"There is no tool {step['name']}."})
+        elif tool.tool in tools.OWN:
+            await self._make_own(step)
+        else:
+            await self._call(state, step, tool)
+        return None
+
+    async def _call(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> None:
+        try:
+            given = await tools.call(self.attempt, state.run_id, step, tool)
+        except Failure as failure:
+            if failure.retryable or failure.code in ("timeout", "provider_error", "rate_limited"):
+                raise
+            await self._record(step, "failed", {"error": failure.message, "code": failure.code})
+        else:
+            await self._record(step, "done", given)
 
     async def _decision(self, step: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """What people said to this call, when they were asked for it."""
@@ -130,7 +169,7 @@ class _Turns:
         except VanillaError as error:
             raise of_refusal(error) from None
 
-    async def _make(self, step: Mapping[str, Any]) -> None:
+    async def _make_own(self, step: Mapping[str, Any]) -> None:
         try:
             await self.journal.make_call(self.attempt.step, step["n"])
         except VanillaError as error:
@@ -157,20 +196,20 @@ class _Turns:
         wrong = await self.attempt.mismatches("output", schema, value)
         return f"Your answer {said(wrong)}. Answer again." if wrong else None
 
-    async def _turn(self, state: Run, corrections: Mapping[int, str]) -> tuple[str | None, Run]:
-        """One model call and its record; why the run must stop, and the run then."""
-        body = await self._body(state, corrections)
-        body_tools = conversation.functions(state, await tools.described(self.attempt, state.definition))
-        if body_tools:
-            body["tools"] = body_tools
+    async def turn(self, state: Run, body: Mapping[str, Any]) -> Run:
+        """One model call and its record; the run then. Raises Stopped, with its last answer where it has one."""
         try:
             answer = await self._chat(state, body)
         except VanillaError as error:
             if (stop := error.detail.get("stop_reason")) is None:
                 raise of_refusal(error) from None
-            return str(stop), state
+            if stop == "budget_exhausted":
+                raise Stopped(await self._wrap_up(state, body)) from None
+            raise _stopped(stop) from None
         view = await self._record_turn(state, answer)
-        return view["stop"], Run(view)
+        if view["stop"] is not None:
+            raise _stopped(view["stop"])
+        return Run(view)
 
     async def _chat(self, state: Run, body: Mapping[str, Any], *, wrap_up: bool = False) -> ModelAnswer:
         try:
@@ -178,7 +217,7 @@ class _Turns:
         except (UpstreamError, InvalidRequest) as error:
             raise of_call(error) from None
 
-    async def _body(self, state: Run, corrections: Mapping[int, str]) -> dict[str, Any]:
+    async def body(self, state: Run, corrections: Mapping[int, str]) -> dict[str, Any]:
         definition = state.definition
         texts = await self.attempt.render({"instructions": definition.instructions}, input=self.given)
         body: dict[str, Any] = {
@@ -205,12 +244,13 @@ class _Turns:
         self.attempt.calls.remove(settlement)
         return view
 
-    async def _wrap_up(self, state: Run, corrections: Mapping[int, str]) -> Outcome:
+    async def _wrap_up(self, state: Run, body: Mapping[str, Any]) -> Outcome:
         """One turn without tools, paid by what was put by for it."""
-        body = await self._body(state, corrections)
-        body["messages"].append({"role": "system", "content": WRAP_UP})
+        said_before = [message for message in body["messages"] if message["content"] != conversation.ALMOST]
+        asked = {name: value for name, value in body.items() if name != "tools"}
+        asked["messages"] = [*said_before, {"role": "system", "content": WRAP_UP}]
         try:
-            answer = await self._chat(state, body, wrap_up=True)
+            answer = await self._chat(state, asked, wrap_up=True)
         except VanillaError:
             raise _stopped("budget_exhausted") from None
         view = await self._record_turn(state, answer, wrap_up=True)
