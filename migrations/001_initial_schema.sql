@@ -1937,6 +1937,7 @@ begin
         perform vanilla.forget_executions(p_user);
     end if;
     if to_regclass('public.resource_allocations') is not null then      -- 009; allocations and their holds before wallets
+        perform vanilla.forget_runs(p_user);
         perform vanilla.forget_allocations(p_user);
     end if;
     -- The wallet before the row is written: losing its address, a row is locked against foreign keys too, and whoever gives a
@@ -2628,6 +2629,7 @@ declare
     v_input bigint;
     v_output bigint;
     v_needed bigint;
+    v_held jsonb;
     v_clamped boolean := false;
     v_least bigint;
     v_limits jsonb;
@@ -2636,7 +2638,7 @@ begin
     -- who calls
     if p_step is not null then      -- a worker, for a step of a workflow (006) whose lease it has
         select q.tenant_id, q.user_id, e.api_key_id as key_id, array['chat'] as scopes, k.budget_tokens, l.restrictions,
-                t.calls_stopped_until, t.time_zone, q.execution_id, e.hold_id into v_caller
+                t.calls_stopped_until, t.time_zone, q.execution_id, e.hold_id, e.allocation_id into v_caller
             from public.workflow_queue q
             join public.workflow_executions e on e.tenant_id = q.tenant_id and e.id = q.execution_id
             join public.users u on u.tenant_id = q.tenant_id and u.id = q.user_id
@@ -2775,7 +2777,17 @@ begin
             perform vanilla.draw_estimate(v_caller.tenant_id, v_caller.hold_id, v_needed);
         end if;
     end if;
-    if p_idempotency_key is null then      -- the short way: most wallets can pay, and nothing is looked at first
+    if p_step is not null and (p_step ->> 'run_id' is not null or v_caller.allocation_id is not null) then      -- a budget pays, which the wallet has reserved already (009)
+        v_held := vanilla.hold_turn(v_caller.tenant_id, v_caller.allocation_id, p_step, v_call, v_prompt, v_output, p_choices, p_output_limit is null, p_ttl, p_execution_id);
+        v_needed := (v_held ->> 'amount')::bigint;
+        v_output := (v_held ->> 'output_limit')::bigint;
+        v_clamped := (v_held ->> 'clamped')::boolean;
+        v_entry.hold_id := (v_held ->> 'hold_id')::uuid;
+        v_entry.available_after := (v_held ->> 'left')::bigint;
+        if v_limits is not null then
+            perform from public.user_token_wallets w where w.tenant_id = v_caller.tenant_id and w.user_id = v_payer for update;
+        end if;
+    elsif p_idempotency_key is null then      -- the short way: most wallets can pay, and nothing is looked at first
         v_short := v_entry;
         v_short.id := vanilla.uuid7();
         v_short.hold_id := vanilla.uuid7();
@@ -2785,7 +2797,7 @@ begin
     end if;
     if v_short.seq is not null then
         v_entry := v_short;
-    else
+    elsif v_held is null then
         v_wallet := vanilla.lock_wallet(v_caller.tenant_id, v_payer);
         if p_idempotency_key is not null then
             select * into v_short from public.user_token_ledger
@@ -2865,6 +2877,7 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_hold public.user_token_holds;
     v_entry public.user_token_ledger;
+    v_settled jsonb;
     v_charged bigint;
     v_cost bigint;
 begin
@@ -2872,11 +2885,17 @@ begin
         perform vanilla.refuse('VS400', 'usage cannot be negative, and cached tokens are part of the input');
     end if;
     select * into v_hold from public.user_token_holds where tenant_id = p_tenant_id and id = p_hold_id;
-    if not found or v_hold.call is null then perform vanilla.refuse('VS404', 'no such hold'); end if;
+    if not found then v_hold := vanilla.allocation_call(p_tenant_id, p_hold_id); end if;      -- the budget of a run has it (009)
+    if v_hold.call is null then perform vanilla.refuse('VS404', 'no such hold'); end if;
     v_charged := vanilla.call_tokens(v_hold.call, p_input, p_cached, p_output);
     v_cost := vanilla.call_cost_micros(v_hold.call, p_input, p_cached, p_output);
     -- fenced: whoever closes the hold first writes the money and the execution, nobody does it twice
-    v_entry := vanilla.settle_tokens(p_tenant_id, p_hold_id, v_charged, true, 'model call', v_hold.call ->> 'request_id');
+    if v_hold.reference_type = 'resource_allocation' then
+        v_settled := vanilla.allocation_settle(p_tenant_id, p_hold_id, v_charged, jsonb_build_object('input', p_input, 'output', p_output), 'model call');
+        if not (v_settled ->> 'replayed')::boolean then v_entry.id := p_hold_id; end if;
+    else
+        v_entry := vanilla.settle_tokens(p_tenant_id, p_hold_id, v_charged, true, 'model call', v_hold.call ->> 'request_id');
+    end if;
     if v_entry.id is null then
         return jsonb_build_object('settled', false);
     end if;

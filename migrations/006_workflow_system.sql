@@ -51,13 +51,13 @@ create table if not exists public.ai_workflows (
     constraint ai_workflows_revision_check check (revision > 0),
     constraint ai_workflows_latest_check check (latest_version > 0),
     constraint ai_workflows_origin_check check ((user_id is null) = (origin_tenant_id is not null)
-        and origin_tenant_id = '00000000-0000-0000-0000-000000000000' and tenant_id <> origin_tenant_id)
+        and origin_tenant_id in ('00000000-0000-0000-0000-000000000000', tenant_id))
 );
 create index if not exists ai_workflows_user_idx on public.ai_workflows (tenant_id, user_id);
 comment on table public.ai_workflows is
     'Workflows: the draft a person edits, and which version is the latest. Their owner''s, or with shared for all of the tenant to read and start.';
 comment on column public.ai_workflows.origin_tenant_id is
-    'Of a flow of the platform that an engine of its brought here (bring_version): nobody''s, and nobody changes or starts it but the engine.';
+    'Of a flow of the platform that an engine of its brought here (bring_version), or of an agent (the tenant''s own, agent_flow): nobody''s, and nobody else changes or starts it.';
 comment on column public.ai_workflows.revision is 'Counts saves: whoever names the one they began from does not overwrite what another has saved since.';
 
 create table if not exists public.workflow_versions (
@@ -178,6 +178,7 @@ create table if not exists public.workflow_executions (
     slot_held boolean not null default false,
     at_once smallint,
     api_key_id uuid,
+    allocation_id uuid,
     idempotency_key text,
     request_hash bytea,
     charged_tokens bigint not null default 0,
@@ -210,6 +211,8 @@ comment on column public.workflow_executions.reason is 'Why it failed or was can
 comment on column public.workflow_executions.at_once is
     'So many of its steps are queued or run at the same time at most; more that could are ready and let in by let_in. Null: any number.';
 comment on column public.workflow_executions.api_key_id is 'The key of an engine that started it: its model calls count on the key''s budget.';
+comment on column public.workflow_executions.allocation_id is
+    'Its budget (009), when the definition has budget_tokens: all calls of it and of what it starts are paid of that. A child has its parent''s, or a part.';
 comment on column public.workflow_executions.slot is 'Value of the definition''s concurrency key; so many executions with the same value run at the same time.';
 
 -- no foreign key to the execution: six rows an execution would each look it up; checks/steps_without_execution.sql stands for it
@@ -909,9 +912,14 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqsc
 declare
     v_tenants uuid[];
     v_users uuid[];
+    v_run_tenants uuid[];
+    v_run_holds uuid[];
 begin
+    select array_agg(m.tenant_id), array_agg(m.hold_id) into v_run_tenants, v_run_holds from vanilla.lock_run_money(p_tenants, p_ids, p_calls) m;
     select array_agg(l.tenant_id), array_agg(l.user_id) into v_tenants, v_users from (
         select o.* from (
+            select r.tenant_id, r.id from unnest(v_run_tenants, v_run_holds) r (tenant_id, id)
+            union
             select h.tenant_id, h.id from unnest(p_tenants, p_ids) e (tenant_id, id)
                 cross join lateral (select k.tenant_id, k.id from public.user_token_holds k where k.tenant_id = e.tenant_id and k.reference_id = e.id and k.state = 'open' offset 0) h
             union
@@ -930,7 +938,7 @@ begin
 end
 $f$;
 comment on function vanilla.lock_money(uuid[], uuid[], jsonb, boolean) is
-    'Locks what locked executions still hold and the holds of the given calls, then the wallets: of those holds, or (p_all) also of everybody who pays for one of the executions.';
+    'Locks the budgets of runs in locked executions (009), what these still hold and the holds of the given calls, then the wallets: of those holds, or (p_all) also of everybody who pays for one of the executions.';
 
 create or replace function vanilla.wake_workers(p_pool text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1011,6 +1019,7 @@ begin
         v_entry.reference_id := v_hold.reference_id;
         perform vanilla.release_tokens(vanilla.lock_wallet(v_hold.tenant_id, v_hold.user_id), v_hold, v_entry);
     end loop;
+    perform vanilla.release_run_calls(p_tenant_id, p_execution_id, p_lease);
 end
 $f$;
 comment on function vanilla.release_step_holds(uuid, uuid, bigint) is
@@ -1031,6 +1040,7 @@ begin
         where a.tenant_id = p_execution.tenant_id and a.execution_id = p_execution.id and a.status = 'open';
     delete from public.workflow_timers t where t.tenant_id = p_execution.tenant_id and t.execution_id = p_execution.id;
     perform vanilla.release_step_holds(p_execution.tenant_id, p_execution.id);
+    perform vanilla.end_runs(p_execution.tenant_id, p_execution.id, p_status, p_error);
     select coalesce(sum(s.charged_tokens), 0), coalesce(sum(s.cost_micros), 0) into v_charged, v_cost from public.workflow_steps s
         where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.item = -1;
     update public.workflow_executions e set status = p_status, reason = p_reason, error = p_error, output = p_output, charged_tokens = v_charged, cost_micros = v_cost,
@@ -1046,6 +1056,7 @@ begin
             'workflow_id', p_execution.workflow_id, 'version', p_execution.version, 'charged_tokens', v_charged)
             || case when p_reason is null then '{}' else jsonb_build_object('reason', p_reason) end);
     end if;
+    if p_execution.allocation_id is not null then perform vanilla.end_execution_budget(p_execution); end if;
     if p_status = 'succeeded' then      -- past a join that did not wait for them: they are not locked, and end when somebody looks
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
             select e.tenant_id, e.id, -1, -2, e.user_id, 'execution', v_now from public.workflow_executions e
@@ -1198,7 +1209,7 @@ begin
         ended as (
             update public.workflow_executions e set status = 'succeeded', output = d.output, charged_tokens = d.charged, cost_micros = d.cost, finished_at = v_now
             from ends d
-            where e.tenant_id = d.tenant_id and e.id = d.execution_id and e.hold_id is null and e.parent_execution_id is null and not e.slot_held and not d.waits
+            where e.tenant_id = d.tenant_id and e.id = d.execution_id and e.hold_id is null and e.allocation_id is null and e.parent_execution_id is null and not e.slot_held and not d.waits
               and not exists (select from left_over l where l.execution_id = e.id)
               and not exists (select from public.workflow_timers t where t.tenant_id = e.tenant_id and t.execution_id = e.id offset 0)
             returning e.tenant_id, e.id, e.user_id, e.workflow_id, e.version, e.charged_tokens),
@@ -1227,6 +1238,7 @@ begin
     update public.workflow_steps s set status = p_status, branch = p_branch, output = p_output, error = p_error, waits_for = null, state = null, decision = null,
             attempts = p_step.attempt, started_at = coalesce(p_step.claimed_at, s.started_at), finished_at = vanilla.clock()
         where s.tenant_id = p_step.tenant_id and s.execution_id = p_step.execution_id and s.node = p_step.node and s.item = p_step.item;
+    perform vanilla.end_step_run(p_step, p_status, p_output, p_error);
     if p_step.item >= 0 then
         perform vanilla.item_done(p_step);
     elsif exists (select from public.workflow_nodes n where n.tenant_id = p_step.tenant_id and n.workflow_id = p_step.workflow_id and n.version = p_step.version
@@ -1369,6 +1381,7 @@ begin
     for v_lost in delete from public.workflow_queue q where q.tenant_id = p_execution.tenant_id and q.execution_id = p_execution.id and q.node = any (v_again) returning * loop
         if v_lost.lease is not null then perform vanilla.release_step_holds(p_execution.tenant_id, p_execution.id, v_lost.lease); end if;
     end loop;
+    perform vanilla.end_runs(p_execution.tenant_id, p_execution.id, 'cancelled', p_nodes => v_again);
     for v_child in select e.id from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id
             and e.parent_node = any (v_again) and e.finished_at is null order by e.id loop
         perform vanilla.cancel_one(p_execution.tenant_id, v_child, 'step_repeated');
@@ -1455,6 +1468,8 @@ begin
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
             values (p_step.tenant_id, p_step.execution_id, p_step.node, -1, p_step.user_id, 'approval', v_now + make_interval(secs => v_deadline));
     end if;
+    update public.agent_runs r set state = 'input_required' where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node
+        and r.item = -1 and r.finished_at is null;
     perform vanilla.emit_event(p_step.tenant_id, 'workflow.approval_requested', p_step.user_id, jsonb_build_object('approval_id', v_id,
         'execution_id', p_step.execution_id, 'title', left(p_wait ->> 'title', 200), 'approvers', p_wait -> 'approvers', 'deadline_at', v_now + make_interval(secs => v_deadline)));
 end
@@ -1528,15 +1543,24 @@ begin
             perform vanilla.fail_step(p_step, jsonb_build_object('code', coalesce(p_wait ->> 'of', 'workflow') || '_not_started', 'message', sqlerrm, 'details', nullif(v_detail, '')::jsonb));
             return;
         end;
+    elsif v_kind = 'agents' then
+        select * into v_execution from public.workflow_executions e where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id;
+        if vanilla.start_delegates(v_execution, p_step) = 0 and not exists (select from public.workflow_executions c where c.tenant_id = p_step.tenant_id
+                and c.parent_execution_id = p_step.execution_id and c.parent_node = p_step.node and c.parent_item = p_step.item and c.finished_at is null) then
+            perform vanilla.queue_step(v_execution, p_step.node, p_step.item, greatest(p_step.attempt - 1, 0));      -- it is told why
+            return;
+        end if;
+        v_due := vanilla.clock() + make_interval(secs => (select n.timeout_s from public.workflow_nodes n where n.tenant_id = p_step.tenant_id
+            and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = p_step.node));
     else
         v_due := (p_wait ->> 'due_at')::timestamptz;
     end if;
     update public.workflow_steps s set status = 'waiting', state = p_state, attempts = p_step.attempt, started_at = coalesce(p_step.claimed_at, s.started_at),
-            waits_for = case v_kind when 'signal' then 'signal:' || (p_wait ->> 'name') when 'execution' then 'execution' else 'time' end
+            waits_for = case v_kind when 'signal' then 'signal:' || (p_wait ->> 'name') when 'execution' then 'execution' when 'agents' then 'agents' else 'time' end
         where s.tenant_id = p_step.tenant_id and s.execution_id = p_step.execution_id and s.node = p_step.node and s.item = p_step.item;
     if v_due is not null then
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
-            values (p_step.tenant_id, p_step.execution_id, p_step.node, p_step.item, p_step.user_id, case v_kind when 'timer' then 'wait' else v_kind end, v_due)
+            values (p_step.tenant_id, p_step.execution_id, p_step.node, p_step.item, p_step.user_id, case v_kind when 'timer' then 'wait' when 'agents' then 'execution' else v_kind end, v_due)
             on conflict (tenant_id, execution_id, node, item) do update set kind = excluded.kind, due_at = excluded.due_at;
     end if;
 end
@@ -1582,7 +1606,7 @@ declare
 begin
     stale := '{}';
     pools := '{}';
-    v_plain := not p_done @? '$[*] ? (@.outcome != "succeeded" || exists (@.calls) || @.item >= 0 || @.node == "$end")';
+    v_plain := not p_done @? '$[*] ? (@.outcome != "succeeded" || exists (@.calls) || exists (@.run) || @.item >= 0 || @.node == "$end")';
     if not v_plain then
         select array_agg(d.tenant_id), array_agg(d.execution_id) into v_tenants, v_ids
             from (select distinct x.tenant_id, x.execution_id from jsonb_to_recordset(p_done) as x (tenant_id uuid, execution_id uuid)) d;
@@ -1594,26 +1618,26 @@ begin
     end if;
     -- most steps: they succeeded and called no model
     with told as (
-        select d.execution_id, d.n, d.lease, d.output, d.branch, e.tenant_id, e.hold_id, e.status = 'paused' or e.at_once is not null as paused, e.at_once is not null as limited
+        select d.execution_id, d.n, d.lease, d.output, d.branch, e.tenant_id, coalesce(e.hold_id, e.allocation_id) as money, e.status = 'paused' or e.at_once is not null as paused, e.at_once is not null as limited
         from jsonb_to_recordset(p_done) as d (tenant_id uuid, execution_id uuid, n smallint, item integer, lease bigint, outcome text, output jsonb, branch text, calls jsonb,
-            node text)
+            node text, run text)
         join public.workflow_executions e on e.tenant_id = d.tenant_id and e.id = d.execution_id
-        where d.outcome = 'succeeded' and d.calls is null and d.item is null and d.node <> '$end'
+        where d.outcome = 'succeeded' and d.calls is null and d.run is null and d.item is null and d.node <> '$end'
         order by e.depth, e.tenant_id, e.id for no key update of e),
     had as (
         delete from public.workflow_queue q using told t
             where q.tenant_id = t.tenant_id and q.execution_id = t.execution_id and q.node = t.n and q.item = -1
               and q.worker is not distinct from p_worker and q.lease = t.lease      -- by the key: the worker's own index has all of its others
-            returning q as step, t.output, t.branch, t.hold_id, t.paused, t.limited),
+            returning q as step, t.output, t.branch, t.money, t.paused, t.limited),
     ended as (
         update public.workflow_steps s set status = 'succeeded', output = h.output, branch = h.branch, error = null, state = null, decision = null, waits_for = null,
                 attempts = (h.step).attempt, started_at = (h.step).claimed_at, finished_at = v_now
             from had h where s.tenant_id = (h.step).tenant_id and s.execution_id = (h.step).execution_id and s.node = (h.step).node and s.item = -1)
     select array_agg(h.step), array_agg(h.branch), coalesce(array_agg((h.step).lease), '{}'), coalesce(array_agg((h.step).execution_id) filter (where h.paused), '{}'),
-            array_agg((h.step).tenant_id) filter (where h.hold_id is not null), array_agg((h.step).execution_id) filter (where h.hold_id is not null),
+            array_agg((h.step).tenant_id) filter (where h.money is not null), array_agg((h.step).execution_id) filter (where h.money is not null),
             array_agg(h.step) filter (where h.limited)
         into v_steps, v_branches, v_found, v_paused, v_tenants, v_ids, v_limited from had h;
-    if v_plain and v_ids is not null then      -- one that ends gives back its estimate
+    if v_plain and v_ids is not null then      -- one that ends gives back its estimate or budget
         perform vanilla.lock_money(v_tenants, v_ids);
     end if;
     if v_found <> '{}' then
@@ -2270,6 +2294,10 @@ begin
     when 'execution' then
         select * into v_child from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id
             and e.parent_node = p_timer.node and e.parent_item = v_item order by e.id desc limit 1;
+        if v_waits_for = 'agents' then
+            perform vanilla.agents_ended(p_execution, v_step, v_told);
+            return;
+        end if;
         if v_waits_for <> 'execution' or v_told and v_child.finished_at is null then return; end if;      -- an earlier child
         delete from public.workflow_timers t where t.tenant_id = p_timer.tenant_id and t.execution_id = p_timer.execution_id and t.node = p_timer.node
             and t.item in (v_item, -3 - v_item);
@@ -2359,6 +2387,7 @@ begin
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
             values (p_execution.tenant_id, p_execution.id, -1, -1, p_execution.user_id, 'wait', p_execution.started_at + make_interval(secs => v_max_duration_s));
     end if;
+    perform vanilla.open_execution_budget(p_execution, p_definition);
     if v_estimate > 0 then
         v_entry.tenant_id := p_execution.tenant_id;
         v_entry.user_id := p_execution.user_id;
@@ -2568,7 +2597,7 @@ declare
     v_version text := split_part(v_ref, '@', 2);
     v_user public.users := vanilla.find_user(p_parent.tenant_id, p_parent.user_id);
     v_within jsonb := jsonb_build_object('depth', p_parent.depth + 1, 'parent_execution_id', p_parent.id, 'parent_node', p_step.node, 'parent_item', p_step.item,
-        'started_by', p_parent.started_by, 'api_key_id', p_parent.api_key_id);
+        'started_by', p_parent.started_by, 'api_key_id', p_parent.api_key_id, 'allocation_id', p_parent.allocation_id);
     v_workflow record;
     v_start record;
 begin
@@ -2876,6 +2905,7 @@ begin
     update public.workflow_executions e set status = 'running', reason = null, error = null, output = null, finished_at = null, version = v_version.version,
             slot = v_execution.slot, slot_limit = case when v_execution.slot is not null then e.slot_limit end
         where e.tenant_id = v_execution.tenant_id and e.id = v_execution.id returning * into v_execution;
+    perform vanilla.open_execution_budget(v_execution, v_version.definition);
     insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
         select v_execution.tenant_id, v_execution.id, -1, -1, v_execution.user_id, 'wait', vanilla.clock() + make_interval(secs => (v_version.definition ->> 'max_duration_s')::integer)
         where v_version.definition ? 'max_duration_s'
@@ -3313,6 +3343,7 @@ begin
             and v.tenant_id = a.tenant_id and v.approval_id = a.id;
         delete from public.workflow_approvals a where a.tenant_id = v_tenant and a.execution_id = any (v_ids);
         delete from public.quality_gate_results r where r.tenant_id = v_tenant and r.execution_id = any (v_ids);
+        perform vanilla.delete_runs(v_tenant, v_ids);
         delete from public.workflow_executions e where e.tenant_id = v_tenant and e.id = any (v_ids);
         v_deleted := v_deleted + cardinality(v_ids);
         exit when v_deleted >= p_limit;

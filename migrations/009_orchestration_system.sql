@@ -126,8 +126,196 @@ comment on table public.allocation_holds is 'What steps of agents hold of their 
 comment on column public.allocation_holds.overrun is 'Of what was settled: what neither the hold nor the allocation had, and the wallet paid apart.';
 comment on column public.allocation_holds.call is 'Of a metered call: model, prices and weights as they were at admission. Such a step is not settled by hand.';
 
+-- agents and runs --------------------------------------------------------------------------------------------------
+create table if not exists public.agents (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid,
+    slug text not null,
+    name text not null,
+    description text not null default '',
+    shared boolean not null default false,
+    status text not null default 'active',
+    latest_version integer not null,
+    created_at timestamptz not null default clock_timestamp(),
+    updated_at timestamptz not null default clock_timestamp(),
+    constraint agents_pkey primary key (tenant_id, id),
+    constraint agents_slug_key unique (tenant_id, slug),
+    constraint agents_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint agents_slug_check check (slug ~ '^[a-z0-9][a-z0-9_-]{0,39}$'),
+    constraint agents_name_check check (name <> '' and octet_length(name) <= 800),
+    constraint agents_description_check check (octet_length(description) <= 20000),
+    constraint agents_status_check check (status in ('active', 'retired')),
+    constraint agents_latest_check check (latest_version > 0)
+);
+create index if not exists agents_user_idx on public.agents (tenant_id, user_id);
+comment on table public.agents is 'Agents: who they belong to, and which version is the latest. Their owner''s, or with shared for all of the tenant to read and run.';
+
+create table if not exists public.agent_versions (
+    tenant_id uuid not null,
+    agent_id uuid not null,
+    version integer not null,
+    user_id uuid,
+    shared boolean not null,
+    definition jsonb not null,
+    hash bytea not null,
+    published_at timestamptz not null,
+    published_by uuid,
+    constraint agent_versions_pkey primary key (tenant_id, agent_id, version),
+    constraint agent_versions_agent_fkey foreign key (tenant_id, agent_id) references public.agents (tenant_id, id),
+    constraint agent_versions_version_check check (version > 0),
+    constraint agent_versions_definition_check check (jsonb_typeof(definition) = 'object' and octet_length(definition::text) <= 262144),
+    constraint agent_versions_hash_check check (hash = sha256(convert_to(definition::text, 'UTF8')))
+);
+comment on table public.agent_versions is 'What an agent was: instructions, model, tools, whom it may ask or hand over to, limits. Immutable; a run pins one.';
+
+create or replace function vanilla.keep_agent_version() returns trigger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if (old.tenant_id, old.agent_id, old.version, old.definition::text, old.hash, old.published_at, old.published_by)
+            is distinct from (new.tenant_id, new.agent_id, new.version, new.definition::text, new.hash, new.published_at, new.published_by) then
+        raise exception 'a published version does not change' using errcode = 'VS409', hint = 'Save the agent: that makes another version.';
+    end if;
+    return new;
+end
+$f$;
+comment on function vanilla.keep_agent_version() is 'Trigger: whose it is and who may read it may change, nothing else.';
+create or replace trigger agent_versions_immutable before update on public.agent_versions
+    for each row execute function vanilla.keep_agent_version();
+
+create table if not exists public.agent_runs (
+    tenant_id uuid not null,
+    id uuid not null,
+    user_id uuid not null,
+    agent_id uuid not null,
+    version integer not null,
+    speaker_id uuid not null,
+    speaker_version integer not null,
+    execution_id uuid not null,
+    node smallint not null,
+    item integer not null,
+    parent_run_id uuid,
+    root_run_id uuid not null,
+    path uuid[] not null,
+    depth smallint not null,
+    state text not null default 'submitted',
+    stop_reason text,
+    error jsonb,
+    input jsonb not null,
+    output jsonb,
+    limits jsonb not null,
+    allocation_id uuid,
+    turns integer not null default 0,
+    tool_calls integer not null default 0,
+    children integer not null default 0,
+    charged_tokens bigint not null default 0,
+    cost_micros bigint not null default 0,
+    deadline_at timestamptz,
+    started_at timestamptz not null,
+    finished_at timestamptz,
+    constraint agent_runs_pkey primary key (tenant_id, id),
+    constraint agent_runs_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
+    constraint agent_runs_version_fkey foreign key (tenant_id, agent_id, version) references public.agent_versions (tenant_id, agent_id, version),
+    constraint agent_runs_speaker_fkey foreign key (tenant_id, speaker_id, speaker_version) references public.agent_versions (tenant_id, agent_id, version),
+    constraint agent_runs_parent_fkey foreign key (tenant_id, parent_run_id) references public.agent_runs (tenant_id, id),
+    constraint agent_runs_root_fkey foreign key (tenant_id, root_run_id) references public.agent_runs (tenant_id, id),
+    constraint agent_runs_allocation_fkey foreign key (tenant_id, allocation_id) references public.resource_allocations (tenant_id, id),
+    constraint agent_runs_state_check check (state in ('submitted', 'working', 'input_required', 'auth_required', 'completed', 'failed', 'canceled', 'rejected')),
+    constraint agent_runs_finished_check check ((state in ('completed', 'failed', 'canceled', 'rejected')) = (finished_at is not null)
+        and (finished_at is null) = (stop_reason is null)),
+    constraint agent_runs_stop_check check (stop_reason in ('done', 'max_turns', 'max_tool_calls', 'max_depth', 'max_children', 'budget_exhausted', 'deadline',
+        'loop_detected', 'cycle_refused', 'agreement_violated', 'quality_failed', 'canceled', 'provider_failed', 'failed')),
+    constraint agent_runs_depth_check check (depth >= 0 and cardinality(path) > depth)
+) with (fillfactor = 80);
+create unique index if not exists agent_runs_step_idx on public.agent_runs (tenant_id, execution_id, node, item) where finished_at is null;
+create index if not exists agent_runs_execution_idx on public.agent_runs (tenant_id, execution_id);
+create index if not exists agent_runs_user_idx on public.agent_runs (tenant_id, user_id, id);
+create index if not exists agent_runs_agent_idx on public.agent_runs (tenant_id, agent_id, version);
+create index if not exists agent_runs_speaker_idx on public.agent_runs (tenant_id, speaker_id, speaker_version);
+create index if not exists agent_runs_parent_idx on public.agent_runs (tenant_id, parent_run_id) where parent_run_id is not null;
+create index if not exists agent_runs_root_idx on public.agent_runs (tenant_id, root_run_id);
+create index if not exists agent_runs_allocation_idx on public.agent_runs (tenant_id, allocation_id);
+comment on table public.agent_runs is
+    'Runs of agents, a tree: each is what a step of a workflow execution computes. States are those of A2A tasks; a finished run has a stop_reason and does not change.';
+comment on column public.agent_runs.speaker_id is 'The agent that has the word: the one it began with, or the last that it was handed over to.';
+comment on column public.agent_runs.path is 'The agents from the root to this one, and those that it was handed over to: who is in it may not be asked again, unless whoever asks may.';
+comment on column public.agent_runs.limits is 'tokens, turns, tool_calls, depth, children, repeats, seconds: the agent''s own, or less where its parent has less.';
+comment on column public.agent_runs.children is 'Of a root: how many runs its tree has started.';
+comment on column public.agent_runs.charged_tokens is 'What its own model calls were charged; of its children their own rows.';
+
+create table if not exists public.agent_run_steps (
+    tenant_id uuid not null,
+    run_id uuid not null,
+    n integer not null,
+    user_id uuid not null,
+    turn integer not null,
+    kind text not null,
+    agent_id uuid not null,
+    name text,
+    call_id text,
+    arguments jsonb,
+    arguments_hash bytea,
+    status text not null default 'open',
+    approval jsonb,
+    result jsonb,
+    child_run_id uuid,
+    charged_tokens bigint not null default 0,
+    cost_micros bigint not null default 0,
+    created_at timestamptz not null,
+    finished_at timestamptz,
+    constraint agent_run_steps_pkey primary key (tenant_id, run_id, n),
+    constraint agent_run_steps_run_fkey foreign key (tenant_id, run_id) references public.agent_runs (tenant_id, id),
+    constraint agent_run_steps_child_fkey foreign key (tenant_id, child_run_id) references public.agent_runs (tenant_id, id),
+    constraint agent_run_steps_kind_check check (kind in ('model', 'tool', 'handoff', 'delegate')),
+    constraint agent_run_steps_status_check check (status in ('open', 'done', 'failed', 'refused')),
+    constraint agent_run_steps_finished_check check ((status = 'open') = (finished_at is null))
+) with (fillfactor = 80);
+create index if not exists agent_run_steps_child_idx on public.agent_run_steps (tenant_id, child_run_id) where child_run_id is not null;
+comment on table public.agent_run_steps is
+    'The journal of a run: a row for each model call, with the answer, and one for each tool call, handover and delegation that it asked for. What stands here is not done again.';
+comment on column public.agent_run_steps.arguments_hash is 'SHA-256 of name and arguments as PostgreSQL prints jsonb: two calls are the same when it is.';
+comment on column public.agent_run_steps.approval is 'What people said to a call that needs their approval: decision, comment, by.';
+
+create table if not exists public.agent_run_state (
+    tenant_id uuid not null,
+    root_run_id uuid not null,
+    key text not null,
+    user_id uuid not null,
+    value jsonb,
+    version bigint not null,
+    run_id uuid not null,
+    updated_at timestamptz not null,
+    constraint agent_run_state_pkey primary key (tenant_id, root_run_id, key),
+    constraint agent_run_state_root_fkey foreign key (tenant_id, root_run_id) references public.agent_runs (tenant_id, id),
+    constraint agent_run_state_run_fkey foreign key (tenant_id, run_id) references public.agent_runs (tenant_id, id),
+    constraint agent_run_state_key_check check (key <> '' and length(key) <= 100),
+    constraint agent_run_state_value_check check (octet_length(value::text) <= 262144),
+    constraint agent_run_state_version_check check (version > 0)
+);
+create index if not exists agent_run_state_run_idx on public.agent_run_state (tenant_id, run_id);
+comment on table public.agent_run_state is 'What the runs of a tree share, by key: written only by who names the version they read.';
+
+create table if not exists public.run_artifacts (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    run_id uuid not null,
+    user_id uuid not null,
+    name text not null,
+    media_type text not null,
+    content text not null,
+    created_at timestamptz not null,
+    constraint run_artifacts_pkey primary key (tenant_id, id),
+    constraint run_artifacts_run_fkey foreign key (tenant_id, run_id) references public.agent_runs (tenant_id, id),
+    constraint run_artifacts_name_check check (name <> '' and length(name) <= 200),
+    constraint run_artifacts_media_type_check check (media_type ~ '^[a-z0-9.+-]{1,60}/[a-z0-9.+-]{1,60}$'),
+    constraint run_artifacts_content_check check (octet_length(content) <= 1048576)
+);
+create unique index if not exists run_artifacts_name_idx on public.run_artifacts (tenant_id, run_id, name);
+comment on table public.run_artifacts is 'What runs made, by name: texts that outlive the conversation.';
+
 -- the same that 010 writes: functions work before it has run, and no login has anything
-grant select, insert, update, delete on public.resource_allocations, public.allocation_holds to vanilla_definer, vanilla_system;
+grant select, insert, update, delete on public.resource_allocations, public.allocation_holds, public.agents, public.agent_versions, public.agent_runs,
+    public.agent_run_steps, public.agent_run_state, public.run_artifacts to vanilla_definer, vanilla_system;
 
 set local role vanilla_definer;
 alter default privileges revoke execute on functions from public;
@@ -165,7 +353,8 @@ begin
         case p_reason when 'closed' then 'the allocation is closed' when 'deadline' then 'the allocation''s time is over'
             when 'budget_exhausted' then 'the allocation''s budget is used up' when 'max_requests' then 'the allocation''s requests are used up'
             when 'max_tool_calls' then 'the allocation''s tool calls are used up' else 'the allocation has as many steps under way as it may' end,
-        vanilla.allocation_json(p_allocation) || jsonb_build_object('reason', p_reason, 'resets_at', null) || case p_reason
+        vanilla.allocation_json(p_allocation) || jsonb_build_object('reason', p_reason, 'resets_at', null,
+            'stop_reason', case p_reason when 'max_requests' then 'budget_exhausted' when 'closed' then 'canceled' when 'max_concurrent' then null else p_reason end) || case p_reason
             when 'max_requests' then jsonb_build_object('limit', p_allocation.max_requests, 'used', p_allocation.requests)
             when 'max_tool_calls' then jsonb_build_object('limit', p_allocation.max_tool_calls, 'used', p_allocation.tool_calls)
             when 'max_concurrent' then jsonb_build_object('limit', p_allocation.max_concurrent, 'used', p_allocation.open_holds)
@@ -495,8 +684,9 @@ begin
         update public.user_token_holds h set amount = h.amount - p_drawn, requested = h.requested - p_drawn, settled = coalesce(h.settled, 0) + p_drawn
             where h.tenant_id = p_wallet_hold.tenant_id and h.id = p_wallet_hold.id;
     end if;
-    v_common := row(p_wallet_hold.tenant_id, p_wallet_hold.user_id, null, null, null, 0, -p_drawn, null, null, null, 'settle', p_reason, 'allocation', 'resource_allocation',
-        p_step.allocation_id, p_step.execution_id, p_wallet_hold.id, null, null, null, null,
+    v_common := row(p_wallet_hold.tenant_id, p_wallet_hold.user_id, null, null, null, 0, -p_drawn, null, null, null, 'settle', p_reason, 'allocation',
+        case when p_step.call ? 'workflow_execution_id' then 'workflow_execution' else 'resource_allocation' end,
+        coalesce((p_step.call ->> 'workflow_execution_id')::uuid, p_step.allocation_id), p_step.execution_id, p_wallet_hold.id, null, null, null, null,
         jsonb_build_object('held', p_step.amount, 'actual', p_drawn + p_beyond, 'final', false, 'step', p_step.step, 'allocation_hold', p_step.id)
             || case when p_late then '{"late": true}'::jsonb else '{}' end, null)::public.user_token_ledger;
     if p_beyond = 0 then
@@ -963,6 +1153,912 @@ grant execute on function public.allocation_open(bigint, jsonb, timestamptz, tex
     public.allocation_count_tool_call(uuid, integer, uuid), public.allocation_close(uuid, uuid), public.allocation_top_up(uuid, bigint, text, uuid),
     public.allocation_tree(uuid, uuid) to vanilla_app, vanilla_operator;
 grant execute on function public.allocation_reap(integer) to vanilla_operator;
+
+-- agents -----------------------------------------------------------------------------------------------------------
+create or replace function vanilla.agent_limits(p_definition jsonb) returns jsonb language sql immutable
+    return '{"tokens": 50000, "turns": 20, "requests": 200, "tool_calls": 100, "children": 20, "depth": 4, "repeats": 3, "seconds": 3600}'::jsonb
+        || coalesce(nullif(p_definition -> 'limits', 'null'), '{}');
+comment on function vanilla.agent_limits(jsonb) is
+    'The limits of a definition, with what it leaves out: tokens of the wallet, turns of the run; model calls, tool calls and children of its tree, its depth; how often the same call may be made; seconds.';
+
+create or replace function vanilla.agent_problem(p_definition jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_most constant jsonb := '{"tokens": 1000000000000, "turns": 1000, "requests": 100000, "tool_calls": 100000, "children": 10000, "depth": 4, "repeats": 1000, "seconds": 86400}';
+    v record;
+begin
+    if jsonb_typeof(p_definition) is distinct from 'object' or octet_length(p_definition::text) > 262144 then
+        return 'A definition is a JSON object of at most 256 KiB.';
+    elsif coalesce(p_definition ->> 'instructions', '') = '' or coalesce(p_definition ->> 'model', '') = '' then
+        return 'An agent has instructions and a model.';
+    end if;
+    for v in select l.key, l.value from jsonb_each(vanilla.agent_limits(p_definition)) l loop
+        if not v_most ? v.key then return format('There is no limit %s.', v.key); end if;
+        if jsonb_typeof(v.value) <> 'number' or (v.value #>> '{}')::numeric % 1 <> 0
+           or (v.value #>> '{}')::numeric not between (v.key not in ('depth', 'children', 'tool_calls'))::integer and (v_most ->> v.key)::numeric then
+            return format('The limit %s is a whole number up to %s.', v.key, v_most ->> v.key);
+        end if;
+    end loop;
+    for v in select r.name, x.value from (values ('handoffs'), ('delegates')) r (name)
+            cross join lateral jsonb_array_elements(case when jsonb_typeof(p_definition -> r.name) = 'array' then p_definition -> r.name else '[]' end) x loop
+        if coalesce(v.value ->> 'agent', '') !~ '^[a-z0-9][a-z0-9_-]{0,39}(@[1-9][0-9]{0,8})?$' then
+            return format('Each of %s names an agent: its slug, or slug@version.', v.name);
+        end if;
+    end loop;
+    return null;
+end
+$f$;
+comment on function vanilla.agent_problem(jsonb) is 'Why a definition makes no agent, as a sentence; null: it does.';
+
+create or replace function vanilla.own_agent(p_agent_id uuid, p_tenant_id uuid) returns public.agents
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
+    v_agent public.agents;
+begin
+    select * into v_agent from public.agents a
+        where a.id = p_agent_id and (a.tenant_id = v_tenant or v_tenant is null)
+          and (vanilla.claim(5) is distinct from 'user' or a.user_id = vanilla.claim(4)::uuid)
+        order by a.tenant_id for no key update;
+    if not found then perform vanilla.refuse('VS404', 'no such agent', jsonb_build_object('agent_id', p_agent_id)); end if;
+    return v_agent;
+end
+$f$;
+comment on function vanilla.own_agent(uuid, uuid) is 'An agent of the caller, or any of the tenant for an admin, locked; one that is only shared is not theirs to change.';
+
+create or replace function public.save_agent(p_slug text, p_definition jsonb, p_shared boolean default null, p_user_id uuid default null, p_tenant_id uuid default null)
+returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_self boolean := vanilla.claim(4) is not null and coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid;
+    v_tenant uuid := case when v_self then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_now timestamptz := vanilla.clock();
+    v_problem text := vanilla.agent_problem(p_definition);
+    v_hash bytea := sha256(convert_to(p_definition::text, 'UTF8'));
+    v_user public.users;
+    v_agent public.agents;
+    v_most bigint;
+begin
+    if v_problem is not null then
+        perform vanilla.refuse('VS422', 'the agent is not valid', jsonb_build_object('param', 'definition'), v_problem);
+    end if;
+    if v_tenant is null then v_tenant := (vanilla.find_user(null, p_user_id)).tenant_id; end if;
+    select * into v_agent from public.agents a where a.tenant_id = v_tenant and a.slug = p_slug for no key update;
+    if found and vanilla.claim(5) = 'user' and v_agent.user_id is distinct from vanilla.claim(4)::uuid then
+        perform vanilla.refuse('VS409', format('the name %s is taken', p_slug), '{"param": "slug"}', 'Choose another slug.');
+    elsif found and v_agent.user_id <> p_user_id then
+        perform vanilla.refuse('VS409', format('%s is another user''s agent', p_slug), '{"param": "user_id"}', 'Leave the user out to change it.');
+    elsif v_agent.id is null then
+        v_user := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
+        perform vanilla.hold_open(v_user);
+        select (l.restrictions ->> 'agents')::bigint into v_most from public.user_token_wallets w
+            join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id;
+        if v_most is not null then
+            perform from public.users u where u.tenant_id = v_user.tenant_id and u.id = v_user.id for no key update;      -- two who make the last one meet here
+            if (select count(*) from public.agents a where a.tenant_id = v_user.tenant_id and a.user_id = v_user.id and a.status = 'active') >= v_most then
+                perform vanilla.refuse('VS429', format('the level allows %s agents', v_most), jsonb_build_object('restriction', 'agents', 'limit', v_most,
+                    'used', v_most, 'resets_at', null), 'Retire one, or ask an admin for another level.');
+            end if;
+        end if;
+    end if;
+    begin
+        if v_agent.id is null then
+            insert into public.agents (tenant_id, user_id, slug, name, description, shared, latest_version, created_at, updated_at)
+                values (v_user.tenant_id, v_user.id, p_slug, coalesce(p_definition ->> 'name', p_slug), coalesce(p_definition ->> 'description', ''),
+                    coalesce(p_shared, false), 1, v_now, v_now) returning * into v_agent;
+        else
+            if p_shared <> v_agent.shared then
+                update public.agent_versions v set shared = p_shared where v.tenant_id = v_agent.tenant_id and v.agent_id = v_agent.id;
+            end if;
+            update public.agents a set name = coalesce(p_definition ->> 'name', p_slug), description = coalesce(p_definition ->> 'description', ''),
+                    shared = coalesce(p_shared, a.shared), status = 'active', updated_at = v_now
+                where a.tenant_id = v_agent.tenant_id and a.id = v_agent.id returning * into v_agent;
+            if exists (select from public.agent_versions v where v.tenant_id = v_agent.tenant_id and v.agent_id = v_agent.id and v.version = v_agent.latest_version
+                    and v.hash = v_hash) then
+                return jsonb_build_object('agent_id', v_agent.id, 'slug', p_slug, 'version', v_agent.latest_version, 'hash', encode(v_hash, 'hex'), 'unchanged', true);
+            end if;
+            update public.agents a set latest_version = a.latest_version + 1 where a.tenant_id = v_agent.tenant_id and a.id = v_agent.id returning * into v_agent;
+        end if;
+    exception
+        when check_violation or not_null_violation then
+            perform vanilla.refuse('VS400', 'the agent is not valid: ' || sqlerrm, '{"param": "slug"}',
+                'A slug is 1 to 40 of a-z, 0-9, _ and hyphens; a name has at most 200 characters.');
+        when unique_violation then
+            perform vanilla.refuse('VS409', format('the name %s is taken', p_slug), '{"param": "slug"}', 'Choose another slug, or save again.');
+    end;
+    insert into public.agent_versions (tenant_id, agent_id, version, user_id, shared, definition, hash, published_at, published_by)
+        values (v_agent.tenant_id, v_agent.id, v_agent.latest_version, v_agent.user_id, v_agent.shared, p_definition, v_hash, v_now, vanilla.claim(4)::uuid);
+    perform vanilla.audit(v_agent.tenant_id, 'agent.saved', 'agent', v_agent.id, jsonb_build_object('slug', p_slug, 'version', v_agent.latest_version, 'hash', encode(v_hash, 'hex')));
+    return jsonb_build_object('agent_id', v_agent.id, 'slug', p_slug, 'version', v_agent.latest_version, 'hash', encode(v_hash, 'hex'), 'unchanged', false);
+end
+$f$;
+comment on function public.save_agent(text, jsonb, boolean, uuid, uuid) is
+    'Makes an agent, or the next version of the one of this slug; the latest text again makes none. Own, or any user''s by an admin. VS422 when the definition is not valid.';
+
+create or replace function public.retire_agent(p_agent_id uuid, p_tenant_id uuid default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_agent public.agents := vanilla.own_agent(p_agent_id, p_tenant_id);
+begin
+    update public.agents a set status = 'retired', updated_at = vanilla.clock() where a.tenant_id = v_agent.tenant_id and a.id = v_agent.id;
+    perform vanilla.audit(v_agent.tenant_id, 'agent.retired', 'agent', v_agent.id, jsonb_build_object('slug', v_agent.slug));
+    return jsonb_build_object('agent_id', v_agent.id, 'slug', v_agent.slug, 'status', 'retired');
+end
+$f$;
+comment on function public.retire_agent(uuid, uuid) is 'Ends an agent until it is saved again: nothing starts it any more, runs that have begun go on.';
+
+create or replace function vanilla.agent_of(p_tenant_id uuid, p_user_id uuid, p_ref text) returns public.agent_versions
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_agent public.agents;
+    v_version public.agent_versions;
+begin
+    select a.* into v_agent from public.agents a join public.users u on u.tenant_id = p_tenant_id and u.id = p_user_id
+        where a.tenant_id = p_tenant_id and a.slug = split_part(p_ref, '@', 1) and (a.shared or a.user_id = p_user_id or u.role <> 'user');
+    if not found then perform vanilla.refuse('VS404', format('there is no agent %s', p_ref), jsonb_build_object('agent', p_ref)); end if;
+    if v_agent.status = 'retired' then
+        perform vanilla.refuse('VS409', format('the agent %s is retired', v_agent.slug), jsonb_build_object('agent', p_ref), 'Save it again to run it.');
+    end if;
+    select v.* into v_version from public.agent_versions v where v.tenant_id = p_tenant_id and v.agent_id = v_agent.id
+        and v.version = case when p_ref like '%@%' then substr(split_part(p_ref, '@', 2), 1, 9)::integer else v_agent.latest_version end;
+    if not found then perform vanilla.refuse('VS404', format('there is no agent %s', p_ref), jsonb_build_object('agent', p_ref)); end if;
+    return v_version;
+end
+$f$;
+comment on function vanilla.agent_of(uuid, uuid, text) is 'The version that a reference, slug or slug@version, means to a user: of an agent of theirs, a shared one, or any for an admin.';
+
+-- A run's budget is an allocation: of the wallet, or carved out of its parent's. A tenth of it is kept for a last turn.
+create or replace function vanilla.open_run_budget(p_run public.agent_runs, p_parent public.agent_runs, p_share bigint, p_exact boolean) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tokens bigint := (p_run.limits ->> 'tokens')::bigint;
+    v_above uuid := p_parent.allocation_id;
+    v_limits jsonb;
+    v_opened jsonb;
+begin
+    if v_above is null then
+        select e.allocation_id into v_above from public.workflow_executions e where e.tenant_id = p_run.tenant_id and e.id = p_run.execution_id;
+        p_share := vanilla.run_share(p_run, v_above);
+    end if;
+    if v_above is not null then
+        v_tokens := least(v_tokens, p_share);
+    elsif not p_exact then      -- the agent's own limit is the most it takes, not what it must have
+        v_tokens := least(v_tokens, greatest((vanilla.lock_wallet(p_run.tenant_id, p_run.user_id)).available_tokens, 1));
+    end if;
+    v_limits := jsonb_build_object('requests', p_run.limits -> 'requests', 'tool_calls', nullif(p_run.limits -> 'tool_calls', '0'), 'wrap_up_tokens', v_tokens / 10);
+    if v_above is null then
+        v_opened := vanilla.allocation_open(p_run.tenant_id, p_run.user_id, v_tokens, v_limits, p_run.deadline_at, p_run.id);
+    else
+        v_opened := vanilla.allocation_carve(p_run.tenant_id, v_above, v_tokens, v_limits, p_run.deadline_at, p_run.id);
+    end if;
+    return (v_opened ->> 'allocation_id')::uuid;
+end
+$f$;
+comment on function vanilla.open_run_budget(public.agent_runs, public.agent_runs, bigint, boolean) is
+    'The allocation of a run that begins: of its parent''s, of at most p_share tokens; else of its execution''s, if that has one; else of the wallet.';
+
+create or replace function vanilla.open_execution_budget(p_execution public.workflow_executions, p_definition jsonb) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_tokens bigint := (p_definition ->> 'budget_tokens')::bigint;
+    v_ends timestamptz := vanilla.clock() + make_interval(secs => least(coalesce((p_definition ->> 'max_duration_s')::integer, 2592000), 2592000));
+    v_opened jsonb;
+begin
+    if v_tokens is null then return; end if;
+    if p_execution.parent_execution_id is null or p_execution.allocation_id is null then
+        v_opened := vanilla.allocation_open(p_execution.tenant_id, p_execution.user_id, v_tokens, '{}', v_ends);
+    else
+        select vanilla.allocation_carve(p_execution.tenant_id, a.id, least(v_tokens, vanilla.allocation_left(a)), '{}', v_ends) into v_opened
+            from public.resource_allocations a where a.tenant_id = p_execution.tenant_id and a.id = p_execution.allocation_id;
+    end if;
+    update public.workflow_executions e set allocation_id = (v_opened ->> 'allocation_id')::uuid where e.tenant_id = p_execution.tenant_id and e.id = p_execution.id;
+end
+$f$;
+comment on function vanilla.open_execution_budget(public.workflow_executions, jsonb) is
+    'An execution whose definition has budget_tokens begins with a budget: of the wallet, or as a child of one that has a budget a part of that.';
+
+create or replace function vanilla.end_execution_budget(p_execution public.workflow_executions) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    -- a child without one of its own has its parent's
+    if not exists (select from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.id = p_execution.parent_execution_id
+            and e.allocation_id = p_execution.allocation_id) then
+        perform vanilla.allocation_end(p_execution.tenant_id, p_execution.allocation_id, 'closed', 'execution ended');
+    end if;
+end
+$f$;
+comment on function vanilla.end_execution_budget(public.workflow_executions) is 'What an execution did not spend of its own budget goes back.';
+
+create or replace function vanilla.run_share(p_run public.agent_runs, p_allocation_id uuid) returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select vanilla.allocation_left(a) / greatest((select count(*) from public.workflow_steps s
+            join public.workflow_executions e on e.tenant_id = s.tenant_id and e.id = s.execution_id
+            join public.workflow_nodes n on n.tenant_id = s.tenant_id and n.workflow_id = e.workflow_id and n.version = e.version and n.node = s.node
+            where s.tenant_id = p_run.tenant_id and s.execution_id = p_run.execution_id and s.status in ('pending', 'ready', 'waiting')
+              and (n.kind = 'agent' and s.item = -1 or s.item >= 0)
+              and not exists (select from public.agent_runs r where r.tenant_id = s.tenant_id and r.execution_id = s.execution_id and r.node = s.node and r.item = s.item
+                and r.finished_at is null)), 1)
+    from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_allocation_id
+$f$;
+comment on function vanilla.run_share(public.agent_runs, uuid) is
+    'The part of an execution''s budget that a run of one of its nodes may take: what is left, by the nodes and items that have yet to begin.';
+
+create or replace function vanilla.run_budget(p_run public.agent_runs) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp
+    return (select jsonb_build_object('allocation_id', a.id, 'budget', a.budget_tokens, 'spent', a.spent_tokens, 'held', a.held_tokens, 'carved', a.carved_tokens,
+            'left', vanilla.allocation_left(a), 'notified', a.notified_at is not null)
+        from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_run.allocation_id);
+comment on function vanilla.run_budget(public.agent_runs) is 'What a run may still spend, in tokens.';
+
+create or replace function vanilla.count_run_call(p_run public.agent_runs) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if (p_run.limits ->> 'tool_calls')::bigint = 0 then return false; end if;
+    perform vanilla.allocation_count_tool_call(p_run.tenant_id, p_run.allocation_id);
+    return true;
+exception when sqlstate 'VS429' or sqlstate 'VS409' then
+    return false;
+end
+$f$;
+comment on function vanilla.count_run_call(public.agent_runs) is 'Counts a tool call on the budget of a run and those above it; false when they have had all of theirs.';
+
+create or replace function vanilla.hold_turn(p_tenant_id uuid, p_allocation_id uuid, p_step jsonb, p_call jsonb, p_prompt bigint, p_output bigint, p_choices integer, p_clamp boolean, p_ttl interval,
+    p_call_id uuid) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_wrap_up boolean := coalesce((p_step ->> 'wrap_up')::boolean, false);
+    v_run public.agent_runs;
+    v_node public.resource_allocations;
+    v_needed bigint := vanilla.call_tokens(p_call, p_prompt, 0, p_output);
+    v_weight numeric := (p_call ->> 'output_weight')::numeric;
+    v_clamped bigint;
+begin
+    if p_step ->> 'run_id' is not null then
+        select * into v_run from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = (p_step ->> 'run_id')::uuid and r.execution_id = (p_step ->> 'execution_id')::uuid
+            and r.node = (p_step ->> 'n')::smallint and r.item = coalesce((p_step ->> 'item')::integer, -1) and r.finished_at is null;
+        if not found then perform vanilla.refuse('VS409', 'no run of this step is under way', '{"stop_reason": "canceled"}'); end if;
+        p_allocation_id := v_run.allocation_id;
+    end if;
+    if v_run.deadline_at <= vanilla.clock() then
+        perform vanilla.refuse('VS429', 'the run''s time is over', jsonb_build_object('stop_reason', 'deadline', 'limit', v_run.limits -> 'seconds', 'resets_at', null));
+    elsif v_run.turns >= (v_run.limits ->> 'turns')::integer and not v_wrap_up then
+        perform vanilla.refuse('VS429', 'the run has had all of its turns', jsonb_build_object('stop_reason', 'max_turns', 'limit', v_run.limits -> 'turns', 'used', v_run.turns,
+            'resets_at', null));
+    end if;
+    v_node := vanilla.lock_allocation(p_tenant_id, p_allocation_id);
+    if p_clamp and v_needed > vanilla.allocation_left(v_node, v_wrap_up) and v_weight > 0 then
+        v_clamped := floor((vanilla.allocation_left(v_node, v_wrap_up) - vanilla.call_tokens(p_call, p_prompt, 0, 0)) / v_weight);
+        if v_clamped >= coalesce((vanilla.setting(p_tenant_id, 'gateway.min_output_tokens'))::bigint, 16) * p_choices then
+            p_output := v_clamped;
+            v_needed := vanilla.call_tokens(p_call, p_prompt, 0, p_output);
+        end if;
+    end if;
+    return vanilla.allocation_hold(p_tenant_id, p_allocation_id, p_call_id::text, v_needed, p_ttl, p_call || jsonb_build_object('workflow_execution_id', p_step -> 'execution_id',
+            'run_id', v_run.id), v_wrap_up, p_call_id, (p_step ->> 'lease')::bigint)
+        || jsonb_build_object('output_limit', p_output, 'clamped', v_clamped is not null);
+end
+$f$;
+comment on function vanilla.hold_turn(uuid, uuid, jsonb, jsonb, bigint, bigint, integer, boolean, interval, uuid) is
+    'Reserves a model call of a run, or of another step of an execution with a budget, on that budget, in place of the wallet that has reserved that already; with p_clamp an output of what is left. Refused with a stop_reason or the reason of the allocation.';
+
+create or replace function vanilla.allocation_call(p_tenant_id uuid, p_hold_id uuid) returns public.user_token_holds
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_call public.user_token_holds;
+begin
+    select h.tenant_id, h.id, h.user_id, h.amount, h.amount, 'resource_allocation', h.allocation_id, h.execution_id, h.call, h.created_at
+        into v_call.tenant_id, v_call.id, v_call.user_id, v_call.amount, v_call.requested, v_call.reference_type, v_call.reference_id, v_call.execution_id, v_call.call, v_call.created_at
+        from public.allocation_holds h where h.tenant_id = p_tenant_id and h.id = p_hold_id;
+    return v_call;
+end
+$f$;
+comment on function vanilla.allocation_call(uuid, uuid) is 'A model call that an allocation holds, in the form of one that the wallet holds.';
+
+create or replace function vanilla.lock_run_money(p_tenants uuid[], p_ids uuid[], p_calls jsonb) returns table (tenant_id uuid, hold_id uuid)
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
+declare
+    v_tenants uuid[];
+    v_roots uuid[];
+begin
+    select array_agg(d.tenant_id), array_agg(d.root_id) into v_tenants, v_roots from (
+        select a.tenant_id, a.root_id from unnest(p_tenants, p_ids) e (tenant_id, id)
+            cross join lateral (select x.allocation_id from public.agent_runs x where x.tenant_id = e.tenant_id and x.execution_id = e.id and x.finished_at is null offset 0) r
+            join public.resource_allocations a on a.tenant_id = e.tenant_id and a.id = r.allocation_id
+        union
+        select a.tenant_id, a.root_id from unnest(p_tenants, p_ids) e (tenant_id, id)
+            cross join lateral (select x.allocation_id from public.workflow_executions x where x.tenant_id = e.tenant_id and x.id = e.id and x.allocation_id is not null offset 0) x
+            join public.resource_allocations a on a.tenant_id = e.tenant_id and a.id = x.allocation_id
+        union
+        select a.tenant_id, a.root_id from jsonb_to_recordset(p_calls) as c (tenant_id uuid, hold_id uuid)
+            join public.allocation_holds h on h.tenant_id = c.tenant_id and h.id = c.hold_id
+            join public.resource_allocations a on a.tenant_id = h.tenant_id and a.id = h.allocation_id) d;
+    if v_roots is null then return; end if;
+    perform from public.resource_allocations a join unnest(v_tenants, v_roots) t (tenant_id, root_id) on a.tenant_id = t.tenant_id and a.root_id = t.root_id
+        where a.state = 'open' order by a.tenant_id, a.depth, a.id for no key update of a;
+    return query select a.tenant_id, a.hold_id from public.resource_allocations a join unnest(v_tenants, v_roots) t (tenant_id, root_id) on a.tenant_id = t.tenant_id and a.id = t.root_id;
+end
+$f$;
+comment on function vanilla.lock_run_money(uuid[], uuid[], jsonb) is
+    'Locks the budgets of runs under way in locked executions, and those of the given calls, trees and all; returns their holds in the wallet, which come next.';
+
+create or replace function vanilla.release_run_calls(p_tenant_id uuid, p_execution_id uuid, p_lease bigint) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_hold record;
+begin
+    for v_hold in select h.id from (
+                select r.allocation_id from public.agent_runs r where r.tenant_id = p_tenant_id and r.execution_id = p_execution_id and r.finished_at is null
+                union
+                select e.allocation_id from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = p_execution_id and e.allocation_id is not null) r
+            join public.allocation_holds h on h.tenant_id = p_tenant_id and h.allocation_id = r.allocation_id and h.state = 'open' and (p_lease is null or h.lease = p_lease)
+                and h.call ->> 'workflow_execution_id' = p_execution_id::text
+            order by h.allocation_id, h.id loop
+        perform vanilla.allocation_release(p_tenant_id, v_hold.id);
+    end loop;
+end
+$f$;
+comment on function vanilla.release_run_calls(uuid, uuid, bigint) is 'Returns what model calls of an execution with a budget and of the runs in it, or of one lease, still hold.';
+
+create or replace function vanilla.settle_turn(p_run public.agent_runs, p_call jsonb) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_settled jsonb;
+begin
+    v_settled := vanilla.settle_call(p_run.tenant_id, (p_call ->> 'hold_id')::uuid, p_call ->> 'status', (p_call ->> 'input')::bigint, (p_call ->> 'output')::bigint,
+        (p_call ->> 'cached')::bigint, (p_call ->> 'reasoning')::bigint, (p_call ->> 'estimated')::boolean, p_call ->> 'error_code', (p_call ->> 'latency_ms')::integer,
+        (p_call ->> 'first_token_ms')::integer);
+    return jsonb_build_object('charged', coalesce(v_settled -> 'charged', '0'), 'cost_micros', coalesce(v_settled -> 'cost_micros', '0'));
+end
+$f$;
+comment on function vanilla.settle_turn(public.agent_runs, jsonb) is 'Settles the model call of a turn as a worker tells it; tokens and micros of USD.';
+
+-- runs -------------------------------------------------------------------------------------------------------------
+-- A run is a step of an execution of 006. One that nobody wrote a workflow for has this one, of a single node.
+create or replace function vanilla.agent_flow(p_version public.agent_versions) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_agent public.agents;
+    v_definition jsonb;
+    v_flow public.workflow_versions;
+begin
+    if exists (select from public.workflow_versions v where v.tenant_id = p_version.tenant_id and v.workflow_id = p_version.agent_id and v.version = p_version.version) then
+        return;
+    end if;
+    select * into v_agent from public.agents a where a.tenant_id = p_version.tenant_id and a.id = p_version.agent_id;
+    v_definition := jsonb_build_object('name', v_agent.name, 'output', 'steps.agent.output', 'connections', '[]'::jsonb, 'nodes', jsonb_build_array(jsonb_build_object(
+        'id', 'agent', 'kind', 'agent', 'ref', v_agent.slug || '@' || p_version.version, 'input', 'input', 'pool', coalesce(p_version.definition ->> 'pool', 'default'),
+        'timeout_s', coalesce((p_version.definition #>> '{limits,seconds}')::integer, 3600),
+        'retry', '{"attempts": 3, "initial_ms": 500, "max_ms": 60000, "on": ["timeout", "provider_error", "rate_limited"]}'::jsonb)));
+    insert into public.ai_workflows (tenant_id, id, user_id, slug, name, description, draft, created_at, updated_at, origin_tenant_id)
+        values (v_agent.tenant_id, v_agent.id, null, 'agent-' || v_agent.id, v_agent.name, v_agent.description, v_definition, vanilla.clock(), vanilla.clock(), v_agent.tenant_id)
+        on conflict do nothing;
+    -- of two that make it the second waits, then finds it
+    insert into public.workflow_versions (tenant_id, workflow_id, version, user_id, shared, definition, hash, published_at, published_by)
+        values (v_agent.tenant_id, v_agent.id, p_version.version, null, false, v_definition, sha256(convert_to(v_definition::text, 'UTF8')), p_version.published_at, null)
+        on conflict do nothing returning * into v_flow;
+    if found then perform vanilla.compile_workflow(v_flow); end if;
+end
+$f$;
+comment on function vanilla.agent_flow(public.agent_versions) is 'Makes the workflow, nobody''s, in which a version of an agent runs that is no node of another.';
+
+create or replace function vanilla.new_run(p_version public.agent_versions, p_execution public.workflow_executions, p_node smallint, p_item integer, p_input jsonb,
+    p_tokens bigint default null) returns public.agent_runs
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_run public.agent_runs;
+begin
+    v_run.tenant_id := p_execution.tenant_id;
+    v_run.id := vanilla.uuid7();
+    v_run.user_id := p_execution.user_id;
+    v_run.agent_id := p_version.agent_id;
+    v_run.version := p_version.version;
+    v_run.speaker_id := p_version.agent_id;
+    v_run.speaker_version := p_version.version;
+    v_run.execution_id := p_execution.id;
+    v_run.node := p_node;
+    v_run.item := p_item;
+    v_run.root_run_id := v_run.id;
+    v_run.path := array[p_version.agent_id];
+    v_run.depth := 0;
+    v_run.state := 'submitted';
+    v_run.input := p_input;
+    v_run.limits := vanilla.agent_limits(p_version.definition) || case when p_tokens is null then '{}' else jsonb_build_object('tokens', p_tokens) end;
+    v_run.turns := 0;
+    v_run.tool_calls := 0;
+    v_run.children := 0;
+    v_run.charged_tokens := 0;
+    v_run.cost_micros := 0;
+    v_run.started_at := vanilla.clock();
+    v_run.deadline_at := v_run.started_at + make_interval(secs => (v_run.limits ->> 'seconds')::integer);
+    return v_run;
+end
+$f$;
+comment on function vanilla.new_run(public.agent_versions, public.workflow_executions, smallint, integer, jsonb, bigint) is 'A run of an agent as it begins, for a step of an execution; insert_run writes it.';
+
+create or replace function vanilla.insert_run(p_run public.agent_runs, p_parent public.agent_runs default null, p_share bigint default null, p_exact boolean default false)
+returns public.agent_runs
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_parent.id is not null then
+        p_run.parent_run_id := p_parent.id;
+        p_run.root_run_id := p_parent.root_run_id;
+        p_run.path := p_parent.path || p_run.path;
+        p_run.depth := p_parent.depth + 1;
+        p_run.deadline_at := least(p_run.deadline_at, p_parent.deadline_at);
+        p_run.limits := p_run.limits || jsonb_build_object('depth', least((p_run.limits ->> 'depth')::integer, (p_parent.limits ->> 'depth')::integer - 1));
+    end if;
+    p_run.allocation_id := vanilla.open_run_budget(p_run, p_parent, p_share, p_exact);
+    insert into public.agent_runs select (p_run).*;
+    return p_run;
+end
+$f$;
+comment on function vanilla.insert_run(public.agent_runs, public.agent_runs, bigint, boolean) is 'Begins a run with its budget: of the wallet, or of its parent''s. What the parent may not the child may not either.';
+
+create or replace function vanilla.leased_step(p_lease jsonb) returns public.workflow_queue
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_step public.workflow_queue;
+begin
+    perform from public.workflow_executions e where e.tenant_id = (p_lease ->> 'tenant_id')::uuid and e.id = (p_lease ->> 'execution_id')::uuid for no key update;
+    select * into v_step from public.workflow_queue q
+        where q.tenant_id = (p_lease ->> 'tenant_id')::uuid and q.execution_id = (p_lease ->> 'execution_id')::uuid and q.node = (p_lease ->> 'n')::smallint
+          and q.item = coalesce((p_lease ->> 'item')::integer, -1) and q.worker = (p_lease ->> 'worker')::uuid and q.lease = (p_lease ->> 'lease')::bigint;
+    if not found then perform vanilla.refuse('VS409', 'the step was taken from this worker', '{"stop": true}'); end if;
+    return v_step;
+end
+$f$;
+comment on function vanilla.leased_step(jsonb) is 'The step that a worker has under a lease, with its execution locked: nobody takes it away until this commits.';
+
+create or replace function vanilla.run_of_step(p_step public.workflow_queue) returns public.agent_runs
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_run public.agent_runs;
+begin
+    select * into v_run from public.agent_runs r where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item
+        and r.finished_at is null for no key update;
+    return v_run;
+end
+$f$;
+comment on function vanilla.run_of_step(public.workflow_queue) is 'The run under way that a step computes, locked.';
+
+create or replace function vanilla.run_view(p_run public.agent_runs) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp
+    return jsonb_build_object('run_id', p_run.id, 'root_run_id', p_run.root_run_id, 'parent_run_id', p_run.parent_run_id, 'state', p_run.state, 'turns', p_run.turns,
+        'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at,
+        'budget', vanilla.run_budget(p_run),
+        'speaker', (select jsonb_build_object('agent_id', a.id, 'slug', a.slug, 'version', v.version, 'definition', v.definition,
+                -- what a tool of a model says of those it may turn to
+                'others', (select coalesce(jsonb_object_agg(o.slug, o.description), '{}') from public.agents o where o.tenant_id = a.tenant_id and o.slug in (
+                    select split_part(x.value ->> 'agent', '@', 1) from (values ('handoffs'), ('delegates')) k (name)
+                    cross join lateral jsonb_array_elements(coalesce(nullif(v.definition -> k.name, 'null'), '[]')) x)))
+            from public.agents a join public.agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id
+            where a.tenant_id = p_run.tenant_id and a.id = p_run.speaker_id and v.version = p_run.speaker_version),
+        'steps', (select coalesce(jsonb_agg(jsonb_build_object('n', s.n, 'turn', s.turn, 'kind', s.kind, 'agent', a.slug, 'name', s.name, 'call_id', s.call_id, 'arguments', s.arguments,
+                'status', s.status, 'approval', s.approval, 'result', s.result, 'child_run_id', s.child_run_id) order by s.n), '[]')
+            from public.agent_run_steps s join public.agents a on a.tenant_id = s.tenant_id and a.id = s.agent_id
+            where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id));
+comment on function vanilla.run_view(public.agent_runs) is 'A run as its worker needs it: who has the word, budget, and everything that was done.';
+
+create or replace function vanilla.begin_run(p_lease jsonb, p_ref text, p_input jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_step public.workflow_queue := vanilla.leased_step(p_lease);
+    v_run public.agent_runs := vanilla.run_of_step(v_step);
+    v_execution public.workflow_executions;
+begin
+    if v_run.id is null then
+        select * into v_execution from public.workflow_executions e where e.tenant_id = v_step.tenant_id and e.id = v_step.execution_id;
+        if jsonb_typeof(p_input) is distinct from 'object' then perform vanilla.refuse('VS400', 'the input is a JSON object', '{"param": "input"}'); end if;
+        v_run := vanilla.insert_run(vanilla.new_run(vanilla.agent_of(v_step.tenant_id, v_step.user_id, p_ref), v_execution, v_step.node, v_step.item, p_input));
+    end if;
+    -- what its children came to
+    update public.agent_run_steps s set status = case c.state when 'completed' then 'done' else 'failed' end, finished_at = c.finished_at,
+            result = jsonb_build_object('state', c.state, 'stop_reason', c.stop_reason, 'output', c.output, 'error', c.error)
+        from public.agent_runs c
+        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' and c.tenant_id = s.tenant_id and c.id = s.child_run_id and c.finished_at is not null;
+    update public.agent_runs r set state = 'working' where r.tenant_id = v_run.tenant_id and r.id = v_run.id and r.state <> 'working';
+    v_run.state := 'working';
+    return vanilla.run_view(v_run);
+end
+$f$;
+comment on function vanilla.begin_run(jsonb, text, jsonb) is
+    'What a worker that claimed a step of the kind agent goes on from: the run under way of that step with its journal, or a new one of the agent that the node names.';
+
+create or replace function vanilla.stop_of_call(p_run public.agent_runs, p_definition jsonb, p_kind text, p_name text, p_hash bytea, out stop text, out target public.agent_versions)
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_edge jsonb;
+    v_before record;
+begin
+    if p_kind in ('handoff', 'delegate') then
+        select x.value into v_edge from jsonb_array_elements(p_definition -> (p_kind || 's')) x
+            where split_part(x.value ->> 'agent', '@', 1) = regexp_replace(p_name, '^(transfer|delegate)_to_', '');
+        begin
+            target := vanilla.agent_of(p_run.tenant_id, p_run.user_id, v_edge ->> 'agent');
+        exception when sqlstate 'VS404' or sqlstate 'VS409' then
+            return;      -- it is told that there is none
+        end;
+        if target.agent_id = any (p_run.path) and not coalesce((v_edge ->> 'again')::boolean, false) then
+            stop := 'cycle_refused';
+            return;
+        end if;
+    end if;
+    if p_kind = 'delegate' and (p_run.limits ->> 'depth')::integer < 1 then
+        stop := 'max_depth';
+        return;
+    end if;
+    if p_kind <> 'handoff' then
+        -- the same question with the same answers so often: another will not be another
+        select count(*) as calls, count(distinct coalesce(s.result::text, '')) as answers into v_before from public.agent_run_steps s
+            where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.arguments_hash = p_hash and s.status in ('done', 'failed');
+        if v_before.calls + 1 >= (p_run.limits ->> 'repeats')::integer and v_before.answers <= 1 and v_before.calls > 0 then
+            stop := 'loop_detected';
+        end if;
+    end if;
+end
+$f$;
+comment on function vanilla.stop_of_call(public.agent_runs, jsonb, text, text, bytea) is
+    'Why a run must not make a call that its model asked for, as a stop reason; and which agent it leads to.';
+
+create or replace function vanilla.record_turn(p_lease jsonb, p_turn integer, p_call jsonb, p_answer jsonb, p_wrap_up boolean default false) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_step public.workflow_queue := vanilla.leased_step(p_lease);
+    v_run public.agent_runs := vanilla.run_of_step(v_step);
+    v_speaker public.agent_versions;
+    v_call record;
+    v_settled jsonb;
+    v_kind text;
+    v_hash bytea;
+    v_found record;
+    v_stop text;
+    v_n integer;
+    v_calls integer := coalesce(jsonb_array_length(p_answer -> 'calls'), 0);
+begin
+    if v_run.id is null then perform vanilla.refuse('VS409', 'no run of this step is under way'); end if;
+    if v_run.turns >= p_turn then return vanilla.run_view(v_run) || '{"stop": null}'; end if;      -- it stands there: its answer was lost
+    if v_run.turns + 1 <> p_turn then perform vanilla.refuse('VS409', 'turns are recorded in their order', jsonb_build_object('turns', v_run.turns)); end if;
+    select * into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_run.speaker_id and v.version = v_run.speaker_version;
+    select coalesce(max(s.n), 0) into v_n from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id;
+    if v_run.parent_run_id is not null and jsonb_path_exists(p_answer, '$.calls[*] ? (@.name like_regex "^delegate_to_")') then
+        perform from public.agent_runs r where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id for no key update;      -- before money: its own turns have it first too
+    end if;
+    v_settled := vanilla.settle_turn(v_run, p_call);
+    update public.workflow_steps s set charged_tokens = s.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = s.cost_micros + (v_settled ->> 'cost_micros')::bigint
+        where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item in (-1, v_step.item);
+    v_n := v_n + 1;
+    insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
+        values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, 'model', v_run.speaker_id, 'done', p_answer, (v_settled ->> 'charged')::bigint,
+            (v_settled ->> 'cost_micros')::bigint, v_now, v_now);
+    if v_calls > 0 and not p_wrap_up then
+        if p_turn >= (v_run.limits ->> 'turns')::integer then v_stop := 'max_turns'; end if;
+        if v_run.deadline_at <= v_now then v_stop := 'deadline'; end if;
+    end if;
+    for v_call in select c.value ->> 'id' as id, c.value ->> 'name' as name, coalesce(c.value -> 'arguments', '{}') as arguments
+        from jsonb_array_elements(case when p_wrap_up then '[]' else coalesce(p_answer -> 'calls', '[]') end) with ordinality c order by c.ordinality
+    loop
+        v_n := v_n + 1;
+        v_kind := case when v_call.name like 'transfer\_to\_%' and jsonb_path_exists(v_speaker.definition, '$.handoffs[*].agent') then 'handoff'
+            when v_call.name like 'delegate\_to\_%' and jsonb_path_exists(v_speaker.definition, '$.delegates[*].agent') then 'delegate' else 'tool' end;
+        v_hash := sha256(convert_to(jsonb_build_array(v_call.name, v_call.arguments)::text, 'UTF8'));
+        v_found := null;
+        if v_stop is null then
+            v_found := vanilla.stop_of_call(v_run, v_speaker.definition, v_kind, v_call.name, v_hash);
+            v_stop := v_found.stop;
+        end if;
+        if v_stop is null and v_kind = 'tool' and not vanilla.count_run_call(v_run) then v_stop := 'max_tool_calls'; end if;
+        if v_stop is null and v_kind = 'delegate' then
+            update public.agent_runs r set children = r.children + 1 where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id
+                and r.children < (r.limits ->> 'children')::integer;
+            if not found then v_stop := 'max_children'; end if;
+        end if;
+        insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, name, call_id, arguments, arguments_hash, created_at)
+            values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, v_kind, v_run.speaker_id, v_call.name, v_call.id, v_call.arguments, v_hash, v_now);
+        if v_stop is null and v_kind <> 'tool' and (v_found.target).agent_id is null then
+            update public.agent_run_steps s set status = 'failed', result = '{"error": "There is no such agent."}', finished_at = v_now
+                where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = v_n;
+        elsif v_stop is null and v_kind = 'handoff' then
+            update public.agent_run_steps s set status = 'done', result = jsonb_build_object('agent', substr(v_call.name, 13)), finished_at = v_now
+                where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = v_n;
+            v_run.speaker_id := (v_found.target).agent_id;
+            v_run.speaker_version := (v_found.target).version;
+            v_run.path := v_run.path || v_run.speaker_id;
+        end if;
+    end loop;
+    if v_stop is not null then
+        update public.agent_run_steps s set status = 'refused', result = jsonb_build_object('error', v_stop), finished_at = v_now
+            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open';
+    end if;
+    update public.agent_runs r set turns = p_turn, speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version, path = v_run.path,
+            tool_calls = r.tool_calls + (select count(*) from public.agent_run_steps s where s.tenant_id = r.tenant_id and s.run_id = r.id and s.turn = p_turn and s.kind = 'tool' and s.status <> 'refused'),
+            charged_tokens = r.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = r.cost_micros + (v_settled ->> 'cost_micros')::bigint
+        where r.tenant_id = v_run.tenant_id and r.id = v_run.id returning * into v_run;
+    return vanilla.run_view(v_run) || jsonb_build_object('stop', v_stop);
+end
+$f$;
+comment on function vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean) is
+    'Writes a model''s answer to the journal in the transaction that settles its call, with the calls it asks for, and looks before any is made whether the run may go on: `stop` is null or why not. The same turn again changes nothing.';
+
+create or replace function vanilla.record_call(p_lease jsonb, p_n integer, p_status text, p_result jsonb) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_step public.workflow_queue := vanilla.leased_step(p_lease);
+    v_run public.agent_runs := vanilla.run_of_step(v_step);
+begin
+    if p_status = 'approval' then
+        update public.agent_run_steps s set approval = p_result where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open';
+    elsif p_status in ('done', 'failed') then
+        update public.agent_run_steps s set status = p_status, result = p_result, finished_at = vanilla.clock()
+            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open';
+    else
+        perform vanilla.refuse('VS400', 'a call is done or failed, or has an approval', '{"param": "status"}');
+    end if;
+end
+$f$;
+comment on function vanilla.record_call(jsonb, integer, text, jsonb) is 'Writes to the journal what a tool gave, or what people said to its call.';
+
+create or replace function vanilla.write_state(p_run public.agent_runs, p_arguments jsonb) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_expected bigint := (p_arguments ->> 'version')::bigint;
+    v_version bigint;
+begin
+    if v_expected = 0 then
+        if (select count(*) from public.agent_run_state s where s.tenant_id = p_run.tenant_id and s.root_run_id = p_run.root_run_id) >= 1000 then
+            return '{"error": "The state has 1,000 keys, which is all it can have."}';
+        end if;
+        insert into public.agent_run_state as s (tenant_id, root_run_id, key, user_id, value, version, run_id, updated_at)
+            values (p_run.tenant_id, p_run.root_run_id, p_arguments ->> 'key', p_run.user_id, p_arguments -> 'value', 1, p_run.id, vanilla.clock())
+            on conflict do nothing returning s.version into v_version;
+    else
+        update public.agent_run_state s set value = p_arguments -> 'value', version = s.version + 1, run_id = p_run.id, updated_at = vanilla.clock()
+            where s.tenant_id = p_run.tenant_id and s.root_run_id = p_run.root_run_id and s.key = p_arguments ->> 'key' and s.version = v_expected
+            returning s.version into v_version;
+    end if;
+    if v_version is null then
+        return jsonb_build_object('error', 'Somebody else has written it since.') || coalesce((select jsonb_build_object('value', s.value, 'version', s.version)
+            from public.agent_run_state s where s.tenant_id = p_run.tenant_id and s.root_run_id = p_run.root_run_id and s.key = p_arguments ->> 'key'), '{"version": 0}');
+    end if;
+    return jsonb_build_object('version', v_version);
+end
+$f$;
+comment on function vanilla.write_state(public.agent_runs, jsonb) is
+    'Writes a key of the state that a tree of runs shares, if it has the version that the caller read (0: it is not there); else what it is now.';
+
+create or replace function vanilla.make_call(p_lease jsonb, p_n integer) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_step public.workflow_queue := vanilla.leased_step(p_lease);
+    v_run public.agent_runs := vanilla.run_of_step(v_step);
+    v_call public.agent_run_steps;
+    v_result jsonb;
+begin
+    select * into v_call from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open';
+    if not found then return; end if;
+    begin
+        case v_call.name
+        when 'state_read' then
+            v_result := coalesce((select jsonb_build_object('value', s.value, 'version', s.version) from public.agent_run_state s
+                where s.tenant_id = v_run.tenant_id and s.root_run_id = v_run.root_run_id and s.key = v_call.arguments ->> 'key'), '{"value": null, "version": 0}');
+        when 'state_write' then
+            v_result := vanilla.write_state(v_run, v_call.arguments);
+        when 'artifact_save' then
+            insert into public.run_artifacts as a (tenant_id, run_id, user_id, name, media_type, content, created_at)
+                values (v_run.tenant_id, v_run.id, v_run.user_id, v_call.arguments ->> 'name', coalesce(v_call.arguments ->> 'media_type', 'text/plain'),
+                    v_call.arguments ->> 'content', vanilla.clock())
+                on conflict (tenant_id, run_id, name) do update set media_type = excluded.media_type, content = excluded.content, created_at = excluded.created_at
+                returning jsonb_build_object('artifact_id', a.id) into v_result;
+        end case;
+    exception when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then
+        v_result := jsonb_build_object('error', 'The arguments do not fit: ' || sqlerrm);
+    end;
+    update public.agent_run_steps s set status = case when v_result ? 'error' then 'failed' else 'done' end, result = v_result, finished_at = vanilla.clock()
+        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n;
+end
+$f$;
+comment on function vanilla.make_call(jsonb, integer) is
+    'Makes a call of a tool that the database itself has, state_read, state_write or artifact_save, in the transaction that writes it to the journal.';
+
+create or replace function vanilla.start_delegates(p_execution public.workflow_executions, p_step public.workflow_queue) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_run public.agent_runs := vanilla.run_of_step(p_step);
+    v_speaker public.agent_versions;
+    v_row public.agent_run_steps;
+    v_version public.agent_versions;
+    v_child public.workflow_executions;
+    v_made public.agent_runs;
+    v_started integer := 0;
+    v_share bigint;
+begin
+    -- those it asks now, and itself, have equal parts of what is left
+    select vanilla.allocation_left(a) / (1 + (select count(*) from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate'
+            and s.status = 'open' and s.child_run_id is null)) into v_share
+        from public.resource_allocations a where a.tenant_id = v_run.tenant_id and a.id = v_run.allocation_id;
+    for v_row in select * from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate' and s.status = 'open'
+            and s.child_run_id is null order by s.n loop
+        select v.* into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_row.agent_id order by v.version desc limit 1;
+        begin
+            v_version := vanilla.agent_of(v_run.tenant_id, v_run.user_id, coalesce((select x.value ->> 'agent' from jsonb_array_elements(v_speaker.definition -> 'delegates') x
+                where split_part(x.value ->> 'agent', '@', 1) = substr(v_row.name, 13)), substr(v_row.name, 13)));
+            if p_execution.depth >= 5 then perform vanilla.refuse('VS409', 'executions start each other at most five deep', '{"limit": 5}'); end if;
+            perform vanilla.agent_flow(v_version);
+            v_child := vanilla.new_execution(p_execution.user_id, (select row(w.*)::public.workflow_versions from public.workflow_versions w
+                where w.tenant_id = v_version.tenant_id and w.workflow_id = v_version.agent_id and w.version = v_version.version),
+                jsonb_build_object('message', coalesce(v_row.arguments -> 'message', v_row.arguments)), p_execution.priority);
+            v_child.depth := p_execution.depth + 1;
+            v_child.parent_execution_id := p_execution.id;
+            v_child.parent_node := p_step.node;
+            v_child.parent_item := p_step.item;
+            v_child.started_by := p_execution.started_by;
+            v_child.api_key_id := p_execution.api_key_id;
+            v_made := vanilla.insert_run(vanilla.new_run(v_version, v_child, 1::smallint, -1, v_child.input), v_run, v_share);
+            perform vanilla.insert_execution(v_child, '{}');
+        exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then
+            update public.agent_run_steps s set status = 'failed', result = jsonb_build_object('error', sqlerrm), finished_at = vanilla.clock()
+                where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
+            continue;
+        end;
+        update public.agent_run_steps s set child_run_id = v_made.id where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
+        v_started := v_started + 1;
+    end loop;
+    return v_started;
+end
+$f$;
+comment on function vanilla.start_delegates(public.workflow_executions, public.workflow_queue) is
+    'Starts the agents that the run of a step asked for, each as a child execution with a part of its budget. Returns how many; what cannot be started is told to the run.';
+
+create or replace function vanilla.end_run(p_run public.agent_runs, p_state text, p_stop_reason text, p_output jsonb default null, p_error jsonb default null) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+begin
+    update public.agent_run_steps s set status = 'refused', finished_at = v_now where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.status = 'open';
+    update public.agent_runs r set state = p_state, stop_reason = p_stop_reason, output = p_output, error = p_error, finished_at = v_now
+        where r.tenant_id = p_run.tenant_id and r.id = p_run.id and r.finished_at is null;
+    if p_run.allocation_id is not null then perform vanilla.allocation_end(p_run.tenant_id, p_run.allocation_id, 'closed', 'run ended'); end if;
+end
+$f$;
+comment on function vanilla.end_run(public.agent_runs, text, text, jsonb, jsonb) is 'Ends a run: what it still wanted is refused, what is left of its budget goes back.';
+
+create or replace function vanilla.stop_reason(p_code text) returns text language sql immutable
+    return case when p_code in ('max_turns', 'max_tool_calls', 'max_depth', 'max_children', 'budget_exhausted', 'deadline', 'loop_detected', 'cycle_refused',
+            'agreement_violated', 'quality_failed', 'canceled') then p_code
+        when p_code in ('provider_error', 'rate_limited', 'timeout', 'provider_not_ready', 'model_not_found', 'unsupported_model') then 'provider_failed'
+        when p_code = 'insufficient_tokens' then 'budget_exhausted'
+        when p_code = 'cancelled' then 'canceled'
+        else 'failed' end;
+comment on function vanilla.stop_reason(text) is 'The stop reason of a run whose step ended with the code of an error.';
+
+create or replace function vanilla.end_step_run(p_step public.workflow_queue, p_status text, p_output jsonb, p_error jsonb) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_run public.agent_runs := vanilla.run_of_step(p_step);
+begin
+    if v_run.id is null then return; end if;
+    if p_status = 'succeeded' then
+        perform vanilla.end_run(v_run, 'completed', coalesce(p_output ->> 'stop_reason', 'done'), p_output);
+    else
+        perform vanilla.end_run(v_run, 'failed', vanilla.stop_reason(p_error ->> 'code'), null, p_error);
+    end if;
+end
+$f$;
+comment on function vanilla.end_step_run(public.workflow_queue, text, jsonb, jsonb) is 'The run of a step that has its outcome ends with it.';
+
+create or replace function vanilla.end_runs(p_tenant_id uuid, p_execution_id uuid, p_status text, p_error jsonb default null, p_nodes smallint[] default null) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_run public.agent_runs;
+begin
+    for v_run in select * from public.agent_runs r where r.tenant_id = p_tenant_id and r.execution_id = p_execution_id and r.finished_at is null
+            and (p_nodes is null or r.node = any (p_nodes)) order by r.id for no key update loop
+        if p_status = 'failed' then
+            perform vanilla.end_run(v_run, 'failed', vanilla.stop_reason(p_error ->> 'code'), null, p_error);
+        else
+            perform vanilla.end_run(v_run, 'canceled', 'canceled');
+        end if;
+    end loop;
+end
+$f$;
+comment on function vanilla.end_runs(uuid, uuid, text, jsonb, smallint[]) is 'Runs that are under way when their execution ends, or when their nodes are to run again, end too.';
+
+create or replace function vanilla.agents_ended(p_execution public.workflow_executions, p_step public.workflow_queue, p_told boolean) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_running uuid[] := array(select e.id from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id
+        and e.parent_node = p_step.node and e.parent_item = p_step.item and e.finished_at is null order by e.id);
+    v_id uuid;
+begin
+    if p_told and v_running <> '{}' then return; end if;      -- the last one of them tells again
+    foreach v_id in array v_running loop      -- its time is over
+        perform vanilla.cancel_one(p_execution.tenant_id, v_id, 'timeout');
+    end loop;
+    delete from public.workflow_timers t where t.tenant_id = p_execution.tenant_id and t.execution_id = p_execution.id and t.node = p_step.node
+        and t.item in (p_step.item, -3 - p_step.item);
+    if v_running = '{}' then
+        perform vanilla.queue_step(p_execution, p_step.node, p_step.item, greatest(p_step.attempt - 1, 0));
+    else
+        perform vanilla.fail_step(p_step, '{"code": "deadline", "message": "The agents that it asked took too long."}');
+    end if;
+end
+$f$;
+comment on function vanilla.agents_ended(public.workflow_executions, public.workflow_queue, boolean) is
+    'A run that waits for those it asked goes on when all have ended; when its time is over they are cancelled, and it fails.';
+
+create or replace function vanilla.delete_runs(p_tenant_id uuid, p_executions uuid[]) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_runs uuid[] := array(select r.id from public.agent_runs r join public.agent_runs t on t.tenant_id = r.tenant_id and t.id = r.root_run_id
+        where t.tenant_id = p_tenant_id and t.execution_id = any (p_executions));
+begin
+    if v_runs = '{}' then return; end if;
+    delete from public.run_artifacts a where a.tenant_id = p_tenant_id and a.run_id = any (v_runs);
+    delete from public.agent_run_state s where s.tenant_id = p_tenant_id and s.root_run_id = any (v_runs);
+    delete from public.agent_run_steps s where s.tenant_id = p_tenant_id and s.run_id = any (v_runs);
+    delete from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = any (v_runs);
+end
+$f$;
+comment on function vanilla.delete_runs(uuid, uuid[]) is 'Deletes the trees of runs that began in these executions.';
+
+create or replace function vanilla.forget_runs(p_user public.users) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+begin
+    delete from public.run_artifacts a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id;
+    delete from public.agent_run_state s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
+    delete from public.agent_run_steps s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
+    delete from public.agent_runs r where r.tenant_id = p_user.tenant_id and r.user_id = p_user.id;
+    -- what is shared, or somebody else has run, is the tenant's by now
+    delete from public.agent_versions v where v.tenant_id = p_user.tenant_id and v.user_id = p_user.id and not v.shared
+        and not exists (select from public.agent_runs r where r.tenant_id = v.tenant_id and v.agent_id in (r.agent_id, r.speaker_id));
+    delete from public.agents a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and not a.shared
+        and not exists (select from public.agent_versions v where v.tenant_id = a.tenant_id and v.agent_id = a.id);
+end
+$f$;
+comment on function vanilla.forget_runs(public.users) is 'Deletes the runs of a user who is being erased, which have ended, and the agents that they had shared with nobody.';
+
+create or replace function public.start_agent(p_ref text, p_input jsonb default '{}', p_tokens bigint default null, p_idempotency_key text default null,
+    p_priority integer default null, p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_self boolean := vanilla.claim(4) is not null and coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid;
+    v_tenant uuid := case when v_self then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
+    v_user public.users := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
+    v_version public.agent_versions;
+    v_started jsonb;
+    v_execution public.workflow_executions;
+    v_run public.agent_runs;
+    v_hash bytea;
+begin
+    perform vanilla.check_start(p_input, p_idempotency_key, p_priority);
+    if p_tokens < 1 then perform vanilla.refuse('VS400', 'a budget is at least one token', '{"param": "tokens"}'); end if;
+    if p_idempotency_key is not null then
+        v_hash := sha256(convert_to(jsonb_build_array('agent', p_ref, p_input, p_tokens, p_priority)::text, 'UTF8'));
+        v_started := vanilla.started_before(v_user, p_idempotency_key, v_hash);
+        if v_started is not null then
+            return v_started || jsonb_build_object('run_id', (select r.id from public.agent_runs r where r.tenant_id = v_user.tenant_id
+                and r.execution_id = (v_started ->> 'execution_id')::uuid and r.parent_run_id is null order by r.id limit 1));
+        end if;
+    end if;
+    v_version := vanilla.agent_of(v_user.tenant_id, v_user.id, p_ref);
+    perform vanilla.agent_flow(v_version);
+    v_started := vanilla.start_version(v_user, v_version.agent_id, v_version.version, p_input, p_priority, p_idempotency_key, v_hash);
+    select * into v_execution from public.workflow_executions e where e.tenant_id = v_user.tenant_id and e.id = (v_started ->> 'execution_id')::uuid;
+    if (v_started ->> 'replayed')::boolean then
+        select * into v_run from public.agent_runs r where r.tenant_id = v_execution.tenant_id and r.execution_id = v_execution.id and r.parent_run_id is null order by r.id limit 1;
+    else
+        v_run := vanilla.insert_run(vanilla.new_run(v_version, v_execution, 1::smallint, -1, p_input, p_tokens), p_exact => p_tokens is not null);
+    end if;
+    return v_started || jsonb_build_object('run_id', v_run.id);
+end
+$f$;
+comment on function public.start_agent(text, jsonb, bigint, text, integer, uuid, uuid) is
+    'Starts an agent, slug or slug@version, for oneself or, by an admin, for a user who pays: an execution and its run, with the budget of tokens that is named or the agent''s own. The same key and input answer with the first run.';
+
+grant execute on function public.save_agent(text, jsonb, boolean, uuid, uuid), public.retire_agent(uuid, uuid),
+    public.start_agent(text, jsonb, bigint, text, integer, uuid, uuid) to vanilla_app, vanilla_operator;
+grant execute on function vanilla.begin_run(jsonb, text, jsonb), vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean), vanilla.record_call(jsonb, integer, text, jsonb),
+    vanilla.make_call(jsonb, integer) to vanilla_runtime;
 
 -- what is there from the first day ---------------------------------------------------------------------------------
 set local role vanilla_system;

@@ -61,7 +61,13 @@ begin
             ('routing_metrics', 'admin_only', '{}', false, null),
             ('routing_decisions', 'admin_only', '{}', true, null),
             ('resource_allocations', 'user_read', '{}', false, null),
-            ('allocation_holds', 'user_read', '{}', false, null)) t (name, class, hidden, append_only, public)
+            ('allocation_holds', 'user_read', '{}', false, null),
+            ('agents', 'user_owned', '{}', false, 'shared'),
+            ('agent_versions', 'user_owned', '{}', false, 'shared'),
+            ('agent_runs', 'user_read', '{}', false, null),
+            ('agent_run_steps', 'user_read', '{}', false, null),
+            ('agent_run_state', 'user_read', '{}', false, null),
+            ('run_artifacts', 'user_read', '{}', false, null)) t (name, class, hidden, append_only, public)
     loop
         continue when v.oid is null;
         perform vanilla.protect_table(v.oid, v.class, p_hidden => v.hidden::name[], p_append_only => v.append_only, p_public => v.public);

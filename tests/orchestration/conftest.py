@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Cluster, migrated_database
+from tests.orchestration.studio import Studio, studio
 from tests.orchestration.support import Trees
 from tests.tokens.support import START, TEST_CLOCK
 from vanilla_saas.database.pool import _prepare
@@ -33,3 +34,12 @@ async def trees(cluster: Cluster, forest_name: str) -> AsyncIterator[Trees]:
     assert await connection.fetchval("select count(*) from resource_allocations where state = 'open'") == 0
     assert await trees.broken() == []
     await connection.close()
+
+
+@pytest.fixture(scope="module", params=["builtin", "pydantic_ai"])
+async def desk(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[Studio]:
+    """The database of a module that runs agents, by each of the two loops: no other test's runs are in it."""
+    async with studio(cluster, tmp_path_factory.mktemp("home"), request.param) as made:
+        yield made

@@ -32,7 +32,8 @@ select a.tenant_id, a.user_id, a.id, 'its ledger rows do not say what its steps 
 from public.resource_allocations a
 cross join lateral (select sum(h.settled) as settled from public.allocation_holds h where h.tenant_id = a.tenant_id and h.allocation_id = a.id) h
 left join (
-    select r.tenant_id, r.reference_id, -sum(r.amount + r.reserved_amount) as taken from public.user_token_ledger r
-    where r.reference_type = 'resource_allocation' and r.direction in ('settle', 'debt') group by r.tenant_id, r.reference_id) l
-    on l.tenant_id = a.tenant_id and l.reference_id = a.id
+    select r.tenant_id, h.allocation_id, -sum(r.amount + r.reserved_amount) as taken from public.user_token_ledger r
+    join public.allocation_holds h on h.tenant_id = r.tenant_id and h.id = (r.metadata ->> 'allocation_hold')::uuid
+    where r.metadata ? 'allocation_hold' and r.direction in ('settle', 'debt') group by r.tenant_id, h.allocation_id) l
+    on l.tenant_id = a.tenant_id and l.allocation_id = a.id
 where coalesce(h.settled, 0) <> coalesce(l.taken, 0)

@@ -10,7 +10,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import orjson
@@ -126,10 +126,37 @@ def script_of(header: bytes | None, body: Mapping[str, Any]) -> Script:
     """The header's script, else that of a last user message or last input `sandbox: {...}`, else none."""
     if header is not None:
         return parse_script(header)
+    if (turns := _turns_of(body)) is not None:
+        return turns
     text = (last_user_text(body) if "messages" in body else _last_input(body)).strip()
     if text.startswith("sandbox:") and text[8:].lstrip().startswith("{"):
         return parse_script(text[8:].strip())
     return NO_SCRIPT
+
+
+def _turns_of(body: Mapping[str, Any]) -> Script | None:
+    """Of a first system message that ends with `sandbox: {"turns": [...]}` the script of this turn.
+
+    The turn is the number of answers that the request has already; behind the last one it is the last.
+    """
+    messages = _objects(body.get("messages"))
+    if not messages or messages[0].get("role") != "system":
+        return None
+    _, found, raw = "".join(texts_of(messages[0].get("content"))).rpartition("sandbox: {")
+    if not found:
+        return None
+    try:
+        turns = orjson.loads("{" + raw).get("turns")
+    except orjson.JSONDecodeError as error:
+        raise _bad_script("it is not JSON") from error
+    if not isinstance(turns, list) or not turns:
+        raise _bad_script("field 'turns' is a list of scripts")
+    turn = sum(message.get("role") == "assistant" for message in messages)
+    script = parse_script(orjson.dumps(turns[min(turn, len(turns) - 1)]))
+    if script.tool_calls is None:
+        return script
+    calls = ({"id": f"call_{turn}_{number}", **call} for number, call in enumerate(script.tool_calls))
+    return replace(script, tool_calls=tuple(calls))
 
 
 def count_tokens(text: str) -> int:

@@ -49,6 +49,10 @@ class StepLease:
     """The node, by number."""
     item: int | None
     lease: int
+    run_id: str | None = None
+    """The run of an agent whose budget pays; None: the wallet does."""
+    wrap_up: bool = False
+    """The last turn of a run whose budget is used up: paid by what was put by for it."""
 
 
 @dataclass(slots=True)

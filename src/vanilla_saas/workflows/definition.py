@@ -40,6 +40,9 @@ class Definition(Strict):
     max_duration_s: Seconds | None = None
     priority: int | None = Field(None, ge=0, le=9, description="9 first")
     estimate_tokens: int | None = Field(None, ge=0, le=10**12, description="wallet tokens reserved at the start")
+    budget_tokens: int | None = Field(
+        None, ge=1, le=10**12, description="wallet tokens that it and what it starts may cost, reserved at the start"
+    )
 
 
 @cache

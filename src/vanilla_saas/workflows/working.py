@@ -16,6 +16,7 @@ from vanilla_saas.database.connection import Addresses, addresses
 from vanilla_saas.database.context import ContextSigner, load_signer
 from vanilla_saas.database.pool import Database
 from vanilla_saas.logs import configure_logs
+from vanilla_saas.orchestration.journal import Journal
 from vanilla_saas.providers.adapters import UpstreamClient
 from vanilla_saas.providers.sandbox import SandboxServer
 from vanilla_saas.providers.secrets import SecretBox
@@ -68,7 +69,7 @@ async def worker_beside(
     async with HttpClient(private=settings.workflows_to_private) as http, McpServers.of(settings) as mcp:
 
         def tooling(worker: str) -> Tooling:
-            return Tooling(WorkerCalls(calls, worker), http, tools, mcp)
+            return Tooling(WorkerCalls(calls, worker), http, tools, mcp, Journal(database, calls, worker))
 
         made = Worker(database, options_of(settings, polls=polls), tooling, drain_s=BESIDE_DRAIN_S, told=told)
         async with working(made) as worker:
@@ -138,7 +139,7 @@ async def worker_alone(
         stack.push_async_callback(calls.close)
 
         def tooling(worker: str) -> Tooling:
-            return Tooling(WorkerCalls(calls, worker), http, tools, mcp)
+            return Tooling(WorkerCalls(calls, worker), http, tools, mcp, Journal(database, calls, worker))
 
         yield Worker(database, options, tooling, drain_s=drain_s)
 

@@ -99,16 +99,17 @@ class Attempt:
         try:
             return await self.tooling.calls.chat(self.step, body, self.calls, say)
         except (UpstreamError, VanillaError, InvalidRequest) as error:
-            raise _of_call(error) from None
+            raise of_call(error) from None
 
     async def embed(self, body: Mapping[str, Any]) -> ModelAnswer:
         try:
             return await self.tooling.calls.embed(self.step, body, self.calls)
         except (UpstreamError, VanillaError, InvalidRequest) as error:
-            raise _of_call(error) from None
+            raise of_call(error) from None
 
 
-def _of_call(error: UpstreamError | VanillaError | InvalidRequest) -> Failure:
+def of_call(error: UpstreamError | VanillaError | InvalidRequest) -> Failure:
+    """A model call that was refused or failed."""
     if isinstance(error, UpstreamError):
         return of_upstream(error)
     return of_refusal(error) if isinstance(error, VanillaError) else of_request(error)

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from vanilla_saas.orchestration import loop
 from vanilla_saas.workflows.execution import computing, gates, models, outside, waits
 from vanilla_saas.workflows.execution.attempt import Attempt
 from vanilla_saas.workflows.execution.failures import Failure
@@ -17,10 +18,6 @@ from vanilla_saas.workflows.execution.tooling import Tooling
 from vanilla_saas.workflows.nodes import Map
 
 log = structlog.get_logger()
-
-
-async def _not_available(_: Attempt, node: Any) -> Outcome:
-    raise Failure("not_available", f"This release cannot run nodes of the kind {node.kind} yet.", {"kind": node.kind})
 
 
 KINDS: Mapping[str, Callable[[Attempt, Any], Awaitable[Outcome]]] = {
@@ -35,7 +32,7 @@ KINDS: Mapping[str, Callable[[Attempt, Any], Awaitable[Outcome]]] = {
     "tool": outside.tool,
     "engine": waits.execution,
     "workflow": waits.execution,
-    "agent": _not_available,
+    "agent": loop.run,
     "wait": waits.wait,
     "signal": waits.signal,
     "approval": waits.approval,

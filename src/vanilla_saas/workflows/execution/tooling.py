@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from vanilla_saas.orchestration.journal import Journal
 from vanilla_saas.workflows.attending import OpenWords
 from vanilla_saas.workflows.execution.calls import StepCalls
 from vanilla_saas.workflows.execution.http_client import HttpClient
@@ -27,6 +28,8 @@ class Tooling:
     http: HttpClient
     tools: ToolRegistry = field(default_factory=ToolRegistry)
     mcp: McpServers = field(default_factory=McpServers)
+    agents: Journal | None = None
+    """The journal of agents' runs; None: agents do not run here."""
     settings: Limits = Limits()
     now: Callable[[], datetime] = _now
     """The clock that `wait` counts from."""

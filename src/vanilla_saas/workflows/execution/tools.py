@@ -41,6 +41,8 @@ class ToolContext:
     attempt: int
     round: int = 0
     """How often a gate has sent the step back."""
+    key: str | None = None
+    """The idempotency key of an agent's call, of which a step makes many."""
 
     @property
     def idempotency_key(self) -> str:
@@ -48,6 +50,8 @@ class ToolContext:
 
         What a gate has sent back is another step.
         """
+        if self.key is not None:
+            return self.key
         item = "" if self.item is None else f":{self.item}"
         return f"{self.execution_id}:{self.node}{item}" + (f"@{self.round}" if self.round else "")
 

@@ -17,16 +17,18 @@ MESSAGE = 2000
 
 
 async def call(attempt: Attempt, name: str, expression: str, context: ToolContext) -> Any:
-    """What the tool `mcp/<server>/<tool>` gives: structured content, else its text, else its content as a list.
+    """`call_with` the arguments that `expression` gives."""
+    return await call_with(attempt, name, await attempt.compute_object("arguments", expression), context)
 
-    `expression` gives its arguments.
+
+async def call_with(attempt: Attempt, name: str, arguments: dict[str, Any], context: ToolContext) -> Any:
+    """What the tool `mcp/<server>/<tool>` gives: structured content, else its text, else its content as a list.
 
     Raises Failure: tool_unknown, tool_arguments, tool_failed, schema_mismatch, schema_*, output_too_large, and for
     the server timeout, provider_error, provider_not_ready, rate_limited and http_status.
     """
     servers = attempt.tooling.mcp
     server, tool = servers.split(name)
-    arguments = await attempt.compute_object("arguments", expression)
     meta = {
         "vanilla-saas/idempotency-key": context.idempotency_key,
         "vanilla-saas/tenant-id": context.tenant_id,

@@ -1,0 +1,1 @@
+"""Agents that work with each other under budgets (migration 009)."""

@@ -1,0 +1,134 @@
+"""A run as the conversation that its model reads, made from the journal alone: the same rows, the same messages."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from vanilla_saas.orchestration.definition import AgentDefinition
+
+SHOWN = 65_536
+"""Characters of what a tool gave that the model reads."""
+TRANSFER, DELEGATE = "transfer_to_", "delegate_to_"
+
+ALMOST = "You have used most of the budget of this run. Come to an end soon."
+WRAP_UP = "The budget of this run is used up. Answer now with what you have; nothing more can be called."
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `vanilla.run_view` gives."""
+
+    view: Mapping[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return str(self.view["run_id"])
+
+    @property
+    def turns(self) -> int:
+        return int(self.view["turns"])
+
+    @property
+    def speaker(self) -> str:
+        return str(self.view["speaker"]["slug"])
+
+    @property
+    def definition(self) -> AgentDefinition:
+        return AgentDefinition.model_validate(self.view["speaker"]["definition"])
+
+    @property
+    def others(self) -> Mapping[str, str]:
+        """Descriptions of the agents that it may turn to, by slug."""
+        found: Mapping[str, str] = self.view["speaker"]["others"]
+        return found
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        return list(self.view["steps"])
+
+    def open_calls(self, kind: str) -> list[dict[str, Any]]:
+        return [step for step in self.steps if step["status"] == "open" and step["kind"] == kind]
+
+    def answer(self) -> dict[str, Any] | None:
+        """The last thing that a model said, when it asked for nothing and nothing follows it."""
+        steps = self.steps
+        last = steps[-1] if steps else None
+        return last["result"] if last and last["kind"] == "model" and not last["result"].get("calls") else None
+
+
+def said_by_user(given: Mapping[str, Any]) -> str:
+    """`{"message": text}` is the text; any other input is JSON."""
+    if set(given) == {"message"} and isinstance(given["message"], str):
+        return given["message"]
+    return orjson.dumps(given).decode()
+
+
+def messages(run: Run, instructions: str, corrections: Mapping[int, str]) -> list[dict[str, Any]]:
+    """`corrections` are what was wrong with answers of the journal, by `n`."""
+    said: list[dict[str, Any]] = [
+        {"role": "system", "content": instructions},
+        {"role": "user", "content": said_by_user(run.view["input"])},
+    ]
+    for step in run.steps:
+        if step["kind"] == "model":
+            said.append(_of_model(step["result"]))
+            if step["n"] in corrections:
+                said.append({"role": "user", "content": corrections[step["n"]]})
+        else:
+            said.append({"role": "tool", "tool_call_id": step["call_id"], "content": of_call(step)})
+    if run.view["budget"]["notified"]:
+        said.append({"role": "system", "content": ALMOST})
+    return said
+
+
+def _of_model(answer: Mapping[str, Any]) -> dict[str, Any]:
+    calls = [
+        {
+            "id": call["id"],
+            "type": "function",
+            "function": {"name": call["name"], "arguments": orjson.dumps(call["arguments"]).decode()},
+        }
+        for call in answer.get("calls") or ()
+    ]
+    return {"role": "assistant", "content": answer.get("text") or None} | ({"tool_calls": calls} if calls else {})
+
+
+def of_call(step: Mapping[str, Any]) -> str:
+    """What the model reads of a call that has ended."""
+    result = step["result"]
+    if step["kind"] == "handoff" and step["status"] == "done":
+        return f"The conversation was handed over to {result['agent']}."
+    if step["kind"] == "delegate" and step["status"] == "done":
+        return _text(result["output"].get("json") or result["output"].get("text"))
+    return _text(result)
+
+
+def _text(value: Any) -> str:
+    return (value if isinstance(value, str) else orjson.dumps(value).decode())[:SHOWN]
+
+
+def functions(run: Run, parameters: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tools of a request: `parameters` (`description` and `parameters`, by the name a model calls), then agents."""
+    return [_function(name, one["description"], one["parameters"]) for name, one in parameters.items()] + list(
+        _agents(run)
+    )
+
+
+def _agents(run: Run) -> Iterator[dict[str, Any]]:
+    definition = run.definition
+    for edge in definition.handoffs:
+        about = run.others.get(edge.slug, "")
+        text = f"Hands the conversation over to {edge.slug}, who answers from then on. {about}".strip()
+        yield _function(TRANSFER + edge.slug, text, {"type": "object", "properties": {}})
+    for edge in definition.delegates:
+        about = run.others.get(edge.slug, "")
+        text = f"Gives {edge.slug} a task and waits for the answer. {about}".strip()
+        message = {"type": "string", "description": "The task, with all that is needed for it."}
+        schema = {"type": "object", "properties": {"message": message}, "required": ["message"]}
+        yield _function(DELEGATE + edge.slug, text, schema)
+
+
+def _function(name: str, description: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}

@@ -1,0 +1,60 @@
+"""The journal of runs: what a worker reads of it and writes to it, each in one statement under the step's lease."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vanilla_saas.database.pool import Database
+from vanilla_saas.providers.step_metering import MeteredStepCalls, ModelAnswer, StepLease
+from vanilla_saas.workflows.execution.steps import Step
+
+BEGIN = "select vanilla.begin_run($1::jsonb, $2, $3::jsonb)"
+RECORD_TURN = "select vanilla.record_turn($1::jsonb, $2, $3::jsonb, $4::jsonb, $5)"
+MAKE_CALL = "select vanilla.make_call($1::jsonb, $2)"
+RECORD_CALL = "select vanilla.record_call($1::jsonb, $2, $3, $4::jsonb)"
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Of the runs that the worker with the id `worker` computes. Its methods raise VanillaError."""
+
+    database: Database
+    metered: MeteredStepCalls
+    worker: str
+
+    def _lease(self, step: Step, run_id: str | None = None, wrap_up: bool = False) -> StepLease:
+        return StepLease(
+            self.worker,
+            step.tenant_id,
+            step.execution_id,
+            step.n,
+            step.item,
+            step.lease,
+            run_id=run_id,
+            wrap_up=wrap_up,
+        )
+
+    async def begin(self, step: Step, ref: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The run of the step as it stands (`vanilla.run_view`); a new one when none is under way."""
+        return dict(await self.database.call(BEGIN, asdict(self._lease(step)), ref, given))
+
+    async def chat(
+        self, step: Step, run_id: str, body: Mapping[str, Any], calls: list[dict[str, Any]], *, wrap_up: bool
+    ) -> ModelAnswer:
+        """A model call that the budget of the run pays. Raises as `MeteredStepCalls.step_chat` does."""
+        return await self.metered.step_chat(self._lease(step, run_id, wrap_up), body, calls)
+
+    async def record_turn(
+        self, step: Step, turn: int, call: Mapping[str, Any], answer: Mapping[str, Any], *, wrap_up: bool
+    ) -> dict[str, Any]:
+        """Settles the call and keeps its answer; the run as it stands then, and `stop`."""
+        lease = asdict(self._lease(step))
+        return dict(await self.database.call(RECORD_TURN, lease, turn, call, answer, wrap_up))
+
+    async def make_call(self, step: Step, n: int) -> None:
+        """Makes a call of a tool of the database itself, and keeps what it gave."""
+        await self.database.call(MAKE_CALL, asdict(self._lease(step)), n)
+
+    async def record_call(self, step: Step, n: int, status: str, result: Any) -> None:
+        """Keeps what a tool gave (`done`, `failed`), or what people said (`approval`)."""
+        await self.database.call(RECORD_CALL, asdict(self._lease(step)), n, status, result)

@@ -1,0 +1,33 @@
+"""Tools that agents of tests call. What they did is in `DONE`, by idempotency key."""
+
+from vanilla_saas.workflows.execution.tools import ToolContext, tool
+
+DONE: dict[str, list[str]] = {}
+
+
+@tool
+def look_up(name: str) -> dict[str, str]:
+    "Looks a customer up."
+    return {"name": name, "plan": "pro"}
+
+
+@tool
+def refund(amount: int, context: ToolContext) -> str:
+    "Pays an amount back."
+    DONE.setdefault(context.idempotency_key, []).append(f"{amount}")
+    return f"refunded {amount}"
+
+
+@tool
+def breaks() -> str:
+    "Never works."
+    raise ValueError("no luck")
+
+
+TICKS = iter(range(10**9))
+
+
+@tool
+def tick() -> int:
+    "Another number each time."
+    return next(TICKS)
