@@ -205,6 +205,7 @@ create table if not exists public.agent_runs (
     output jsonb,
     limits jsonb not null,
     allocation_id uuid,
+    chat jsonb,
     turns integer not null default 0,
     tool_calls integer not null default 0,
     children integer not null default 0,
@@ -241,6 +242,8 @@ comment on column public.agent_runs.speaker_id is 'The agent that has the word: 
 comment on column public.agent_runs.path is 'The agents from the root to this one, and those that it was handed over to: who is in it may not be asked again, unless whoever asks may.';
 comment on column public.agent_runs.limits is 'tokens, turns, tool_calls, depth, children, repeats, seconds: the agent''s own, or less where its parent has less.';
 comment on column public.agent_runs.children is 'Of a root: how many runs its tree has started.';
+comment on column public.agent_runs.chat is
+    'Of a group chat: phase (speak, bid, over), messages so far, bids by member, and what ended it.';
 comment on column public.agent_runs.charged_tokens is 'What its own model calls were charged; of its children their own rows.';
 
 create table if not exists public.agent_run_steps (
@@ -266,7 +269,7 @@ create table if not exists public.agent_run_steps (
     constraint agent_run_steps_pkey primary key (tenant_id, run_id, n),
     constraint agent_run_steps_run_fkey foreign key (tenant_id, run_id) references public.agent_runs (tenant_id, id),
     constraint agent_run_steps_child_fkey foreign key (tenant_id, child_run_id) references public.agent_runs (tenant_id, id),
-    constraint agent_run_steps_kind_check check (kind in ('model', 'tool', 'handoff', 'delegate')),
+    constraint agent_run_steps_kind_check check (kind in ('model', 'bid', 'tool', 'handoff', 'delegate')),
     constraint agent_run_steps_status_check check (status in ('open', 'done', 'failed', 'refused')),
     constraint agent_run_steps_finished_check check ((status = 'open') = (finished_at is null))
 ) with (fillfactor = 80);
@@ -1179,8 +1182,8 @@ begin
             return format('The limit %s is a whole number up to %s.', v.key, v_most ->> v.key);
         end if;
     end loop;
-    for v in select r.name, x.value from (values ('handoffs'), ('delegates')) r (name)
-            cross join lateral jsonb_array_elements(case when jsonb_typeof(p_definition -> r.name) = 'array' then p_definition -> r.name else '[]' end) x loop
+    for v in select r.name, x.value from (values ('handoffs', p_definition -> 'handoffs'), ('delegates', p_definition -> 'delegates'), ('members', p_definition #> '{chat,members}')) r (name, agents)
+            cross join lateral jsonb_array_elements(case when jsonb_typeof(r.agents) = 'array' then r.agents else '[]' end) x loop
         if coalesce(v.value ->> 'agent', '') !~ '^[a-z0-9][a-z0-9_-]{0,39}(@[1-9][0-9]{0,8})?$' then
             return format('Each of %s names an agent: its slug, or slug@version.', v.name);
         end if;
@@ -1566,6 +1569,7 @@ begin
     v_run.turns := 0;
     v_run.tool_calls := 0;
     v_run.children := 0;
+    v_run.chat := case when p_version.definition ? 'chat' then '{"phase": "speak", "messages": 0, "bids": {}}'::jsonb end;
     v_run.charged_tokens := 0;
     v_run.cost_micros := 0;
     v_run.started_at := vanilla.clock();
@@ -1574,6 +1578,65 @@ begin
 end
 $f$;
 comment on function vanilla.new_run(public.agent_versions, public.workflow_executions, smallint, integer, jsonb, bigint) is 'A run of an agent as it begins, for a step of an execution; insert_run writes it.';
+
+create or replace function vanilla.chat_members(p_run public.agent_runs) returns public.agent_versions[]
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_ref text;
+    v_members public.agent_versions[] := '{}';
+begin
+    for v_ref in select x.value ->> 'agent' from public.agent_versions v
+        cross join lateral jsonb_array_elements(v.definition #> '{chat,members}') with ordinality x
+        where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.agent_id and v.version = p_run.version order by x.ordinality
+    loop
+        v_members := v_members || vanilla.agent_of(p_run.tenant_id, p_run.user_id, v_ref);
+    end loop;
+    return v_members;
+end
+$f$;
+comment on function vanilla.chat_members(public.agent_runs) is 'The members of a group chat in their order, as their references mean them now; refused when one is not there.';
+
+create or replace function vanilla.give_word(p_run public.agent_runs, p_answer text default null) returns public.agent_runs
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_chat jsonb := (select v.definition -> 'chat' from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.agent_id and v.version = p_run.version);
+    v_members public.agent_versions[] := vanilla.chat_members(p_run);
+    v_count integer := cardinality(v_members);
+    v_said integer := (p_run.chat ->> 'messages')::integer;
+    v_next public.agent_versions;
+    v_end text;
+begin
+    if p_run.chat ->> 'phase' = 'bid' then      -- the number of what it said; who says none does not want the word
+        p_run.chat := jsonb_set(p_run.chat, array['bids', p_run.speaker_id::text], to_jsonb(coalesce(substring(p_answer from '[0-9]{1,6}')::integer, 0)));
+    elsif p_answer is not null then
+        if v_chat ->> 'floor' <> 'manager' or p_run.speaker_id <> p_run.agent_id then v_said := v_said + 1; end if;
+        v_end := case when strpos(lower(p_answer), lower(v_chat ->> 'until')) > 0 then 'said'
+            when v_chat ->> 'floor' = 'manager' and p_run.speaker_id = p_run.agent_id then 'manager'
+            when v_said >= (v_chat ->> 'rounds')::integer * v_count then 'rounds' end;
+        p_run.chat := p_run.chat || jsonb_build_object('messages', v_said, 'bids', '{}'::jsonb);
+        if v_end is not null then
+            p_run.chat := p_run.chat || jsonb_build_object('phase', 'over', 'ended_by', v_end);
+            return p_run;
+        end if;
+    end if;
+    if v_chat ->> 'floor' = 'round_robin' then
+        v_next := v_members[1 + v_said % v_count];
+    elsif v_chat ->> 'floor' = 'manager' then
+        select v.* into v_next from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.agent_id and v.version = p_run.version;
+    else
+        select m.* into v_next from unnest(v_members) m where not p_run.chat -> 'bids' ? m.agent_id::text limit 1;
+        p_run.chat := p_run.chat || jsonb_build_object('phase', case when found then 'bid' else 'speak' end);
+        if not found then      -- the highest, and of equal ones the first
+            select m.* into v_next from unnest(v_members) with ordinality as m order by (p_run.chat -> 'bids' ->> m.agent_id::text)::integer desc, m.ordinality limit 1;
+        end if;
+    end if;
+    p_run.speaker_id := v_next.agent_id;
+    p_run.speaker_version := v_next.version;
+    return p_run;
+end
+$f$;
+comment on function vanilla.give_word(public.agent_runs, text) is
+    'Who speaks next in a group chat, by its floor: in turn, whom the manager has named (and the manager after each), or who bids most; or that it is over (said, manager, rounds).';
 
 create or replace function vanilla.insert_run(p_run public.agent_runs, p_parent public.agent_runs default null, p_share bigint default null, p_exact boolean default false)
 returns public.agent_runs
@@ -1587,6 +1650,7 @@ begin
         p_run.deadline_at := least(p_run.deadline_at, p_parent.deadline_at);
         p_run.limits := p_run.limits || jsonb_build_object('depth', least((p_run.limits ->> 'depth')::integer, (p_parent.limits ->> 'depth')::integer - 1));
     end if;
+    if p_run.chat is not null then p_run := vanilla.give_word(p_run); end if;
     p_run.allocation_id := vanilla.open_run_budget(p_run, p_parent, p_share, p_exact);
     insert into public.agent_runs select (p_run).*;
     return p_run;
@@ -1624,13 +1688,13 @@ comment on function vanilla.run_of_step(public.workflow_queue) is 'The run under
 create or replace function vanilla.run_view(p_run public.agent_runs) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp
     return jsonb_build_object('run_id', p_run.id, 'root_run_id', p_run.root_run_id, 'parent_run_id', p_run.parent_run_id, 'state', p_run.state, 'turns', p_run.turns,
-        'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at,
+        'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at, 'chat', p_run.chat,
         'budget', vanilla.run_budget(p_run),
         'speaker', (select jsonb_build_object('agent_id', a.id, 'slug', a.slug, 'version', v.version, 'definition', v.definition,
                 -- what a tool of a model says of those it may turn to
                 'others', (select coalesce(jsonb_object_agg(o.slug, o.description), '{}') from public.agents o where o.tenant_id = a.tenant_id and o.slug in (
-                    select split_part(x.value ->> 'agent', '@', 1) from (values ('handoffs'), ('delegates')) k (name)
-                    cross join lateral jsonb_array_elements(coalesce(nullif(v.definition -> k.name, 'null'), '[]')) x)))
+                    select split_part(x.value ->> 'agent', '@', 1) from (values (v.definition -> 'handoffs'), (v.definition -> 'delegates'), (v.definition #> '{chat,members}')) k (agents)
+                    cross join lateral jsonb_array_elements(coalesce(nullif(k.agents, 'null'), '[]')) x)))
             from public.agents a join public.agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id
             where a.tenant_id = p_run.tenant_id and a.id = p_run.speaker_id and v.version = p_run.speaker_version),
         'steps', (select coalesce(jsonb_agg(jsonb_build_object('n', s.n, 'turn', s.turn, 'kind', s.kind, 'agent', a.slug, 'name', s.name, 'call_id', s.call_id, 'arguments', s.arguments,
@@ -1673,6 +1737,10 @@ begin
     if p_kind in ('handoff', 'delegate') then
         select x.value into v_edge from jsonb_array_elements(p_definition -> (p_kind || 's')) x
             where split_part(x.value ->> 'agent', '@', 1) = regexp_replace(p_name, '^(transfer|delegate)_to_', '');
+        if v_edge is null and p_run.chat is not null then      -- a manager names who speaks
+            select x.value || '{"again": true}' into v_edge from jsonb_array_elements(p_definition #> '{chat,members}') x
+                where 'transfer_to_' || split_part(x.value ->> 'agent', '@', 1) = p_name;
+        end if;
         begin
             target := vanilla.agent_of(p_run.tenant_id, p_run.user_id, v_edge ->> 'agent');
         exception when sqlstate 'VS404' or sqlstate 'VS409' then
@@ -1729,7 +1797,7 @@ begin
         where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item in (-1, v_step.item);
     v_n := v_n + 1;
     insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
-        values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, 'model', v_run.speaker_id, 'done', p_answer, (v_settled ->> 'charged')::bigint,
+        values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, (v_settled ->> 'charged')::bigint,
             (v_settled ->> 'cost_micros')::bigint, v_now, v_now);
     if v_calls > 0 and not p_wrap_up then
         if p_turn >= (v_run.limits ->> 'turns')::integer then v_stop := 'max_turns'; end if;
@@ -1739,7 +1807,7 @@ begin
         from jsonb_array_elements(case when p_wrap_up then '[]' else coalesce(p_answer -> 'calls', '[]') end) with ordinality c order by c.ordinality
     loop
         v_n := v_n + 1;
-        v_kind := case when v_call.name like 'transfer\_to\_%' and jsonb_path_exists(v_speaker.definition, '$.handoffs[*].agent') then 'handoff'
+        v_kind := case when v_call.name like 'transfer\_to\_%' and (v_speaker.definition ? 'chat' or jsonb_path_exists(v_speaker.definition, '$.handoffs[*].agent')) then 'handoff'
             when v_call.name like 'delegate\_to\_%' and jsonb_path_exists(v_speaker.definition, '$.delegates[*].agent') then 'delegate' else 'tool' end;
         v_hash := sha256(convert_to(jsonb_build_array(v_call.name, v_call.arguments)::text, 'UTF8'));
         v_found := null;
@@ -1770,7 +1838,8 @@ begin
         update public.agent_run_steps s set status = 'refused', result = jsonb_build_object('error', v_stop), finished_at = v_now
             where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open';
     end if;
-    update public.agent_runs r set turns = p_turn, speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version, path = v_run.path,
+    if v_run.chat is not null and v_calls = 0 and not p_wrap_up then v_run := vanilla.give_word(v_run, coalesce(p_answer ->> 'text', '')); end if;
+    update public.agent_runs r set turns = p_turn, chat = v_run.chat, speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version, path = v_run.path,
             tool_calls = r.tool_calls + (select count(*) from public.agent_run_steps s where s.tenant_id = r.tenant_id and s.run_id = r.id and s.turn = p_turn and s.kind = 'tool' and s.status <> 'refused'),
             charged_tokens = r.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = r.cost_micros + (v_settled ->> 'cost_micros')::bigint
         where r.tenant_id = v_run.tenant_id and r.id = v_run.id returning * into v_run;

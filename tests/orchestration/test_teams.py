@@ -97,6 +97,25 @@ async def test_a_manager_asks_its_members_as_often_as_it_likes(desk: Studio) -> 
 
 
 @pytest.mark.parametrize(
+    ("floor", "start"), [("round_robin", "panel-chat"), ("manager", "panel-ann"), ("bid", "panel-chat")]
+)
+async def test_a_panel_talks_by_its_floor(desk: Studio, floor: str, start: str) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    lead = (
+        agent(calls(("transfer_to_panel-bob", {})), says("Thanks, Bob."))
+        if floor == "manager"
+        else agent(says("7 from Ann."))
+    )
+    agents = {"ann": lead, "bob": agent(says("5 from Bob.")), "cid": agent(says("3 from Cid."))}
+    made = await saved(desk, {"name": "panel", "pattern": "group_chat", "floor": floor, "rounds": 1, "agents": agents})
+    assert made.start == start
+    run = await desk.ended(await desk.start(person, made.start))
+    ends = {"round_robin": "3 from Cid.", "manager": "Thanks, Bob.", "bid": "7 from Ann."}
+    assert (run["stop_reason"], run["output"]["text"]) == ("done", ends[floor])
+    await settled(desk, run)
+
+
+@pytest.mark.parametrize(
     ("change", "why"),
     [
         ({"lead": "nobody"}, "lead names nobody"),

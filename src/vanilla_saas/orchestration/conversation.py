@@ -13,6 +13,8 @@ SHOWN = 65_536
 TRANSFER, DELEGATE = "transfer_to_", "delegate_to_"
 
 ALMOST = "You have used most of the budget of this run. Come to an end soon."
+BID = "How much do you want to say something now? Answer with a number from 0 (not at all) to 100, and nothing else."
+GO_ON = "You have the word again. Go on."
 WRAP_UP = "The budget of this run is used up. Answer now with what you have; nothing more can be called."
 
 
@@ -45,6 +47,12 @@ class Run:
         return found
 
     @property
+    def phase(self) -> str | None:
+        """Of a group chat: speak, bid or over."""
+        chat = self.view["chat"]
+        return None if chat is None else str(chat["phase"])
+
+    @property
     def steps(self) -> list[dict[str, Any]]:
         return list(self.view["steps"])
 
@@ -54,6 +62,8 @@ class Run:
     def answer(self) -> dict[str, Any] | None:
         """The last thing that a model said, when it asked for nothing and nothing follows it."""
         steps = self.steps
+        if self.phase in ("speak", "bid"):
+            return None
         last = steps[-1] if steps else None
         return last["result"] if last and last["kind"] == "model" and not last["result"].get("calls") else None
 
@@ -72,12 +82,21 @@ def messages(run: Run, instructions: str, corrections: Mapping[int, str]) -> lis
         {"role": "user", "content": said_by_user(run.view["input"])},
     ]
     for step in run.steps:
-        if step["kind"] == "model":
+        if step["kind"] == "bid" or (run.phase and step["agent"] != run.speaker and step["kind"] != "model"):
+            continue
+        if run.phase and step["agent"] != run.speaker:
+            if step["result"].get("text"):
+                said.append({"role": "user", "content": f"{step['agent']}: {step['result']['text']}"})
+        elif step["kind"] == "model":
             said.append(_of_model(step["result"]))
             if step["n"] in corrections:
                 said.append({"role": "user", "content": corrections[step["n"]]})
         else:
             said.append({"role": "tool", "tool_call_id": step["call_id"], "content": of_call(step)})
+    if run.phase == "bid":
+        said.append({"role": "user", "content": BID})
+    elif said[-1]["role"] == "assistant":  # of a chat, who has the word twice
+        said.append({"role": "user", "content": GO_ON})
     if run.view["budget"]["notified"]:
         said.append({"role": "system", "content": ALMOST})
     return said
@@ -118,7 +137,10 @@ def functions(run: Run, parameters: Mapping[str, Mapping[str, Any]]) -> list[dic
 
 def _agents(run: Run) -> Iterator[dict[str, Any]]:
     definition = run.definition
-    for edge in definition.handoffs:
+    if run.phase == "bid":
+        return
+    members = definition.chat.members if definition.chat else []
+    for edge in [*definition.handoffs, *members]:
         about = run.others.get(edge.slug, "")
         text = f"Hands the conversation over to {edge.slug}, who answers from then on. {about}".strip()
         yield _function(TRANSFER + edge.slug, text, {"type": "object", "properties": {}})

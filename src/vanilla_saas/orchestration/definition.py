@@ -51,6 +51,15 @@ class Edge(Strict):
         return self.agent.partition("@")[0]
 
 
+class Chat(Strict):
+    """A group chat: `members` speak, the agent itself only where the floor is the manager's."""
+
+    members: list[Edge] = Field(min_length=2, max_length=20)
+    floor: Literal["round_robin", "manager", "bid"] = "round_robin"
+    rounds: int = Field(3, ge=1, le=100, description="so many messages for each member, then it is over")
+    until: str | None = Field(None, min_length=1, max_length=200, description="a message with these words ends it")
+
+
 class Limits(Strict):
     """What a run may; `requests`, `tool_calls` and `children` hold for its whole tree."""
 
@@ -74,6 +83,7 @@ class AgentDefinition(Strict):
     tools: list[AgentTool] = Field([], max_length=100)
     handoffs: list[Edge] = Field([], max_length=50, description="agents that it may hand the conversation to")
     delegates: list[Edge] = Field([], max_length=50, description="agents that it may give tasks to")
+    chat: Chat | None = None
     output: Schema | None = Field(None, description="JSON schema of the answer; left out: a text")
     limits: Limits = Limits()
     loop: Literal["builtin", "pydantic_ai"] = Field("builtin", description="who drives it; pydantic_ai needs the extra")

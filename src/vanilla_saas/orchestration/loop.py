@@ -45,7 +45,10 @@ class Stopped(Exception):
 
 
 async def run(attempt: Attempt, node: Agent) -> Outcome:
-    """`{text, json, agent, run_id, turns, stop_reason}`: `json` null without an output schema."""
+    """`{text, json, agent, run_id, turns, stop_reason}`: `json` null without an output schema.
+
+    Of a group chat `ended_by` says what ended it: said, manager or rounds.
+    """
     journal = attempt.tooling.agents
     if journal is None:
         raise Failure("not_available", "This process runs no agents.", {"kind": "agent"})
@@ -263,7 +266,14 @@ class Turns:
                 value = orjson.loads(text)
             except orjson.JSONDecodeError:  # of a wrap-up: there is no turn to correct it in
                 value = None
-        found = {"text": text, "json": value, "agent": state.speaker, "run_id": state.run_id, "turns": state.turns}
+        ended_by = {"ended_by": state.view["chat"]["ended_by"]} if state.phase == "over" else {}
+        found = {
+            "text": text,
+            "json": value,
+            "agent": state.speaker,
+            "run_id": state.run_id,
+            "turns": state.turns,
+        } | ended_by
         # `run`: the database ends the run with the step
         return Outcome("succeeded", {"output": found | {"stop_reason": stop_reason}, "run": state.run_id})
 

@@ -50,6 +50,8 @@ async def go_on(turns: Turns, state: Run, corrections: Mapping[int, str]) -> Out
         await agent.run(message_history=list(_history(said)))
     except _Left as left:
         return left.outcome
+    if model.state is state:
+        raise RuntimeError("pydantic-ai has ended without asking its model")
     return None
 
 
@@ -67,7 +69,7 @@ class _JournalModel(Model):
 
     def __init__(self, turns: Turns, state: Run, body: Mapping[str, Any]) -> None:
         super().__init__()
-        self._turns, self._state = turns, state
+        self._turns, self.state = turns, state
         self._options = {name: value for name, value in body.items() if name != "messages"}
 
     @property
@@ -86,7 +88,7 @@ class _JournalModel(Model):
     ) -> ModelResponse:
         _, parameters = self.prepare_request(model_settings, model_request_parameters)
         body = {**self._options, "messages": list(_messages(messages))}
-        if self._state.view["budget"]["notified"]:
+        if self.state.view["budget"]["notified"]:
             body["messages"].append({"role": "system", "content": conversation.ALMOST})
         if parameters.function_tools:
             body["tools"] = [
@@ -100,7 +102,7 @@ class _JournalModel(Model):
                 }
                 for tool in parameters.function_tools
             ]
-        state = self._state = await self._turns.turn(self._state, body)
+        state = self.state = await self._turns.turn(self.state, body)
         known = {tool.name for tool in parameters.function_tools}
         if any(step["name"] not in known for kind in ("tool", "delegate") for step in state.open_calls(kind)):
             raise _Left  # a tool that it does not have is told to it by whoever begins anew
@@ -112,17 +114,17 @@ class _JournalModel(Model):
 
     async def call(self, call_id: str) -> Any:
         """What the tool that was asked for under this id gave, or gives now."""
-        step = next(step for step in reversed(self._state.steps) if step["call_id"] == call_id)
+        step = next(step for step in reversed(self.state.steps) if step["call_id"] == call_id)
         if step["kind"] == "handoff" and step["status"] == "done":
             raise _Left
         if step["kind"] == "delegate" and step["status"] == "open":
-            rest = [one for one in self._state.open_calls("tool") if one["n"] > step["n"]]
+            rest = [one for one in self.state.open_calls("tool") if one["n"] > step["n"]]
             raise _Left(None if rest else waiting({"kind": "agents"}))
         if step["status"] == "open":
-            if (asked := await self._turns.make(self._state, step)) is not None:
+            if (asked := await self._turns.make(self.state, step)) is not None:
                 raise _Left(asked)
-            self._state = await self._turns.begin()
-            step = next(one for one in self._state.steps if one["n"] == step["n"])
+            self.state = await self._turns.begin()
+            step = next(one for one in self.state.steps if one["n"] == step["n"])
         return conversation.of_call(step)
 
 

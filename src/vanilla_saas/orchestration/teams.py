@@ -7,7 +7,7 @@
       writer: {model: sandbox-small, instructions: "Write an article of what you are given."}
 
 Of a team `newsroom` the agents are saved as `newsroom-researcher` and `newsroom-writer`, and what is started is the
-workflow `newsroom`; of the patterns handoff and manager it is an agent. Nothing else knows of teams.
+workflow `newsroom`; of the patterns handoff, manager and group_chat it is an agent. Nothing else knows of teams.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from vanilla_saas.orchestration.definition import AgentDefinition, Edge
+from vanilla_saas.orchestration.definition import AgentDefinition, Chat, Edge
 from vanilla_saas.workflows.definition import Definition
 from vanilla_saas.workflows.fields import ObjectSchema, Strict
 
-Pattern = Literal["sequential", "concurrent", "handoff", "manager"]
+Pattern = Literal["sequential", "concurrent", "handoff", "manager", "group_chat"]
 MESSAGE: Mapping[str, Any] = {
     "type": "object",
     "properties": {"message": {"type": "string", "minLength": 1}},
@@ -47,6 +47,9 @@ class Team(Strict):
         "all", description="concurrent: how many are waited for; the rest is cancelled"
     )
     merge: str | None = Field(None, description="concurrent: the agent that makes one answer of all")
+    floor: Literal["round_robin", "manager", "bid"] = Field("round_robin", description="group_chat: who speaks next")
+    rounds: int = Field(3, ge=1, le=100, description="group_chat: messages of each member, then it is over")
+    until: str | None = Field(None, min_length=1, max_length=200, description="group_chat: words that end it")
     budget_tokens: int | None = Field(None, ge=1, le=10**12, description="of the whole team")
     input: ObjectSchema = Field(dict(MESSAGE), description="JSON schema of what the team is given")
 
@@ -96,8 +99,27 @@ def plan(team: Team) -> Plan:
         edges = [Edge(agent=team.slug(name), again=True) for name in members]
         manager = _with(team, team.agents[lead], delegates=edges).model_copy(update={"instructions": words})
         return Plan(made | {team.slug(lead): manager}, team.slug(lead), None)
+    if team.pattern == "group_chat":
+        return _chat(team, lead)
     made = {team.slug(name): one for name, one in team.agents.items()}
     return Plan(made, team.name, Definition.model_validate(_flow(team)))
+
+
+def _chat(team: Team, lead: str) -> Plan:
+    """With a manager's floor the lead gives the word, else all are members of a chat that nobody leads."""
+    members = [name for name in team.agents if team.floor != "manager" or name != lead]
+    edges = [Edge(agent=team.slug(name)) for name in members]
+    chat = Chat(members=edges, floor=team.floor, rounds=team.rounds, until=team.until)
+    if team.floor == "manager":
+        slug, group = team.slug(lead), team.agents[lead]
+    else:
+        words = "Here several agents talk with each other."
+        slug, group = f"{team.name}-chat", AgentDefinition(instructions=words, model=team.agents[lead].model)
+    turns = min(2 * team.rounds * len(members) * (1 + len(members)), 1000)
+    limits = group.limits.model_copy(update={"turns": max(turns, group.limits.turns)})
+    made = {team.slug(name): team.agents[name] for name in members}
+    group = _with(team, group.model_copy(update={"limits": limits, "chat": chat}))
+    return Plan(made | {slug: group}, slug, None)
 
 
 def _others(team: Team, name: str) -> list[Edge]:
