@@ -4,7 +4,7 @@ set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('vanilla_saas.migrate'));
 select vanilla.refuse_after_upgrade();
 set local role vanilla_owner;
--- 009 is not there yet: a table that does not exist is passed over
+-- a table that does not exist is passed over
 do $do$
 declare
     v record;
@@ -59,7 +59,16 @@ begin
             ('worker_registry', 'admin_only', '{}', false, null),
             ('worker_event_logs', 'admin_only', '{}', true, null),
             ('routing_metrics', 'admin_only', '{}', false, null),
-            ('routing_decisions', 'admin_only', '{}', true, null)) t (name, class, hidden, append_only, public)
+            ('routing_decisions', 'admin_only', '{}', true, null),
+            ('protocol_agreements', 'user_read', '{}', false, null),
+            ('agreement_parties', 'user_read', '{}', false, null),
+            ('agreement_versions', 'user_read', '{}', false, null),
+            ('agreement_acceptances', 'user_read', '{}', false, null),
+            ('agreement_violations', 'user_read', '{}', false, null),
+            ('communication_channels', 'user_read', '{}', false, null),
+            ('channel_participants', 'user_read', '{lease_token}', false, null),
+            ('channel_messages', 'user_read', '{}', false, null),
+            ('channel_dead_letters', 'user_read', '{}', false, null)) t (name, class, hidden, append_only, public)
     loop
         continue when v.oid is null;
         perform vanilla.protect_table(v.oid, v.class, p_hidden => v.hidden::name[], p_append_only => v.append_only, p_public => v.public);

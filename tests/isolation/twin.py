@@ -67,6 +67,17 @@ DIFFERENT = {
     "quality_gate_results": "score = 0, threshold = 0, passed = not passed, charged_tokens = 7777777",
     "workflow_shares": "weight = 77, max_running = 1",
     "workflow_schedules": "cron = '7 7 7 7 7', input = '{\"word\": \"{word}\"}', catch_up = 'all'",
+    "protocol_agreements": "name = '{word}', status = 'terminated', open_version = null, violations = 7777777",
+    "agreement_versions": "terms = jsonb_build_object('word', '{word}', 'acts', '{}'::jsonb),"
+    " hash = sha256(convert_to(jsonb_build_object('word', '{word}', 'acts', '{}'::jsonb)::text, 'UTF8'))",
+    "agreement_acceptances": "hash = sha256('{word}')",
+    "agreement_violations": "message = '{word}'",
+    "communication_channels": "name = '{word}', status = 'closed', closed_at = now(),"
+    " last_seq = 7777777, max_messages = null",
+    "channel_participants": "kind = 'user', cursor_seq = 0,"
+    " lease_seq = case when lease_seq is not null then 7777777 end",
+    "channel_messages": "body = '\"{word}\"', ended_by = 7777777, performative = 'cfp'",
+    "channel_dead_letters": "error = '{word}'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 
