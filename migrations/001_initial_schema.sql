@@ -1980,6 +1980,9 @@ begin
     if to_regclass('public.ai_workflows') is not null then      -- 006
         perform vanilla.forget_workflows(p_user);
     end if;
+    if to_regclass('public.communication_channels') is not null then      -- 009
+        perform vanilla.forget_channels(p_user);
+    end if;
     -- hashes of an address can be guessed
     delete from public.sign_in_throttles h using public.tenants t
         where t.tenant_id = p_user.tenant_id and t.id = p_user.tenant_id and h.tenant_id = vanilla.platform() and h.subject_hash in (

@@ -67,7 +67,16 @@ begin
             ('agent_runs', 'user_read', '{}', false, null),
             ('agent_run_steps', 'user_read', '{}', false, null),
             ('agent_run_state', 'user_read', '{}', false, null),
-            ('run_artifacts', 'user_read', '{}', false, null)) t (name, class, hidden, append_only, public)
+            ('run_artifacts', 'user_read', '{}', false, null),
+            ('protocol_agreements', 'user_read', '{}', false, null),
+            ('agreement_parties', 'user_read', '{}', false, null),
+            ('agreement_versions', 'user_read', '{}', false, null),
+            ('agreement_acceptances', 'user_read', '{}', false, null),
+            ('agreement_violations', 'user_read', '{}', false, null),
+            ('communication_channels', 'user_read', '{}', false, null),
+            ('channel_participants', 'user_read', '{lease_token}', false, null),
+            ('channel_messages', 'user_read', '{}', false, null),
+            ('channel_dead_letters', 'user_read', '{}', false, null)) t (name, class, hidden, append_only, public)
     loop
         continue when v.oid is null;
         perform vanilla.protect_table(v.oid, v.class, p_hidden => v.hidden::name[], p_append_only => v.append_only, p_public => v.public);

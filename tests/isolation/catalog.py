@@ -16,6 +16,7 @@ HIDDEN = {
     "ai_providers": {"secret"},
     "webhook_endpoints": {"secret", "previous_secret"},
     "payment_accounts": {"secret", "webhook_secret"},
+    "channel_participants": {"lease_token"},
 }
 """Secret columns of tables that a login may read: no column grant."""
 

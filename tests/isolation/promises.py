@@ -130,6 +130,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         **await _of_executions(connection, world),
         **await _of_engines(connection, world),
         **await _of_allocations(connection, world),
+        **await _of_orchestration(connection, world),
         "grant": await one(LARGEST_GRANT, a.id, a.user.id),
         "b_grant": await one(LARGEST_GRANT, b.id, b.user.id),
         "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
@@ -313,6 +314,26 @@ async def _of_allocations(connection: asyncpg.Connection, world: World) -> dict[
             uuid.UUID(member.id),
         )
         names |= {f"{prefix}{name}": str(value) for name, value in row.items()}
+    return names
+
+
+async def _of_orchestration(connection: asyncpg.Connection, world: World) -> dict[str, str]:
+    """The user's channel that is held to an agreement, as which participant they speak, the lease that is out."""
+    names: dict[str, str] = {}
+    for prefix, tenant in (("", world.a), ("b_", world.b)):
+        row = await connection.fetchrow(
+            """
+            select c.id as channel, c.agreement_id as agreement, p.id as speaker, p.lease_token as lease,
+                encode(v.hash, 'hex') as hash
+            from communication_channels c
+            join agreement_versions v on v.tenant_id = c.tenant_id and v.agreement_id = c.agreement_id
+            join channel_participants p on p.tenant_id = c.tenant_id and p.channel_id = c.id
+                and p.lease_token is not null
+            where c.tenant_id = $1 and c.user_id = $2 and c.agreement_id is not null""",
+            uuid.UUID(tenant.id),
+            uuid.UUID(tenant.user.id),
+        )
+        names |= {prefix + name: str(value) for name, value in row.items()}
     return names
 
 

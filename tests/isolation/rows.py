@@ -95,6 +95,7 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
     for tenant in (a, b):
         await _deploy(connection, tenant)
         await _allocate(connection, tenant)
+        await _talk(connection, tenant)
     for tenant in (a, b):
         for table in _referenced_first(tables):
             await _fill(connection, world, table, tenant)
@@ -180,6 +181,42 @@ async def _route(connection: asyncpg.Connection, tenant: Tenant) -> None:
     candidates = json.dumps([{"id": tenant.word}])
     decide = "select route_decision($1, $2::jsonb, p_tenant_id => $3)"
     await connection.fetchval(decide, tenant.word, candidates, uuid.UUID(tenant.id))
+
+
+async def _talk(connection: asyncpg.Connection, tenant: Tenant) -> None:
+    """Agreements and channels of both members: with messages, a lease, a dead letter, a violation; one with a floor."""
+    of = uuid.UUID(tenant.id)
+    one = connection.fetchval
+    acts = {"inform": {"schema": {"description": tenant.word, "type": "object"}}}
+    for whose, other in ((tenant.user, tenant.other), (tenant.other, tenant.user)):
+        parties = json.dumps({"first": whose.id, "second": other.id})
+        propose = "select agreement_propose($1, $2, 'first', $3, $4, $5)"
+        made = json.loads(await one(propose, tenant.word, parties, json.dumps({"acts": acts}), whose.id, of))
+        agreement = made["agreement_id"]
+        accept = "select agreement_respond($1, 'second', decode($2, 'hex'), 'accept', p_tenant_id => $3)"
+        await one(accept, agreement, made["hash"], of)
+        participants = [
+            {"name": f"{tenant.word}-a", "user_id": whose.id, "party": "first"},
+            {"name": f"{tenant.word}-b", "user_id": other.id, "party": "second"},
+            {"name": f"{tenant.word}-c", "user_id": whose.id},
+        ]
+        open_ = "select channel_open($1, 'group', $2, $3, $4, $5, $6)"
+        made = json.loads(await one(open_, tenant.word, json.dumps(participants), agreement, "{}", whose.id, of))
+        channel, by_name = made["channel_id"], made["participants"]
+        first, second, third = (by_name[f"{tenant.word}-{n}"] for n in "abc")
+        send = "select channel_send($1, $2, 'inform', $3, $4, p_tenant_id => $5)"
+        for n, sender in enumerate((second, first, second)):
+            await one(send, channel, sender, json.dumps({"word": tenant.word}), f"{tenant.word}-{n}", of)
+        await one(send, channel, third, "{}", "broken", of)
+        receive = "select lease_token from channel_receive($1, $2, 1, '1 day', $3)"
+        nack = "select channel_nack($1, $2, $3, 1, $4, p_tenant_id => $5)"
+        await connection.execute("update communication_channels set max_attempts = 1 where id = $1", channel)
+        token = await one(receive, channel, third, of)
+        assert await one(nack, channel, third, token, tenant.word, of) == "dead"
+        await connection.execute("update communication_channels set max_attempts = 5 where id = $1", channel)
+        await one(receive, channel, first, of)
+        with_floor = json.dumps([{"name": f"{tenant.word}-m", "manages": True}, {"name": f"{tenant.word}-n"}])
+        await one(open_, f"{tenant.word}-floor", with_floor, None, json.dumps({"floor": "manager"}), whose.id, of)
 
 
 async def _deploy(connection: asyncpg.Connection, tenant: Tenant) -> None:

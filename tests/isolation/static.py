@@ -36,6 +36,8 @@ CHAIN_HASHES = {
     ("workflow_versions", "hash"),
     ("engine_versions", "hash"),
     ("engine_versions", "price_hash"),
+    ("agreement_versions", "hash"),
+    ("agreement_acceptances", "hash"),
     ("engine_executions", "config_hash"),
     ("engine_executions", "price_hash"),
     ("workflow_executions", "request_hash"),

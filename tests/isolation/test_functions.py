@@ -73,6 +73,21 @@ IDS = {
     "p_allocation_id": BUDGET + "parent_id is not null",
     "p_parent_id": BUDGET + "parent_id is null limit 1",
     **{f"public.allocation_{verb}.p_hold_id": STEP for verb in ("settle", "release")},
+    "p_channel_id": "select id from communication_channels where tenant_id = $1"
+    " and user_id = $2 and agreement_id is not null",
+    "p_participant_id": "select id from channel_participants where tenant_id = $1"
+    " and user_id = $2 and lease_token is not null",
+    "p_agreement_id": "select id from protocol_agreements where tenant_id = $1 and user_id = $2",
+    "p_run_id": "select id from workflow_executions where tenant_id = $1 limit 1",
+    "p_token": "select lease_token from channel_participants where tenant_id = $1"
+    " and user_id = $2 and lease_token is not null",
+    "p_to": "select p.id from channel_participants p where tenant_id = $1 and user_id = $2 and name like '%-n'",
+    "public.channel_receive.p_participant_id": "select id from channel_participants where tenant_id = $1"
+    " and user_id = $2 and name like '%-c'",
+    "public.channel_floor.p_channel_id": "select id from communication_channels where tenant_id = $1 and user_id = $2"
+    " and floor_policy is not null",
+    "public.channel_floor.p_participant_id": "select id from channel_participants where tenant_id = $1 and user_id = $2"
+    " and manages",
     "public.deploy_engine.p_workflow_id": "select workflow_id from engine_versions where tenant_id = $1 limit 1",
     "p_approval_id": "select id from workflow_approvals where tenant_id = $1 and user_id = $2",
     "p_schedule_id": "select id from workflow_schedules where tenant_id = $1 and user_id = $2 order by id limit 1",
@@ -224,6 +239,39 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
             "p_n": "10",
         },
     ),
+    "public.agreement_propose": (
+        OK,
+        {
+            "p_name": "'new'",
+            "p_party": "'first'",
+            "p_content": '\'{{"acts": {{"inform": {{}}}}}}\'',
+            "p_parties": "(select jsonb_object_agg(case email when 'user@{word}.test' then 'first' else 'second' end,"
+            " id)"
+            " from users where email in ('user@{word}.test', 'other@{word}.test'))",
+        },
+    ),
+    # an admin puts no words into a party's mouth
+    "public.agreement_respond": ("VS403", {"p_party": "'first'", "p_hash": "null", "p_decision": "'accept'"}),
+    "public.agreement_amend": ("VS403", {"p_party": "'first'", "p_content": "'{{}}'"}),
+    "public.agreement_withdraw": ("VS403", {"p_party": "'first'"}),
+    "public.agreement_suspend": (OK, {}),
+    "public.agreement_resume": ("VS409", {}),
+    "public.agreement_terminate": (OK, {}),
+    "public.agreement_read": (OK, {}),
+    "public.my_agreements": (OK, {}),
+    "public.channel_open": (
+        OK,
+        {"p_name": "'x'", "p_kind": "'group'", "p_participants": '\'[{{"name": "a"}}, {{"name": "b"}}]\''},
+    ),
+    "public.channel_read": (OK, {}),
+    "public.channel_history": (OK, {}),
+    "public.my_channels": (OK, {}),
+    "public.channel_close": (OK, {}),
+    "public.channel_send": (OK, {"p_performative": "'inform'", "p_body": "'{{}}'", "p_message_id": "'new'"}),
+    "public.channel_receive": (OK, {}),
+    "public.channel_ack": (OK, {"p_seq": "1"}),
+    "public.channel_nack": (OK, {"p_seq": "1"}),
+    "public.channel_floor": (OK, {"p_action": "'give'"}),
     "public.start_workflow": (OK, {}),
     "public.cancel_execution": (OK, {}),
     "public.pause_execution": (OK, {}),
@@ -555,6 +603,8 @@ def _harmless(function: Function, choice: tuple[str, ...], outcome: str) -> bool
     unused = {"p_execution_id"} if function.name in WRITE_DOWN_AN_EXECUTION else set()
     if function.name == "public.create_webhook_endpoint":
         unused.add("p_endpoint_id")  # the caller makes it up
+    if function.name == "public.channel_send":
+        unused.add("p_run_id")  # in the caller's own words
     return nothing or set(choice) <= unused
 
 

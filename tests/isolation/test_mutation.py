@@ -23,6 +23,7 @@ from tests.isolation.promises_of_changes import CASES as CHANGES
 from tests.isolation.promises_of_engines import CASES as ENGINES
 from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
+from tests.isolation.promises_of_orchestration import CASES as ORCHESTRATION
 from tests.isolation.promises_of_parts import CASES as PARTS
 from tests.isolation.promises_of_payments import CASES as PAYMENTS
 from tests.isolation.promises_of_routing import CASES as ROUTING
@@ -54,6 +55,7 @@ CASES = [
     *RUNNER,
     *ENGINES,
     *ALLOCATIONS,
+    *ORCHESTRATION,
     *ROUTING,
     *SCHEDULES,
     *SUPABASE,

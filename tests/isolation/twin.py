@@ -71,6 +71,17 @@ DIFFERENT = {
     " budget_tokens = 7777777, overrun_tokens = 7, max_requests = 1, requests = 1, max_tool_calls = 1, tool_calls = 1,"
     " max_concurrent = 1, open_holds = 1",
     "allocation_holds": "state = 'settled', closed_at = now(), settled = 7, overrun = 0, call = '{}'",
+    "protocol_agreements": "name = '{word}', status = 'terminated', open_version = null, violations = 7777777",
+    "agreement_versions": "terms = jsonb_build_object('word', '{word}', 'acts', '{}'::jsonb),"
+    " hash = sha256(convert_to(jsonb_build_object('word', '{word}', 'acts', '{}'::jsonb)::text, 'UTF8'))",
+    "agreement_acceptances": "hash = sha256('{word}')",
+    "agreement_violations": "message = '{word}'",
+    "communication_channels": "name = '{word}', status = 'closed', closed_at = now(),"
+    " last_seq = 7777777, max_messages = null",
+    "channel_participants": "kind = 'user', cursor_seq = 0,"
+    " lease_seq = case when lease_seq is not null then 7777777 end",
+    "channel_messages": "body = '\"{word}\"', ended_by = 7777777, performative = 'cfp'",
+    "channel_dead_letters": "error = '{word}'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 

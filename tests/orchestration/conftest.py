@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Cluster, migrated_database
+from tests.orchestration.hall import CLOCK, Hall, hall
 from tests.orchestration.studio import Studio, studio
 from tests.orchestration.support import Trees
 from tests.tokens.support import START, TEST_CLOCK
@@ -43,3 +44,19 @@ async def desk(
     """The database of a module that runs agents, by each of the two loops: no other test's runs are in it."""
     async with studio(cluster, tmp_path_factory.mktemp("home"), request.param) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+async def clocked_url(cluster: Cluster) -> AsyncIterator[str]:
+    async with migrated_database(cluster, "test_talk") as name:
+        connection = await asyncpg.connect(cluster.url(database=name))
+        await connection.execute(CLOCK)
+        await connection.close()
+        yield cluster.url(database=name)
+
+
+@pytest.fixture
+async def talk(clocked_url: str) -> AsyncIterator[Hall]:
+    connection = await asyncpg.connect(clocked_url)
+    yield await hall(connection)
+    await connection.close()

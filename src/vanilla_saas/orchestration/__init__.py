@@ -1,1 +1,1 @@
-"""Agents that work with each other under budgets (migration 009)."""
+"""Agents that work under budgets and talk by agreements (migration 009)."""

@@ -1,0 +1,142 @@
+"""What the functions of 009 promise: who speaks as whom, who reads what, and what an agreement's parties may do."""
+
+from tests.isolation.promises import Case
+
+CH, P = "'{channel}'", "'{speaker}'"
+SEND = "select channel_send(%s, %s, 'inform', '{}', 'new'%s) ->> 'seq'"
+SENT = "(select count(*) from channel_messages where tenant_id = '{a}' and channel_id = '{channel}' and message_id = 'new') = %d"
+HISTORY = f"select count(*) from channel_history({CH}%s)"
+READ = f"select channel_read({CH}%s) ->> 'name'"
+AG = "'{agreement}'"
+STATUS = "(select status from protocol_agreements where tenant_id = '{a}' and id = '{agreement}') = '%s'"
+ROW = "(select %s from communication_channels where tenant_id = '{a}' and id = '{channel}')"
+READER = "(select %s from channel_participants where tenant_id = '{a}' and id = '{speaker}')"
+PERSON = "update channel_participants set kind = 'user' where tenant_id = '{a}' and id = '{speaker}'"
+OUTSIDE = "update channel_participants set user_id = '{admin}' where tenant_id = '{a}' and user_id = '{other}'"
+ACK = f"select channel_ack({CH}, {P}, '{{lease}}', %s)"
+NACK = f"select channel_nack({CH}, {P}, '{{lease}}', 1, 'no')"
+RESPOND = f"select agreement_respond({AG}, '%s', decode('{{hash}}', 'hex'), '%s') ->> 'status'"
+AMENDED = """insert into agreement_versions (tenant_id, agreement_id, version, terms, hash, proposed_by, user_id, proposed_at)
+    select tenant_id, agreement_id, 2, terms, hash, 'first', user_id, now() from agreement_versions where tenant_id = '{a}' and agreement_id = '{agreement}' and version = 1;
+    update protocol_agreements set open_version = 2 where tenant_id = '{a}' and id = '{agreement}';
+    insert into agreement_acceptances (tenant_id, agreement_id, version, party, user_id, hash, accepted_at)
+    select tenant_id, agreement_id, 2, party, user_id, hash, now() from agreement_acceptances where tenant_id = '{a}' and agreement_id = '{agreement}' and version = 1 and party = 'first'"""
+SUSPENDED = "update protocol_agreements set status = 'suspended', suspended_by = 'second' where tenant_id = '{a}' and id = '{agreement}'"
+ENDED = "update protocol_agreements set expires_at = vanilla.clock() where tenant_id = '{a}' and id = '{agreement}'"
+ACTS = '{"acts": {"inform": {}}}'
+PARTIES = """'{"first": "{user}", "second": "%s"}'"""
+
+CASES = [
+    # speaks
+    Case("user", SEND % (CH, P, ""), "= (4)", then=SENT % 1),
+    Case("service", SEND % (CH, P, ""), "= (4)"),
+    Case("admin", SEND % (CH, P, ""), "= (4)"),
+    Case("operator", SEND % (CH, P, ", p_tenant_id => '{a}'"), "= (4)"),
+    Case("other", SEND % (CH, P, ""), "VS403", then=SENT % 0),
+    Case("other", SEND % (CH, P, ""), "VS404", OUTSIDE),
+    Case("admin", SEND % (CH, P, ""), "VS403", PERSON),
+    Case("service", SEND % (CH, P, ""), "= (4)", PERSON),
+    Case("user", SEND % (CH, P, ""), "= (4)", PERSON),
+    Case("nobody", SEND % (CH, P, ""), "VS401"),
+    Case("super", SEND % (CH, P, ""), "VS404"),
+    Case("opened", SEND % (CH, P, ""), "= (4)"),
+    Case("user", SEND % (CH, P, ", p_tenant_id => '{b}'"), "VS404"),
+    Case("user", SEND % ("'{b_channel}'", P, ""), "VS404"),
+    Case("user", SEND % (CH, "'{b_speaker}'", ""), "VS404"),
+    Case("admin", SEND % ("'{b_channel}'", "'{b_speaker}'", ""), "VS404"),
+    Case("user", SEND % (CH, P, ""), "VS409", f"update communication_channels set status = 'closed', closed_at = now() where tenant_id = '{{a}}' and id = {CH}"),
+    Case("user", SEND % (CH, P, ""), "VS429", f"update communication_channels set max_messages = 3 where tenant_id = '{{a}}' and id = {CH}"),
+    Case("user", SEND % (CH, P, ""), "VS409", SUSPENDED),
+    Case("user", SEND % (CH, P, ""), "VS409", ENDED),
+    Case("user", f"select channel_send({CH}, {P}, 'inform', '{{\"word\": 1}}', '{{word}}-1')", "VS410"),
+    Case("user", f"select channel_send({CH}, {P}, 'cfp', '{{}}', 'new') #>> '{{refused,rule}}'", "= (performative)",
+         then="(select violations from protocol_agreements where tenant_id = '{a}' and id = '{agreement}') = 2 and " + SENT % 0),
+    Case("user", f"select channel_send({CH}, {P}, 'inform', '1', 'new') #>> '{{refused,rule}}'", "= (schema)"),
+    # receives
+    Case("user", ACK % 1, "= (t)", then=READER % "cursor_seq = 1 and lease_token is null"),
+    Case("user", ACK % 2, "VS400"),
+    Case("other", ACK % 1, "VS403"),
+    Case("nobody", ACK % 1, "VS401"),
+    Case("user", ACK % 1, "VS409", "update channel_participants set lease_until = vanilla.clock() where tenant_id = '{a}' and id = '{speaker}'"),
+    Case("user", ACK % 1, "VS409", "update channel_participants set lease_token = gen_random_uuid() where tenant_id = '{a}' and id = '{speaker}'"),
+    Case("user", NACK, "= (retry)", then=READER % "cursor_seq = 0 and attempts = 1 and lease_token is null"),
+    Case("user", NACK, "= (dead)", "update channel_participants set attempts = 4 where tenant_id = '{a}' and id = '{speaker}'",
+         then=READER % "cursor_seq = 1 and attempts = 0" + " and (select count(*) from channel_dead_letters where tenant_id = '{a}' and participant_id = '{speaker}') = 1"),
+    Case("other", NACK, "VS403"),
+    Case("user", f"select count(*) from channel_receive({CH}, {P})", "= (0)"),
+    Case("user", f"select count(*) from channel_receive({CH}, {P})", "= (2)", "update channel_participants set lease_token = null, lease_seq = null, lease_until = null where tenant_id = '{a}' and id = '{speaker}'"),
+    Case("other", f"select count(*) from channel_receive({CH}, {P})", "VS403"),
+    # read by
+    *[Case(who, HISTORY % "", "= (3)") for who in ("user", "other", "admin", "service", "opened")],
+    *[Case(who, READ % "", "= ({word})") for who in ("user", "other", "admin", "service")],
+    Case("operator", HISTORY % ", p_tenant_id => '{a}'", "= (3)"),
+    *[Case("other", statement % "", "VS404", OUTSIDE) for statement in (HISTORY, READ)],
+    *[Case("nobody", statement % "", "VS401") for statement in (HISTORY, READ)],
+    *[Case("super", statement % "", "VS404") for statement in (HISTORY, READ)],
+    *[Case("admin", (statement % "").replace("{channel}", "{b_channel}"), "VS404") for statement in (HISTORY, READ)],
+    Case("user", "select count(*) from my_channels()", "= (3)"),
+    Case("other", "select count(*) from my_channels()", "= (2)", OUTSIDE.replace("'{admin}'", "'{admin}'") + " and channel_id = '{channel}'"),
+    Case("admin", "select count(*) from my_channels()", "= (4)"),
+    Case("nobody", "select count(*) from my_channels()", "VS401"),
+    Case("user", "select count(*) from communication_channels", "= (2)"),
+    Case("admin", "select count(*) from communication_channels", "= (4)"),
+    Case("user", "select count(*) from channel_messages where user_id <> '{user}'", "= (0)"),
+    # opened and closed
+    Case("user", f"select channel_close({CH}, 'done')", "= (t)", then=ROW % "status = 'closed' and close_reason = 'done'"),
+    Case("admin", f"select channel_close({CH})", "= (t)"),
+    Case("other", f"select channel_close({CH})", "VS403"),
+    Case("other", f"select channel_close({CH})", "VS404", OUTSIDE),
+    Case("admin", "select channel_close('{b_channel}')", "VS404"),
+    Case("user", """select channel_open('n', 'group', '[{"name": "x"}, {"name": "y", "user_id": "{other}"}]')""",
+         then="(select count(*) from channel_participants p join communication_channels c on c.tenant_id = p.tenant_id and c.id = p.channel_id where c.tenant_id = '{a}' and c.name = 'n' and c.user_id = '{user}' and p.user_id in ('{user}', '{other}')) = 2"),
+    Case("user", """select channel_open('n', 'group', '[{"name": "x"}, {"name": "y", "user_id": "{b_user}"}]')""", "VS404"),
+    Case("user", """select channel_open('n', 'group', '[{"name": "x"}, {"name": "y"}]', '{b_agreement}')""", "VS404"),
+    Case("user", """select channel_open('n', 'group', '[{"name": "x"}, {"name": "y"}]', '{agreement}')""", "VS404",
+         "update agreement_parties set user_id = '{admin}' where tenant_id = '{a}' and user_id = '{user}'"),
+    Case("user", """select channel_open('n', 'group', '[{"name": "x", "party": "second"}, {"name": "y"}]', '{agreement}')""", "VS400"),
+    Case("user", """select channel_open('n', 'group', '[{"name": "x"}, {"name": "y"}]', '{agreement}')""", "VS409", SUSPENDED),
+    Case("user", """select channel_open('n', 'group', '[{"name": "x"}, {"name": "y"}]', p_user_id => '{other}')""", "VS403"),
+    Case("admin", """select channel_open('n', 'group', '[{"name": "x"}, {"name": "y"}]', p_user_id => '{b_user}')""", "VS404"),
+    # agreed
+    Case("user", f"select agreement_propose('n', {PARTIES % '{other}'}, 'first', '{ACTS}') ->> 'status'", "= (proposed)",
+         then="(select count(*) from protocol_agreements where tenant_id = '{a}' and name = 'n' and user_id = '{user}' and status = 'proposed') = 1"),
+    Case("user", f"select agreement_propose('n', {PARTIES % '{other}'}, 'second', '{ACTS}')", "VS400"),
+    Case("user", f"select agreement_propose('n', {PARTIES % '{b_user}'}, 'first', '{ACTS}')", "VS404"),
+    Case("other", f"select agreement_propose('n', {PARTIES % '{other}'}, 'first', '{ACTS}', '{{user}}')", "VS403"),
+    Case("nobody", f"select agreement_propose('n', {PARTIES % '{other}'}, 'first', '{ACTS}')", "VS401"),
+    Case("other", RESPOND % ("second", "accept"), "= (active)", AMENDED, then="(select version from protocol_agreements where tenant_id = '{a}' and id = '{agreement}') = 2",
+         audit="agreement.active"),
+    Case("service", RESPOND % ("second", "accept"), "= (active)", AMENDED),
+    Case("user", RESPOND % ("second", "accept"), "VS403", AMENDED),
+    Case("admin", RESPOND % ("second", "accept"), "VS403", AMENDED),
+    Case("other", RESPOND % ("third", "accept"), "VS404", AMENDED),
+    Case("other", RESPOND % ("second", "reject"), "= (active)", AMENDED, then="(select version from protocol_agreements where tenant_id = '{a}' and id = '{agreement}') = 1"),
+    Case("other", RESPOND % ("second", "accept"), "VS409", AMENDED + "; update protocol_agreements set expires_at = vanilla.clock() where tenant_id = '{a}' and id = '{agreement}'"),
+    Case("user", f"select agreement_amend({AG}, 'first', '{ACTS}') ->> 'version'", "= (2)"),
+    Case("other", f"select agreement_amend({AG}, 'first', '{ACTS}')", "VS403"),
+    Case("user", f"select agreement_withdraw({AG}, 'first') ->> 'status'", "= (active)", AMENDED),
+    Case("other", f"select agreement_withdraw({AG}, 'second')", "VS409", AMENDED),
+    *[Case(who, f"select agreement_suspend({AG}{party})", then=STATUS % "suspended", audit="agreement.suspended")
+      for who, party in (("user", ", 'first'"), ("other", ", 'second'"), ("admin", ""), ("service", ""))],
+    Case("user", f"select agreement_suspend({AG})", "VS404"),
+    Case("user", f"select agreement_suspend({AG}, 'second')", "VS403"),
+    Case("other", f"select agreement_resume({AG}, 'second')", given=SUSPENDED, then=STATUS % "active", audit="agreement.active"),
+    Case("user", f"select agreement_resume({AG}, 'first')", "VS403", SUSPENDED),
+    Case("admin", f"select agreement_resume({AG})", given=SUSPENDED, then=STATUS % "active"),
+    Case("user", f"select agreement_terminate({AG}, 'first', 'over')", then=STATUS % "terminated", audit="agreement.terminated"),
+    Case("admin", f"select agreement_terminate({AG})", then=STATUS % "terminated"),
+    Case("admin", "select agreement_terminate('{b_agreement}')", "VS404"),
+    Case("nobody", f"select agreement_terminate({AG})", "VS401"),
+    *[Case(who, f"select agreement_read({AG}) ->> 'status'", "= (active)") for who in ("user", "other", "admin", "service")],
+    Case("user", f"select agreement_read({AG}) ->> 'status'", "= (expired)", ENDED),
+    Case("other", f"select agreement_read({AG})", "VS404", "update agreement_parties set user_id = '{admin}' where tenant_id = '{a}' and user_id = '{other}'"),
+    Case("admin", "select agreement_read('{b_agreement}')", "VS404"),
+    Case("user", "select count(*) from my_agreements()", "= (2)"),
+    Case("other", "select count(*) from my_agreements()", "= (0)", "update agreement_parties set user_id = '{admin}' where tenant_id = '{a}' and user_id = '{other}'"),
+    Case("admin", "select count(*) from my_agreements()", "= (2)"),
+    # jobs, and an erased person
+    Case("keeper", "select vanilla.job_channels(100) ->> 'expired'", "= (1)", ENDED, then=STATUS % "expired"),
+    Case("admin", "select erase_user('{user}', 'asked')", then=STATUS % "terminated" + f" and {ROW % 'status'} = 'closed'"
+         " and (select count(*) from channel_messages where tenant_id = '{a}' and user_id = '{user}' and body is not null) = 0"
+         " and (select count(*) from channel_messages where tenant_id = '{a}' and user_id = '{other}' and body is not null) > 0"),
+]  # fmt: skip
