@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -27,6 +28,11 @@ class Run:
     @property
     def run_id(self) -> str:
         return str(self.view["run_id"])
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The trace of the whole tree, whichever worker goes on with it: made of the ids of its root and this run."""
+        return {"traceparent": f"00-{UUID(self.view['root_run_id']).hex}-{UUID(self.run_id).hex[16:]}-01"}
 
     @property
     def turns(self) -> int:

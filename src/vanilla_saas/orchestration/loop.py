@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from vanilla_saas import tracing
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.orchestration import conversation, tools
 from vanilla_saas.orchestration.conversation import WRAP_UP, Run
@@ -53,10 +54,20 @@ async def run(attempt: Attempt, node: Agent) -> Outcome:
     if journal is None:
         raise Failure("not_available", "This process runs no agents.", {"kind": "agent"})
     given = await attempt.compute_object("input", node.input)
-    try:
-        return await Turns(attempt, journal, node, given).run()
-    except Stopped as stopped:
-        return stopped.outcome
+    turns = Turns(attempt, journal, node, given)
+    state = await turns.begin()
+    about: tracing.Attributes = {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": state.speaker,
+        "gen_ai.conversation.id": str(state.view["root_run_id"]),
+        "vanilla_saas.run.id": state.run_id,
+        "vanilla_saas.step.attempt": attempt.step.attempt,
+    }
+    with tracing.span(f"invoke_agent {state.speaker}", "internal", about, state.trace):
+        try:
+            return await turns.run(state)
+        except Stopped as stopped:
+            return stopped.outcome
 
 
 async def pydantic_loop(turns: "Turns", state: Run, corrections: Mapping[int, str]) -> Outcome | None:
@@ -75,13 +86,12 @@ class Turns:
     def __init__(self, attempt: Attempt, journal: Journal, node: Agent, given: Mapping[str, Any]) -> None:
         self.attempt, self.journal, self.node, self.given = attempt, journal, node, given
 
-    async def run(self) -> Outcome:
+    async def run(self, state: Run) -> Outcome:
         while True:
-            state = await self.begin()
             if (ended := await self._made(state)) is not None:
                 return ended
             if state.open_calls("tool"):  # what they gave is read from the journal
-                continue
+                state = await self.begin()
             if state.open_calls("delegate"):
                 return waiting({"kind": "agents"})
             corrections = await self._corrections(state)
@@ -90,6 +100,7 @@ class Turns:
                 return self._answered(state, answer, "done")
             if (ended := await self._go_on(state, corrections)) is not None:
                 return ended
+            state = await self.begin()
 
     async def _go_on(self, state: Run, corrections: Mapping[int, str]) -> Outcome | None:
         """The next turn; an outcome when the run has come to an end or waits."""
@@ -134,8 +145,15 @@ class Turns:
         return None
 
     async def _call(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> None:
+        about = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": tool.tool,
+            "gen_ai.tool.call.id": step["call_id"],
+            "gen_ai.agent.name": step["agent"],
+        }
         try:
-            given = await tools.call(self.attempt, state.run_id, step, tool)
+            with tracing.span(f"execute_tool {tool.tool}", "internal", about):
+                given = await tools.call(self.attempt, state.run_id, step, tool)
         except Failure as failure:
             if failure.retryable or failure.code in ("timeout", "provider_error", "rate_limited"):
                 raise
