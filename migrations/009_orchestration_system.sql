@@ -621,7 +621,71 @@ create index if not exists channel_dead_letters_user_idx on public.channel_dead_
 create index if not exists channel_dead_letters_participant_idx on public.channel_dead_letters (tenant_id, participant_id);
 comment on table public.channel_dead_letters is 'Messages that a participant failed to handle max_attempts times; its cursor is past them. The message itself stays in the channel.';
 
+-- metrics ----------------------------------------------------------------------------------------------------------
+create table if not exists public.usage_events (
+    tenant_id uuid not null,
+    created_at timestamptz not null default clock_timestamp(),
+    id uuid not null default vanilla.uuid7(),
+    kind text not null,
+    resource text not null,
+    ok boolean not null,
+    latency_ms bigint not null,
+    charged_tokens bigint not null default 0,
+    cost_micros bigint not null default 0,
+    constraint usage_events_pkey primary key (tenant_id, created_at, id),
+    constraint usage_events_kind_check check (kind in ('agent', 'tool'))
+) partition by range (created_at);
+comment on table public.usage_events is 'What tools and agents did, a row for each, written with the step that did it: what metrics_rollup counts. Of models ai_executions is that.';
+
+create table if not exists public.resource_performance_metrics (
+    tenant_id uuid not null,
+    created_at timestamptz not null,
+    grain text not null,
+    kind text not null,
+    resource text not null,
+    calls bigint not null,
+    ok bigint not null,
+    latency_ms_sum bigint not null,
+    latency bigint[] not null,
+    input_tokens bigint not null default 0,
+    output_tokens bigint not null default 0,
+    charged_tokens bigint not null default 0,
+    cost_micros bigint not null default 0,
+    constraint resource_performance_metrics_pkey primary key (tenant_id, created_at, grain, kind, resource),
+    constraint resource_performance_metrics_grain_check check (grain in ('minute', 'hour')),
+    constraint resource_performance_metrics_kind_check check (kind in ('model', 'agent', 'tool')),
+    constraint resource_performance_metrics_counts_check check (calls > 0 and ok between 0 and calls and cardinality(latency) = 12)
+) partition by range (created_at);
+comment on table public.resource_performance_metrics is 'How models, agents and tools did, by the minute and the hour. created_at is the beginning of the window.';
+comment on column public.resource_performance_metrics.latency is
+    'How many took up to 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 60000 milliseconds, and longer.';
+
+create table if not exists public.resource_health (
+    tenant_id uuid not null,
+    kind text not null,
+    resource text not null,
+    calls bigint not null,
+    ok_share double precision not null,
+    latency_ms double precision not null,
+    measured_at timestamptz not null,
+    constraint resource_health_pkey primary key (tenant_id, kind, resource),
+    constraint resource_health_share_check check (ok_share between 0 and 1 and calls > 0)
+);
+comment on table public.resource_health is 'How a model of a tenant whose agents are at work did in the last minute: what pick_model goes by.';
+
+create table if not exists public.system_metrics (
+    tenant_id uuid not null,
+    created_at timestamptz not null,
+    name text not null,
+    value numeric not null,
+    constraint system_metrics_pkey primary key (tenant_id, created_at, name)
+) partition by range (created_at);
+comment on table public.system_metrics is 'The platform by the minute: what waits, runs and is held. Written by the job metrics, and by nobody else.';
+select vanilla.ensure_partitions();
+
 -- the same that 010 writes: functions work before it has run, and no login has anything
+grant select, insert, update, delete on public.resource_performance_metrics, public.resource_health, public.system_metrics to vanilla_definer, vanilla_system;
+grant select, insert on public.usage_events to vanilla_definer, vanilla_system;
 grant select, insert, update, delete on public.resource_allocations, public.allocation_holds, public.agents, public.agent_versions, public.agent_runs,
     public.agent_run_steps, public.agent_run_state, public.run_artifacts to vanilla_definer, vanilla_system;
 
@@ -1811,18 +1875,27 @@ end
 $f$;
 comment on function vanilla.release_run_calls(uuid, uuid, bigint) is 'Returns what model calls of an execution with a budget and of the runs in it, or of one lease, still hold.';
 
-create or replace function vanilla.settle_turn(p_run public.agent_runs, p_call jsonb) returns jsonb
+create or replace function vanilla.settle_turn(p_run public.agent_runs, p_calls jsonb) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
+    v_call record;
     v_settled jsonb;
+    v_charged bigint := 0;
+    v_cost bigint := 0;
 begin
-    v_settled := vanilla.settle_call(p_run.tenant_id, (p_call ->> 'hold_id')::uuid, p_call ->> 'status', (p_call ->> 'input')::bigint, (p_call ->> 'output')::bigint,
-        (p_call ->> 'cached')::bigint, (p_call ->> 'reasoning')::bigint, (p_call ->> 'estimated')::boolean, p_call ->> 'error_code', (p_call ->> 'latency_ms')::integer,
-        (p_call ->> 'first_token_ms')::integer);
-    return jsonb_build_object('charged', coalesce(v_settled -> 'charged', '0'), 'cost_micros', coalesce(v_settled -> 'cost_micros', '0'));
+    for v_call in select * from jsonb_to_recordset(p_calls) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint, estimated boolean,
+            error_code text, latency_ms integer, first_token_ms integer)
+    loop
+        v_settled := vanilla.settle_call(p_run.tenant_id, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
+            v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
+        v_charged := v_charged + coalesce((v_settled ->> 'charged')::bigint, 0);
+        v_cost := v_cost + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
+    end loop;
+    return jsonb_build_object('charged', v_charged, 'cost_micros', v_cost);
 end
 $f$;
-comment on function vanilla.settle_turn(public.agent_runs, jsonb) is 'Settles the model call of a turn as a worker tells it; tokens and micros of USD.';
+comment on function vanilla.settle_turn(public.agent_runs, jsonb) is
+    'Settles the model calls of a turn as a worker tells them, the one that answered and those before it that did not; tokens and micros of USD.';
 
 -- runs -------------------------------------------------------------------------------------------------------------
 -- A run is a step of an execution of 006. One that nobody wrote a workflow for has this one, of a single node.
@@ -1994,10 +2067,29 @@ end
 $f$;
 comment on function vanilla.run_of_step(public.workflow_queue) is 'The run under way that a step computes, locked.';
 
+-- A model is left out while it fails more than half of its calls, or takes five times as long as another; then one turn in ten tries it. When nobody has
+-- asked it for a minute, nothing is known of it, and it is as good as any.
+create or replace function vanilla.pick_model(p_tenant_id uuid, p_models text[], p_run_id uuid, p_turn integer) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with known as (
+        select m.model, m.place, h.ok_share, h.latency_ms, min(h.latency_ms) filter (where h.ok_share >= 0.5) over () as quickest
+        from unnest(p_models) with ordinality as m (model, place)
+        left join public.resource_health h on h.tenant_id = p_tenant_id and h.kind = 'model' and h.resource = m.model and h.measured_at > vanilla.clock() - interval '1 minute')
+    select k.model from known k
+    order by case when k.ok_share < 0.5 or k.latency_ms > 5 * k.quickest
+            then cardinality(p_models) = 1 or get_byte(sha256(convert_to(p_run_id::text || p_turn, 'UTF8')), 0) < 26 else true end desc, k.place
+    limit 1
+$f$;
+comment on function vanilla.pick_model(uuid, text[], uuid, integer) is
+    'The first of these models that does well now; the first of all when none does. The same turn of a run has the same answer while nothing changes.';
+
 create or replace function vanilla.run_view(p_run public.agent_runs) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp
     return jsonb_build_object('run_id', p_run.id, 'root_run_id', p_run.root_run_id, 'parent_run_id', p_run.parent_run_id, 'state', p_run.state, 'turns', p_run.turns,
         'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at, 'chat', p_run.chat,
+        'model', (select vanilla.pick_model(p_run.tenant_id, array[v.definition ->> 'model'] || array(select jsonb_array_elements_text(coalesce(nullif(v.definition -> 'fallbacks', 'null'), '[]'))),
+                p_run.id, p_run.turns)
+            from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.speaker_id and v.version = p_run.speaker_version),
         'budget', vanilla.run_budget(p_run),
         'speaker', (select jsonb_build_object('agent_id', a.id, 'slug', a.slug, 'version', v.version, 'definition', v.definition,
                 -- what a tool of a model says of those it may turn to
@@ -2077,7 +2169,7 @@ $f$;
 comment on function vanilla.stop_of_call(public.agent_runs, jsonb, text, text, bytea) is
     'Why a run must not make a call that its model asked for, as a stop reason; and which agent it leads to.';
 
-create or replace function vanilla.record_turn(p_lease jsonb, p_turn integer, p_call jsonb, p_answer jsonb, p_wrap_up boolean default false) returns jsonb
+create or replace function vanilla.record_turn(p_lease jsonb, p_turn integer, p_calls jsonb, p_answer jsonb, p_wrap_up boolean default false) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
@@ -2101,7 +2193,7 @@ begin
     if v_run.parent_run_id is not null and jsonb_path_exists(p_answer, '$.calls[*] ? (@.name like_regex "^delegate_to_")') then
         perform from public.agent_runs r where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id for no key update;      -- before money: its own turns have it first too
     end if;
-    v_settled := vanilla.settle_turn(v_run, p_call);
+    v_settled := vanilla.settle_turn(v_run, p_calls);
     update public.workflow_steps s set charged_tokens = s.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = s.cost_micros + (v_settled ->> 'cost_micros')::bigint
         where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item in (-1, v_step.item);
     v_n := v_n + 1;
@@ -2156,11 +2248,12 @@ begin
 end
 $f$;
 comment on function vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean) is
-    'Writes a model''s answer to the journal in the transaction that settles its call, with the calls it asks for, and looks before any is made whether the run may go on: `stop` is null or why not. The same turn again changes nothing.';
+    'Writes a model''s answer to the journal in the transaction that settles its calls, with what it asks for, and looks before any is made whether the run may go on: `stop` is null or why not. The same turn again changes nothing.';
 
 create or replace function vanilla.record_call(p_lease jsonb, p_n integer, p_status text, p_result jsonb) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
+    v_call public.agent_run_steps;
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
     v_run public.agent_runs := vanilla.run_of_step(v_step);
 begin
@@ -2168,7 +2261,11 @@ begin
         update public.agent_run_steps s set approval = p_result where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open';
     elsif p_status in ('done', 'failed') then
         update public.agent_run_steps s set status = p_status, result = p_result, finished_at = vanilla.clock()
-            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open';
+            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open' returning * into v_call;
+        if found then
+            insert into public.usage_events (tenant_id, created_at, kind, resource, ok, latency_ms)
+                values (v_call.tenant_id, v_call.finished_at, 'tool', v_call.name, p_status = 'done', extract(epoch from v_call.finished_at - v_call.created_at) * 1000);
+        end if;
     else
         perform vanilla.refuse('VS400', 'a call is done or failed, or has an approval', '{"param": "status"}');
     end if;
@@ -2294,7 +2391,12 @@ declare
 begin
     update public.agent_run_steps s set status = 'refused', finished_at = v_now where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.status = 'open';
     update public.agent_runs r set state = p_state, stop_reason = p_stop_reason, output = p_output, error = p_error, finished_at = v_now
-        where r.tenant_id = p_run.tenant_id and r.id = p_run.id and r.finished_at is null;
+        where r.tenant_id = p_run.tenant_id and r.id = p_run.id and r.finished_at is null returning * into p_run;
+    if found and p_state <> 'canceled' then
+        insert into public.usage_events (tenant_id, created_at, kind, resource, ok, latency_ms, charged_tokens, cost_micros)
+            select p_run.tenant_id, v_now, 'agent', a.slug, p_state = 'completed', extract(epoch from v_now - p_run.started_at) * 1000, p_run.charged_tokens, p_run.cost_micros
+            from public.agents a where a.tenant_id = p_run.tenant_id and a.id = p_run.agent_id;
+    end if;
     if p_run.allocation_id is not null then perform vanilla.allocation_end(p_run.tenant_id, p_run.allocation_id, 'closed', 'run ended'); end if;
 end
 $f$;
@@ -2437,6 +2539,98 @@ grant execute on function public.save_agent(text, jsonb, boolean, uuid, uuid), p
     public.start_agent(text, jsonb, bigint, text, integer, uuid, uuid) to vanilla_app, vanilla_operator;
 grant execute on function vanilla.begin_run(jsonb, text, jsonb), vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean), vanilla.record_call(jsonb, integer, text, jsonb),
     vanilla.make_call(jsonb, integer) to vanilla_runtime;
+
+-- metrics ----------------------------------------------------------------------------------------------------------
+create or replace function vanilla.measure_health() returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_measured integer;
+begin
+    delete from public.resource_health h where h.measured_at < v_now - interval '10 minutes';
+    insert into public.resource_health as h (tenant_id, kind, resource, calls, ok_share, latency_ms, measured_at)
+        select t.tenant_id, 'model', e.model, count(*), avg((e.status = 'succeeded')::integer), avg(e.latency_ms), v_now
+        from (select distinct r.tenant_id from public.agent_runs r where r.finished_at is null) t
+        join public.ai_executions e on e.tenant_id = t.tenant_id and e.created_at > v_now - interval '30 seconds' and e.status in ('succeeded', 'failed')
+        where e.latency_ms is not null
+        group by t.tenant_id, e.model
+        order by t.tenant_id, e.model
+        on conflict (tenant_id, kind, resource) do update set calls = excluded.calls, ok_share = excluded.ok_share, latency_ms = excluded.latency_ms, measured_at = excluded.measured_at;
+    get diagnostics v_measured = row_count;
+    return v_measured;
+end
+$f$;
+comment on function vanilla.measure_health() is 'How the models of tenants whose agents are at work did in the last 30 seconds.';
+
+create or replace function vanilla.metrics_rollup(p_from timestamptz, p_until timestamptz) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_from timestamptz := date_trunc('minute', p_from);
+    v_until timestamptz := date_trunc('minute', p_until);
+    v_limits constant bigint[] := '{10,25,50,100,250,500,1000,2500,5000,10000,60000}';
+    v_tenant uuid;
+    v_rows integer;
+    v_written integer := 0;
+begin
+    for v_tenant in select t.tenant_id from public.tenants t where t.id = t.tenant_id order by t.tenant_id loop
+        delete from public.resource_performance_metrics m where m.tenant_id = v_tenant and m.created_at >= v_from and m.created_at < v_until and m.grain = 'minute';
+        insert into public.resource_performance_metrics (tenant_id, created_at, grain, kind, resource, calls, ok, latency_ms_sum, latency, input_tokens, output_tokens,
+                charged_tokens, cost_micros)
+            select v_tenant, date_trunc('minute', e.created_at), 'minute', e.kind, e.resource, count(*), count(*) filter (where e.ok), sum(e.ms),
+                array[count(*) filter (where e.bucket = 0), count(*) filter (where e.bucket = 1), count(*) filter (where e.bucket = 2), count(*) filter (where e.bucket = 3), count(*) filter (where e.bucket = 4), count(*) filter (where e.bucket = 5),
+                    count(*) filter (where e.bucket = 6), count(*) filter (where e.bucket = 7), count(*) filter (where e.bucket = 8), count(*) filter (where e.bucket = 9), count(*) filter (where e.bucket = 10), count(*) filter (where e.bucket = 11)], sum(e.input), sum(e.output), sum(e.charged), sum(e.cost)
+            from (select u.*, width_bucket(u.ms - 1, v_limits) as bucket from (
+                select x.created_at, 'model' as kind, x.model as resource, x.status = 'succeeded' as ok, coalesce(x.latency_ms, 0)::bigint as ms, x.input_tokens as input,
+                    x.output_tokens as output, x.charged_tokens as charged, x.cost_micros as cost
+                from public.ai_executions x where x.tenant_id = v_tenant and x.created_at >= v_from and x.created_at < v_until and x.status <> 'cancelled'
+                union all
+                select u.created_at, u.kind, u.resource, u.ok, u.latency_ms, 0, 0, u.charged_tokens, u.cost_micros
+                from public.usage_events u where u.tenant_id = v_tenant and u.created_at >= v_from and u.created_at < v_until) u) e
+            group by 2, 4, 5;
+        get diagnostics v_rows = row_count;
+        v_written := v_written + v_rows;
+        -- hours that have a minute of this window
+        delete from public.resource_performance_metrics m where m.tenant_id = v_tenant and m.created_at >= date_trunc('hour', v_from) and m.created_at < v_until and m.grain = 'hour';
+        insert into public.resource_performance_metrics (tenant_id, created_at, grain, kind, resource, calls, ok, latency_ms_sum, latency, input_tokens, output_tokens,
+                charged_tokens, cost_micros)
+            select v_tenant, date_trunc('hour', m.created_at), 'hour', m.kind, m.resource, sum(m.calls), sum(m.ok), sum(m.latency_ms_sum),
+                array[sum(m.latency[1]), sum(m.latency[2]), sum(m.latency[3]), sum(m.latency[4]), sum(m.latency[5]), sum(m.latency[6]), sum(m.latency[7]), sum(m.latency[8]),
+                    sum(m.latency[9]), sum(m.latency[10]), sum(m.latency[11]), sum(m.latency[12])], sum(m.input_tokens), sum(m.output_tokens), sum(m.charged_tokens), sum(m.cost_micros)
+            from public.resource_performance_metrics m
+            where m.tenant_id = v_tenant and m.grain = 'minute' and m.created_at >= date_trunc('hour', v_from) and m.created_at < date_trunc('hour', v_until - interval '1 microsecond') + interval '1 hour'
+            group by 2, 4, 5;
+    end loop;
+    return v_written;
+end
+$f$;
+comment on function vanilla.metrics_rollup(timestamptz, timestamptz) is
+    'Counts the minutes of a window, and the hours that they are of, anew: again it writes the same. Whole minutes, p_until is not in it. Returns the rows of minutes.';
+
+create or replace function vanilla.job_metrics(p_limit integer) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_last timestamptz := (select max(m.created_at) from public.system_metrics m where m.tenant_id = vanilla.platform());
+    v_health integer := vanilla.measure_health();
+    v_rows integer := 0;
+begin
+    if v_last is null or v_last < date_trunc('minute', v_now) then
+        -- a minute late, for those that were written when it ended; and what nobody counted while the server was away, up to a day
+        v_rows := vanilla.metrics_rollup(greatest(coalesce(v_last, v_now) - interval '2 minutes', v_now - interval '1 day'), v_now);
+        insert into public.system_metrics (tenant_id, created_at, name, value)
+            select vanilla.platform(), date_trunc('minute', v_now), x.name, x.value from (values
+                ('steps_waiting', (select count(*) from public.workflow_queue q where q.worker is null)::numeric),
+                ('steps_running', (select count(*) from public.workflow_queue q where q.worker is not null)::numeric),
+                ('runs_of_agents', (select count(*) from public.agent_runs r where r.finished_at is null)::numeric),
+                ('allocations_open', (select count(*) from public.resource_allocations a where a.state = 'open')::numeric),
+                ('workers_active', (select count(*) from public.worker_registry w where w.status = 'active')::numeric),
+                ('timers_overdue', (select count(*) from public.workflow_timers t where t.due_at < v_now - interval '1 minute')::numeric)) x (name, value)
+            on conflict do nothing;
+    end if;
+    return jsonb_build_object('health', v_health, 'metrics', v_rows);
+end
+$f$;
+comment on function vanilla.job_metrics(integer) is 'Job: measures the models that agents use, and once a minute counts the last minutes of models, agents and tools, and what the platform has to do.';
 
 -- Agreements: JSON Schema ------------------------------------------------------------------------------------------
 -- The part of JSON Schema 2020-12 that is enforced here, whole: a keyword that is not is refused when it is proposed.
@@ -3793,9 +3987,13 @@ grant execute on function public.agreement_propose(text, jsonb, text, jsonb, uui
 -- what is there from the first day ---------------------------------------------------------------------------------
 set local role vanilla_system;
 insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at, longest_gap) values
+    (vanilla.platform(), 'metrics', 'Counts how models, agents and tools do, by the minute and the hour.', 'sql', '10 s', '2026-01-01 00:00+00', '2026-01-01 00:00+00', null),
     (vanilla.platform(), 'allocations', 'Ends budgets of agents whose time is over and returns what is left.', 'sql', '30 s', '2026-01-01 00:00+00', '2026-01-01 00:00+00', null)
 on conflict do nothing;
 insert into public.system_configurations (tenant_id, key, value, description, updated_at) values
+    (vanilla.platform(), 'retention.usage_events_days', '7', 'Days that what tools and agents did is kept, a row for each.', '2026-01-01+00'),
+    (vanilla.platform(), 'retention.resource_performance_metrics_days', '90', 'Days that figures of models, agents and tools are kept.', '2026-01-01+00'),
+    (vanilla.platform(), 'retention.system_metrics_days', '30', 'Days that figures of the platform by the minute are kept.', '2026-01-01+00'),
     (vanilla.platform(), 'retention.channel_messages_days', '90', 'Days that messages of channels are kept once all have read them, and channels after they were closed.', '2026-01-01+00'),
     (vanilla.platform(), 'retention.agreements_days', '365', 'Days that agreements are kept after their end.', '2026-01-01+00')
 on conflict do nothing;

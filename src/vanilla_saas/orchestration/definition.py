@@ -78,6 +78,7 @@ class AgentDefinition(Strict):
     description: str = Field("", max_length=5000, description="what others read who may turn to it")
     instructions: Template
     model: ModelName
+    fallbacks: list[ModelName] = Field([], max_length=10, description="models that take over while `model` does badly")
     temperature: float | None = Field(None, ge=0, le=2)
     max_output_tokens: int | None = Field(None, ge=1, le=1_000_000)
     tools: list[AgentTool] = Field([], max_length=100)

@@ -1,6 +1,6 @@
 """The journal of runs: what a worker reads of it and writes to it, each in one statement under the step's lease."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,11 +45,11 @@ class Journal:
         return await self.metered.step_chat(self._lease(step, run_id, wrap_up), body, calls)
 
     async def record_turn(
-        self, step: Step, turn: int, call: Mapping[str, Any], answer: Mapping[str, Any], *, wrap_up: bool
+        self, step: Step, turn: int, calls: Sequence[Mapping[str, Any]], answer: Mapping[str, Any], *, wrap_up: bool
     ) -> dict[str, Any]:
-        """Settles the call and keeps its answer; the run as it stands then, and `stop`."""
+        """Settles the turn's calls and keeps the answer of the last one; the run as it stands then, and `stop`."""
         lease = asdict(self._lease(step))
-        return dict(await self.database.call(RECORD_TURN, lease, turn, call, answer, wrap_up))
+        return dict(await self.database.call(RECORD_TURN, lease, turn, list(calls), answer, wrap_up))
 
     async def make_call(self, step: Step, n: int) -> None:
         """Makes a call of a tool of the database itself, and keeps what it gave."""

@@ -233,16 +233,23 @@ class Turns:
         return Run(view)
 
     async def _chat(self, state: Run, body: Mapping[str, Any], *, wrap_up: bool = False) -> ModelAnswer:
-        try:
-            return await self.journal.chat(self.attempt.step, state.run_id, body, self.attempt.calls, wrap_up=wrap_up)
-        except (UpstreamError, InvalidRequest) as error:
-            raise of_call(error) from None
+        definition = state.definition
+        left = [name for name in (definition.model, *definition.fallbacks) if name != body["model"]]
+        while True:
+            try:
+                return await self.journal.chat(
+                    self.attempt.step, state.run_id, body, self.attempt.calls, wrap_up=wrap_up
+                )
+            except (UpstreamError, InvalidRequest) as error:
+                if not left or not isinstance(error, UpstreamError):
+                    raise of_call(error) from None
+                body = {**body, "model": left.pop(0)}
 
     async def body(self, state: Run, corrections: Mapping[int, str]) -> dict[str, Any]:
         definition = state.definition
         texts = await self.attempt.render({"instructions": definition.instructions}, input=self.given)
         body: dict[str, Any] = {
-            "model": definition.model,
+            "model": state.view["model"],
             "messages": conversation.messages(state, texts["instructions"], corrections),
         }
         if definition.temperature is not None:
@@ -255,14 +262,15 @@ class Turns:
         return body
 
     async def _record_turn(self, state: Run, answer: ModelAnswer, *, wrap_up: bool = False) -> dict[str, Any]:
-        """The call is settled with its record, and no more by the outcome of the step."""
+        """The turn's calls are settled with its record, and no more by the outcome of the step."""
         kept = {"text": answer.text, "calls": _calls_of(answer, state.turns + 1)}
-        settlement = self.attempt.calls[-1]
         try:
-            view = await self.journal.record_turn(self.attempt.step, state.turns + 1, settlement, kept, wrap_up=wrap_up)
+            view = await self.journal.record_turn(
+                self.attempt.step, state.turns + 1, self.attempt.calls, kept, wrap_up=wrap_up
+            )
         except VanillaError as error:
             raise of_refusal(error) from None
-        self.attempt.calls.remove(settlement)
+        self.attempt.calls.clear()
         return view
 
     async def _wrap_up(self, state: Run, body: Mapping[str, Any]) -> Outcome:
