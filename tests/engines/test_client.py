@@ -82,6 +82,38 @@ async def test_a_run_that_fails_has_its_code_and_one_that_lasts_is_asked_for_aga
         await result
 
 
+async def test_workflows_run_engines(address: str, floor: Shop) -> None:
+    shape = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    engine = await floor.deploy(plain("input.n * 2", input=shape, output="steps.a.output"))
+    user = await floor.person()
+    outer = {
+        "name": "Outer",
+        "nodes": [
+            {"id": "one", "kind": "engine", "ref": f"{engine.slug}@stable", "input": "{'n': input.n}"},
+            {
+                "id": "each", "kind": "map", "over": "[1, 2, 3]",
+                "item": {"kind": "engine", "ref": engine.slug, "input": "{'n': item}"},
+            },
+        ],
+        "output": "[steps.one.output] + steps.each.output",
+    }  # fmt: skip
+    slug = f"outer-{uuid.uuid4().hex[:8]}"
+    async with Client(address, user.key) as client:
+        await client.workflows.publish(slug, outer)
+        begun = await client.workflows.start(slug, {"n": 4})
+        assert await client.workflows.result(begun.execution_id) == [8, 2, 4, 6]
+        with pytest.raises(WorkflowFailed) as failed:
+            await client.workflows.result((await client.workflows.start(slug, {"n": "x"})).execution_id)
+        assert (failed.value.code, failed.value.node) == ("engine_failed", "one")
+        assert failed.value.execution["error"]["details"]["error"]["code"] == "input_invalid"
+        wrong = {"name": "Outer", "nodes": [{"id": "one", "kind": "engine", "ref": "a@b"}]}
+        with pytest.raises(ApiError) as refused:
+            await client.workflows.publish(slug, wrong)
+    assert [(found["node"], found["field"], found["code"]) for found in refused.value.problem["problems"]] == [
+        ("one", "ref", "wrong_form")
+    ]
+
+
 async def test_a_run_is_followed_with_a_key_of_the_engine(address: str, floor: Shop) -> None:
     waits = await floor.deploy({"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []})
     user = await floor.person()

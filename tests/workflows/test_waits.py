@@ -414,3 +414,19 @@ async def test_an_execution_that_takes_too_long_fails(desk: Room) -> None:
         assert hands.stale == [step.lease]
     found = await desk.execution(execution)
     assert (found["status"], found["reason"]) == ("failed", "deadline")
+
+
+@pytest.mark.parametrize(("ref", "given"), [("{}@stable", {}), ("{}@", {"x": [1] * 400_000}), ("{}@9999999999", {})])
+async def test_a_workflow_that_cannot_be_started_ends_its_step_and_not_its_workers_round(
+    desk: Room, ref: str, given: dict[str, object]
+) -> None:
+    slug = await desk.operator.fetchval(
+        "select slug from ai_workflows where id = $1", await desk.publish(workflow("x"))
+    )
+    outer, beside = [await desk.start(await desk.publish(workflow("a=workflow", a={"ref": slug}))) for _ in range(2)]
+    async with desk.worker() as hands:
+        one, other = sorted(await hands.tick(), key=lambda step: step.execution_id != str(outer))
+        wait = {"kind": "execution", "ref": ref.format(slug), "input": given}
+        assert await hands.tick(one.done("waiting", wait=wait, state=None), other.done(output=1)) == []
+    assert (await desk.execution(outer))["reason"] == "workflow_not_started"
+    assert (await desk.execution(beside))["status"] == "succeeded"

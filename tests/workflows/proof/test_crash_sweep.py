@@ -18,6 +18,7 @@ from tests.conftest import LONG, TEST_KEY, Cluster, People, serve, settings_for
 from tests.processes import Running, eventually, new_home, over, reached
 from tests.workflows.hands import Room, workflow
 from tests.workflows.proof.invariants import require_invariants
+from tests.workflows.proof.support import DEPLOY
 from vanilla_saas.app import create_app
 from vanilla_saas.checks import BOOKS, run_checks
 from vanilla_saas.database import postmaster
@@ -34,20 +35,22 @@ WORK_S = 15.0
 """Within this the work of a dead worker is done by another, though on a busy machine not always."""
 MODEL = {"model": "sandbox-small", "max_output_tokens": 50}
 SHAPE = workflow(
-    "each=map draft=llm check=gate pause=wait ask=approval last",
-    "each>ask draft>check check>pause pause>ask ask>last:approved",
+    "each=map draft=llm check=gate pause=wait within=engine ask=approval last",
+    "each>ask draft>check check>pause pause>ask within>ask ask>last:approved",
     each={"over": "input.list", "concurrency": 2,
           "item": {"kind": "llm", **MODEL, "prompt": 'sandbox: {"reply": "{{ item }}", "latency_ms": 30}'}},
     draft={**MODEL, "prompt": 'sandbox: {"reply": "{% if feedback %}good{% else %}bad{% endif %}"}'},
     check={"checks": [{"check": "regex", "pattern": "good"}], "of": "steps.draft.output.text",
            "on_fail": "retry", "retry": {"node": "draft", "times": 2}},
     pause={"seconds": 1},
+    within={"ref": "doubles", "input": "{'n': size(input.list)}"},
     ask={"title": "Is it good?", "approvers": ["role:admin"]},
-    last={"value": "[steps.draft.output.text] + steps.each.output.map(one, one.text)"},
+    last={"value": "[steps.draft.output.text] + steps.each.output.map(one, one.text) + [string(steps.within.output)]"},
     input={"type": "object"},
     output="steps.last.output",
 )  # fmt: skip
-OUTPUT = ["good", "one", "two", "three"]
+OUTPUT = ["good", "one", "two", "three", "6"]
+ENGINE = workflow("a", a={"value": "input.n * 2"}, output="steps.a.output")
 CALLS = 5
 """Three items, and a draft that is written twice."""
 
@@ -126,6 +129,12 @@ class Place:
                 )
                 assert len(items) == 3
                 assert {row["attempts"] for row in items} <= {*range(1, attempts + 1)}
+                runs = (
+                    "select array_agg(e.status) from engine_executions x"
+                    " join workflow_executions e on e.tenant_id = x.tenant_id and e.id = x.id"
+                    " where e.parent_execution_id = $1"
+                )
+                assert await operator.fetchval(runs, execution) == ["succeeded"]
                 judged = "select array_agg(passed order by id) from quality_gate_results where execution_id = $1"
                 assert await operator.fetchval(judged, execution) == [False, True]
                 settled = (
@@ -162,6 +171,8 @@ async def place() -> AsyncIterator[Place]:
                 made.people = [await people.user(balance=10_000_000), await people.user("admin")]
                 room = Room(made.cluster, "crash", people, made.people[0])
                 made.shape = await room.publish(plain(Definition.model_validate({"name": "Test", **SHAPE})))
+                engine = await room.publish(plain(Definition.model_validate({"name": "Doubles", **ENGINE})))
+                await operator.fetchval(DEPLOY, "doubles", engine)
                 executions = await made.start(operator)
             async with made.another():
                 await made.ended(executions, 60)
