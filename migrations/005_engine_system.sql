@@ -1347,7 +1347,7 @@ declare
 begin
     return query
         with ran as (
-            select x.version, e.status, (extract(epoch from e.finished_at - e.started_at) * 1000)::bigint as ms, e.charged_tokens, e.cost_micros,
+            select x.engine_tenant_id, x.version, e.status, (extract(epoch from e.finished_at - e.started_at) * 1000)::bigint as ms, e.charged_tokens, e.cost_micros,
                     -- what it came to is known when it is over
                     case when e.finished_at is not null then e.charged_tokens end as tokens, case when e.finished_at is not null then e.cost_micros end as micros,
                     g.judged, g.passed
@@ -1355,21 +1355,22 @@ begin
                 left join public.workflow_executions e on e.tenant_id = x.tenant_id and e.id = x.id
                 cross join lateral (select count(*) as judged, count(*) filter (where q.passed) as passed from public.quality_gate_results q
                     where q.tenant_id = x.tenant_id and q.execution_id = x.id) g
-                where (x.tenant_id = v_tenant or v_tenant is null) and x.engine_id = p_engine_id and x.created_at >= p_from and x.created_at < p_until)
-        select r.version, max(a.alias), max(a.weight), count(*), count(*) filter (where r.status = 'succeeded'), count(*) filter (where r.status = 'failed'),
-            count(*) filter (where r.status = 'cancelled'), count(*) filter (where r.status in ('running', 'paused')),
-            percentile_disc(0.5) within group (order by r.ms) filter (where r.ms is not null), percentile_disc(0.95) within group (order by r.ms) filter (where r.ms is not null),
-            coalesce(sum(r.charged_tokens), 0), percentile_disc(0.5) within group (order by r.tokens) filter (where r.tokens is not null),
-            percentile_disc(0.95) within group (order by r.tokens) filter (where r.tokens is not null),
-            coalesce(sum(r.cost_micros), 0), percentile_disc(0.5) within group (order by r.micros) filter (where r.micros is not null),
-            percentile_disc(0.95) within group (order by r.micros) filter (where r.micros is not null),
-            sum(r.judged)::bigint, sum(r.passed)::bigint, round(sum(r.passed) / nullif(sum(r.judged), 0), 4)
-        from ran r
+                where (x.tenant_id = v_tenant or v_tenant is null) and x.engine_id = p_engine_id and x.created_at >= p_from and x.created_at < p_until),
+        added as (
+            select r.engine_tenant_id, r.version, count(*) as runs, count(*) filter (where r.status = 'succeeded') as succeeded, count(*) filter (where r.status = 'failed') as failed,
+                count(*) filter (where r.status = 'cancelled') as cancelled, count(*) filter (where r.status in ('running', 'paused')) as running,
+                percentile_disc(array[0.5, 0.95]) within group (order by r.ms) filter (where r.ms is not null) as ms, coalesce(sum(r.charged_tokens), 0) as charged,
+                percentile_disc(array[0.5, 0.95]) within group (order by r.tokens) filter (where r.tokens is not null) as tokens, coalesce(sum(r.cost_micros), 0) as cost,
+                percentile_disc(array[0.5, 0.95]) within group (order by r.micros) filter (where r.micros is not null) as micros,
+                sum(r.judged)::bigint as judged, sum(r.passed)::bigint as passed
+            from ran r group by r.engine_tenant_id, r.version)
+        select t.version, a.alias, a.weight, t.runs, t.succeeded, t.failed, t.cancelled, t.running, t.ms[1], t.ms[2], t.charged, t.tokens[1], t.tokens[2], t.cost, t.micros[1], t.micros[2],
+            t.judged, t.passed, round(t.passed::numeric / nullif(t.judged, 0), 4)
+        from added t
         -- stable when both mean it
-        left join lateral (select s.alias, s.weight from public.ai_engines e
-            join public.engine_aliases s on s.tenant_id = e.tenant_id and s.engine_id = e.id and s.version = r.version
-            where e.id = p_engine_id and e.tenant_id in (v_tenant, vanilla.platform()) order by s.alias desc limit 1) a on true
-        group by r.version order by r.version;
+        left join lateral (select s.alias, s.weight from public.engine_aliases s where s.tenant_id = t.engine_tenant_id and s.engine_id = p_engine_id and s.version = t.version
+            order by s.alias desc limit 1) a on true
+        order by t.version;
 end
 $f$;
 comment on function public.engine_report(uuid, timestamptz, timestamptz, uuid) is

@@ -24,6 +24,8 @@ KEY = "select create_engine_key('{word}', 'n', 'p', sha256('new')%s)"
 ENGINE_KEY = """update api_keys set scopes = array['engine'], engine_tenant_id = '{a}', engine_id = '{engine}', engine_ref = '{word}'
     where tenant_id = '{a}' and id = '{key_id}'"""
 BY_KEY = "select vanilla.execute_by_key({user_key}, %s, '{}') ->> '%s'"
+ANOTHER = """update ai_engines set slug = 'gone' where tenant_id = '{a}' and id = '{engine}';
+    select set_engine((deploy_engine('{word}', '{others_part}', p_tenant_id => '{a}') ->> 'engine_id')::uuid, p_default_access => 'execute', p_tenant_id => '{a}')"""
 REPORT = f"select runs from engine_report({ENGINE}, '2000-01-01', '2199-01-01'%s)"
 REPORTED = "update engine_executions set engine_tenant_id = '{a}', engine_id = '{engine}' where tenant_id in ('{a}', '{twin}') and created_at < '2100-01-01'"
 OF_RUN = f"{REPORTED}; update engine_executions set id = '{{%s}}' where tenant_id = '{{a}}' and created_at = (select min(created_at) from engine_executions where tenant_id = '{{a}}')"
@@ -38,9 +40,14 @@ OFFER = f"""set local session_replication_role = replica;
     insert into ai_engines (tenant_id, id, slug, name, offered) values ('{{platform}}', '{{same_id}}', 'shown', 'Shown', true);
     insert into engine_versions select (jsonb_populate_record(v, '{{"tenant_id": "{{platform}}", "engine_id": "{{same_id}}"}}')).* from engine_versions v where {OF_A};
     insert into engine_aliases (tenant_id, engine_id, alias, version, updated_at) values ('{{platform}}', '{{same_id}}', 'stable', 2, now()), ('{{platform}}', '{{same_id}}', 'canary', 1, now());
-    insert into level_engines (tenant_id, level_id, engine_tenant_id, engine_id, access) values ('{{a}}', '{{level}}', '{{platform}}', '{{same_id}}', 'read');
+    insert into level_engines (tenant_id, level_id, engine_tenant_id, engine_id, access) values ('{{a}}', '{{level}}', '{{platform}}', '{{same_id}}', 'read'), ('{{a}}', '{{level}}', '{{a}}', '{{same_id}}', 'execute');
+    insert into engine_versions select (jsonb_populate_record(v, '{{"engine_id": "{{same_id}}"}}')).* from engine_versions v where {OF_A};
+    insert into engine_aliases (tenant_id, engine_id, alias, version, updated_at) values ('{{a}}', '{{same_id}}', 'stable', 1, now());
     set local session_replication_role = origin"""
 OFFERED = "select %s from offered_engines(%s)"
+ASKING = """select publish_workflow((save_workflow('asks', '{"name": "Asks", "nodes": [{"id": "a", "kind": "llm", "model": "sandbox-small", "prompt": "Hi"}]}',
+    p_user_id => '{user}', p_tenant_id => '{a}') ->> 'id')::uuid)"""
+ASKS = "select deploy_engine('new', w.id) ->> 'version' from ai_workflows w where w.slug = 'asks'"
 ADMINS = [
     (f"select set_engine({ENGINE}, 'New')", "engine.set", f"{ROW % 'name'} = 'New'"),
     (f"select promote_engine({ENGINE}, 2)", "engine.promoted", f"{ALIAS % ('version', 'stable')} = 2 and {ALIAS % ('true', 'canary')} is null"),
@@ -83,6 +90,9 @@ CASES = [
     Case("user", DEPLOY % ("new", "", "version"), "VS403"),
     Case("nobody", DEPLOY % ("new", "", "version"), "VS401"),
     Case("operator", DEPLOY % ("new", ", p_tenant_id => '{a}'", "version"), "= (1)"),
+    Case("admin", ASKS, "= (1)", ASKING),
+    Case("admin", ASKS, "VS422 the flow makes no engine", f"{ASKING}; update ai_models set status = 'disabled' where slug = 'sandbox-small'"),
+    Case("admin", ASKS, "VS422 the flow makes no engine", f"{ASKING}; update ai_providers set status = 'disabled' where slug = 'sandbox'"),
     # versions and aliases
     Case("admin", f"select promote_engine({ENGINE}, 3)", "VS404"),
     Case("admin", f"select promote_engine({ENGINE}, 1)", "VS409", f"update engine_versions set state = 'retired', retired_at = now() where {OF_A} and version = 1"),
@@ -215,15 +225,18 @@ CASES = [
     Case("admin", PREVIEW % ("'{word}', p_user_id => '{b_user}'", "version"), "VS404"),
     Case("nobody", PREVIEW % ("'{word}'", "version"), "VS401"),
     Case("runtime", PREVIEW_BY_KEY % ("null", "version"), "= (1)", ENGINE_KEY),
+    Case("runtime", PREVIEW_BY_KEY % ("null", "version"), "VS404 no such engine", f"{ENGINE_KEY}; {ANOTHER}"),
     Case("runtime", PREVIEW_BY_KEY % ("'{word}@2'", "version"), "VS404", ENGINE_KEY),
     Case("runtime", PREVIEW_BY_KEY % ("null", "version"), "VS403"),
     Case("runtime", "select vanilla.preview_by_key(sha256('none'), null, '{}')", "VS411"),
     Case("runtime", PREVIEW_BY_KEY % ("null", "version"), "VS403", f"{ENGINE_KEY}; {DENY % 'read'}"),
     # offered by the platform
     Case("admin", OFFERED % ("slug || version", ""), "= (shown2)", OFFER),
+    Case("admin", OFFERED % ("count(*)", ""), "= (1)", OFFER),
     Case("admin", OFFERED % ("count(*)", ""), "= (0)", f"{OFFER}; update ai_engines set offered = false where tenant_id = '{{platform}}'"),
     Case("admin", OFFERED % ("count(*)", ""), "= (0)", f"{OFFER}; update ai_engines set status = 'retired' where tenant_id = '{{platform}}'"),
     Case("admin", OFFERED % ("hidden", ""), "= (f)", OFFER),
+    Case("admin", OFFERED % ("hidden", ""), "= (f)", f"{OFFER}; update ai_engines set slug = 'shown' where tenant_id = '{{b}}'"),
     Case("admin", OFFERED % ("hidden", ""), "= (t)", f"{OFFER}; update ai_engines set slug = 'shown' where tenant_id = '{{a}}' and id = '{{engine}}'"),
     Case("admin", OFFERED % ("(select count(*) from jsonb_array_elements(levels)) = (select count(*) from levels)", ""), "= (t)", OFFER),
     Case("admin", OFFERED % ("(select string_agg(l ->> 'access', ' ') from jsonb_array_elements(levels) l)", ""), "= (read)", OFFER),
@@ -238,6 +251,8 @@ CASES = [
     Case("user", RUN % ("'my/{word}-own'", "source"), "= (reference)",
          then="""(select input = '{"tone": "{word}"}' and at_once is null from workflow_executions where tenant_id = '{a}' and user_id = '{user}' and workflow_id = '{others_part}')"""),
     Case("admin", RUN % ("'{word}', p_user_id => '{user}'", "version"), "= (1)", then=RAN % (1, "reference", "user")),
+    *[Case("user", "select execute_engine('{word}') #>> '{estimate,runs}'", f"= ({found})", f"{OF_RUN % run}; update engine_executions set version = 1 where tenant_id = '{{a}}' and created_at < '2100-01-01'")
+      for run, found in (("ended", 1), ("lost", 0))],
     Case("user", RUN % ("'{word}'", "version"), "VS403", DENY % "read"),
     Case("user", RUN % ("'{word}'", "version"), "VS404", DENY % "none"),
     Case("user", RUN % ("", "version"), "VS404", DENY % "none"),
@@ -292,6 +307,10 @@ CASES = [
     Case("operator", REPORT % ", '{a}'", "= (6)", REPORTED),
     Case("admin", REPORT.replace("runs", "succeeded") % "", "= (1)", OF_RUN % "ended"),
     Case("admin", REPORT.replace("runs", "gates") % "", "= (1)", OF_RUN % "running"),
+    *[Case("admin", REPORT.replace("runs", "succeeded, failed, cancelled, running") % "", f"= ({told})", OF_RUN % run + more)
+      for run, told, more in (("ended", "1,0,0,0", ""), ("lost", "0,1,0,0", ""), ("running", "0,0,0,1", ""),
+                              ("lost", "0,0,1,0", "; update workflow_executions set status = 'cancelled' where tenant_id = '{a}' and id = '{lost}'"),
+                              ("running", "0,0,0,1", "; update workflow_executions set status = 'paused' where tenant_id = '{a}' and id = '{running}'"))],
     Case("admin", REPORT.replace("runs", "alias") % "", "= (stable)", f"{REPORTED}; update engine_executions set version = 1 where tenant_id = '{{a}}' and created_at < '2100-01-01'"),
     Case("admin", REPORT.replace("runs", "weight") % "", "= (0)", f"{REPORTED}; update engine_executions set version = 2 where tenant_id = '{{a}}' and created_at < '2100-01-01'"),
     Case("admin", REPORT.replace("runs", "gate_pass_rate = gates_passed::numeric / gates") % "", "= (t)", OF_RUN % "running"),

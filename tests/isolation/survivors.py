@@ -107,6 +107,8 @@ SURVIVORS: dict[str, str] = {
         "a trigger that no function of ours sets off: tests/workflows/test_drafts.py",
     "status check: vanilla.keep_workflow_version: old.state = 'retired'":
         "a trigger that no function of ours sets off: tests/workflows/test_drafts.py",
+    "status check: public.my_engines: e.status = 'active'":
+        "saves a look: what is retired has its reason and is left out below",
     "tenant comparison: public.my_engines: e.tenant_id = v_user.tenant_id":
         "names of others' engines, which mean nothing to the user",
     "tenant comparison: public.my_engines: e.tenant_id = vanilla.platform()":
@@ -132,7 +134,7 @@ SURVIVORS: dict[str, str] = {
     "tenant comparison: vanilla.engine_candidates: x.tenant_id = vanilla.platform()":
         "engine_assignments_whom_check: nobody else has a default for everybody",
     "tenant comparison: vanilla.known_models: p.tenant_id = m.provider_tenant_id":
-        "no case here deploys a flow with models: tests/engines/test_engines.py",
+        "the flow that a case deploys calls a model of the platform, whose provider no tenant has by id",
     "tenant comparison: vanilla.let_in: e.tenant_id = p_tenant_id":
         "no case here goes on with an execution that has a limit: tests/engines/test_modes.py",
     "tenant comparison: vanilla.let_in: n.tenant_id = e.tenant_id":
@@ -145,6 +147,8 @@ SURVIVORS: dict[str, str] = {
         "no case here goes on with an execution that has a limit: tests/engines/test_modes.py",
     "tenant comparison: vanilla.let_in: x.tenant_id = p_tenant_id":
         "no case here goes on with an execution that has a limit: tests/engines/test_modes.py",
+    "tenant comparison: public.offered_engines: e.tenant_id = vanilla.platform()":
+        "ai_engines_offered_check: nobody else offers",
     "tenant comparison: vanilla.offered_engine: e.tenant_id = vanilla.platform()":
         "ai_engines_offered_check: nobody else offers",
     "refusal: vanilla.keep_engine_version: raise exception 'a deployed version does not change' using e":
