@@ -155,7 +155,8 @@ def test_names_in_slices_are_found(template: str, roots: set[str], text: str) ->
         ("no names", "no names"),
         *((text, None) for text in (
             "{{ input.l }}", "{{ input.d.items }}", "{{ input.nothing }}", "{{ input.s | upper }}", "{{- input.s }}",
-            "{% if input %}{% endif %}{{ input.s }}", "{# {{ input.s }} #}", "{{ 'a' }}", "{{ input['s'] }}", "{{ other }}",
+            "{% if input %}{% endif %}{{ input.s }}", "{# {{ input.s }} #}", "{{ 'a' }}", "{{ input['s'] }}",
+            "{{ other }}",
             "}} {{ input.s }}", "{{ input.s.strip }}",
         )),
     ],
