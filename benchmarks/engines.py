@@ -2,8 +2,8 @@
 
 Both calls go to one server process with a worker beside it, one after the other in each round, the same messages to the
 same model from the same users; the model server is a process of its own. What they cost is processor time of that
-process and of PostgreSQL, each call's: a run waits for its worker, so its rate says nothing. Afterwards every answer
-must have been charged once.
+process and of PostgreSQL, each call's. The first call of a user looks up what the engine is; later ones know it.
+Afterwards every answer must have been charged once.
 """
 
 import asyncio

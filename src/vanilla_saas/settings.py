@@ -91,7 +91,8 @@ class Settings(BaseSettings):
     run_schedules: bool = True
     """This process runs what is due (resets, retention, clean-up) while it serves; any number of processes may."""
     run_worker: bool = True
-    """This process runs steps of workflows while it serves; `vanilla-saas worker` does nothing else."""
+    """This process runs steps of workflows while it serves; `vanilla-saas worker` does nothing else. Without it, only
+    those of runs of engines that somebody waits for here."""
     worker_pools: Annotated[list[str], Field(min_length=1, max_length=100)] = ["default"]
     """Pools whose steps a worker takes, as a JSON list."""
     worker_capacity: Annotated[int, Field(ge=1, le=10_000)] = 20

@@ -178,14 +178,17 @@ async def test_steps_of_other_pools_and_those_held_for_others_are_left(floor: Sh
         with pytest.raises(openai.APITimeoutError):
             await say(client, elsewhere)
         assert await floor.operator.fetchval(taken, person.identity.user_id) == 0
-        strategy = "select set_routing_strategy('own', 'sticky', 'worker', '{\"mode\": \"hard\"}', p_pool => 'default')"
-        await floor.operator.execute(strategy)
+        of_all = "update routing_strategies set kind = $1, config = $2 where pool = 'default' and target = 'worker'"
+        before = await floor.operator.fetchrow(
+            "select kind, config from routing_strategies where pool = 'default' and target = 'worker'"
+        )
+        await floor.operator.execute(of_all, "sticky", {"mode": "hard"})
         try:
             with pytest.raises(openai.APITimeoutError):
                 await say(client, held, extra_body={"input": {}})
             assert await floor.operator.fetchval(taken, person.identity.user_id) == 0
         finally:
-            await floor.operator.execute("delete from routing_strategies where slug = 'own'")
+            await floor.operator.execute(of_all, *before)
     await floor.operator.execute(
         "select cancel_execution(id) from workflow_executions where user_id = $1 and finished_at is null",
         person.identity.user_id,

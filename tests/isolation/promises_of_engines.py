@@ -26,6 +26,9 @@ ENGINE_KEY = """update api_keys set scopes = array['engine'], engine_tenant_id =
 BY_KEY = "select vanilla.execute_by_key({user_key}, %s, '{}') ->> '%s'"
 ANOTHER = """update ai_engines set slug = 'gone' where tenant_id = '{a}' and id = '{engine}';
     select set_engine((deploy_engine('{word}', '{others_part}', p_tenant_id => '{a}') ->> 'engine_id')::uuid, p_default_access => 'execute', p_tenant_id => '{a}')"""
+BEGIN = "select vanilla.begin_engine({user_key}, null, %s, '{}', null, '%s', %s, 10) "
+BEGIN_BY_SESSION = "select vanilla.begin_engine(null, {user_session}, '{word}', '{}', null, '{\"engine_id\": \"{engine}\", \"version\": 1}', '{hands}', 10) "
+MEANT = '{"engine_id": "{engine}", "version": 1, "source_id": null}'
 REPORT = f"select runs from engine_report({ENGINE}, '2000-01-01', '2199-01-01'%s)"
 REPORTED = "update engine_executions set engine_tenant_id = '{a}', engine_id = '{engine}' where tenant_id in ('{a}', '{twin}') and created_at < '2100-01-01'"
 OF_RUN = f"{REPORTED}; update engine_executions set id = '{{%s}}' where tenant_id = '{{a}}' and created_at = (select min(created_at) from engine_executions where tenant_id = '{{a}}')"
@@ -302,6 +305,28 @@ CASES = [
     Case("runtime", BY_KEY % ("null", "source"), "VS429", ENGINE_KEY + "; update api_keys set budget_tokens = 1, used_tokens = 1 where tenant_id = '{a}' and id = '{key_id}'"),
     Case("runtime", BY_KEY % ("null", "source"), "VS403", f"{ENGINE_KEY}; {DENY % 'read'}"),
     Case("user", "select create_api_key('n', 'p', sha256('new'), array['engine'])", "VS400"),
+    # begun for who waits: the usual caller, and what the reference meant the last time; all else is left to execute_engine
+    Case("runtime", BEGIN % ("'{word}'", MEANT, "'{hands}'") + "#>> '{run, source}'", "= (reference)", then=RAN % (1, "reference", "user")),
+    Case("runtime", BEGIN % ("'{word}'", MEANT, "'{hands}'") + "#>> '{steps, 0, attempt}'", "= (1)",
+         then="exists (select from workflow_queue where tenant_id = '{a}' and worker = '{hands}' and user_id = '{user}' and claimed_at = vanilla.clock())"),
+    Case("runtime", BEGIN % ("'{word}'", MEANT.replace('"version": 1', '"version": 2'), "'{hands}'"), "= ()"),
+    Case("runtime", BEGIN % ("'{word}'", MEANT.replace("{engine}", "{b_engine}"), "'{hands}'"), "= ()"),
+    Case("runtime", BEGIN % ("'{word}'", MEANT.replace("null", '"{user}"'), "'{hands}'"), "= ()"),
+    Case("runtime", BEGIN % ("'{word}'", MEANT, "'{user}'"), "VS409"),
+    *[Case("runtime", BEGIN % ("'{word}'", MEANT, "'{hands}'"), "= ()", given) for given in (
+        ENGINE_KEY, "update api_keys set budget_tokens = 10 where tenant_id = '{a}' and id = '{key_id}'",
+        "update api_keys set scopes = '{read}' where tenant_id = '{a}' and id = '{key_id}'",
+        "update api_keys set revoked_at = now() where tenant_id = '{a}' and id = '{key_id}'",
+        "update api_keys set expires_at = '2000-01-02', created_at = '2000-01-01' where tenant_id = '{a}' and id = '{key_id}'",
+        "update users set status = 'disabled' where tenant_id = '{a}' and id = '{user}'",
+        "update tenants set status = 'suspended' where id = '{a}'")],
+    Case("runtime", BEGIN_BY_SESSION + "#>> '{run, source}'", "= (reference)", then=RAN % (1, "reference", "user")),
+    *[Case("runtime", BEGIN_BY_SESSION, "= ()", f"update sessions set {given} where token_hash = {{user_session}}") for given in (
+        "revoked_at = now()", "rotated_at = now()", "expires_at = '2000-01-02', created_at = '2000-01-01'")],
+    *[Case("runtime", BEGIN_BY_SESSION, "= ()", f"update users set {given} where tenant_id = '{{a}}' and id = '{{user}}'") for given in (
+        "status = 'disabled'", "must_change_password = true")],
+    Case("runtime", BEGIN_BY_SESSION, "= ()", "update tenants set status = 'suspended' where id = '{a}'"),
+    Case("runtime", BEGIN % ("'{word}'", MEANT, "'{hands}'"), "VS403", DENY % "read"),
     # told
     Case("admin", REPORT % "", "= (6)", REPORTED),
     Case("operator", REPORT % ", '{a}'", "= (6)", REPORTED),

@@ -343,6 +343,17 @@ def tick(
     return f"select vanilla.tick_worker({worker}, {done}, {n}, {state}) ->> '{what}'"
 
 
+def tick_of_run(
+    done: str = "'[]'",
+    n: int | str = 0,
+    what: str = "stale",
+    worker: str = "'{hands}'",
+    which: str = "running",
+    tenant: str = "a",
+) -> str:
+    return f"select vanilla.tick_run({worker}, {done}, {n}, '{{{tenant}}}', '{{{which}}}') ->> '{what}'"
+
+
 def claim(n: int = 100, state: str = "'{}'") -> str:
     return f"select json_array_length(vanilla.tick_worker('{{hands}}', '[]', {n}, {state}) -> 'steps')"
 
@@ -414,6 +425,25 @@ TICKS = [
     Case("runtime", "select jsonb_array_length(vanilla.held_leases('{hands}'))", "= (4)"),
     Case("runtime", "select vanilla.workflow_plan('{a}', '{flow}', 1) #>> '{definition, name}'", "= ({word})"),
     Case("runtime", "select vanilla.workflow_plan('{b}', '{flow}', 1)", "= ()"),
+    # of one execution, for who waits for it
+    Case("runtime", tick_of_run(n=100), "= ([])", then="not exists (select from workflow_queue where tenant_id = '{a}' and execution_id <> '{running}' and claimed_at = vanilla.clock())"
+         " and not exists (select from workflow_queue where tenant_id = '{a}' and execution_id = '{running}' and worker is null and pool = 'default')"),
+    Case("runtime", tick_of_run(n=100), "= ([])", TWINS_WORKER),
+    Case("runtime", tick_of_run(n=100), "= ([])", CAPPED % 4, then="not exists (select from workflow_queue where claimed_at = vanilla.clock())"),
+    Case("runtime", tick_of_run(n=0), "= ([])", then="not exists (select from workflow_queue where claimed_at = vanilla.clock())"),
+    Case("runtime", tick_of_run(n=100, tenant="b"), "= ([])", then="not exists (select from workflow_queue where claimed_at = vanilla.clock())"),
+    Case("runtime", tick_of_run(which="ended", what="end").replace("->>", "->") + " ->> 'status'", "= (succeeded)"),
+    Case("runtime", tick_of_run(which="ended", what="end", tenant="b"), "= ()"),
+    Case("runtime", tick_of_run(what="end"), "= ()"),
+    Case("runtime", tick_of_run(what="elsewhere"), "= (true)"),
+    Case("runtime", tick_of_run(what="elsewhere", which="ended"), "= (false)"),
+    Case("runtime", tick_of_run(worker="'{user}'"), "VS409"),
+    Case("runtime", tick_of_run("'{}'"), "VS400 a tick"),
+    Case("runtime", tick_of_run(n=1001), "VS400 a tick"),
+    Case("runtime", tick_of_run(n="null"), "VS400 a tick"),
+    Case("runtime", tick_of_run(told("busy", "succeeded", output=7, calls=CALLED)), "= ([])",
+         then=step("busy", "status = 'succeeded' and charged_tokens = 10 and output = '7'") + (" and " + hold(STEP_CALL, "state = 'settled'"))),
+    Case("runtime", tick_of_run(told("busy", "succeeded", lease="99999")), "= ([99999])", then=f"{step('busy', 'status')} = 'ready' and {queued('busy', 'worker is not null')}"),
     # outcomes
     Case("runtime", tick(told("busy", "succeeded", output=7)), "= ([])", then=step("busy", "status = 'succeeded' and output = '7' and round = 0") + f" and {count('workflow_queue')} = 4 and {UNTOUCHED}"),
     Case("runtime", tick(told("busy", "succeeded", output=7, calls=CALLED)), "= ([])",

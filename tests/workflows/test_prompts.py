@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vanilla_saas.workflows import evaluator
-from vanilla_saas.workflows.prompts import MAX_BYTES, TemplateError, names, render
+from vanilla_saas.workflows.prompts import MAX_BYTES, TemplateError, filled, names, render
 
 VARIABLES: dict[str, Any] = {
     "input": {"s": "a<b>", "l": [1, {"x": None}], "d": {"a": True, "items": 5}, "long": "a" * 1000},
@@ -145,3 +145,23 @@ def test_names_in_slices_are_found(template: str, roots: set[str], text: str) ->
     variables = {"input": {"text": "abc", "n": 1}, "value": [1, 3], "steps": {"a": {"output": "xyz"}}}
     assert names(template).roots == roots
     assert render(template, variables) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "at_once"),
+    [
+        ("Say {{ input.s }} and {{input.s}}\n", "Say a<b> and a<b>\n"),
+        ("{{ steps.a.output.text }}", "hi"),
+        ("no names", "no names"),
+        *((text, None) for text in (
+            "{{ input.l }}", "{{ input.d.items }}", "{{ input.nothing }}", "{{ input.s | upper }}", "{{- input.s }}",
+            "{% if input %}{% endif %}{{ input.s }}", "{# {{ input.s }} #}", "{{ 'a' }}", "{{ input['s'] }}",
+            "{{ other }}",
+            "}} {{ input.s }}", "{{ input.s.strip }}",
+        )),
+    ],
+)  # fmt: skip
+def test_text_with_names_is_filled_at_once_and_as_it_would_be_rendered(text: str, at_once: str | None) -> None:
+    assert filled(text, VARIABLES) == at_once
+    if at_once is not None:
+        assert render(text, VARIABLES) == at_once

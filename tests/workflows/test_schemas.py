@@ -1,9 +1,12 @@
 """JSON schemas and patterns that people wrote: checked, never fetched, never slow."""
 
+import random
 import time
+from typing import Any
 
 import pytest
 
+from vanilla_saas.workflows import schemas
 from vanilla_saas.workflows.schemas import Mismatch, SchemaError, check_pattern, check_schema, mismatches, search
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["b"]}
@@ -53,3 +56,35 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(SchemaError) as refused:
         check_pattern(pattern)
     assert refused.value.code == "regex_syntax"
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_is_seen_to_fit_at_once_fits(seed: int) -> None:
+    chance = random.Random(seed)
+
+    def schema(depth: int = 0) -> Any:
+        kind = chance.choice(["string", "integer", "number", "boolean", "null", "object", "array", ["string", "null"]])
+        made: dict[str, Any] = {"type": kind} if chance.random() < 0.9 else {}
+        if kind == "string":
+            made |= {"minLength": chance.randrange(3), "maxLength": chance.choice([2, 5, "five"])}
+        if depth < 2 and kind == "object":
+            made["properties"] = {name: schema(depth + 1) for name in "ab"}
+            made["required"] = chance.choice([["a"], [], ["a", "b"], "a", ["a", "a"]])
+            made["additionalProperties"] = chance.choice([True, False, {"type": "string"}])
+        if depth < 2 and kind == "array":
+            made["items"] = schema(depth + 1)
+        return made | ({"pattern": "x"} if chance.random() < 0.1 else {})
+
+    def value(depth: int = 0) -> Any:
+        flat = ["", "x", "xyz", 1, 1.0, 2.5, True, None]
+        if depth == 2 or chance.random() < 0.4:
+            return chance.choice(flat)
+        if chance.random() < 0.5:
+            return [value(depth + 1) for _ in range(chance.randrange(3))]
+        return {name: value(depth + 1) for name in "abc" if chance.random() < 0.6}
+
+    for _ in range(30):
+        one, given = schema(), value()
+        if schemas.fits(one, given):
+            assert schemas.mismatches(one, given) == []
+    assert schemas.fits({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, {"a": "x"})

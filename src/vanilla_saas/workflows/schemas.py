@@ -47,23 +47,46 @@ def _pointer(path: Iterable[str | int]) -> str:
 
 def fits(schema: object, instance: object) -> bool:
     """Whether it is seen at once that `mismatches` would find none: False says nothing."""
-    if not isinstance(schema, dict) or not schema.keys() <= _SEEN:
-        return False
-    kinds = schema.get("type")
-    if not any(_is(kind, instance) for kind in (kinds if isinstance(kinds, list) else [kinds])):
+    return _simple(schema) and _fits(schema, instance)
+
+
+def _fits(schema: Any, instance: object) -> bool:
+    kinds = schema["type"]
+    if not any(_KINDS[kind](instance) for kind in (kinds if isinstance(kinds, list) else [kinds])):
         return False
     if isinstance(instance, str):
         return bool(schema.get("minLength", 0) <= len(instance) <= schema.get("maxLength", len(instance)))
     if isinstance(instance, list):
-        return "items" not in schema or all(fits(schema["items"], item) for item in instance)
+        return "items" not in schema or all(_fits(schema["items"], item) for item in instance)
     if not isinstance(instance, dict):
         return True
-    known, more = schema.get("properties", {}), schema.get("additionalProperties", True)
+    known = schema.get("properties", {})
     return (
         all(name in instance for name in schema.get("required", ()))
-        and all(fits(known[name], value) for name, value in instance.items() if name in known)
-        and (more is True or (more is False and instance.keys() <= known.keys()))
+        and all(_fits(known[name], value) for name, value in instance.items() if name in known)
+        and (schema.get("additionalProperties", True) or instance.keys() <= known.keys())
     )
+
+
+def _simple(schema: object) -> bool:
+    """Whether a schema is one, and says nothing but what `_fits` knows."""
+    return (
+        isinstance(schema, dict)
+        and "type" in schema
+        and all(word in _SEEN and _SEEN[word](value) for word, value in schema.items())
+    )
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value) and len({*value}) == len(value)
+
+
+def _is_length(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _anything(_: object) -> bool:
+    return True
 
 
 _KINDS: dict[object, Callable[[object], bool]] = {
@@ -75,27 +98,22 @@ _KINDS: dict[object, Callable[[object], bool]] = {
     "integer": lambda value: type(value) is int,
     "number": lambda value: type(value) in (int, float),
 }
-_SEEN = frozenset(
-    [
-        "type",
-        "properties",
-        "required",
-        "additionalProperties",
-        "items",
-        "minLength",
-        "maxLength",
-        "title",
-        "description",
-        "default",
-        "examples",
-    ]
-)
-"""Words of a schema of which `fits` knows everything."""
-
-
-def _is(kind: object, value: object) -> bool:
-    known = _KINDS.get(kind) if isinstance(kind, str) else None
-    return known is not None and known(value)
+_SEEN: dict[str, Callable[[Any], bool]] = {
+    "type": lambda value: (
+        (_are_names(value) and value != [] and _KINDS.keys() >= {*value})
+        or (isinstance(value, str) and value in _KINDS)
+    ),
+    "properties": lambda value: isinstance(value, dict) and all(map(_simple, value.values())),
+    "required": _are_names,
+    "additionalProperties": lambda value: isinstance(value, bool),
+    "items": lambda value: _simple(value),
+    "minLength": _is_length,
+    "maxLength": _is_length,
+    "title": lambda value: isinstance(value, str),
+    "description": lambda value: isinstance(value, str),
+    "default": _anything,
+}
+"""Words of a schema of which `fits` knows everything, and the values that they take."""
 
 
 def check_pattern(pattern: str) -> None:
