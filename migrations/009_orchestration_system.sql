@@ -441,8 +441,8 @@ begin
         perform vanilla.refuse('VS400', 'a step has a name of 1 to 255 characters', '{"param": "step"}');
     elsif p_tokens is null or p_tokens not between 0 and 1000000000000000 then
         perform vanilla.refuse('VS400', 'a step holds 0 to 1,000,000,000,000,000 tokens', '{"param": "tokens"}');
-    elsif p_ttl is null or p_ttl <= interval '0' then
-        perform vanilla.refuse('VS400', 'a hold lasts for a while', '{"param": "ttl"}');
+    elsif p_ttl is null or p_ttl not between interval '1 microsecond' and interval '31 days' then
+        perform vanilla.refuse('VS400', 'a hold lasts at most 31 days', '{"param": "ttl"}');
     end if;
     select * into v_hold from public.allocation_holds h
         where h.tenant_id = p_tenant_id and h.allocation_id = p_allocation_id and h.step = p_step and h.state <> 'released';

@@ -23,4 +23,4 @@ async def test_the_example_runs_in_psql(cluster: Cluster, forest_name: str) -> N
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["1880", "0|open|5000|2000|0|0|0", "1|open|2000|0|0|120|1", "120", "120"]
+    assert done.stdout.splitlines() == ["1880", "0|open|5000|2000|0|0|1", "1|open|2000|0|0|120|1", "120", "120"]
