@@ -931,7 +931,6 @@ comment on function public.allocation_top_up(uuid, bigint, text, uuid) is
 create or replace function public.allocation_reap(p_limit integer default 1000) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 begin
-    if not vanilla.caller_is_operator() then perform vanilla.refuse('VS403', 'only the operator may do this', '{"need": "operator"}'); end if;
     return vanilla.allocation_reap(p_limit);
 end
 $f$;
