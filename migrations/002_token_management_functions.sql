@@ -20,7 +20,7 @@
 -- Invariants (checks/*.sql): available = remaining of active grants - burn; available - borrowed = sum of amounts;
 -- reserved = sum of open holds = sum of reserved amounts; seq has no gap; hash = sha256(hash before, row).
 -- Between two grant events the order of burning cannot change, so the hot path never touches a grant.
--- Lock order: the level's policy, or the hold, that an operation names, then the wallet, then grants, then api_keys. Whoever comes from the wallet to its
+-- Lock order: allocations (009), the level's policy or the hold that an operation names, then the wallet, then grants, then api_keys. Whoever comes from the wallet to its
 -- holds (reaping) skips those in use; jobs over many wallets take them with skip locked, one at a time.
 begin;
 set local client_min_messages = warning;

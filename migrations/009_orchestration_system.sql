@@ -1006,8 +1006,8 @@ begin
         perform vanilla.refuse('VS400', 'a step has a name of 1 to 255 characters', '{"param": "step"}');
     elsif p_tokens is null or p_tokens not between 0 and 1000000000000000 then
         perform vanilla.refuse('VS400', 'a step holds 0 to 1,000,000,000,000,000 tokens', '{"param": "tokens"}');
-    elsif p_ttl is null or p_ttl <= interval '0' then
-        perform vanilla.refuse('VS400', 'a hold lasts for a while', '{"param": "ttl"}');
+    elsif p_ttl is null or p_ttl not between interval '1 microsecond' and interval '31 days' then
+        perform vanilla.refuse('VS400', 'a hold lasts at most 31 days', '{"param": "ttl"}');
     end if;
     select * into v_hold from public.allocation_holds h
         where h.tenant_id = p_tenant_id and h.allocation_id = p_allocation_id and h.step = p_step and h.state <> 'released';
@@ -1497,7 +1497,6 @@ comment on function public.allocation_top_up(uuid, bigint, text, uuid) is
 create or replace function public.allocation_reap(p_limit integer default 1000) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 begin
-    if not vanilla.caller_is_operator() then perform vanilla.refuse('VS403', 'only the operator may do this', '{"need": "operator"}'); end if;
     return vanilla.allocation_reap(p_limit);
 end
 $f$;

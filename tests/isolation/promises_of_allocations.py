@@ -16,6 +16,12 @@ ENDED = f"{NODE % ('state', 'budget')} = '%s' and {NODE % ('state', 'share')} = 
 CLOSED = SET % ("state = 'closed', closed_at = now(), carved_tokens = 0, held_tokens = 0", "share")
 OVER = "VS409 the allocation's time is over"
 LOCKED = "update user_token_wallets set status = 'locked' where tenant_id = '{a}' and user_id = '{user}'"
+TWINS_STEP = "update allocation_holds set state = 'open', settled = null, overrun = null, closed_at = null where tenant_id = '{twin}' and id = '{step}'"
+TWINS_NODE = (
+    "update resource_allocations set state = 'open', closed_at = null where tenant_id = '{twin}' and id = '{%s}'"
+)
+EMPTY = "update user_token_wallets set enforcement_mode = 'monitor', burn = burn + available_tokens, available_tokens = 0 where tenant_id = '{a}' and user_id = '{user}'"
+LATE = "exists (select from user_token_ledger where tenant_id = '{a}' and user_id = '{user}' and metadata ->> 'allocation_hold' = '{step}' and metadata ? 'late')"
 REAP = "select public.allocation_reap() ->> '%s'"
 EXPIRED = "expires_at = vanilla.clock()"
 OWN = [
@@ -26,7 +32,7 @@ OWN = [
 ]  # fmt: skip
 BY_ADMINS = [
     ("select allocation_hold('{share}', 'new', 7)", f"{HELD} and {NODE % ('held_tokens = 17 and requests = 3 and open_holds = 2', 'share')}"),
-    ("select allocation_settle('{step}', 4)", f"{STEP % ('settled', 'step')} = 4 and {NODE % ('spent_tokens = 9 and held_tokens = 0 and open_holds = 0', 'share')} and {DRAWN % 991} and {WALLET}"),
+    ("select allocation_settle('{step}', 4)", f"{STEP % ('settled', 'step')} = 4 and {NODE % ('spent_tokens = 9 and held_tokens = 0 and open_holds = 0', 'share')} and {DRAWN % 991} and {WALLET} and not {LATE}"),
     ("select allocation_release('{step}')", f"{STEP % ('state', 'step')} = 'released' and {NODE % ('held_tokens = 0 and open_holds = 0', 'share')}"),
     ("select allocation_count_tool_call('{share}')", f"{NODE % ('tool_calls', 'share')} = 1"),
 ]  # fmt: skip
@@ -88,7 +94,7 @@ CASES = [
         "0", "-5", "null", "77, '[]'", "77, '{\"odd\": 1}'", "77, '{\"requests\": 0}'", "77, '{\"wrap_up_tokens\": 78}'", "77, '{}', vanilla.clock()",
         "77, '{}', vanilla.clock() + interval '40 days'", "77, p_idempotency_key => repeat('x', 256)")],
     *[Case("user", f"select allocation_carve('{{budget}}', {values})", code) for values, code in (
-        ("601", "VS429"), ("-5", "VS400"), ("5, '{\"odd\": 1}'", "VS400"), ("5, '{\"wrap_up_tokens\": 6}'", "VS400"), ("5, '{}', vanilla.clock()", "VS400"),
+        ("601", "VS429"), ("-5", "VS400 a budget is positive"), ("5, '{\"odd\": 1}'", "VS400"), ("5, '{\"wrap_up_tokens\": 6}'", "VS400"), ("5, '{}', vanilla.clock()", "VS400"),
         ("5, p_idempotency_key => '{word}'", "VS410"), ("5, p_idempotency_key => repeat('x', 256)", "VS400"))],
     Case("user", "select allocation_carve('{budget}') ->> 'budget'", "= (600)"),
     Case("user", "select allocation_carve('{budget}', 5, p_idempotency_key => 'twin-only') ->> 'replayed'", "= (false)",
@@ -98,11 +104,21 @@ CASES = [
     Case("user", "select allocation_carve('{budget}', 5)", "VS429", SET % ("overrun_tokens = 1", "budget")),
     Case("user", "select allocation_carve('{budget}', 5)", "VS429", SET % ("wrapped_up_at = now()", "budget")),
     Case("user", "select allocation_carve('{share}', 5)", "VS409 allocations nest", SET % ("depth = 50", "share")),
+    *[Case("keeper", statement, f"VS404 no such {what}") for statement, what in (
+        ("select vanilla.allocation_carve('{a}', '{b_budget}', 5)", "allocation"), ("select vanilla.allocation_hold('{a}', '{b_share}', 'new', 5)", "allocation"),
+        ("select vanilla.allocation_settle('{a}', '{b_step}', 5)", "hold"), ("select vanilla.allocation_release('{a}', '{b_step}')", "hold"))],
+    Case("keeper", "select vanilla.allocation_end('{a}', '{share}')", "= (f)", CLOSED),
+    Case("user", OPEN % ("77", "budget"), "VS402", EMPTY),
+    Case("user", "select allocation_top_up('{budget}', 7)", "VS402", EMPTY),
+    Case("user", OPEN % ("77, p_idempotency_key => 'new'", "budget"), "= (77)", "{as_admin}; select allocation_open(77, p_idempotency_key => 'new', p_user_id => '{user}');"
+         " insert into resource_allocations select (jsonb_populate_record(x, '{\"tenant_id\": \"{twin}\", \"budget_tokens\": 5}')).* from resource_allocations x"
+         " where tenant_id = '{a}' and budget_tokens = 77"),
+    Case("user", "select allocation_close('{share}') ->> 'state'", "= (closed)", "{as_admin}; select allocation_settle('{step}', 4); " + TWINS_STEP),
     # what a step needs
     *[Case("admin", "select allocation_hold('{share}', 'new', 7)", f"VS429 the allocation{why}", SET % (full, "share")) for full, why in FULL],
     *[Case("admin", statement, code, given) for given, code in (
         (CLOSED, "VS409 the allocation is closed"), (SET % (EXPIRED, "share"), OVER), (LATER % "state = 'released', closed_at = now()", "VS409 the allocation is closed"),
-        (LATER % "state = 'expired', closed_at = now()", OVER), (LATER % EXPIRED, OVER), (f"{SET % (EXPIRED, 'share')}; {CLOSED.replace('closed', 'expired', 1)}", OVER), (LOCKED, "VS415"))
+        (LATER % "state = 'expired', closed_at = now()", OVER), (LATER % EXPIRED, OVER), (CLOSED.replace("'closed'", "'expired'"), OVER), (LOCKED, "VS415"))
       for statement in ("select allocation_hold('{share}', 'new', 7)", "select allocation_count_tool_call('{share}')", "select allocation_carve('{share}', 7)",
                         "select allocation_top_up('{share}', 7)", "select allocation_hold('{share}', '{word}0', 7)")],
     Case("admin", "select allocation_hold('{share}', '{word}0', 7) ->> 'hold_id'", "= ({step})", then=f"{NODE % ('held_tokens', 'share')} = 10"),
@@ -123,6 +139,15 @@ CASES = [
     Case("admin", "select allocation_hold('{share}', 'new', 310) ->> 'notified'", "= (true)", then=NODE % ("notified_at is not null", "share") +
          " and exists (select from events where tenant_id = '{a}' and user_id = '{user}' and type = 'allocation.warning')"),
     # how a step ends
+    Case("admin", "select allocation_hold('{share}', '{word}0', 7) ->> 'replayed'", "= (true)",
+         "{as_admin}; select allocation_release('{step}'); select allocation_hold('{share}', '{word}0', 7)"),
+    Case("admin", "select allocation_settle('{step}', 0) ->> 'settled'", "= (0)",
+         then="not exists (select from user_token_ledger where tenant_id = '{a}' and metadata ->> 'allocation_hold' = '{step}')"),
+    Case("admin", "select allocation_settle('{step}', 4) ->> 'settled'", "= (4)", SET % ("counted_by = array['{budget}'::uuid]", "share") + "; " + SET % ("open_holds = 1", "budget"),
+         then=f"{NODE % ('open_holds', 'budget')} = 0"),
+    Case("admin", "select allocation_release('{step}') ->> 'state'", "= (released)", TWINS_STEP),
+    Case("admin", "select settle_user_tokens('{budget_hold}', 4) ->> 'direction'", "= (settle)",
+         "delete from allocation_holds where tenant_id = '{a}'; delete from resource_allocations where tenant_id = '{a}'"),
     Case("admin", "select allocation_settle('{paid_step}', 9) ->> 'settled'", "= (5)", then=f"{DRAWN % 995}"),
     Case("admin", "select allocation_settle('{step}', 4)", "VS409", SET_STEP % ("call = '{}'", "step")),
     Case("admin", "select allocation_release('{step}') ->> 'state'", "= (released)", SET_STEP % ("call = '{}'", "step")),
@@ -134,7 +159,7 @@ CASES = [
     Case("admin", "select allocation_settle('{step}', 0) ->> 'state'", "= (released)", "{as_admin}; select allocation_release('{step}')"),
     Case("admin", "select allocation_settle('{step}', 4) ->> 'state'", "= (released)",
          "{as_admin}; select allocation_release('{step}'); select allocation_hold('{share}', '{word}0', 7)", then=DRAWN % 995),
-    Case("admin", "select allocation_settle('{step}', 4) ->> 'overrun'", "= (4)", "{as_admin}; select release_token_hold('{budget_hold}')", then=WALLET),
+    Case("admin", "select allocation_settle('{step}', 4) ->> 'overrun'", "= (4)", "{as_admin}; select release_token_hold('{budget_hold}')", then=f"{WALLET} and {LATE}"),
     Case("admin", "select allocation_settle('{step}', 4) ->> 'overrun'", "= (4)", "{as_admin}; select allocation_release('{step}'); select allocation_close('{share}')", then=WALLET),
     Case("admin", "select settle_user_tokens('{budget_hold}', 4)", "VS409 the hold belongs to an allocation"),
     Case("admin", "select settle_user_tokens('{budget_hold}', 4, p_final => false)", "VS409 the hold belongs to an allocation"),
@@ -150,6 +175,10 @@ CASES = [
     Case("user", "select allocation_top_up('{budget}', 7)", "VS409 the allocation was topped up", SET % ("top_ups = jsonb_build_object('x', repeat('x', 60000))", "budget")),
     # time, and who takes a tree's tokens back
     Case("operator", REAP % "allocations", "= (0)"),
+    Case("operator", REAP % "allocations", "= (0)", "update user_token_holds set state = 'released', closed_at = now() where tenant_id = '{twin}' and id = '{budget_hold}'"),
+    Case("operator", REAP % "allocations", "= (0)", "update users set status = 'deleted' where tenant_id = '{twin}' and id = '{user}'"),
+    Case("operator", REAP % "allocations", "= (1)", f"{SET % (EXPIRED, 'budget')}; {TWINS_NODE % 'share'}"),
+    Case("operator", "select erase_user('{user}', 'x', '{a}') ->> 'user_id'", "= ({user})", TWINS_NODE % "share"),
     Case("operator", REAP % "allocations", "= (1)", SET % (EXPIRED, "budget"), then=ENDED % ("expired", "expired")),
     Case("operator", REAP % "allocations", "= (1)", SET % (EXPIRED, "share"), then=f"{NODE % ('state', 'share')} = 'expired' and {NODE % ('carved_tokens = 0 and spent_tokens = 5', 'budget')}"),
     Case("operator", REAP % "steps", "= (1)", SET_STEP % (EXPIRED, "step"), then=f"{STEP % ('state', 'step')} = 'released' and {NODE % ('held_tokens', 'share')} = 0"),

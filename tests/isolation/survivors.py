@@ -65,6 +65,22 @@ SURVIVORS: dict[str, str] = {
         "more ends of periods than are needed: each stands under a key that has the zone in it",
     "tenant's row: vanilla.finish_sign_in: tenant_id = v_user.tenant_id and id = v_user.tenant_id":
         "asked twice, the second time for a tenant that was closed meanwhile: tests/concurrency/test_tenancy_races.py",
+    "refusal: vanilla.own_allocation_hold: perform vanilla.refuse('VS404', 'no such hold', jsonb_build_":
+        "the function that it was looked for refuses in the same words",
+    "status check: vanilla.allocation_reap: h.state = 'open'": "release_allocation_holds looks again, under the lock",
+    "status check: vanilla.allocation_top_up: h.state = 'open'": "it ran out between two lines",
+    "status check: vanilla.forget_allocations: a.state = 'open'": "allocation_end looks again, under the lock",
+    "status check: vanilla.lock_subtree: a.state = 'open' (1)": "asked again when they are locked",
+    "status check: vanilla.lock_subtree: a.state = 'open' (2)": "one that another session ended a moment ago",
+    "status check: vanilla.lock_subtree: a.state = 'open' (3)": "one that another session ended a moment ago",
+    "tenant comparison: vanilla.allocation_release: h.tenant_id = p_tenant_id (1)":
+        "only its allocation's id is read, under which it is looked for again",
+    "tenant comparison: vanilla.allocation_settle: h.tenant_id = p_tenant_id (1)":
+        "only its allocation's id is read, under which it is looked for again",
+    "tenant comparison: vanilla.forget_allocations: a.tenant_id = p_user.tenant_id (1)":
+        "the same ids once more, looked for in the tenant",
+    "tenant comparison: vanilla.forget_allocations: a.tenant_id = p_user.tenant_id (2)":
+        "the same ids once more, looked for in the tenant",
     "status check: vanilla.fire_timer: s.status = 'waiting'":
         "an answer that comes too late, which takes two sessions: tests/workflows/proof/test_found.py",
     "status check: vanilla.complete_executions: s.status = 'succeeded'":

@@ -30,6 +30,25 @@ QUEUED = (
 )
 
 BOOKS_BROKEN = {
+    "allocations_reconcile": [
+        "insert into resource_allocations (tenant_id, id, user_id, root_id, hold_id, budget_tokens, expires_at,"
+        f" {column}) select tenant_id, id, id, id, id, 10, now() + interval '1 day', 5 from users where id = $1"
+        for column in ("carved_tokens", "held_tokens", "spent_tokens", "overrun_tokens")
+    ]
+    + [
+        "insert into resource_allocations (tenant_id, id, user_id, root_id, hold_id, budget_tokens, expires_at)"
+        " select tenant_id, id, user_id, id, id, amount + 1, expires_at from user_token_holds"
+        " where user_id = $1 and state = 'open'",
+        "insert into resource_allocations (tenant_id, id, user_id, root_id, parent_id, depth, hold_id, budget_tokens,"
+        " expires_at, state, closed_at) select tenant_id, md5(n::text)::uuid, id, md5('1')::uuid, case n when 2 then"
+        " md5('1')::uuid end, n - 1, case n when 1 then id end, 10, now() + interval '1 day', case n when 1 then"
+        " 'closed' else 'open' end, case n when 1 then now() end from users, generate_series(1, 2) n where id = $1",
+        "with step as (insert into allocation_holds (tenant_id, allocation_id, user_id, step, amount, state, settled,"
+        " overrun, expires_at, closed_at) select tenant_id, id, id, 'x', 1, 'settled', 5, 0, now(), now() from users"
+        " where id = $1) insert into resource_allocations (tenant_id, id, user_id, root_id, hold_id, budget_tokens,"
+        " spent_tokens, expires_at) select tenant_id, id, id, id, id, 10, 5, now() + interval '1 day' from users"
+        " where id = $1",
+    ],
     "engine_flows_changed": [
         "with flow as (insert into workflow_versions (tenant_id, workflow_id, version, user_id, shared, definition,"
         " hash, published_at) select tenant_id, id, 1, id, false, '{{}}', sha256('{{}}'), now() from users"
@@ -125,6 +144,22 @@ BREAK = {
         " update system_configurations set value = '30' where key = 'retention.audit_logs_days'",
         "alter table system_configurations drop constraint system_configurations_retention_check;"
         " update system_configurations set value = '\"on\"' where key = 'retention.export'",
+    ],
+    "allocations_overdue": [
+        "with hold as (insert into user_token_holds (tenant_id, id, user_id, amount, requested, epoch, expires_at)"
+        " select tenant_id, id, id, 0, 0, 1, now() + interval '1 day' from users where id = $1)"
+        " insert into resource_allocations (tenant_id, id, user_id, root_id, hold_id, budget_tokens, expires_at)"
+        " select tenant_id, id, id, id, id, 10, now() - interval '2 hours' from users where id = $1",
+        "with hold as (insert into user_token_holds (tenant_id, id, user_id, amount, requested, state, epoch,"
+        " expires_at, closed_at) select tenant_id, id, id, 0, 0, 'released', 1, now(), now() - interval '2 hours'"
+        " from users where id = $1) insert into resource_allocations (tenant_id, id, user_id, root_id, hold_id,"
+        " budget_tokens, expires_at) select tenant_id, id, id, id, id, 10, now() + interval '1 day' from users"
+        " where id = $1",
+        "with step as (insert into allocation_holds (tenant_id, allocation_id, user_id, step, amount, expires_at)"
+        " select tenant_id, id, id, 'x', 5, now() - interval '2 hours' from users where id = $1)"
+        " insert into resource_allocations (tenant_id, id, user_id, root_id, hold_id, budget_tokens, held_tokens,"
+        " open_holds, expires_at) select tenant_id, id, id, id, id, 10, 5, 1, now() + interval '1 day' from users"
+        " where id = $1",
     ],
     "holds_overdue": ["update user_token_holds set expires_at = now() - interval '2 hours' where user_id = $1"],
     "partitions_ahead": [

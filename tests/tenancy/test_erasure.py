@@ -31,6 +31,7 @@ STAYS = {
     # what was called and what a step was held for, not by whom
     "ai_executions": {"provider", "model", "error_code", "request_id"},
     "user_token_holds": {"reference_type", "call"},
+    "allocation_holds": {"step"},
     # why a super admin entered a tenant, which is the tenant's to know
     "tenant_openings": {"reason"},
     # the first characters of a random key
@@ -84,6 +85,8 @@ FIXED = {
     ("engine_executions", "source"),
     ("engine_executions", "alias"),
     ("user_engines", "slug"),
+    ("resource_allocations", "state"),
+    ("allocation_holds", "state"),
 }
 """Texts of persons' tables that can only be one of a few words, and a slug, which has the canary from its beginning."""
 WRITTEN_BY_FUNCTIONS = ("user_token_ledger", "audit_logs", "events", "workflow_versions")
@@ -176,6 +179,13 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         user_id,
         uuid.UUID(drawn),
     )
+    budget = await operator.fetchval(
+        "select vanilla.allocation_open($1, $2, 5, p_idempotency_key => 'budget') ->> 'allocation_id'",
+        tenant_id,
+        user_id,
+    )
+    await operator.fetchval("select vanilla.allocation_hold($1, $2, 'a', 1)", tenant_id, uuid.UUID(budget))
+    await operator.fetchval("select vanilla.allocation_end($1, $2)", tenant_id, uuid.UUID(budget))
     await operator.execute(
         "insert into ai_executions (tenant_id, user_id, provider, model, status)"
         " values ($1, $2, 'p', 'm', 'succeeded')",
