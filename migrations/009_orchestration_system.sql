@@ -1509,6 +1509,14 @@ end
 $f$;
 comment on function vanilla.leased_step(jsonb) is 'The step that a worker has under a lease, with its execution locked: nobody takes it away until this commits.';
 
+create or replace function vanilla.count_anew(p_step public.workflow_queue) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    update public.workflow_queue q set lost = 0, attempt = 1
+        where q.tenant_id = p_step.tenant_id and q.execution_id = p_step.execution_id and q.node = p_step.node and q.item = p_step.item and (q.lost > 0 or q.attempt > 1)
+$f$;
+comment on function vanilla.count_anew(public.workflow_queue) is
+    'A run that came on is not the one with which workers died or that failed before: it has its attempts again. Comes after money, as the queue does.';
+
 create or replace function vanilla.run_of_step(p_step public.workflow_queue) returns public.agent_runs
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -1674,6 +1682,7 @@ begin
             tool_calls = r.tool_calls + (select count(*) from public.agent_run_steps s where s.tenant_id = r.tenant_id and s.run_id = r.id and s.turn = p_turn and s.kind = 'tool' and s.status <> 'refused'),
             charged_tokens = r.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = r.cost_micros + (v_settled ->> 'cost_micros')::bigint
         where r.tenant_id = v_run.tenant_id and r.id = v_run.id returning * into v_run;
+    perform vanilla.count_anew(v_step);
     return vanilla.run_view(v_run) || jsonb_build_object('stop', v_stop);
 end
 $f$;
@@ -1694,6 +1703,7 @@ begin
     else
         perform vanilla.refuse('VS400', 'a call is done or failed, or has an approval', '{"param": "status"}');
     end if;
+    perform vanilla.count_anew(v_step);
 end
 $f$;
 comment on function vanilla.record_call(jsonb, integer, text, jsonb) is 'Writes to the journal what a tool gave, or what people said to its call.';

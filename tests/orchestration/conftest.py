@@ -4,6 +4,8 @@ import asyncpg
 import pytest
 
 from tests.conftest import Cluster, migrated_database
+from tests.orchestration.mortals import Ward
+from tests.orchestration.recorder import recorder
 from tests.orchestration.studio import Studio, studio
 from tests.orchestration.support import Trees
 from tests.tokens.support import START, TEST_CLOCK
@@ -40,4 +42,13 @@ async def trees(cluster: Cluster, forest_name: str) -> AsyncIterator[Trees]:
 async def desk(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Studio]:
     """The database of a module that runs agents: no other test's runs are in it."""
     async with studio(cluster, tmp_path_factory.mktemp("home")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def ward(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ward]:
+    """A support desk whose workers are killed."""
+    async with migrated_database(cluster, "mortals") as name, recorder() as sandbox:
+        made = Ward(cluster, name, tmp_path_factory.mktemp("home"), sandbox)
+        await made.prepare()
         yield made

@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.conftest import LONG, TEST_KEY, Cluster, migrated_database
+from tests.conftest import LONG, TEST_KEY, Cluster
 from tests.orchestration.mortals import MODEL_STEPS, Ward
 from tests.orchestration.recorder import recorder
 from tests.processes import eventually, new_home
@@ -20,15 +20,6 @@ from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.embedded import attach
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.settings import Settings
-
-
-@pytest.fixture(scope="module")
-async def ward(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ward]:
-    async with migrated_database(cluster, "agents_crash") as name, recorder() as sandbox:
-        made = Ward(cluster, name, tmp_path_factory.mktemp("home"), sandbox)
-        await made.prepare()
-        yield made
-
 
 OF_RUN = {"begin_run": 8, "record_turn": 8, "record_call": 5, "admit_call": 8, "tick_worker+": 8}
 """Statements that bring the run on, and how many of each are tried; record_call: what tools gave and people said."""
