@@ -1801,7 +1801,10 @@ declare
 begin
     for v_run in select * from public.agent_runs r where r.tenant_id = p_tenant_id and r.execution_id = p_execution_id and r.finished_at is null
             and (p_nodes is null or r.node = any (p_nodes)) order by r.id for no key update loop
-        if p_status = 'failed' then
+        -- others beside the one that failed are cancelled: it was not they
+        if p_status = 'failed' and (not coalesce(p_error ? 'node', false) or v_run.item = coalesce((p_error ->> 'item')::integer, -1) and exists (
+                select from public.workflow_executions e join public.workflow_nodes n on n.tenant_id = e.tenant_id and n.workflow_id = e.workflow_id and n.version = e.version
+                where e.tenant_id = p_tenant_id and e.id = p_execution_id and n.node = v_run.node and n.name = p_error ->> 'node')) then
             perform vanilla.end_run(v_run, 'failed', vanilla.stop_reason(p_error ->> 'code'), null, p_error);
         else
             perform vanilla.end_run(v_run, 'canceled', 'canceled');

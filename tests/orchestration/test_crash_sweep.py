@@ -21,9 +21,9 @@ from vanilla_saas.database.embedded import attach
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.settings import Settings
 
-OF_RUN = {"begin_run": 8, "record_turn": 8, "record_call": 5, "admit_call": 8, "tick_worker+": 8}
+OF_RUN = {"begin_run": 8, "record_turn": 8, "record_call": 5, "admit_call": 8, "tick_worker+": 6}
 """Statements that bring the run on, and how many of each are tried; record_call: what tools gave and people said."""
-BESIDE = ("register_worker", "tick_worker", "tend_workflows", "held_leases", "workflow_plan", "heartbeat_worker")
+BESIDE = ("register_worker", "tick_worker", "tend_workflows", "held_leases", "workflow_plan")
 IN_TOOLS = [f"tool:{name}:{when}" for name in ("stamp", "pay_back", "tell") for when in ("before", "after")]
 SHORT = ["record_turn:after:3", "call:4", "record_call:before:3", "tool:pay_back:after"]
 
