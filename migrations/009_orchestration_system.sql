@@ -1485,7 +1485,8 @@ begin
         p_run.path := p_parent.path || p_run.path;
         p_run.depth := p_parent.depth + 1;
         p_run.deadline_at := least(p_run.deadline_at, p_parent.deadline_at);
-        p_run.limits := p_run.limits || jsonb_build_object('depth', least((p_run.limits ->> 'depth')::integer, (p_parent.limits ->> 'depth')::integer - 1));
+        p_run.limits := p_run.limits || jsonb_build_object('depth', least((p_run.limits ->> 'depth')::integer, (p_parent.limits ->> 'depth')::integer - 1),
+            'tool_calls', least((p_run.limits ->> 'tool_calls')::bigint, (p_parent.limits ->> 'tool_calls')::bigint));
     end if;
     p_run.allocation_id := vanilla.open_run_budget(p_run, p_parent, p_share, p_exact);
     insert into public.agent_runs select (p_run).*;
@@ -1553,6 +1554,7 @@ declare
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
     v_run public.agent_runs := vanilla.run_of_step(v_step);
     v_execution public.workflow_executions;
+    v_speaker record;
 begin
     if v_run.id is null then
         select * into v_execution from public.workflow_executions e where e.tenant_id = v_step.tenant_id and e.id = v_step.execution_id;
@@ -1561,10 +1563,23 @@ begin
     end if;
     -- what its children came to
     update public.agent_run_steps s set status = case c.state when 'completed' then 'done' else 'failed' end, finished_at = c.finished_at,
-            result = jsonb_build_object('state', c.state, 'stop_reason', c.stop_reason, 'output', c.output, 'error', c.error)
+            result = jsonb_build_object('state', c.state, 'stop_reason', c.stop_reason, 'output', c.output - 'run_id', 'error', c.error)      -- the same answer is equal
         from public.agent_runs c
         where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' and c.tenant_id = s.tenant_id and c.id = s.child_run_id and c.finished_at is not null;
-    update public.agent_runs r set state = 'working' where r.tenant_id = v_run.tenant_id and r.id = v_run.id and r.state <> 'working';
+    if not exists (select from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' and s.kind <> 'handoff') then
+        with handed as (
+            update public.agent_run_steps s set status = 'done', finished_at = vanilla.clock()
+                where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' returning s.n, s.result)
+        select a.id, (h.result ->> 'version')::integer as version into v_speaker from handed h join public.agents a on a.tenant_id = v_run.tenant_id and a.slug = h.result ->> 'agent'
+            order by h.n desc limit 1;
+        if found then
+            v_run.speaker_id := v_speaker.id;
+            v_run.speaker_version := v_speaker.version;
+        end if;
+    end if;
+    update public.agent_runs r set state = 'working', speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version
+        where r.tenant_id = v_run.tenant_id and r.id = v_run.id
+          and (r.state, r.speaker_id, r.speaker_version) is distinct from ('working', v_run.speaker_id, v_run.speaker_version);
     v_run.state := 'working';
     return vanilla.run_view(v_run);
 end
@@ -1650,13 +1665,13 @@ begin
         v_kind := case when v_call.name like 'transfer\_to\_%' and jsonb_path_exists(v_speaker.definition, '$.handoffs[*].agent') then 'handoff'
             when v_call.name like 'delegate\_to\_%' and jsonb_path_exists(v_speaker.definition, '$.delegates[*].agent') then 'delegate' else 'tool' end;
         v_hash := sha256(convert_to(jsonb_build_array(v_call.name, v_call.arguments)::text, 'UTF8'));
-        v_found := null;
+        select null::text as stop, null::public.agent_versions as target into v_found;      -- a record that has no fields cannot be asked for one
         if v_stop is null then
             v_found := vanilla.stop_of_call(v_run, v_speaker.definition, v_kind, v_call.name, v_hash);
             v_stop := v_found.stop;
         end if;
         if v_stop is null and v_kind = 'tool' and not vanilla.count_run_call(v_run) then v_stop := 'max_tool_calls'; end if;
-        if v_stop is null and v_kind = 'delegate' then
+        if v_stop is null and v_kind = 'delegate' and (v_found.target).agent_id is not null then
             update public.agent_runs r set children = r.children + 1 where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id
                 and r.children < (r.limits ->> 'children')::integer;
             if not found then v_stop := 'max_children'; end if;
@@ -1666,19 +1681,17 @@ begin
         if v_stop is null and v_kind <> 'tool' and (v_found.target).agent_id is null then
             update public.agent_run_steps s set status = 'failed', result = '{"error": "There is no such agent."}', finished_at = v_now
                 where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = v_n;
-        elsif v_stop is null and v_kind = 'handoff' then
-            update public.agent_run_steps s set status = 'done', result = jsonb_build_object('agent', substr(v_call.name, 13)), finished_at = v_now
+        elsif v_stop is null and v_kind = 'handoff' then      -- when the calls beside it are done, which are still this agent's: begin_run
+            update public.agent_run_steps s set result = jsonb_build_object('agent', substr(v_call.name, 13), 'version', (v_found.target).version)
                 where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = v_n;
-            v_run.speaker_id := (v_found.target).agent_id;
-            v_run.speaker_version := (v_found.target).version;
-            v_run.path := v_run.path || v_run.speaker_id;
+            v_run.path := v_run.path || (v_found.target).agent_id;
         end if;
     end loop;
     if v_stop is not null then
         update public.agent_run_steps s set status = 'refused', result = jsonb_build_object('error', v_stop), finished_at = v_now
             where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open';
     end if;
-    update public.agent_runs r set turns = p_turn, speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version, path = v_run.path,
+    update public.agent_runs r set turns = p_turn, path = v_run.path,
             tool_calls = r.tool_calls + (select count(*) from public.agent_run_steps s where s.tenant_id = r.tenant_id and s.run_id = r.id and s.turn = p_turn and s.kind = 'tool' and s.status <> 'refused'),
             charged_tokens = r.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = r.cost_micros + (v_settled ->> 'cost_micros')::bigint
         where r.tenant_id = v_run.tenant_id and r.id = v_run.id returning * into v_run;
@@ -1720,13 +1733,13 @@ declare
     v_started integer := 0;
     v_share bigint;
 begin
+    select v.* into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_run.speaker_id and v.version = v_run.speaker_version;
     -- those it asks now, and itself, have equal parts of what is left
     select vanilla.allocation_left(a) / (1 + (select count(*) from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate'
             and s.status = 'open' and s.child_run_id is null)) into v_share
         from public.resource_allocations a where a.tenant_id = v_run.tenant_id and a.id = v_run.allocation_id;
     for v_row in select * from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate' and s.status = 'open'
             and s.child_run_id is null order by s.n loop
-        select v.* into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_row.agent_id order by v.version desc limit 1;
         begin
             v_version := vanilla.agent_of(v_run.tenant_id, v_run.user_id, coalesce((select x.value ->> 'agent' from jsonb_array_elements(v_speaker.definition -> 'delegates') x
                 where split_part(x.value ->> 'agent', '@', 1) = substr(v_row.name, 13)), substr(v_row.name, 13)));
