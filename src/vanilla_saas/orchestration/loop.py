@@ -186,17 +186,13 @@ class _Turns:
         return body
 
     async def _record_turn(self, state: Run, answer: ModelAnswer, *, wrap_up: bool = False) -> dict[str, Any]:
-        """The call is settled with its record, and no more by the outcome of the step."""
+        """The call is settled with its record, never by the outcome of the step: without a record it costs nothing."""
         kept = {"text": answer.text, "calls": _calls_of(answer, state.turns + 1)}
-        settlement = self.attempt.calls[-1]
+        settlement = self.attempt.calls.pop()
         try:
-            view = await self.journal.record_turn(
-                self.attempt.step, state.turns + 1, settlement, kept, wrap_up=wrap_up
-            )
+            return await self.journal.record_turn(self.attempt.step, state.turns + 1, settlement, kept, wrap_up=wrap_up)
         except VanillaError as error:
             raise of_refusal(error) from None
-        self.attempt.calls.remove(settlement)
-        return view
 
     async def _wrap_up(self, state: Run, corrections: Mapping[int, str]) -> Outcome:
         """One turn without tools, paid by what was put by for it."""
