@@ -118,3 +118,11 @@ async def test_an_agent_that_is_not_there_is_no_child(counted: tuple[Studio, Rec
     slug = await desk.save(agent(*turns, delegates=[child], limits={"children": 1}))
     run = await desk.ended(await desk.start(await desk.shop.person(), slug))
     assert (run["stop_reason"], run["children"]) == ("done", 1)
+
+
+async def test_a_run_that_comes_on_has_its_attempts_again(counted: tuple[Studio, Recorder]) -> None:
+    desk, _ = counted
+    turns = [calls(("stumble", {}))] * 4
+    slug = await desk.save(agent(*turns, says("On my feet."), tools=["stumble"], limits={"repeats": 9}))
+    run = await desk.ended(await desk.start(await desk.shop.person(), slug), 30)
+    assert (run["stop_reason"], run["tool_calls"]) == ("done", 4)
