@@ -1,7 +1,6 @@
 """Workers in processes of their own that are killed in the middle of a run, and what must be true when it has ended."""
 
 import asyncio
-import os
 import signal
 import uuid
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 
 from tests.conftest import TEST_KEY, Cluster, People, Person, serve, settings_for
 from tests.orchestration.recorder import Recorder
@@ -102,7 +102,6 @@ class Ward:
 
     async def prepare(self) -> None:
         """The people and agents, and a run that nothing happens to."""
-        os.environ["EFFECTS"] = str(self.effects)
         async with self.operator() as operator:
             people = People(operator)
             self.people = [await people.user(balance=10_000_000), await people.user("admin")]
@@ -131,8 +130,10 @@ class Ward:
     async def another(self) -> AsyncIterator[None]:
         """A worker that lives, in this process, beside an API."""
         more = {"run_worker": True, "worker_tools": [TOOLS], "sandbox_url": self.sandbox.url}
-        async with serve(create_app(settings_for(self.cluster, self.database, self.home, **more))):
-            yield
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("EFFECTS", str(self.effects))
+            async with serve(create_app(settings_for(self.cluster, self.database, self.home, **more))):
+                yield
 
     async def killed(self, run: uuid.UUID, death: str) -> bool:
         """A worker that works on the run until it dies as told; False when the run ended before.
