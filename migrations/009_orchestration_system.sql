@@ -2029,7 +2029,8 @@ begin
         p_run.path := p_parent.path || p_run.path;
         p_run.depth := p_parent.depth + 1;
         p_run.deadline_at := least(p_run.deadline_at, p_parent.deadline_at);
-        p_run.limits := p_run.limits || jsonb_build_object('depth', least((p_run.limits ->> 'depth')::integer, (p_parent.limits ->> 'depth')::integer - 1));
+        p_run.limits := p_run.limits || jsonb_build_object('depth', least((p_run.limits ->> 'depth')::integer, (p_parent.limits ->> 'depth')::integer - 1),
+            'tool_calls', least((p_run.limits ->> 'tool_calls')::bigint, (p_parent.limits ->> 'tool_calls')::bigint));
     end if;
     if p_run.chat is not null then p_run := vanilla.give_word(p_run); end if;
     p_run.allocation_id := vanilla.open_run_budget(p_run, p_parent, p_share, p_exact);
@@ -2053,6 +2054,14 @@ begin
 end
 $f$;
 comment on function vanilla.leased_step(jsonb) is 'The step that a worker has under a lease, with its execution locked: nobody takes it away until this commits.';
+
+create or replace function vanilla.count_anew(p_step public.workflow_queue) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    update public.workflow_queue q set lost = 0, attempt = 1
+        where q.tenant_id = p_step.tenant_id and q.execution_id = p_step.execution_id and q.node = p_step.node and q.item = p_step.item and (q.lost > 0 or q.attempt > 1)
+$f$;
+comment on function vanilla.count_anew(public.workflow_queue) is
+    'A run that came on is not the one with which workers died or that failed before: it has its attempts again. Comes after money, as the queue does.';
 
 create or replace function vanilla.run_of_step(p_step public.workflow_queue) returns public.agent_runs
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2109,6 +2118,7 @@ declare
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
     v_run public.agent_runs := vanilla.run_of_step(v_step);
     v_execution public.workflow_executions;
+    v_speaker record;
 begin
     if v_run.id is null then
         select * into v_execution from public.workflow_executions e where e.tenant_id = v_step.tenant_id and e.id = v_step.execution_id;
@@ -2117,10 +2127,23 @@ begin
     end if;
     -- what its children came to
     update public.agent_run_steps s set status = case c.state when 'completed' then 'done' else 'failed' end, finished_at = c.finished_at,
-            result = jsonb_build_object('state', c.state, 'stop_reason', c.stop_reason, 'output', c.output, 'error', c.error)
+            result = jsonb_build_object('state', c.state, 'stop_reason', c.stop_reason, 'output', c.output - 'run_id', 'error', c.error)      -- the same answer is equal
         from public.agent_runs c
         where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' and c.tenant_id = s.tenant_id and c.id = s.child_run_id and c.finished_at is not null;
-    update public.agent_runs r set state = 'working' where r.tenant_id = v_run.tenant_id and r.id = v_run.id and r.state <> 'working';
+    if not exists (select from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' and s.kind <> 'handoff') then
+        with handed as (
+            update public.agent_run_steps s set status = 'done', finished_at = vanilla.clock()
+                where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' returning s.n, s.result)
+        select a.id, (h.result ->> 'version')::integer as version into v_speaker from handed h join public.agents a on a.tenant_id = v_run.tenant_id and a.slug = h.result ->> 'agent'
+            order by h.n desc limit 1;
+        if found then
+            v_run.speaker_id := v_speaker.id;
+            v_run.speaker_version := v_speaker.version;
+        end if;
+    end if;
+    update public.agent_runs r set state = 'working', speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version
+        where r.tenant_id = v_run.tenant_id and r.id = v_run.id
+          and (r.state, r.speaker_id, r.speaker_version) is distinct from ('working', v_run.speaker_id, v_run.speaker_version);
     v_run.state := 'working';
     return vanilla.run_view(v_run);
 end
@@ -2210,13 +2233,13 @@ begin
         v_kind := case when v_call.name like 'transfer\_to\_%' and (v_speaker.definition ? 'chat' or jsonb_path_exists(v_speaker.definition, '$.handoffs[*].agent')) then 'handoff'
             when v_call.name like 'delegate\_to\_%' and jsonb_path_exists(v_speaker.definition, '$.delegates[*].agent') then 'delegate' else 'tool' end;
         v_hash := sha256(convert_to(jsonb_build_array(v_call.name, v_call.arguments)::text, 'UTF8'));
-        v_found := null;
+        select null::text as stop, null::public.agent_versions as target into v_found;      -- a record that has no fields cannot be asked for one
         if v_stop is null then
             v_found := vanilla.stop_of_call(v_run, v_speaker.definition, v_kind, v_call.name, v_hash);
             v_stop := v_found.stop;
         end if;
         if v_stop is null and v_kind = 'tool' and not vanilla.count_run_call(v_run) then v_stop := 'max_tool_calls'; end if;
-        if v_stop is null and v_kind = 'delegate' then
+        if v_stop is null and v_kind = 'delegate' and (v_found.target).agent_id is not null then
             update public.agent_runs r set children = r.children + 1 where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id
                 and r.children < (r.limits ->> 'children')::integer;
             if not found then v_stop := 'max_children'; end if;
@@ -2226,12 +2249,10 @@ begin
         if v_stop is null and v_kind <> 'tool' and (v_found.target).agent_id is null then
             update public.agent_run_steps s set status = 'failed', result = '{"error": "There is no such agent."}', finished_at = v_now
                 where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = v_n;
-        elsif v_stop is null and v_kind = 'handoff' then
-            update public.agent_run_steps s set status = 'done', result = jsonb_build_object('agent', substr(v_call.name, 13)), finished_at = v_now
+        elsif v_stop is null and v_kind = 'handoff' then      -- when the calls beside it are done, which are still this agent's: begin_run
+            update public.agent_run_steps s set result = jsonb_build_object('agent', substr(v_call.name, 13), 'version', (v_found.target).version)
                 where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = v_n;
-            v_run.speaker_id := (v_found.target).agent_id;
-            v_run.speaker_version := (v_found.target).version;
-            v_run.path := v_run.path || v_run.speaker_id;
+            v_run.path := v_run.path || (v_found.target).agent_id;
         end if;
     end loop;
     if v_stop is not null then
@@ -2243,6 +2264,7 @@ begin
             tool_calls = r.tool_calls + (select count(*) from public.agent_run_steps s where s.tenant_id = r.tenant_id and s.run_id = r.id and s.turn = p_turn and s.kind = 'tool' and s.status <> 'refused'),
             charged_tokens = r.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = r.cost_micros + (v_settled ->> 'cost_micros')::bigint
         where r.tenant_id = v_run.tenant_id and r.id = v_run.id returning * into v_run;
+    perform vanilla.count_anew(v_step);
     return vanilla.run_view(v_run) || jsonb_build_object('stop', v_stop);
 end
 $f$;
@@ -2268,6 +2290,7 @@ begin
     else
         perform vanilla.refuse('VS400', 'a call is done or failed, or has an approval', '{"param": "status"}');
     end if;
+    perform vanilla.count_anew(v_step);
 end
 $f$;
 comment on function vanilla.record_call(jsonb, integer, text, jsonb) is 'Writes to the journal what a tool gave, or what people said to its call.';
@@ -2346,13 +2369,13 @@ declare
     v_started integer := 0;
     v_share bigint;
 begin
+    select v.* into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_run.speaker_id and v.version = v_run.speaker_version;
     -- those it asks now, and itself, have equal parts of what is left
     select vanilla.allocation_left(a) / (1 + (select count(*) from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate'
             and s.status = 'open' and s.child_run_id is null)) into v_share
         from public.resource_allocations a where a.tenant_id = v_run.tenant_id and a.id = v_run.allocation_id;
     for v_row in select * from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate' and s.status = 'open'
             and s.child_run_id is null order by s.n loop
-        select v.* into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_row.agent_id order by v.version desc limit 1;
         begin
             v_version := vanilla.agent_of(v_run.tenant_id, v_run.user_id, coalesce((select x.value ->> 'agent' from jsonb_array_elements(v_speaker.definition -> 'delegates') x
                 where split_part(x.value ->> 'agent', '@', 1) = substr(v_row.name, 13)), substr(v_row.name, 13)));
@@ -2432,7 +2455,10 @@ declare
 begin
     for v_run in select * from public.agent_runs r where r.tenant_id = p_tenant_id and r.execution_id = p_execution_id and r.finished_at is null
             and (p_nodes is null or r.node = any (p_nodes)) order by r.id for no key update loop
-        if p_status = 'failed' then
+        -- others beside the one that failed are cancelled: it was not they
+        if p_status = 'failed' and (not coalesce(p_error ? 'node', false) or v_run.item = coalesce((p_error ->> 'item')::integer, -1) and exists (
+                select from public.workflow_executions e join public.workflow_nodes n on n.tenant_id = e.tenant_id and n.workflow_id = e.workflow_id and n.version = e.version
+                where e.tenant_id = p_tenant_id and e.id = p_execution_id and n.node = v_run.node and n.name = p_error ->> 'node')) then
             perform vanilla.end_run(v_run, 'failed', vanilla.stop_reason(p_error ->> 'code'), null, p_error);
         else
             perform vanilla.end_run(v_run, 'canceled', 'canceled');

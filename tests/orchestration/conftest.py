@@ -5,6 +5,8 @@ import pytest
 
 from tests.conftest import Cluster, migrated_database
 from tests.orchestration.hall import CLOCK, Hall, hall
+from tests.orchestration.mortals import Ward
+from tests.orchestration.recorder import recorder
 from tests.orchestration.studio import Studio, studio
 from tests.orchestration.support import Trees
 from tests.tokens.support import START, TEST_CLOCK
@@ -60,3 +62,12 @@ async def talk(clocked_url: str) -> AsyncIterator[Hall]:
     connection = await asyncpg.connect(clocked_url)
     yield await hall(connection)
     await connection.close()
+
+
+@pytest.fixture(scope="module")
+async def ward(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ward]:
+    """A support desk whose workers are killed."""
+    async with migrated_database(cluster, "mortals") as name, recorder() as sandbox:
+        made = Ward(cluster, name, tmp_path_factory.mktemp("home"), sandbox)
+        await made.prepare()
+        yield made

@@ -1,6 +1,6 @@
 """Tools that agents of tests call. What they did is in `DONE`, by idempotency key."""
 
-from vanilla_saas.workflows.execution.tools import ToolContext, tool
+from vanilla_saas.workflows.execution.tools import RetryableToolError, ToolContext, tool
 
 DONE: dict[str, list[str]] = {}
 
@@ -31,3 +31,12 @@ TICKS = iter(range(10**9))
 def tick() -> int:
     "Another number each time."
     return next(TICKS)
+
+
+@tool
+def stumble(context: ToolContext) -> str:
+    "Works when it is called again."
+    if context.idempotency_key not in DONE:
+        DONE[context.idempotency_key] = []
+        raise RetryableToolError("not yet")
+    return "stumbled"

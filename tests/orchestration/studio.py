@@ -78,10 +78,10 @@ class Studio:
 
 
 @asynccontextmanager
-async def studio(cluster: Cluster, home: Path, loop: str = "builtin") -> AsyncIterator[Studio]:
+async def studio(cluster: Cluster, home: Path, loop: str = "builtin", **more: Any) -> AsyncIterator[Studio]:
+    """`more` are settings."""
     async with shop(cluster) as made:
-        settings = settings_for(
-            cluster, made.room.name, home, run_worker=True, worker_tools=["tests.orchestration.hands"]
-        )
+        more = {"run_worker": True, "worker_tools": ["tests.orchestration.hands"]} | more
+        settings = settings_for(cluster, made.room.name, home, **more)
         async with serve(create_app(settings)) as address:
             yield Studio(made, address, loop)

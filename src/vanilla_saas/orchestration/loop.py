@@ -262,16 +262,14 @@ class Turns:
         return body
 
     async def _record_turn(self, state: Run, answer: ModelAnswer, *, wrap_up: bool = False) -> dict[str, Any]:
-        """The turn's calls are settled with its record, and no more by the outcome of the step."""
+        """The turn's calls are settled with its record, never by the step's outcome: without one they cost nothing."""
         kept = {"text": answer.text, "calls": _calls_of(answer, state.turns + 1)}
+        made = list(self.attempt.calls)
+        self.attempt.calls.clear()
         try:
-            view = await self.journal.record_turn(
-                self.attempt.step, state.turns + 1, self.attempt.calls, kept, wrap_up=wrap_up
-            )
+            return await self.journal.record_turn(self.attempt.step, state.turns + 1, made, kept, wrap_up=wrap_up)
         except VanillaError as error:
             raise of_refusal(error) from None
-        self.attempt.calls.clear()
-        return view
 
     async def _wrap_up(self, state: Run, body: Mapping[str, Any]) -> Outcome:
         """One turn without tools, paid by what was put by for it."""

@@ -115,7 +115,7 @@ class _JournalModel(Model):
     async def call(self, call_id: str) -> Any:
         """What the tool that was asked for under this id gave, or gives now."""
         step = next(step for step in reversed(self.state.steps) if step["call_id"] == call_id)
-        if step["kind"] == "handoff" and step["status"] == "done":
+        if step["kind"] == "handoff" and step["status"] != "failed":
             raise _Left
         if step["kind"] == "delegate" and step["status"] == "open":
             rest = [one for one in self.state.open_calls("tool") if one["n"] > step["n"]]

@@ -137,7 +137,8 @@ def script_of(header: bytes | None, body: Mapping[str, Any]) -> Script:
 def _turns_of(body: Mapping[str, Any]) -> Script | None:
     """Of a first system message that ends with `sandbox: {"turns": [...]}` the script of this turn.
 
-    The turn is the number of answers that the request has already; behind the last one it is the last.
+    The turn is the number of answers that the request has already; behind the last one it is the last. Who is offered
+    no tools calls none: what the turn says otherwise is its answer.
     """
     messages = _objects(body.get("messages"))
     if not messages or messages[0].get("role") != "system":
@@ -155,6 +156,8 @@ def _turns_of(body: Mapping[str, Any]) -> Script | None:
     script = parse_script(orjson.dumps(turns[min(turn, len(turns) - 1)]))
     if script.tool_calls is None:
         return script
+    if not body.get("tools"):
+        return replace(script, tool_calls=None)
     calls = ({"id": f"call_{turn}_{number}", **call} for number, call in enumerate(script.tool_calls))
     return replace(script, tool_calls=tuple(calls))
 
