@@ -2653,7 +2653,7 @@ begin
               and q.item = coalesce((p_step ->> 'item')::integer, -1) and q.worker = (p_step ->> 'worker')::uuid and q.lease = (p_step ->> 'lease')::bigint
               and u.status = 'active' and t.status = 'active';
     elsif p_key_hash is not null then
-        select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens, l.restrictions, t.calls_stopped_until, t.time_zone into v_caller
+        select k.tenant_id, k.user_id, k.id as key_id, k.scopes, k.budget_tokens, l.restrictions, t.calls_stopped_until, t.time_zone, null::uuid as allocation_id into v_caller
             from public.api_keys k
             join public.users u on u.tenant_id = k.tenant_id and u.id = k.user_id
             join public.tenants t on t.tenant_id = k.tenant_id and t.id = k.tenant_id
@@ -2663,7 +2663,7 @@ begin
               and u.status = 'active' and t.status = 'active';
     else
         select s.tenant_id, s.user_id, null::uuid as key_id, array['chat'] as scopes, null::bigint as budget_tokens, l.restrictions,
-                t.calls_stopped_until, t.time_zone into v_caller
+                t.calls_stopped_until, t.time_zone, null::uuid as allocation_id into v_caller
             from public.sessions s
             join public.users u on u.tenant_id = s.tenant_id and u.id = s.user_id
             join public.tenants t on t.tenant_id = s.tenant_id and t.id = s.tenant_id
