@@ -134,18 +134,23 @@ async def test_a_copy_does_not_go_where_it_could_not_be_run(floor: Shop) -> None
 
 async def test_a_copy_of_the_platforms_engine_moves_while_it_is_offered(floor: Shop) -> None:
     engine, user = await offered(floor), await floor.person()
-    copy = await copy_of(floor, user, engine, {})
+    stranger = await floor.person(tenant=await floor.room.people.tenant())
+    copy, theirs = await copy_of(floor, user, engine, {}), await copy_of(floor, stranger, engine, {})
     assert (await floor.ask(floor.boss, "deploy_engine", engine.slug, engine.flow, p_mode="sequential"))["version"] == 2
     # an engine of the tenant that hides the name is another one
     await floor.deploy(slug=engine.slug, access="none")
     assert (await floor.ask(user, "rebase_engine_copy", copy, "2"))["version"] == 2
     [told] = await floor.ask(floor.admin, "rebase_engine_copies", engine.id, "1")
     assert (told["from"], told["version"], told["changed"]) == (2, 1, True)
+    # of an admin are the copies of the tenant's own people
+    assert told["id"] == str(copy)
+    every = await floor.ask(None, "rebase_engine_copies", engine.id, "1", p_dry_run=True)
+    assert {one["id"] for one in every} == {str(copy), str(theirs)}
     await floor.ask(floor.boss, "set_engine", engine.id, p_offered=False)
     await refused(floor, user, "not_found", "rebase_engine_copy", copy, "2")
     await refused(floor, floor.admin, "not_found", "rebase_engine_copies", engine.id, "2")
-    [told] = await floor.ask(None, "rebase_engine_copies", engine.id, "2")
-    assert [one["code"] for one in told["conflicts"]] == ["not_offered"]
+    every = await floor.ask(None, "rebase_engine_copies", engine.id, "2")
+    assert [[one["code"] for one in told["conflicts"]] for told in every] == [["not_offered"]] * 2
 
 
 async def test_an_admin_takes_all_copies_of_an_engine_there_but_those_that_do_not_fit(floor: Shop) -> None:

@@ -43,10 +43,15 @@ OFFER = f"""set local session_replication_role = replica;
     insert into ai_engines (tenant_id, id, slug, name, offered) values ('{{platform}}', '{{same_id}}', 'shown', 'Shown', true);
     insert into engine_versions select (jsonb_populate_record(v, '{{"tenant_id": "{{platform}}", "engine_id": "{{same_id}}"}}')).* from engine_versions v where {OF_A};
     insert into engine_aliases (tenant_id, engine_id, alias, version, updated_at) values ('{{platform}}', '{{same_id}}', 'stable', 2, now()), ('{{platform}}', '{{same_id}}', 'canary', 1, now());
-    insert into level_engines (tenant_id, level_id, engine_tenant_id, engine_id, access) values ('{{a}}', '{{level}}', '{{platform}}', '{{same_id}}', 'read'), ('{{a}}', '{{level}}', '{{a}}', '{{same_id}}', 'execute');
+    insert into level_engines (tenant_id, level_id, engine_tenant_id, engine_id, access) values ('{{a}}', '{{level}}', '{{platform}}', '{{same_id}}', 'read'), ('{{a}}', '{{level}}', '{{a}}', '{{same_id}}', 'execute'),
+        ('{{twin}}', '{{level}}', '{{platform}}', '{{same_id}}', 'none');
     insert into engine_versions select (jsonb_populate_record(v, '{{"engine_id": "{{same_id}}"}}')).* from engine_versions v where {OF_A};
     insert into engine_aliases (tenant_id, engine_id, alias, version, updated_at) values ('{{a}}', '{{same_id}}', 'stable', 1, now());
     set local session_replication_role = origin"""
+COPIED = f"""{OFFER};
+    insert into user_engines (tenant_id, user_id, slug, engine_tenant_id, engine_id, version, created_at, updated_at) values
+        ('{{a}}', '{{user}}', 'shown', '{{platform}}', '{{same_id}}', 1, now(), now()), ('{{a}}', '{{user}}', 'own', '{{a}}', '{{same_id}}', 1, now(), now()),
+        ('{{b}}', '{{b_user}}', 'shown', '{{platform}}', '{{same_id}}', 1, now(), now())"""
 OFFERED = "select %s from offered_engines(%s)"
 ASKING = """select publish_workflow((save_workflow('asks', '{"name": "Asks", "nodes": [{"id": "a", "kind": "llm", "model": "sandbox-small", "prompt": "Hi"}]}',
     p_user_id => '{user}', p_tenant_id => '{a}') ->> 'id')::uuid)"""
@@ -210,6 +215,7 @@ CASES = [
     Case("admin", f"select rebase_engine_copies({ENGINE}, '2') -> 2", "= ()", UNFIT, then=COPIES % ("version = 1", 1) + " and " + MOVED % "other"),
     Case("admin", f"select rebase_engine_copies({ENGINE}, '2', true)", given=UNFIT, then=COPIES % ("version = 2 and overlay = '{}'", 1) + " and " + MOVED % "other"),
     Case("admin", f"select rebase_engine_copies({ENGINE}, 'odd')", "VS400 a copy goes to"),
+    Case("admin", "select jsonb_array_length(rebase_engine_copies('{same_id}', '2', p_dry_run => true))", "= (1)", COPIED),
     # foreseen
     Case("user", PREVIEW % ("", "source"), "= (user)"),
     Case("user", PREVIEW % ("'{word}@2'", "version"), "= (2)"),

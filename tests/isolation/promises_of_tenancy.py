@@ -1,6 +1,6 @@
 """Promises of 001: who may do what to whom, at the door and behind it, and what a call may use."""
 
-from tests.isolation.promises import Case
+from tests.isolation.promises import Case, unlocked
 
 SUSPENDED = "update tenants set status = 'suspended' where id = '{a}'"
 CLOSED = "update tenants set status = 'closed' where id = '{a}'"
@@ -19,8 +19,9 @@ THROTTLED += "; " + THROTTLED.split(";")[0].replace("'{platform}'", "'{a}'").rep
 )
 
 OF_ENGINE = """update api_keys set scopes = array['engine'], engine_tenant_id = '{a}', engine_id = '{engine}', engine_ref = '{word}' where tenant_id = '{a}' and id = '{key_id}';
-    update workflow_executions set api_key_id = '{key_id}' where tenant_id = '{a}' and id = '{running}'"""
+    update workflow_executions set api_key_id = '{key_id}' where tenant_id in ('{a}', '{twin}') and id = '{running}'"""
 RUN_ENDED = "(select status = 'cancelled' and reason = 'key_revoked' from workflow_executions where tenant_id = '{a}' and id = '{running}') and (select revoked_at is not null from api_keys where key_hash = {user_key})"
+RUN_ENDED += " and " + unlocked("workflow_executions", "x.tenant_id = '{twin}'")
 
 
 def opening(tenant: str, user: str, until: str = "vanilla.clock() + interval '1 hour'") -> str:

@@ -129,6 +129,8 @@ SURVIVORS: dict[str, str] = {
         "names of others' engines, which mean nothing to the user",
     "tenant comparison: public.my_engines: e.tenant_id = vanilla.platform()":
         "ai_engines_offered_check: nobody else offers",
+    "tenant comparison: public.rebase_engine_copies: e.tenant_id = vanilla.platform()":
+        "ai_engines_offered_check: nobody else offers",
     "tenant comparison: public.set_level_engine: l.engine_tenant_id = v_engine.tenant_id":
         "the level's tenant beside it has no engine of the twin's",
     "tenant comparison: public.set_level_engine: l.tenant_id = v_level.tenant_id":
