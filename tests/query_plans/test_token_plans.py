@@ -156,8 +156,6 @@ def written(argument: object) -> str | None:
         ("select reset_monthly_tokens(10)", "user_token_wallets_event_idx"),
         ("select vanilla.reap_holds(10)", "user_token_holds_open_idx"),
         ("select vanilla.job_closings(10)", "user_token_wallets_suspended_idx"),
-        ("select vanilla.allocation_reap(10)", "allocation_holds_open_idx"),
-        ("select vanilla.allocation_reap(10)", "resource_allocations_open_idx"),
     ],
 )
 async def test_maintenance_finds_what_is_due_by_index(filled: asyncpg.Connection, call: str, index: str) -> None:
