@@ -9,6 +9,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from benchmarks import (
+    agents,
     backup,
     calls,
     cli,
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
         "a run of one node against the model call it makes; the choice with a million assignments",
         engines.run,
     ),
+    "agents": ("messages said and read on one hot channel, against the least SQL for it", agents.run),
     "operations": ("retention by dropping months, and the end of a month through the scheduler", operations.run),
 }
 

@@ -1,4 +1,4 @@
--- 009: orchestration: agents that work under budgets and talk by agreements (docs/design/orchestration.md).
+-- 009: orchestration: agents that work under budgets and talk by agreements (docs/design/orchestration.md, allocations.md, channels.md).
 --
 -- Allocations, budgets of agents: trees over one wallet
 --   Tables:  resource_allocations, allocation_holds
@@ -385,7 +385,7 @@ begin
     return new;
 end
 $f$;
-comment on function vanilla.keep_agreement() is 'Trigger: an agreement changes its status as docs/design/orchestration.md draws it, and never goes back to an earlier version.';
+comment on function vanilla.keep_agreement() is 'Trigger: an agreement changes its status as docs/design/channels.md draws it, and never goes back to an earlier version.';
 create or replace trigger protocol_agreements_states before update on public.protocol_agreements
     for each row execute function vanilla.keep_agreement();
 
@@ -423,7 +423,7 @@ create table if not exists public.agreement_versions (
 create index if not exists agreement_versions_user_idx on public.agreement_versions (tenant_id, user_id);
 create index if not exists agreement_versions_party_idx on public.agreement_versions (tenant_id, agreement_id, proposed_by);
 comment on table public.agreement_versions is 'What was proposed, immutable: acts, price, sla, data, gate, limits, parties and end.';
-comment on column public.agreement_versions.terms is 'All that it says, with the parties and expires_at; acts as docs/orchestration.md describes them.';
+comment on column public.agreement_versions.terms is 'All that it says, with the parties and expires_at; acts as docs/channels.md describes them.';
 comment on column public.agreement_versions.hash is 'SHA-256 of the terms'' text as PostgreSQL prints jsonb, in UTF-8: what a party accepts.';
 
 create table if not exists public.agreement_acceptances (
@@ -3419,7 +3419,7 @@ declare
     v_policy text := p_limits ->> 'floor';
     v_agreement public.protocol_agreements;
     v_terms jsonb;
-    v_id uuid;
+    v_channel public.communication_channels;
     v_problem text;
 begin
     if jsonb_typeof(p_limits) is distinct from 'object' or p_limits - '{max_messages,max_attempts,floor,floor_s}'::text[] <> '{}' then
@@ -3450,9 +3450,9 @@ begin
         insert into public.communication_channels (tenant_id, user_id, name, kind, agreement_id, max_messages, max_attempts, floor_policy, floor_s, created_at)
             values (v_user.tenant_id, v_user.id, p_name, p_kind, p_agreement_id, (p_limits ->> 'max_messages')::bigint,
                 coalesce((p_limits ->> 'max_attempts')::smallint, (v_terms #>> '{sla,max_attempts}')::smallint, 5), v_policy, coalesce((p_limits ->> 'floor_s')::integer, 300), v_now)
-            returning id into v_id;
+            returning * into v_channel;
         insert into public.channel_participants (tenant_id, channel_id, place, name, kind, user_id, party, reads, manages)
-            select v_user.tenant_id, v_id, p.nr - 1, p.value ->> 'name', coalesce(p.value ->> 'kind', 'agent'),
+            select v_user.tenant_id, v_channel.id, p.nr - 1, p.value ->> 'name', coalesce(p.value ->> 'kind', 'agent'),
                 case when p.value ? 'user_id' then (vanilla.find_user(v_user.tenant_id, (p.value ->> 'user_id')::uuid)).id else v_user.id end, p.value ->> 'party',
                 coalesce((p.value ->> 'reads')::boolean, true), coalesce((p.value ->> 'manages')::boolean, false)
             from jsonb_array_elements(p_participants) with ordinality p (value, nr) order by p.value ->> 'user_id', p.nr;
@@ -3463,17 +3463,17 @@ begin
         when unique_violation then
             perform vanilla.refuse('VS409', 'two participants have the same name', '{"param": "participants"}');
     end;
-    if exists (select from public.channel_participants p where p.tenant_id = v_user.tenant_id and p.channel_id = v_id and p.party is not null
+    if exists (select from public.channel_participants p where p.tenant_id = v_user.tenant_id and p.channel_id = v_channel.id and p.party is not null
             and v_terms #>> array['parties', p.party] is distinct from p.user_id::text) then
         perform vanilla.refuse('VS400', 'a participant speaks as a party that its user is not', '{"param": "participants"}');
     end if;
-    if v_policy in ('round_robin', 'manager') then
-        update public.communication_channels c set floor_until = v_now + make_interval(secs => c.floor_s), floor_holder = (
-                select p.id from public.channel_participants p where p.tenant_id = c.tenant_id and p.channel_id = v_id order by p.manages desc, p.place limit 1)
-            where c.tenant_id = v_user.tenant_id and c.id = v_id;
+    if v_policy is not null then
+        v_channel := vanilla.give_floor(v_channel, vanilla.next_floor(v_channel, null));
+        update public.communication_channels c set floor_holder = v_channel.floor_holder, floor_until = v_channel.floor_until
+            where c.tenant_id = v_channel.tenant_id and c.id = v_channel.id;
     end if;
-    return jsonb_build_object('channel_id', v_id, 'participants', (select jsonb_object_agg(p.name, p.id) from public.channel_participants p
-        where p.tenant_id = v_user.tenant_id and p.channel_id = v_id));
+    return jsonb_build_object('channel_id', v_channel.id, 'participants', (select jsonb_object_agg(p.name, p.id) from public.channel_participants p
+        where p.tenant_id = v_user.tenant_id and p.channel_id = v_channel.id));
 end
 $f$;
 comment on function public.channel_open(text, text, jsonb, uuid, jsonb, uuid, uuid) is
@@ -3613,7 +3613,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $f$
     select p.id from public.channel_participants p
     left join public.channel_participants h on h.tenant_id = p.tenant_id and h.id = p_after
     where p.tenant_id = p_channel.tenant_id and p.channel_id = p_channel.id
-      and case p_channel.floor_policy when 'manager' then p.manages when 'bid' then p.bid is not null else true end
+      and (p.party is not null or p_channel.agreement_id is null) and case p_channel.floor_policy when 'manager' then p.manages when 'bid' then p.bid is not null else true end
     order by p.bid desc nulls last, (p_channel.floor_policy = 'round_robin' and p.place > h.place) desc nulls last, p.place limit 1
 $f$;
 comment on function vanilla.next_floor(public.communication_channels, uuid) is
@@ -3669,6 +3669,7 @@ begin
         v_breach := vanilla.schema_breach(v_terms, p_performative, p_body);
     end if;
     select * into v_channel from public.communication_channels c where c.tenant_id = v_participant.tenant_id and c.id = v_participant.channel_id for no key update;
+    if not found then perform vanilla.refuse('VS404', 'no such channel', jsonb_build_object('channel_id', p_channel_id)); end if;      -- deleted meanwhile
     if v_channel.last_seq <> v_looked then
         v_seq := vanilla.sent_before(v_participant, p_performative, p_body, p_message_id, p_in_reply_to);
         if v_seq is not null then return jsonb_build_object('seq', v_seq, 'replayed', true); end if;
@@ -3835,7 +3836,7 @@ begin
     elsif p_retry_after is null or p_retry_after not between interval '0 s' and interval '7 days' then
         perform vanilla.refuse('VS400', 'the next attempt is within 7 days', '{"param": "retry_after"}');
     end if;
-    return vanilla.fail_message(v_participant, coalesce(nullif(p_error, ''), 'it failed'), nullif(vanilla.clock() + p_retry_after, vanilla.clock()));
+    return vanilla.fail_message(v_participant, coalesce(nullif(p_error, ''), 'it failed'), case when p_retry_after > interval '0 s' then vanilla.clock() + p_retry_after end);
 end
 $f$;
 comment on function public.channel_nack(uuid, uuid, uuid, bigint, text, interval, uuid) is
@@ -3945,7 +3946,6 @@ declare
     v_expired integer := 0;
 begin
     loop
-        v_expired := v_expired + vanilla.agreement_expire_due(v_tenant, p_limit);
         v_ids := array(select c.id from public.communication_channels c where c.tenant_id = v_tenant and c.closed_at < v_before
             order by c.id limit p_limit for update skip locked);
         perform vanilla.drop_channels(v_tenant, v_ids);
@@ -3957,6 +3957,7 @@ begin
             order by a.id limit p_limit for update skip locked);
         perform vanilla.drop_agreements(v_tenant, v_ids);
         v_agreements := v_agreements + cardinality(v_ids);
+        v_expired := v_expired + vanilla.agreement_expire_due(v_tenant, p_limit);      -- last: channels are locked before agreements
         exit when greatest(v_channels, v_messages, v_agreements) >= p_limit;
         select t.tenant_id into v_tenant from public.tenants t where t.tenant_id > v_tenant order by t.tenant_id limit 1;
         exit when not found;
@@ -3985,9 +3986,12 @@ begin
     update public.channel_messages m set body = null, message_id = 'erased-' || m.seq where m.tenant_id = p_user.tenant_id and m.user_id = p_user.id;
     update public.channel_participants p set name = 'erased-' || p.place, lease_token = null, lease_seq = null, lease_until = null, last_error = null, reads = false
         where p.tenant_id = p_user.tenant_id and p.user_id = p_user.id;
+    update public.agreement_violations v set path = '', message = 'erased' where v.tenant_id = p_user.tenant_id and v.user_id = p_user.id;
     update public.channel_dead_letters d set error = 'erased' where d.tenant_id = p_user.tenant_id and d.user_id = p_user.id;
     for v_agreement in select a.* from public.protocol_agreements a where a.tenant_id = p_user.tenant_id and exists (
             select from public.agreement_parties p where p.tenant_id = a.tenant_id and p.agreement_id = a.id and p.user_id = p_user.id) order by a.id for update loop
+        update public.protocol_agreements a set name = 'erased', reason = null
+            where a.tenant_id = v_agreement.tenant_id and a.id = v_agreement.id and a.user_id = p_user.id;
         if v_agreement.status in ('proposed', 'active', 'suspended') then
             perform vanilla.move_agreement(v_agreement, 'terminated', null, 'a party was erased');
         end if;

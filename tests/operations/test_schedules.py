@@ -14,7 +14,7 @@ from vanilla_saas.database.pool import _prepare
 SEEDED = {
     "monthly_reset", "grants", "holds", "partitions", "log_export", "retention", "webhook_deliveries", "sign_ins",
     "closings", "feature_usage", "history", "level_analytics", "tenant_tokens", "payments", "auto_top_up", "workers",
-    "level_changes", "workflow_history", "allocations",
+    "level_changes", "workflow_history", "allocations", "channels", "metrics",
 }  # fmt: skip
 COUNT = "return jsonb_build_object('rows', 1, 'more', nextval('public.parts') % 4 <> 0)"
 WRITE = "insert into public.ran values (now())"

@@ -1,4 +1,4 @@
-"""The example of docs/design/orchestration.md runs in psql as it stands."""
+"""The example of docs/design/allocations.md runs in psql as it stands."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ from tests.conftest import Cluster
 from vanilla_saas.database.binaries import find_binaries
 from vanilla_saas.settings import Settings
 
-PAGE = Path(__file__).parents[2] / "docs" / "design" / "orchestration.md"
+PAGE = Path(__file__).parents[2] / "docs" / "design" / "allocations.md"
 
 
 async def test_the_example_runs_in_psql(cluster: Cluster, forest_name: str) -> None:

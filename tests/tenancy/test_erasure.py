@@ -20,6 +20,9 @@ WORDLESS = {
     "workflow_timers",
     "engine_assignments",
     "engine_executions",
+    "agreement_parties",
+    "agreement_versions",
+    "agreement_acceptances",
 }
 """Tables of a person that hold no text of theirs."""
 STAYS = {
@@ -42,6 +45,9 @@ STAYS = {
     "payment_customers": {"customer_id"},
     "payment_subscriptions": {"subscription_id", "price_id", "currency"},
     "payments": {"price_id", "currency", "intent_id", "error"},
+    # as which party, and which act it was: words of the agreement, which the others have too
+    "agreement_violations": {"party", "performative"},
+    "channel_participants": {"party"},
     # what was agreed and paid, in levels and amounts
     "level_changes": {"terms"},
     "level_invoice_lines": {"currency", "payment_reference"},
@@ -87,9 +93,25 @@ FIXED = {
     ("user_engines", "slug"),
     ("resource_allocations", "state"),
     ("allocation_holds", "state"),
+    ("protocol_agreements", "status"),
+    ("protocol_agreements", "suspended_by"),
+    ("agreement_parties", "party"),
+    ("agreement_violations", "rule"),
+    ("communication_channels", "kind"),
+    ("communication_channels", "status"),
+    ("communication_channels", "floor_policy"),
+    ("channel_participants", "kind"),
+    ("channel_messages", "performative"),
 }
 """Texts of persons' tables that can only be one of a few words, and a slug, which has the canary from its beginning."""
-WRITTEN_BY_FUNCTIONS = ("user_token_ledger", "audit_logs", "events", "workflow_versions")
+WRITTEN_BY_FUNCTIONS = (
+    "user_token_ledger",
+    "audit_logs",
+    "events",
+    "workflow_versions",
+    "agreement_versions",
+    "agreement_acceptances",
+)
 
 
 async def wallet(operator: asyncpg.Connection, person: Person) -> asyncpg.Record:
@@ -239,6 +261,7 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         tenant_id,
         user_id,
     )
+    await _talk(operator, tenant_id, user_id)
     await operator.execute("select set_config('vanilla.request_id', '', false)")
     columns = await operator.fetch(
         "select t.relation, a.attname as name, t.owners[1] as owner, a.atttypid::regtype::text as type"
@@ -262,9 +285,50 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
                 text,
             )
             assert done != "UPDATE 0", f"the person has no row in {column['relation']}"
-        except asyncpg.CheckViolationError:
+        except asyncpg.PostgresError as error:
+            if error.sqlstate not in ("23514", "VS409"):  # a check, or a state that is not drawn
+                raise
             fixed.add((column["relation"], column["name"]))
     return canary, fixed
+
+
+async def _talk(operator: asyncpg.Connection, tenant_id: uuid.UUID, user_id: uuid.UUID) -> None:
+    """An agreement with somebody else, and a channel with both on which the person spoke, failed and broke a rule."""
+    peer = await operator.fetchval(
+        "select create_user('peer@example.test', p_must_change_password => false, p_tenant_id => $1)", tenant_id
+    )
+    agreement = await operator.fetchval(
+        "select agreement_propose('Deal', jsonb_build_object('a', $1::uuid, 'b', $2::uuid), 'a',"
+        " '{\"acts\": {\"inform\": {}}}', p_user_id => $1) ->> 'agreement_id'",
+        user_id,
+        peer,
+    )
+    channel = await operator.fetchval(
+        "select channel_open('Talk', 'group', jsonb_build_array(jsonb_build_object('name', 'a'),"
+        " jsonb_build_object('name', 'b', 'user_id', $2::uuid)), p_user_id => $1) ->> 'channel_id'",
+        user_id,
+        peer,
+    )
+    me = "(select id from channel_participants where channel_id = $2 and user_id = $1)"
+    await operator.fetchval(
+        f"select channel_send($2, {me}, 'inform', '{{}}', 'x')",
+        user_id,
+        uuid.UUID(channel),
+    )
+    await operator.execute(
+        f"insert into channel_dead_letters select $3, $2, {me}, 1, $1, 1, 'x', now()",
+        user_id,
+        uuid.UUID(channel),
+        tenant_id,
+    )
+    await operator.execute(
+        "insert into agreement_violations (tenant_id, agreement_id, version, channel_id, participant_id, user_id,"
+        f" performative, rule, message, created_at) select $3, $4, 1, $2, {me}, $1, 'inform', 'schema', 'x', now()",
+        user_id,
+        uuid.UUID(channel),
+        tenant_id,
+        uuid.UUID(agreement),
+    )
 
 
 async def _choose_engine(operator: asyncpg.Connection, tenant_id: uuid.UUID, user_id: uuid.UUID) -> None:
