@@ -994,28 +994,28 @@ end
 $f$;
 comment on function vanilla.own_allocation_hold(uuid, uuid) is 'A step''s hold of the acting tenant: admins, services and the operator, for a user could settle their own for nothing.';
 
-create or replace function public.allocation_open(p_tokens bigint, p_limits jsonb default '{}', p_expires_at timestamptz default null, p_run_id uuid default null,
+create or replace function public.allocation_open(p_tokens bigint, p_limits jsonb default '{}', p_expires_at timestamptz default null,
     p_idempotency_key text default null, p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_user public.users := vanilla.engine_user(p_user_id, p_tenant_id);
 begin
-    return vanilla.allocation_open(v_user.tenant_id, v_user.id, p_tokens, p_limits, p_expires_at, p_run_id, p_idempotency_key);
+    return vanilla.allocation_open(v_user.tenant_id, v_user.id, p_tokens, p_limits, p_expires_at, null, p_idempotency_key);
 end
 $f$;
-comment on function public.allocation_open(bigint, jsonb, timestamptz, uuid, text, uuid, uuid) is
+comment on function public.allocation_open(bigint, jsonb, timestamptz, text, uuid, uuid) is
     'Opens a budget over the caller''s wallet, or that of a user whom an admin names, until expires_at (an hour). Limits: requests, tool_calls, concurrency, wall_ms, wrap_up_tokens, estimated_tokens.';
 
 create or replace function public.allocation_carve(p_parent_id uuid, p_tokens bigint default null, p_limits jsonb default '{}', p_expires_at timestamptz default null,
-    p_run_id uuid default null, p_idempotency_key text default null, p_tenant_id uuid default null) returns jsonb
+    p_idempotency_key text default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
     v_parent public.resource_allocations := vanilla.own_allocation(p_parent_id, p_tenant_id);
 begin
-    return vanilla.allocation_carve(v_parent.tenant_id, v_parent.id, p_tokens, p_limits, p_expires_at, p_run_id, p_idempotency_key);
+    return vanilla.allocation_carve(v_parent.tenant_id, v_parent.id, p_tokens, p_limits, p_expires_at, null, p_idempotency_key);
 end
 $f$;
-comment on function public.allocation_carve(uuid, bigint, jsonb, timestamptz, uuid, text, uuid) is
+comment on function public.allocation_carve(uuid, bigint, jsonb, timestamptz, text, uuid) is
     'Carves a child out of what an allocation has left, without a number all of it. Limits and end are at most the parent''s. Owner, admin or operator.';
 
 create or replace function public.allocation_hold(p_allocation_id uuid, p_step text, p_tokens bigint, p_ttl interval default '10 minutes', p_wrap_up boolean default false,
@@ -1111,7 +1111,7 @@ $f$;
 comment on function public.allocation_tree(uuid, uuid) is
     'An allocation and all below it, each before its children: budget, carved, held, spent, left, overrun, limits and what was used of them. Owner, admin or operator.';
 
-grant execute on function public.allocation_open(bigint, jsonb, timestamptz, uuid, text, uuid, uuid), public.allocation_carve(uuid, bigint, jsonb, timestamptz, uuid, text, uuid),
+grant execute on function public.allocation_open(bigint, jsonb, timestamptz, text, uuid, uuid), public.allocation_carve(uuid, bigint, jsonb, timestamptz, text, uuid),
     public.allocation_hold(uuid, text, bigint, interval, boolean, uuid), public.allocation_settle(uuid, bigint, jsonb, uuid), public.allocation_release(uuid, uuid),
     public.allocation_count_tool_call(uuid, integer, uuid), public.allocation_close(uuid, uuid), public.allocation_top_up(uuid, bigint, text, uuid),
     public.allocation_tree(uuid, uuid) to vanilla_app, vanilla_operator;

@@ -71,6 +71,9 @@ NULLABLE = {
     "workflow_approval_votes": "comment value",
     "workflow_shares": "max_running",
     "workflow_schedules": "last_at last_execution_id last_error",
+    "resource_allocations": "run_id parent_id hold_id estimated_tokens max_requests max_tool_calls max_concurrent"
+    " notified_at wrapped_up_at idempotency_key request_hash closed_at",
+    "allocation_holds": "settled overrun execution_id lease call closed_at",
 }
 
 PRIMARY = {
@@ -149,6 +152,10 @@ UNIQUE = {
     "routing_strategies": {"tenant_id slug", "tenant_id target pool where (status = 'active'::text)"},
     "workflow_executions": {"tenant_id user_id idempotency_key where (idempotency_key IS NOT NULL)"},
     "workflow_schedules": {"tenant_id workflow_id name"},
+    "resource_allocations": {
+        "tenant_id parent_id idempotency_key where ((parent_id IS NOT NULL) AND (idempotency_key IS NOT NULL))"
+    },
+    "allocation_holds": {"tenant_id allocation_id step where (state <> 'released'::text)"},
 }
 
 REFERENCES = {
@@ -241,6 +248,12 @@ REFERENCES = {
         "tenant_id user_id -> users tenant_id id",
         "tenant_id workflow_id -> ai_workflows tenant_id id",
     },
+    "resource_allocations": {
+        "tenant_id user_id -> users tenant_id id",
+        "tenant_id parent_id -> resource_allocations tenant_id id",
+        "tenant_id root_id -> resource_allocations tenant_id id",
+    },
+    "allocation_holds": {"tenant_id allocation_id -> resource_allocations tenant_id id"},
 }
 APPEND_ONLY = {
     "user_token_ledger",
@@ -279,6 +292,15 @@ EXECUTABLE = {
             for name in [
                 "adjust_user_tokens",
                 "adjust_user_tokens_batch",
+                "allocation_carve",
+                "allocation_close",
+                "allocation_count_tool_call",
+                "allocation_hold",
+                "allocation_open",
+                "allocation_release",
+                "allocation_settle",
+                "allocation_top_up",
+                "allocation_tree",
                 "assign_engine",
                 "auto_allocate_tokens_for_level",
                 "begin_checkout",
@@ -454,6 +476,7 @@ AS_THE_CALLER = set(_WHO.split()) - {"vanilla.claim", "vanilla.schema_files", "v
 }
 """Functions that a login may execute and that add nothing to what it may do."""
 DEFINERS_OF_THE_OPERATOR = {
+    "public.allocation_reap",
     "vanilla.claim_super_admin",
     "vanilla.context_key_states",
     "vanilla.expire_context_key",
@@ -763,6 +786,41 @@ FORBIDDEN = {
     "worker_registry_stopped_check": ["status = 'dead', stopped_at = null", "status = 'active', stopped_at = now()"],
     "worker_event_logs_event_check": ["event = 'odd'"],
     "routing_decisions_kind_check": ["kind = 'odd'"],
+    "resource_allocations_budget_check": ["budget_tokens = 1, spent_tokens = 2, carved_tokens = 0, held_tokens = 0"],
+    "resource_allocations_amounts_check": [
+        "budget_tokens = 0, wrap_up_tokens = 0, carved_tokens = 0, held_tokens = 0, spent_tokens = 0",
+        "carved_tokens = -1", "held_tokens = -1", "spent_tokens = -1", "overrun_tokens = -1", "estimated_tokens = -1",
+    ],
+    "resource_allocations_wrap_up_check": ["wrap_up_tokens = -1", "wrap_up_tokens = budget_tokens + 1"],
+    "resource_allocations_limits_check": ["max_requests = 0", "max_tool_calls = 0", "max_concurrent = 0"],
+    "resource_allocations_counts_check": ["requests = -1", "tool_calls = -1", "open_holds = -1"],
+    "resource_allocations_tree_check": [
+        "depth = 51, root_id = gen_random_uuid(), parent_id = gen_random_uuid(), hold_id = null",
+        "depth = 1, parent_id = null", "hold_id = case when hold_id is null then id end",
+        "root_id = id, hold_id = null, parent_id = null, depth = 0",
+        "root_id = case when parent_id is null then gen_random_uuid() else id end",
+        "counted_by = array[gen_random_uuid()], parent_id = null, depth = 0, root_id = id, hold_id = id",
+    ],
+    "resource_allocations_state_check": ["state = 'odd', closed_at = now(), carved_tokens = 0, held_tokens = 0"],
+    "resource_allocations_closed_check": ["closed_at = case when closed_at is null then now() end"],
+    "resource_allocations_ended_check": [
+        "state = 'closed', closed_at = now(), carved_tokens = 1, held_tokens = 0",
+        "state = 'closed', closed_at = now(), carved_tokens = 0, held_tokens = 1",
+    ],
+    "resource_allocations_key_check": ["idempotency_key = repeat('x', 1021)"],
+    "resource_allocations_top_ups_check": ["top_ups = '[]'", "top_ups = jsonb_build_object('x', repeat('x', 65536))"],
+    "allocation_holds_step_check": ["step = ''", "step = repeat('x', 1021)"],
+    "allocation_holds_amount_check": [
+        "amount = -1", "settled = -1, overrun = -1, state = 'settled', closed_at = now()",
+        "settled = 1, overrun = 2, state = 'settled', closed_at = now()",
+    ],
+    "allocation_holds_state_check": ["state = 'odd', closed_at = now(), settled = null, overrun = null"],
+    "allocation_holds_settled_check": [
+        "settled = case when settled is null then 1 end, overrun = case when settled is null then 0 end",
+        "overrun = case when settled is null then 0 end",
+    ],
+    "allocation_holds_closed_check": ["closed_at = case when closed_at is null then now() end"],
+    "allocation_holds_usage_check": ["usage = '[]'", "usage = jsonb_build_object('x', repeat('x', 65536))"],
     "routing_decisions_target_check": ["target = 'odd'"],
     "routing_metrics_figures_check": ["finished = -1", "failed = -1", "latency_ms_sum = -1", "in_flight_max = -1"],
     "workflow_nodes_next_check": ["branches = array_append(branches, '')",

@@ -109,7 +109,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     a, b = world.a, world.b
     one = connection.fetchval
     open_hold = "select id::text from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
-    by_hand = "reference_type is distinct from 'workflow_execution'"
+    by_hand = "coalesce(reference_type, '') not in ('workflow_execution', 'resource_allocation')"
     names = {
         "a": a.id, "b": b.id, "same_id": SAME_ID, "context_key": world.signer.key_id, "word": a.word, "twin": TWIN,
         "platform": str(PLATFORM), "super": str(SUPER_ADMIN),
@@ -129,6 +129,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         **await _of_routing(connection, world),
         **await _of_executions(connection, world),
         **await _of_engines(connection, world),
+        **await _of_allocations(connection, world),
         "grant": await one(LARGEST_GRANT, a.id, a.user.id),
         "b_grant": await one(LARGEST_GRANT, b.id, b.user.id),
         "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
@@ -290,6 +291,29 @@ async def _of_engines(connection: asyncpg.Connection, world: World) -> dict[str,
         *(uuid.UUID(x) for x in (world.a.id, world.a.user.id, world.b.id, world.b.user.id)),
     )
     return {name: str(value) for name, value in row.items()}
+
+
+async def _of_allocations(connection: asyncpg.Connection, world: World) -> dict[str, str]:
+    """The budget of A's user, its child, both of its steps and its hold; those of A's other one and of B's user."""
+    names = {}
+    for prefix, tenant, member in (
+        ("", world.a, world.a.user),
+        ("others_", world.a, world.a.other),
+        ("b_", world.b, world.b.user),
+    ):
+        row = await connection.fetchrow(
+            """
+            select r.id as budget, r.hold_id as budget_hold, c.id as share, o.id as step, s.id as paid_step
+            from resource_allocations r
+            join resource_allocations c on c.tenant_id = r.tenant_id and c.parent_id = r.id
+            join allocation_holds o on o.tenant_id = r.tenant_id and o.allocation_id = c.id and o.state = 'open'
+            join allocation_holds s on s.tenant_id = r.tenant_id and s.allocation_id = c.id and s.state = 'settled'
+            where r.tenant_id = $1 and r.user_id = $2""",
+            uuid.UUID(tenant.id),
+            uuid.UUID(member.id),
+        )
+        names |= {f"{prefix}{name}": str(value) for name, value in row.items()}
+    return names
 
 
 async def _of_routing(connection: asyncpg.Connection, world: World) -> dict[str, str]:

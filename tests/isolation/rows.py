@@ -94,6 +94,7 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
         await vote(connection, {whose: tenant.token(signer, who) for whose, who in decides.items()}, tenant.word)
     for tenant in (a, b):
         await _deploy(connection, tenant)
+        await _allocate(connection, tenant)
     for tenant in (a, b):
         for table in _referenced_first(tables):
             await _fill(connection, world, table, tenant)
@@ -200,6 +201,24 @@ async def _deploy(connection: asyncpg.Connection, tenant: Tenant) -> None:
         await connection.fetchval(fork, tenant.word, f"{tenant.word}-own", overlay, member.id, of)
         chosen = "select assign_engine($1, 'user', $2, p_priority => 1, p_tenant_id => $3)"
         await connection.fetchval(chosen, engine, member.id, of)
+
+
+async def _allocate(connection: asyncpg.Connection, tenant: Tenant) -> None:
+    """Of both members a budget with a child, in which one step is open and one settled; both budgets end in 20 days."""
+    of = uuid.UUID(tenant.id)
+    for member in (tenant.user, tenant.other):
+        opened = (
+            "select vanilla.allocation_open($1, $2, 1000, '{}', now() + interval '20 days', $1, $3) ->> 'allocation_id'"
+        )
+        root = await connection.fetchval(opened, of, uuid.UUID(member.id), f"{tenant.word}-budget")
+        carved = "select vanilla.allocation_carve($1, $2, 400, '{}', null, $1, $3) ->> 'allocation_id'"
+        child = await connection.fetchval(carved, of, uuid.UUID(root), tenant.word)
+        for settled in (True, False):
+            held = "select vanilla.allocation_hold($1, $2, $3, 10, '20 days', p_execution_id => $1) ->> 'hold_id'"
+            step = await connection.fetchval(held, of, uuid.UUID(child), f"{tenant.word}{settled:d}")
+            if settled:
+                usage = json.dumps({"word": tenant.word})
+                await connection.fetchval("select vanilla.allocation_settle($1, $2, 5, $3)", of, uuid.UUID(step), usage)
 
 
 async def _draw(connection: asyncpg.Connection, tenant: str, members: list[Member], word: str) -> None:

@@ -39,6 +39,7 @@ CHAIN_HASHES = {
     ("engine_executions", "config_hash"),
     ("engine_executions", "price_hash"),
     ("workflow_executions", "request_hash"),
+    ("resource_allocations", "request_hash"),
 }
 """Columns of bytes that hide nothing."""
 

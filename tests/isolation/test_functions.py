@@ -18,11 +18,13 @@ from tests.isolation.rows import World
 
 OPEN_HOLD = (
     "select id from user_token_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
-    " and reference_type is distinct from 'workflow_execution' order by call is "
+    " and coalesce(reference_type, '') not in ('workflow_execution', 'resource_allocation') order by call is "
 )
 RUNNING = (
     "select id from workflow_executions where tenant_id = $1 and user_id = $2 and status = 'running' and slot_held"
 )
+BUDGET = "select id from resource_allocations where tenant_id = $1 and user_id = $2 and "
+STEP = "select id from allocation_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
 ANOTHER_LEVEL = "select id from levels where tenant_id = $1 and not is_default order by tier limit 1"
 IDS = {
     "p_tenant_id": "select $1::uuid",
@@ -68,6 +70,9 @@ IDS = {
     "p_assignment_id": "select id from engine_assignments where tenant_id = $1 and user_id = $2",
     "p_copy_id": "select id from user_engines where tenant_id = $1 and user_id = $2",
     "p_target_id": "select $2::uuid",
+    "p_allocation_id": BUDGET + "parent_id is not null",
+    "p_parent_id": BUDGET + "parent_id is null limit 1",
+    **{f"public.allocation_{verb}.p_hold_id": STEP for verb in ("settle", "release")},
     "public.deploy_engine.p_workflow_id": "select workflow_id from engine_versions where tenant_id = $1 limit 1",
     "p_approval_id": "select id from workflow_approvals where tenant_id = $1 and user_id = $2",
     "p_schedule_id": "select id from workflow_schedules where tenant_id = $1 and user_id = $2 order by id limit 1",
@@ -122,6 +127,15 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
         {"p_operations": '\'[{{"user_id": "00000000-0000-7000-8000-00000000dead", "amount": 1}}]\''},
     ),
     "public.release_token_hold": (OK, {}),
+    "public.allocation_open": (OK, {"p_tokens": "5"}),
+    "public.allocation_carve": (OK, {"p_tokens": "5"}),
+    "public.allocation_hold": (OK, {"p_step": "'new'", "p_tokens": "5"}),
+    "public.allocation_settle": (OK, {"p_actual": "5"}),
+    "public.allocation_release": (OK, {}),
+    "public.allocation_count_tool_call": (OK, {}),
+    "public.allocation_close": ("VS409", {}),
+    "public.allocation_top_up": (OK, {"p_tokens": "5"}),
+    "public.allocation_tree": (OK, {}),
     "public.extend_token_hold": (OK, {"p_expires_at": "now() + interval '1 day'"}),
     "public.grant_user_tokens": (OK, {"p_amount": "5"}),
     "public.void_token_grant": (OK, {"p_reason": "'x'"}),

@@ -18,6 +18,7 @@ from tests.isolation.matrix import rolled_back, run_matrix
 from tests.isolation.mutant import Mutant
 from tests.isolation.mutants import mutants
 from tests.isolation.promises import Case, Stage, broken, prepare
+from tests.isolation.promises_of_allocations import CASES as ALLOCATIONS
 from tests.isolation.promises_of_changes import CASES as CHANGES
 from tests.isolation.promises_of_engines import CASES as ENGINES
 from tests.isolation.promises_of_grants import CASES as GRANTS
@@ -52,6 +53,7 @@ CASES = [
     *WORKFLOWS,
     *RUNNER,
     *ENGINES,
+    *ALLOCATIONS,
     *ROUTING,
     *SCHEDULES,
     *SUPABASE,

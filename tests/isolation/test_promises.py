@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from tests.isolation.promises import broken, prepare
+from tests.isolation.promises_of_allocations import CASES as ALLOCATIONS
 from tests.isolation.promises_of_changes import CASES as CHANGES
 from tests.isolation.promises_of_engines import CASES as ENGINES
 from tests.isolation.promises_of_grants import CASES as GRANTS
@@ -36,6 +37,7 @@ from tests.isolation.rows import World
         ROUTING,
         RUNNER,
         ENGINES,
+        ALLOCATIONS,
         SCHEDULES,
         SUPABASE,
     ],
@@ -52,6 +54,7 @@ from tests.isolation.rows import World
         "routing",
         "runner",
         "engines",
+        "allocations",
         "schedules",
         "supabase",
     ],

@@ -67,6 +67,10 @@ DIFFERENT = {
     "quality_gate_results": "score = 0, threshold = 0, passed = not passed, charged_tokens = 7777777",
     "workflow_shares": "weight = 77, max_running = 1",
     "workflow_schedules": "cron = '7 7 7 7 7', input = '{\"word\": \"{word}\"}', catch_up = 'all'",
+    "resource_allocations": "state = 'closed', closed_at = now(), carved_tokens = 0, held_tokens = 0,"
+    " budget_tokens = 7777777, overrun_tokens = 7, max_requests = 1, requests = 1, max_tool_calls = 1, tool_calls = 1,"
+    " max_concurrent = 1, open_holds = 1",
+    "allocation_holds": "state = 'settled', closed_at = now(), settled = 7, overrun = 0, call = '{}'",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 

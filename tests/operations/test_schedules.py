@@ -14,7 +14,7 @@ from vanilla_saas.database.pool import _prepare
 SEEDED = {
     "monthly_reset", "grants", "holds", "partitions", "log_export", "retention", "webhook_deliveries", "sign_ins",
     "closings", "feature_usage", "history", "level_analytics", "tenant_tokens", "payments", "auto_top_up", "workers",
-    "level_changes", "workflow_history",
+    "level_changes", "workflow_history", "allocations",
 }  # fmt: skip
 COUNT = "return jsonb_build_object('rows', 1, 'more', nextval('public.parts') % 4 <> 0)"
 WRITE = "insert into public.ran values (now())"
@@ -56,7 +56,7 @@ async def test_every_job_has_a_row_and_runs_at_the_first_tick_of_a_new_database(
         assert await due(fresh) == SEEDED
         while await fresh.connection.fetchval("select vanilla.tick()"):
             pass
-        assert await due(fresh) <= {"log_export", "auto_top_up", "monthly_reset", "grants", "holds"}
+        assert await due(fresh) <= {"log_export", "auto_top_up", "monthly_reset", "grants", "holds", "allocations"}
         paused = await fresh.connection.fetchval(
             "select array_agg(name order by name) from schedules where not enabled"
         )
