@@ -20,6 +20,7 @@ NOT_CANARY = {
     ("workflow_versions", "hash"): "is that of the definition, which has one",
     ("engine_versions", "hash"): "is that of the config, which has one",
     ("engine_versions", "price_hash"): "is that of the prices in it",
+    ("agent_versions", "hash"): "is that of the definition, which has one",
     ("workflow_nodes", "branches"): "one for each successor",
     ("workflow_nodes", "next_pools"): "the same",
 }

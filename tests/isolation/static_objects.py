@@ -7,7 +7,11 @@ from tests.isolation.static import CHECKS, check, query
 
 OURS = "('public'::regnamespace, 'vanilla'::regnamespace)"
 
-TRIGGERS = {"workflow_versions.workflow_versions_immutable", "engine_versions.engine_versions_immutable"}
+TRIGGERS = {
+    "workflow_versions.workflow_versions_immutable",
+    "engine_versions.engine_versions_immutable",
+    "agent_versions.agent_versions_immutable",
+}
 """`table.trigger` of each trigger that is not a foreign key's: rules of the product are constraints and functions."""
 
 NO_TABLE_OWNER = {"vanilla.context_keys": "vanilla_keyring"}
@@ -21,6 +25,7 @@ FUNCTION_OWNERS = {
     "vanilla.begin_upgrade": "vanilla_owner",
     "vanilla.keep_workflow_version": "vanilla_owner",
     "vanilla.keep_engine_version": "vanilla_owner",
+    "vanilla.keep_agent_version": "vanilla_owner",
     "vanilla.clock": "vanilla_owner",
     "vanilla.current_tenant_id": "vanilla_owner",
     "vanilla.current_user_id": "vanilla_owner",

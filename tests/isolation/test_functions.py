@@ -22,6 +22,7 @@ OPEN_HOLD = (
 )
 RUNNING = (
     "select id from workflow_executions where tenant_id = $1 and user_id = $2 and status = 'running' and slot_held"
+    " and exists (select from ai_workflows w where w.id = workflow_id and w.user_id is not null)"
 )
 BUDGET = "select id from resource_allocations where tenant_id = $1 and user_id = $2 and "
 STEP = "select id from allocation_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
@@ -74,6 +75,7 @@ IDS = {
     "p_parent_id": BUDGET + "parent_id is null limit 1",
     **{f"public.allocation_{verb}.p_hold_id": STEP for verb in ("settle", "release")},
     "public.deploy_engine.p_workflow_id": "select workflow_id from engine_versions where tenant_id = $1 limit 1",
+    "p_agent_id": "select id from agents where tenant_id = $1 and user_id = $2 order by id limit 1",
     "p_approval_id": "select id from workflow_approvals where tenant_id = $1 and user_id = $2",
     "p_schedule_id": "select id from workflow_schedules where tenant_id = $1 and user_id = $2 order by id limit 1",
     "p_worker": "select id from worker_registry where tenant_id = vanilla.platform() and name = 'of the world'",
@@ -207,6 +209,16 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.engine_report": (OK, {"p_from": "'2000-01-01'", "p_until": "now()"}),
     # a key of the scope chat runs no engine
     "vanilla.execute_by_key": ("VS403", {"p_key_hash": "{key}", "p_ref": "null", "p_input": "'{{}}'"}),
+    "public.save_agent": (
+        OK,
+        {"p_slug": "'new'", "p_definition": '\'{{"instructions": "x", "model": "sandbox-small"}}\''},
+    ),
+    "public.retire_agent": (OK, {}),
+    "public.start_agent": (OK, {"p_ref": "'{word}-helper-0'", "p_tokens": "5"}),
+    # a worker's lease is what names the tenant: this one is nobody's
+    "vanilla.begin_run": ("VS409", {"p_lease": "'{{}}'", "p_ref": "'x'", "p_input": "'{{}}'"}),
+    "vanilla.record_turn": ("VS409", {"p_lease": "'{{}}'", "p_turn": "1", "p_call": "'{{}}'", "p_answer": "'{{}}'"}),
+    "vanilla.record_call": ("VS409", {"p_lease": "'{{}}'", "p_n": "1", "p_status": "'done'", "p_result": "'1'"}),
     "public.start_workflow": (OK, {}),
     "public.cancel_execution": (OK, {}),
     "public.pause_execution": (OK, {}),

@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from tests.isolation.promises import broken, prepare
+from tests.isolation.promises_of_agents import CASES as AGENTS
 from tests.isolation.promises_of_allocations import CASES as ALLOCATIONS
 from tests.isolation.promises_of_changes import CASES as CHANGES
 from tests.isolation.promises_of_engines import CASES as ENGINES
@@ -38,6 +39,7 @@ from tests.isolation.rows import World
         RUNNER,
         ENGINES,
         ALLOCATIONS,
+        AGENTS,
         SCHEDULES,
         SUPABASE,
     ],
@@ -55,6 +57,7 @@ from tests.isolation.rows import World
         "runner",
         "engines",
         "allocations",
+        "agents",
         "schedules",
         "supabase",
     ],

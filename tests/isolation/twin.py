@@ -71,6 +71,12 @@ DIFFERENT = {
     " budget_tokens = 7777777, overrun_tokens = 7, max_requests = 1, requests = 1, max_tool_calls = 1, tool_calls = 1,"
     " max_concurrent = 1, open_holds = 1",
     "allocation_holds": "state = 'settled', closed_at = now(), settled = 7, overrun = 0, call = '{}'",
+    "agents": "name = '{word}', description = '{word}', status = 'retired', latest_version = 77, shared = not shared",
+    "agent_versions": "definition = '{}', hash = sha256('{}'), shared = not shared",
+    "agent_runs": "state = 'failed', stop_reason = 'failed', finished_at = now(), turns = 70, tool_calls = 70,"
+    ' children = 7777777, charged_tokens = 7777777, limits = \'{"turns": 0, "depth": 0}\'',
+    "agent_run_steps": "name = '{word}', result = '{\"word\": \"{word}\"}', status = 'refused', finished_at = now(),"
+    " charged_tokens = 7777777",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 
@@ -90,7 +96,7 @@ async def _copy(connection: asyncpg.Connection, table: Table, world: World) -> N
     for column in table.columns:
         if column.name in table.unique_columns and column.type == "bytea":
             changes.append(f"'{column.name}', sha256(x.{column.name})")
-        elif column.name == "engine_tenant_id":
+        elif column.name in ("engine_tenant_id", "origin_tenant_id"):
             changes.append(f"'{column.name}', case when x.{column.name} is not null then '{TWIN}'::uuid end")
         elif column.name in ("provider_tenant_id", "account_tenant_id") or (
             table.name == "tenants" and column.name == "id"
