@@ -37,7 +37,8 @@ def _run(run: Mapping[str, Any], by_id: Mapping[str, Mapping[str, Any]]) -> Tree
     stop = f" ({run['stop_reason']})" if run["stop_reason"] not in (None, "done") else ""
     made = Tree(
         Text.assemble(
-            (f"{mark} ", style), (f"{_printable(run['agent'] or '?')} v{run['version']}", "bold"), f"  {run['state']}{stop}",
+            (f"{mark} ", style), (f"{_printable(run['agent'] or '?')} v{run['version']}", "bold"),
+            f"  {run['state']}{stop}",
             f"  {run['turns']} turns  {_money(run)}", (f"  {_budget(run['budget'])}", "dim"), (f"  {run['id']}", "dim"),
         )
     )  # fmt: skip
@@ -65,7 +66,8 @@ def _money(row: Mapping[str, Any]) -> str:
 def _budget(budget: Mapping[str, Any] | None) -> str:
     if budget is None:
         return ""
-    return f"{budget['spent']} spent, {budget['held'] + budget['carved']} held, {budget['left']} left of {budget['tokens']}"
+    held = budget["held"] + budget["carved"]
+    return f"{budget['spent']} spent, {held} held, {budget['left']} left of {budget['tokens']}"
 
 
 def _short(text: str) -> str:
