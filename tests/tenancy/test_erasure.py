@@ -299,7 +299,8 @@ async def _run_agent(operator: asyncpg.Connection, tenant_id: uuid.UUID, user_id
     await operator.execute(
         "with step as (insert into agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, created_at)"
         " select tenant_id, id, 1, user_id, 1, 'tool', agent_id, now() from agent_runs where id = $2)"
-        " select vanilla.allocation_hold($1, allocation_id, $3, 1, '1 hour', p_execution_id => id) from agent_runs where id = $2",
+        " select vanilla.allocation_hold($1, allocation_id, $3, 1, '1 hour', p_execution_id => id) from agent_runs"
+        " where id = $2",
         tenant_id,
         uuid.UUID(started["run_id"]),
         canary,
