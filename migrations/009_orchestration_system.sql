@@ -254,7 +254,7 @@ create index if not exists agent_runs_execution_idx on public.agent_runs (tenant
 create index if not exists agent_runs_user_idx on public.agent_runs (tenant_id, user_id, id);
 create index if not exists agent_runs_agent_idx on public.agent_runs (tenant_id, agent_id, version);
 create index if not exists agent_runs_speaker_idx on public.agent_runs (tenant_id, speaker_id, speaker_version);
-create index if not exists agent_runs_parent_idx on public.agent_runs (tenant_id, parent_run_id) where parent_run_id is not null;
+create index if not exists agent_runs_parent_idx on public.agent_runs (tenant_id, parent_run_id);
 create index if not exists agent_runs_root_idx on public.agent_runs (tenant_id, root_run_id);
 create index if not exists agent_runs_allocation_idx on public.agent_runs (tenant_id, allocation_id);
 comment on table public.agent_runs is
@@ -294,7 +294,7 @@ create table if not exists public.agent_run_steps (
     constraint agent_run_steps_status_check check (status in ('open', 'done', 'failed', 'refused')),
     constraint agent_run_steps_finished_check check ((status = 'open') = (finished_at is null))
 ) with (fillfactor = 80);
-create index if not exists agent_run_steps_child_idx on public.agent_run_steps (tenant_id, child_run_id) where child_run_id is not null;
+create index if not exists agent_run_steps_child_idx on public.agent_run_steps (tenant_id, child_run_id);
 comment on table public.agent_run_steps is
     'The journal of a run: a row for each model call, with the answer, and one for each tool call, handover and delegation that it asked for. What stands here is not done again.';
 comment on column public.agent_run_steps.arguments_hash is 'SHA-256 of name and arguments as PostgreSQL prints jsonb: two calls are the same when it is.';
@@ -2230,8 +2230,8 @@ begin
         from jsonb_array_elements(case when p_wrap_up then '[]' else coalesce(p_answer -> 'calls', '[]') end) with ordinality c order by c.ordinality
     loop
         v_n := v_n + 1;
-        v_kind := case when v_call.name like 'transfer\_to\_%' and (v_speaker.definition ? 'chat' or jsonb_path_exists(v_speaker.definition, '$.handoffs[*].agent')) then 'handoff'
-            when v_call.name like 'delegate\_to\_%' and jsonb_path_exists(v_speaker.definition, '$.delegates[*].agent') then 'delegate' else 'tool' end;
+        v_kind := case when starts_with(v_call.name, 'transfer_to_') and (v_speaker.definition ? 'chat' or jsonb_path_exists(v_speaker.definition, '$.handoffs[*].agent')) then 'handoff'
+            when starts_with(v_call.name, 'delegate_to_') and jsonb_path_exists(v_speaker.definition, '$.delegates[*].agent') then 'delegate' else 'tool' end;
         v_hash := sha256(convert_to(jsonb_build_array(v_call.name, v_call.arguments)::text, 'UTF8'));
         select null::text as stop, null::public.agent_versions as target into v_found;      -- a record that has no fields cannot be asked for one
         if v_stop is null then
@@ -2508,6 +2508,8 @@ comment on function vanilla.delete_runs(uuid, uuid[]) is 'Deletes the trees of r
 
 create or replace function vanilla.forget_runs(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_agents uuid[];
 begin
     delete from public.run_artifacts a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id;
     delete from public.agent_run_state s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
@@ -2516,8 +2518,14 @@ begin
     -- what is shared, or somebody else has run, is the tenant's by now
     delete from public.agent_versions v where v.tenant_id = p_user.tenant_id and v.user_id = p_user.id and not v.shared
         and not exists (select from public.agent_runs r where r.tenant_id = v.tenant_id and v.agent_id in (r.agent_id, r.speaker_id));
-    delete from public.agents a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and not a.shared
-        and not exists (select from public.agent_versions v where v.tenant_id = a.tenant_id and v.agent_id = a.id);
+    with gone as (
+        delete from public.agents a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and not a.shared
+            and not exists (select from public.agent_versions v where v.tenant_id = a.tenant_id and v.agent_id = a.id) returning a.id)
+    select array_agg(g.id) into v_agents from gone g;
+    -- the flows in which they ran have their names
+    delete from public.workflow_nodes n where n.tenant_id = p_user.tenant_id and n.workflow_id = any (v_agents);
+    delete from public.workflow_versions v where v.tenant_id = p_user.tenant_id and v.workflow_id = any (v_agents);
+    delete from public.ai_workflows w where w.tenant_id = p_user.tenant_id and w.id = any (v_agents);
 end
 $f$;
 comment on function vanilla.forget_runs(public.users) is 'Deletes the runs of a user who is being erased, which have ended, and the agents that they had shared with nobody.';

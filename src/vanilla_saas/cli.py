@@ -64,6 +64,10 @@ class Commands(LazyGroup):
         "engines": LazyCommand(
             "vanilla_saas.engines.cli:engines", "Engines of a tenant: deployed, promoted, assigned, permitted, run."
         ),
+        "agents": LazyCommand(
+            "vanilla_saas.orchestration.cli:agents",
+            "Agents of a tenant: saved, run within budgets, watched, cancelled.",
+        ),
         "worker": LazyCommand("vanilla_saas.workflows.worker_cli:worker", "Run steps of workflows until stopped."),
         "workers": LazyCommand("vanilla_saas.routing.cli:workers", "Workers of the platform: list, events, drain."),
         "pg-upgrade": LazyCommand(

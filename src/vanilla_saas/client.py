@@ -1,4 +1,4 @@
-"""A client of workflows and engines over HTTP, for asyncio:
+"""A client of workflows, engines and agents over HTTP, for asyncio:
 
     async with Client("http://127.0.0.1:8000", "vsk_...") as client:
         await client.workflows.publish("summarise", definition)
@@ -91,6 +91,7 @@ class Client:
         self._session: aiohttp.ClientSession | None = None
         self.workflows = Workflows(self)
         self.engines = Engines(self)
+        self.agents = Agents(self)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -460,6 +461,66 @@ class _Runs:
 
 def _rebase(to: object, drop: bool, dry_run: bool) -> dict[str, Any]:
     return {"to": None if to is None else str(to), "drop": drop, "dry_run": dry_run}
+
+
+class Agents:
+    """`client.agents`. A reference is `slug` or `slug@3`."""
+
+    def __init__(self, client: Client):
+        self._client = client
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Own ones and those that are shared."""
+        found: list[dict[str, Any]] = (await self._client.call("GET", "/agents"))["data"]
+        return found
+
+    async def save(self, slug: str, definition: Mapping[str, Any], *, shared: bool | None = None) -> int:
+        """The version, the latest one when nothing has changed. Raises ApiError `invalid_definition`."""
+        body = {"definition": dict(definition), "shared": shared}
+        version: int = (await self._client.call("PUT", f"/agents/{quote(slug, safe='')}", body))["version"]
+        return version
+
+    async def start(
+        self,
+        ref: str,
+        input: Mapping[str, Any] | None = None,
+        *,
+        tokens: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Begins a run within a budget of tokens and gives its id; with a key it may be sent again and begins once.
+
+        Raises ApiError `not_found`, `invalid_state`, `insufficient_tokens`.
+        """
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        body = {"input": dict(input or {}), "tokens": tokens}
+        path = f"/agents/{quote(ref, safe='@')}/runs"
+        run_id: str = (await self._client.call("POST", path, body, headers=headers))["run_id"]
+        return run_id
+
+    async def get(self, run_id: str | UUID, *, wait_s: float = 0) -> dict[str, Any]:
+        """The tree of a run as it is now, or as soon as it is over, after `wait_s` at the latest."""
+        path = f"/agent-runs/{quote(str(run_id), safe='')}"
+        found: dict[str, Any] = await self._client.call("GET", path, query={"wait_s": str(wait_s)})
+        return found
+
+    async def result(self, run_id: str | UUID) -> dict[str, Any]:
+        """Waits for the end and gives the tree, whose `state`, `stop_reason` and `output` say what came of it."""
+        while True:
+            try:
+                found = await self.get(run_id, wait_s=min(LOOK_S, self._client.timeout_s / 2))
+                if found["finished_at"]:
+                    return found
+            except ApiError as error:
+                if error.status not in RETRIED:
+                    raise
+                await asyncio.sleep(AGAIN_S)
+            except (aiohttp.ClientError, TimeoutError):
+                await asyncio.sleep(AGAIN_S)
+
+    async def cancel(self, run_id: str | UUID, reason: str | None = None) -> None:
+        """Ends it with all that it started."""
+        await self._client.call("POST", f"/agent-runs/{quote(str(run_id), safe='')}/cancel", {"reason": reason})
 
 
 def _path(execution_id: str | UUID) -> str:

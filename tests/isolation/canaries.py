@@ -22,6 +22,7 @@ NOT_CANARY = {
     ("engine_versions", "price_hash"): "is that of the prices in it",
     ("agreement_versions", "hash"): "is that of the terms, which have one",
     ("protocol_agreements", "suspended_by"): "of a suspended one",
+    ("agent_versions", "hash"): "is that of the definition, which has one",
     ("workflow_nodes", "branches"): "one for each successor",
     ("workflow_nodes", "next_pools"): "the same",
 }

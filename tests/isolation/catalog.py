@@ -27,7 +27,13 @@ WRITABLE = {"ai_providers", "ai_models", "system_configurations"}
 """Tables that a request may write without a function."""
 
 
-PUBLIC_FLAG = {"system_configurations": "is_public", "ai_workflows": "shared", "workflow_versions": "shared"}
+PUBLIC_FLAG = {
+    "system_configurations": "is_public",
+    "ai_workflows": "shared",
+    "workflow_versions": "shared",
+    "agents": "shared",
+    "agent_versions": "shared",
+}
 """The column that says which rows are for everyone; the others are for the tenant's admins or for their owner."""
 
 

@@ -80,6 +80,10 @@ NULLABLE = {
     "communication_channels": "agreement_id max_messages floor_policy floor_holder floor_until closed_at close_reason",
     "channel_participants": "party bid lease_token lease_until lease_seq last_error",
     "channel_messages": "body in_reply_to ended_by run_id",
+    "agents": "user_id",
+    "agent_versions": "user_id published_by",
+    "agent_runs": "parent_run_id stop_reason error output allocation_id deadline_at finished_at",
+    "agent_run_steps": "name call_id arguments arguments_hash approval result child_run_id finished_at",
 }
 
 PRIMARY = {
@@ -122,6 +126,8 @@ PRIMARY = {
     "agreement_acceptances": "tenant_id agreement_id version party",
     "channel_messages": "tenant_id channel_id seq",
     "channel_dead_letters": "tenant_id channel_id participant_id seq",
+    "agent_versions": "tenant_id agent_id version",
+    "agent_run_steps": "tenant_id run_id n",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -169,6 +175,8 @@ UNIQUE = {
     "allocation_holds": {"tenant_id allocation_id step where (state <> 'released'::text)"},
     "channel_participants": {"tenant_id channel_id place", "tenant_id channel_id name"},
     "channel_messages": {"tenant_id channel_id sender_id message_id"},
+    "agents": {"tenant_id slug"},
+    "agent_runs": {"tenant_id execution_id node item where (finished_at IS NULL)"},
 }
 
 REFERENCES = {
@@ -290,6 +298,20 @@ REFERENCES = {
         "tenant_id root_id -> resource_allocations tenant_id id",
     },
     "allocation_holds": {"tenant_id allocation_id -> resource_allocations tenant_id id"},
+    "agents": {"tenant_id user_id -> users tenant_id id"},
+    "agent_versions": {"tenant_id agent_id -> agents tenant_id id"},
+    "agent_runs": {
+        "tenant_id user_id -> users tenant_id id",
+        "tenant_id agent_id version -> agent_versions tenant_id agent_id version",
+        "tenant_id speaker_id speaker_version -> agent_versions tenant_id agent_id version",
+        "tenant_id parent_run_id -> agent_runs tenant_id id",
+        "tenant_id root_run_id -> agent_runs tenant_id id",
+        "tenant_id allocation_id -> resource_allocations tenant_id id",
+    },
+    "agent_run_steps": {
+        "tenant_id run_id -> agent_runs tenant_id id",
+        "tenant_id child_run_id -> agent_runs tenant_id id",
+    },
 }
 APPEND_ONLY = {
     "user_token_ledger",
@@ -419,6 +441,7 @@ EXECUTABLE = {
                 "resolve_engine",
                 "restart_execution",
                 "resume_execution",
+                "retire_agent",
                 "retire_engine",
                 "retire_workflow",
                 "revoke_api_key",
@@ -426,6 +449,7 @@ EXECUTABLE = {
                 "roll_up_level_analytics",
                 "rotate_webhook_secret",
                 "route_decision",
+                "save_agent",
                 "save_workflow",
                 "send_test_webhook",
                 "set_auto_top_up",
@@ -456,6 +480,7 @@ EXECUTABLE = {
                 "settle_user_tokens",
                 "signal_execution",
                 "start_person_export",
+                "start_agent",
                 "start_workflow",
                 "tenant_plan",
                 "token_balance_at",
@@ -481,6 +506,7 @@ EXECUTABLE = {
             "begin_engine",
             "begin_password_change",
             "begin_registration",
+            "begin_run",
             "begin_schedule",
             "begin_sign_in",
             "bind_payment_customer",
@@ -511,6 +537,8 @@ EXECUTABLE = {
             "public_pricing",
             "quote_call",
             "reap_holds",
+            "record_call",
+            "record_turn",
             "redeem_one_time_token",
             "register_user",
             "register_worker",
@@ -576,6 +604,7 @@ OWNED = {
             "found_protection",
             "keep_agreement",
             "keep_agreement_version",
+            "keep_agent_version",
             "keep_engine_version",
             "keep_workflow_version",
             "log_months",
@@ -885,6 +914,29 @@ FORBIDDEN = {
     ],
     "allocation_holds_closed_check": ["closed_at = case when closed_at is null then now() end"],
     "allocation_holds_usage_check": ["usage = '[]'", "usage = jsonb_build_object('x', repeat('x', 65536))"],
+    "agents_slug_check": ["slug = 'A b'", "slug = '-a'", "slug = repeat('x', 41)"],
+    "agents_name_check": ["name = ''", "name = repeat('x', 801)"],
+    "agents_description_check": ["description = repeat('x', 20001)"],
+    "agents_status_check": ["status = 'odd'"],
+    "agents_latest_check": ["latest_version = 0"],
+    "agent_versions_version_check": ["version = 0"],
+    "agent_versions_definition_check": [
+        "definition = '[]', hash = sha256('[]')",
+        "definition = jsonb_build_object('x', repeat('x', 262144)),"
+        " hash = sha256(convert_to(jsonb_build_object('x', repeat('x', 262144))::text, 'UTF8'))",
+    ],
+    "agent_versions_hash_check": ["hash = sha256('x')", "definition = '{}'"],
+    "agent_runs_state_check": ["state = 'odd'"],
+    "agent_runs_finished_check": [
+        "state = 'failed', stop_reason = 'failed', finished_at = null",
+        "state = 'working', finished_at = now(), stop_reason = 'done'",
+        "state = 'failed', finished_at = now(), stop_reason = null", "stop_reason = 'done'",
+    ],
+    "agent_runs_stop_check": ["state = 'failed', finished_at = now(), stop_reason = 'odd'"],
+    "agent_runs_depth_check": ["depth = -1", "depth = cardinality(path)"],
+    "agent_run_steps_kind_check": ["kind = 'odd'"],
+    "agent_run_steps_status_check": ["status = 'odd', finished_at = now()"],
+    "agent_run_steps_finished_check": ["status = 'open', finished_at = now()", "status = 'done', finished_at = null"],
     "routing_decisions_target_check": ["target = 'odd'"],
     "routing_metrics_figures_check": ["finished = -1", "failed = -1", "latency_ms_sum = -1", "in_flight_max = -1"],
     "workflow_nodes_next_check": ["branches = array_append(branches, '')",

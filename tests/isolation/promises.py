@@ -131,6 +131,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         **await _of_engines(connection, world),
         **await _of_allocations(connection, world),
         **await _of_orchestration(connection, world),
+        **await _of_agents(connection, world),
         "grant": await one(LARGEST_GRANT, a.id, a.user.id),
         "b_grant": await one(LARGEST_GRANT, b.id, b.user.id),
         "b_key_id": await one("select id::text from api_keys where tenant_id = $1 limit 1", b.id),
@@ -223,7 +224,8 @@ async def _of_payments(connection: asyncpg.Connection, world: World) -> dict[str
 async def _of_workflows(connection: asyncpg.Connection, world: World) -> dict[str, str]:
     """The private and the shared workflow of A's user and of another that were never started, and those that run."""
     rows = await connection.fetch(
-        "select w.id, w.tenant_id, w.slug, w.user_id, w.shared from ai_workflows w where w.tenant_id = any($1)",
+        "select w.id, w.tenant_id, w.slug, w.user_id, w.shared from ai_workflows w where w.tenant_id = any($1)"
+        " and w.user_id is not null",
         [world.a.id, world.b.id],
     )
     names = {}
@@ -239,11 +241,18 @@ async def _of_workflows(connection: asyncpg.Connection, world: World) -> dict[st
     return names
 
 
+NO_AGENT = (
+    "exists (select from ai_workflows w where w.tenant_id = e.tenant_id and w.id = e.workflow_id"
+    " and w.user_id is not null)"
+)
+"""Of an execution `e`: that it is of a workflow that people have written."""
+
+
 async def _of_executions(connection: asyncpg.Connection, world: World) -> dict[str, str]:
     """Of A's user and of another: what runs, what waits for its place, what was started within, what has ended; of B
     one of each table."""
     names = {"hands": str(await connection.fetchval("select id from worker_registry where name = 'of the world'"))}
-    of = "e.tenant_id = $1 and e.user_id = $2"
+    of = f"e.tenant_id = $1 and e.user_id = $2 and {NO_AGENT}"
     for prefix, tenant, user in (
         ("", world.a, world.a.user.id),
         ("others_", world.a, world.a.other.id),
@@ -337,6 +346,40 @@ async def _of_orchestration(connection: asyncpg.Connection, world: World) -> dic
     return names
 
 
+async def _of_agents(connection: asyncpg.Connection, world: World) -> dict[str, str]:
+    """Of A's user, A's other one and B's user: both agents, the run that waits, the one that it asked, the one in a
+    turn, and of these two what the worker has."""
+    names = {"agents_worker": str(await connection.fetchval("select id from worker_registry where name = 'of agents'"))}
+    for prefix, tenant, member in (
+        ("", world.a, world.a.user),
+        ("others_", world.a, world.a.other),
+        ("b_", world.b, world.b.user),
+    ):
+        row = await connection.fetchrow(
+            """
+            select a.id as agent, h.id as helper, p.id as asking, p.execution_id as asking_execution,
+                p.allocation_id as asking_budget, c.id as asked, c.execution_id as asked_execution,
+                c.allocation_id as asked_budget, d.lease as asked_lease, t.id as turning,
+                t.execution_id as turn_execution, t.allocation_id as turn_budget, q.lease as turn_lease,
+                o.id as turn_call
+            from agents a
+            join agents h on h.tenant_id = a.tenant_id and h.user_id = a.user_id and h.shared
+            join agent_runs c on c.tenant_id = a.tenant_id and c.user_id = a.user_id and c.parent_run_id is not null
+            join agent_runs p on p.tenant_id = a.tenant_id and p.id = c.parent_run_id
+            join agent_runs t on t.tenant_id = a.tenant_id and t.user_id = a.user_id and t.parent_run_id is null
+                and t.id <> p.id
+            join workflow_queue q on q.tenant_id = t.tenant_id and q.execution_id = t.execution_id
+            join workflow_queue d on d.tenant_id = c.tenant_id and d.execution_id = c.execution_id
+            join allocation_holds o on o.tenant_id = t.tenant_id and o.allocation_id = t.allocation_id
+                and o.state = 'open'
+            where a.tenant_id = $1 and a.user_id = $2 and not a.shared""",
+            uuid.UUID(tenant.id),
+            uuid.UUID(member.id),
+        )
+        names |= {f"{prefix}{name}": str(value) for name, value in row.items()}
+    return names
+
+
 async def _of_routing(connection: asyncpg.Connection, world: World) -> dict[str, str]:
     """The platform's worker, and of both tenants a worker and the decision that can be replayed."""
     one = connection.fetchval
@@ -410,7 +453,7 @@ TRAPS = f"""
         select '{TWIN}', '{{user}}', '{TWIN}', 'checkout', 'open', '{WORD}', 1, 'USD', 1 from generate_series(1, 20);
     update payments set created_at = vanilla.clock() where tenant_id = '{TWIN}' and state = 'open';
     -- a worker with the id of the platform's before it, silent for long; a quick one; a strategy for a pool
-    delete from worker_registry where tenant_id = '{{platform}}' and id <> '{{worker}}';
+    delete from worker_registry where tenant_id = '{{platform}}' and id <> '{{worker}}' and name <> 'of agents';
     insert into worker_registry (tenant_id, id, name, pools, capacity, status, heartbeat_at, latency_ewma_ms)
         values ('{TWIN}', '{{worker}}', '{WORD}', '{{default}}', 7, 'active', '2020-01-01', null),
             ('{TWIN}', gen_random_uuid(), '{WORD}', '{{default}}', 7, 'active', '2199-01-01', 1);

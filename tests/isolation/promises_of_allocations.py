@@ -189,10 +189,10 @@ CASES = [
               f" and {NODE % ('idempotency_key is null and request_hash is null', 'budget')} and {NODE % ('state', 'others_budget')} = 'open'"),
     *[Case(who, REAP % "steps", "42501") for who in ("user", "admin", "super", "runtime", "nobody")],
     # what one sees
-    Case("user", "select count(*) from resource_allocations", "= (2)"),
-    Case("admin", "select count(*) from resource_allocations", "= (4)"),
-    Case("user", "select count(*) from allocation_holds", "= (2)"),
-    Case("admin", "select count(*) from allocation_holds", "= (4)"),
+    Case("user", "select count(*) from resource_allocations", "= (5)"),
+    Case("admin", "select count(*) from resource_allocations", "= (10)"),
+    Case("user", "select count(*) from allocation_holds", "= (5)"),
+    Case("admin", "select count(*) from allocation_holds", "= (10)"),
     Case("user", "select count(*) from allocation_tree('{budget}')", "= (2)", then=unlocked("resource_allocations", "tenant_id = '{a}'")),
     Case("user", "select count(*) from allocation_tree('{others_budget}')", "VS404"),
 ]  # fmt: skip

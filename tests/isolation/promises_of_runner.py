@@ -321,9 +321,9 @@ READS = [
     Case("super", "select set_workflow_share('{user}')", "VS404"),
     # what a person may see
     *[Case("user", f"select count(*) from {table}", f"= ({number})") for table, number in (
-        ("workflow_executions", 5), ("workflow_approvals", 1), ("workflow_approval_votes", 1), ("quality_gate_results", 1), ("workflow_signals", 1), ("workflow_shares", 0))],
+        ("workflow_executions", 8), ("workflow_approvals", 1), ("workflow_approval_votes", 1), ("quality_gate_results", 1), ("workflow_signals", 1), ("workflow_shares", 0))],
     *[Case("admin", f"select count(*) from {table}", f"= ({number})") for table, number in (
-        ("workflow_executions", 10), ("workflow_approvals", 2), ("workflow_approval_votes", 2), ("quality_gate_results", 2), ("workflow_signals", 2), ("workflow_shares", 1))],
+        ("workflow_executions", 16), ("workflow_approvals", 2), ("workflow_approval_votes", 2), ("quality_gate_results", 2), ("workflow_signals", 2), ("workflow_shares", 1))],
     *[Case(who, f"select count(*) from {table}", "42501") for table in ("workflow_nodes", "workflow_queue", "workflow_timers") for who in (*MEMBERS, "runtime")],
     Case("user", "select count(*) from workflow_steps where user_id <> '{user}'", "= (0)"),
 ]  # fmt: skip
@@ -413,11 +413,11 @@ TICKS = [
     Case("runtime", claim(), "= (8)"),
     Case("runtime", claim(0), "= (0)"),
     Case("runtime", claim(), "= (8)", TWINS_WORKER),
-    Case("runtime", claim(), "= (1)", CAPPED % 5),
-    Case("runtime", claim(), "= (0)", CAPPED % 4),
+    Case("runtime", claim(), "= (1)", CAPPED % 9),
+    Case("runtime", claim(), "= (0)", CAPPED % 8),
     Case("runtime", claim(4, FROM_A), "= (4)", TWINS_POOL),
     Case("runtime", claim(100, MARKED), "= (8)"),
-    Case("runtime", claim(100, MARKED), "= (1)", f"{CAPPED % 5}; {ONLY_THE_TWINS_WAY}"),
+    Case("runtime", claim(100, MARKED), "= (1)", f"{CAPPED % 9}; {ONLY_THE_TWINS_WAY}"),
     Case("runtime", tick(worker="'{user}'"), "VS409"),
     Case("runtime", tick("'{}'"), "VS400 a tick"),
     Case("runtime", tick(n=1001), "VS400 a tick"),
@@ -615,7 +615,7 @@ TIMES = [
     Case("runtime", TEND, "= (1)", LATE, then=(queued('busy', 'worker is null and lease is null and lost = 1 and attempt = 0') + " and " + hold(STEP_CALL, "state = 'released'") + " and " + queued('judge', 'worker is not null'))),
     Case("runtime", TEND, "= (1)", f"{LATE}; update workflow_queue set lost = 2 where tenant_id = '{{a}}' and lease = {{busy}}", then=execution(FAILED_NOW % "timeout")),
     # the steps of a worker that is dead
-    Case("keeper", "select vanilla.reclaim_leases('{hands}')", "= (4)", then="not exists (select from workflow_queue where tenant_id = '{a}' and worker is not null)"
+    Case("keeper", "select vanilla.reclaim_leases('{hands}')", "= (4)", then="not exists (select from workflow_queue where tenant_id = '{a}' and worker is not null and pool = 'default')"
          + (" and " + hold(STEP_CALL, "state = 'released'") + " and " + hold(ESTIMATE, "state = 'open'"))),
     Case("keeper", "select vanilla.reclaim_leases('{user}')", "= (0)"),
 ]  # fmt: skip
@@ -666,7 +666,7 @@ ERASED = [
         "not exists (select from workflow_approval_votes where tenant_id = '{a}' and approval_id = '{approval}')",
         "exists (select from user_token_ledger where tenant_id = '{a}' and user_id = '{user}' and reference_type = 'workflow_execution' and reference_id = '{running}')",
         hold(STEP_CALL, "state = 'released'"), UNTOUCHED,
-        "(select count(*) = 5 from workflow_executions where tenant_id = '{a}' and user_id = '{other}')",
+        "(select count(*) = 8 from workflow_executions where tenant_id = '{a}' and user_id = '{other}')",
         f"{count('workflow_signals', 'others_running')} = 1 and {count('workflow_approvals', 'others_running')} = 1 and {count('quality_gate_results', 'others_running')} = 1"))),
     # what an admin has started of theirs stays, and so does the workflow
     Case("admin", "select erase_user('{user}', 'asked')", given="{as_admin}; select start_workflow('{flow}'); set local vanilla.context = ''",

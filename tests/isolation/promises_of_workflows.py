@@ -88,7 +88,7 @@ CASES = [
     Case("user", PUBLISH % FLOW, given=f"{REDRAWN}; {TWINS_SECOND}", then=VERSIONS % (FLOW, "version = 2") + " = 1"),
     # deleted
     Case("user", DELETE % FLOW, audit="workflow.deleted",
-         then=f"{OF_A % 'true'} = 7 and {VERSIONS % ('workflow_id', 'true')} = 7 and {NODES % FLOW} = 0"),
+         then=f"{OF_A % 'true'} = 11 and {VERSIONS % ('workflow_id', 'true')} = 11 and {NODES % FLOW} = 0"),
     # whose: their owner's and the admins', shared or not
     *[Case("admin", verb % FLOW) for verb in (PUBLISH, RETIRE, DELETE)],
     *[Case("user", verb % SHARED) for verb in (PUBLISH, RETIRE, DELETE)],
@@ -100,9 +100,9 @@ CASES = [
     # what a person may see
     Case("user", "select count(*) from ai_workflows", "= (5)"),
     Case("user", "select count(*) from workflow_versions", "= (5)"),
-    Case("admin", "select count(*) from ai_workflows", "= (8)"),
+    Case("admin", "select count(*) from ai_workflows", "= (12)"),
     # with an erased user
     Case("admin", "select erase_user('{user}', 'asked')",
-         then=f"{OF_A % 'true'} = 5 and {VERSIONS % ('workflow_id', 'true')} = 5 and {NODES % FLOW} = 0"
+         then=f"{OF_A % 'true'} = 8 and {VERSIONS % ('workflow_id', 'true')} = 8 and {NODES % FLOW} = 0"
          f" and {NODES % SHARED} = 2 and {OF_A % KEPT} = 1"),
 ]  # fmt: skip

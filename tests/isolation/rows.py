@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 
 import asyncpg
 
+from tests.isolation.agents import agents_worker, run_agents
 from tests.isolation.canaries import CANARY, TEXT_TYPES, plant, words
 from tests.isolation.catalog import PLATFORM, PUBLIC_FLAG, Closed, Column, Table, enumeration, read_closed, read_tables
 from tests.isolation.executions import run_workflows, vote
@@ -92,10 +93,12 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
         await run_workflows(connection, worker, tenant.id, members, tenant.word)
         decides = {tenant.other.id: tenant.user, tenant.user.id: tenant.other}
         await vote(connection, {whose: tenant.token(signer, who) for whose, who in decides.items()}, tenant.word)
+    agents = await agents_worker(connection)
     for tenant in (a, b):
         await _deploy(connection, tenant)
         await _allocate(connection, tenant)
         await _talk(connection, tenant)
+        await run_agents(connection, agents, tenant.id, [tenant.user.id, tenant.other.id], tenant.word)
     for tenant in (a, b):
         for table in _referenced_first(tables):
             await _fill(connection, world, table, tenant)

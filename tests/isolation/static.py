@@ -42,6 +42,8 @@ CHAIN_HASHES = {
     ("engine_executions", "price_hash"),
     ("workflow_executions", "request_hash"),
     ("resource_allocations", "request_hash"),
+    ("agent_versions", "hash"),
+    ("agent_run_steps", "arguments_hash"),
 }
 """Columns of bytes that hide nothing."""
 

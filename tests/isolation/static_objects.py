@@ -12,6 +12,7 @@ TRIGGERS = {
     "engine_versions.engine_versions_immutable",
     "agreement_versions.agreement_versions_immutable",
     "protocol_agreements.protocol_agreements_states",
+    "agent_versions.agent_versions_immutable",
 }
 """`table.trigger` of each trigger that is not a foreign key's: rules of the product are constraints and functions."""
 
@@ -28,6 +29,7 @@ FUNCTION_OWNERS = {
     "vanilla.keep_engine_version": "vanilla_owner",
     "vanilla.keep_agreement": "vanilla_owner",
     "vanilla.keep_agreement_version": "vanilla_owner",
+    "vanilla.keep_agent_version": "vanilla_owner",
     "vanilla.clock": "vanilla_owner",
     "vanilla.current_tenant_id": "vanilla_owner",
     "vanilla.current_user_id": "vanilla_owner",

@@ -22,6 +22,7 @@ OPEN_HOLD = (
 )
 RUNNING = (
     "select id from workflow_executions where tenant_id = $1 and user_id = $2 and status = 'running' and slot_held"
+    " and exists (select from ai_workflows w where w.id = workflow_id and w.user_id is not null)"
 )
 BUDGET = "select id from resource_allocations where tenant_id = $1 and user_id = $2 and "
 STEP = "select id from allocation_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
@@ -89,6 +90,7 @@ IDS = {
     "public.channel_floor.p_participant_id": "select id from channel_participants where tenant_id = $1 and user_id = $2"
     " and manages",
     "public.deploy_engine.p_workflow_id": "select workflow_id from engine_versions where tenant_id = $1 limit 1",
+    "p_agent_id": "select id from agents where tenant_id = $1 and user_id = $2 order by id limit 1",
     "p_approval_id": "select id from workflow_approvals where tenant_id = $1 and user_id = $2",
     "p_schedule_id": "select id from workflow_schedules where tenant_id = $1 and user_id = $2 order by id limit 1",
     "p_worker": "select id from worker_registry where tenant_id = vanilla.platform() and name = 'of the world'",
@@ -272,6 +274,16 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.channel_ack": (OK, {"p_seq": "1"}),
     "public.channel_nack": (OK, {"p_seq": "1"}),
     "public.channel_floor": (OK, {"p_action": "'give'"}),
+    "public.save_agent": (
+        OK,
+        {"p_slug": "'new'", "p_definition": '\'{{"instructions": "x", "model": "sandbox-small"}}\''},
+    ),
+    "public.retire_agent": (OK, {}),
+    "public.start_agent": (OK, {"p_ref": "'{word}-helper-0'", "p_tokens": "5"}),
+    # a worker's lease is what names the tenant: this one is nobody's
+    "vanilla.begin_run": ("VS409", {"p_lease": "'{{}}'", "p_ref": "'x'", "p_input": "'{{}}'"}),
+    "vanilla.record_turn": ("VS409", {"p_lease": "'{{}}'", "p_turn": "1", "p_call": "'{{}}'", "p_answer": "'{{}}'"}),
+    "vanilla.record_call": ("VS409", {"p_lease": "'{{}}'", "p_n": "1", "p_status": "'done'", "p_result": "'1'"}),
     "public.start_workflow": (OK, {}),
     "public.cancel_execution": (OK, {}),
     "public.pause_execution": (OK, {}),

@@ -18,6 +18,7 @@ from tests.isolation.matrix import rolled_back, run_matrix
 from tests.isolation.mutant import Mutant
 from tests.isolation.mutants import mutants
 from tests.isolation.promises import Case, Stage, broken, prepare
+from tests.isolation.promises_of_agents import CASES as AGENTS
 from tests.isolation.promises_of_allocations import CASES as ALLOCATIONS
 from tests.isolation.promises_of_changes import CASES as CHANGES
 from tests.isolation.promises_of_engines import CASES as ENGINES
@@ -56,6 +57,7 @@ CASES = [
     *ENGINES,
     *ALLOCATIONS,
     *ORCHESTRATION,
+    *AGENTS,
     *ROUTING,
     *SCHEDULES,
     *SUPABASE,

@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from tests.isolation.promises import broken, prepare
+from tests.isolation.promises_of_agents import CASES as AGENTS
 from tests.isolation.promises_of_allocations import CASES as ALLOCATIONS
 from tests.isolation.promises_of_changes import CASES as CHANGES
 from tests.isolation.promises_of_engines import CASES as ENGINES
@@ -40,6 +41,7 @@ from tests.isolation.rows import World
         ENGINES,
         ALLOCATIONS,
         ORCHESTRATION,
+        AGENTS,
         SCHEDULES,
         SUPABASE,
     ],
@@ -58,6 +60,7 @@ from tests.isolation.rows import World
         "engines",
         "allocations",
         "orchestration",
+        "agents",
         "schedules",
         "supabase",
     ],

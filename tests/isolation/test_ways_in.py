@@ -57,6 +57,8 @@ OWN_STATEMENTS = {
     "operations/backup_store.py": "names that the server quoted, and statements of the program",
     "operations/demo_isolation.py": "attacks of the program, as the operator",
     "operations/demo_wallet.py": "statements of the program, as the operator",
+    "orchestration/loop.py": "tools, no statements",
+    "orchestration/tools.py": "tools, no statements",
     "workflows/execution/outside.py": "requests to others and tools, no statements",
 }
 """Files whose statements are not constants, and what they are made of."""

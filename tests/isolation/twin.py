@@ -82,6 +82,12 @@ DIFFERENT = {
     " lease_seq = case when lease_seq is not null then 7777777 end",
     "channel_messages": "body = '\"{word}\"', ended_by = 7777777, performative = 'cfp'",
     "channel_dead_letters": "error = '{word}'",
+    "agents": "name = '{word}', description = '{word}', status = 'retired', latest_version = 77, shared = not shared",
+    "agent_versions": "definition = '{}', hash = sha256('{}'), shared = not shared",
+    "agent_runs": "state = 'failed', stop_reason = 'failed', finished_at = now(), turns = 70, tool_calls = 70,"
+    ' children = 7777777, charged_tokens = 7777777, limits = \'{"turns": 0, "depth": 0}\'',
+    "agent_run_steps": "name = '{word}', result = '{\"word\": \"{word}\"}', status = 'refused', finished_at = now(),"
+    " charged_tokens = 7777777",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 
@@ -101,7 +107,7 @@ async def _copy(connection: asyncpg.Connection, table: Table, world: World) -> N
     for column in table.columns:
         if column.name in table.unique_columns and column.type == "bytea":
             changes.append(f"'{column.name}', sha256(x.{column.name})")
-        elif column.name == "engine_tenant_id":
+        elif column.name in ("engine_tenant_id", "origin_tenant_id"):
             changes.append(f"'{column.name}', case when x.{column.name} is not null then '{TWIN}'::uuid end")
         elif column.name in ("provider_tenant_id", "account_tenant_id") or (
             table.name == "tenants" and column.name == "id"

@@ -152,6 +152,29 @@ async def test_a_scripted_status_is_an_openai_error(sandbox, sdk):
     assert caught.value.code == "scripted"
 
 
+def turns(script: object, *said: str) -> dict[str, object]:
+    """A conversation with a script in its first message, in which `said` was answered already."""
+    answers = [{"role": "assistant", "content": text} for text in said]
+    first = {"role": "system", "content": "You help. sandbox: " + orjson.dumps(script).decode()}
+    return {"model": "sandbox-small", "messages": [first, {"role": "user", "content": "Go"}, *answers]}
+
+
+async def test_a_conversation_is_scripted_turn_by_turn(sandbox, sdk):
+    script = {"turns": [{"tool_calls": [{"name": "a"}, {"name": "b", "id": "own"}]}, {"reply": "Done."}]}
+    first = (await sdk.chat.completions.create(**turns(script))).choices[0]
+    assert [(call.id, call.function.name) for call in first.message.tool_calls] == [("call_0_0", "a"), ("own", "b")]
+    for said in (("x",), ("x", "y", "z")):
+        found = await sdk.chat.completions.create(**turns(script, *said))
+        assert found.choices[0].message.content == "Done."
+
+
+@pytest.mark.parametrize("script", [{"turns": []}, {"turns": 1}, {"turns": [{"odd": 1}]}, {"reply": "no turns"}])
+async def test_turns_that_are_wrong_are_refused(sandbox, sdk, script):
+    with pytest.raises(openai.BadRequestError) as caught:
+        await sdk.chat.completions.create(**turns(script))
+    assert caught.value.code == "invalid_script"
+
+
 @pytest.mark.parametrize(
     "script",
     [b"{", b"[]", b'{"latency": 1}', b'{"latency_ms": -1}', b'{"latency_ms": true}', b'{"status": 200}',

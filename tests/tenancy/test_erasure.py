@@ -91,6 +91,12 @@ FIXED = {
     ("engine_executions", "source"),
     ("engine_executions", "alias"),
     ("user_engines", "slug"),
+    ("agents", "slug"),
+    ("agents", "status"),
+    ("agent_runs", "state"),
+    ("agent_runs", "stop_reason"),
+    ("agent_run_steps", "kind"),
+    ("agent_run_steps", "status"),
     ("resource_allocations", "state"),
     ("allocation_holds", "state"),
     ("protocol_agreements", "status"),
@@ -111,6 +117,7 @@ WRITTEN_BY_FUNCTIONS = (
     "workflow_versions",
     "agreement_versions",
     "agreement_acceptances",
+    "agent_versions",
 )
 
 
@@ -215,6 +222,7 @@ async def plant(operator: asyncpg.Connection, person: Person) -> tuple[str, set[
         user_id,
     )
     await _choose_engine(operator, tenant_id, user_id)
+    await _run_agent(operator, tenant_id, user_id, canary)
     await operator.execute(
         "insert into tenant_openings (tenant_id, user_id, reason, expires_at) values ($1, $2, 'r', now())",
         tenant_id,
@@ -353,6 +361,23 @@ async def _choose_engine(operator: asyncpg.Connection, tenant_id: uuid.UUID, use
         user_id,
         engine,
     )
+
+
+async def _run_agent(operator: asyncpg.Connection, tenant_id: uuid.UUID, user_id: uuid.UUID, canary: str) -> None:
+    """An agent of the person, and its run with a call in the journal and one that its budget holds."""
+    definition = {"name": canary, "description": canary, "instructions": canary, "model": "sandbox-small"}
+    await operator.fetchval("select save_agent($1, $2, p_user_id => $3)", canary, definition, user_id)
+    started = await operator.fetchval("select start_agent($1, $2, 20, p_user_id => $3)", canary, {"k": canary}, user_id)
+    await operator.execute(
+        "with step as (insert into agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, created_at)"
+        " select tenant_id, id, 1, user_id, 1, 'tool', agent_id, now() from agent_runs where id = $2)"
+        " select vanilla.allocation_hold($1, allocation_id, $3, 1, '1 hour', p_execution_id => id) from agent_runs"
+        " where id = $2",
+        tenant_id,
+        uuid.UUID(started["run_id"]),
+        canary,
+    )
+    await operator.fetchval("select cancel_execution($1)", uuid.UUID(started["execution_id"]))
 
 
 async def where_it_is(operator: asyncpg.Connection, canary: str) -> dict[str, set[str]]:

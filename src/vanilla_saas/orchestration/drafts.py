@@ -1,0 +1,54 @@
+"""A definition of an agent as people give it: read from a text, and everything that is wrong with it at once."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.orchestration.definition import AgentDefinition
+from vanilla_saas.workflows import documents
+
+MAX_PROBLEMS = 200
+Answer = dict[str, Any]
+
+
+def problems(given: object) -> list[dict[str, str]]:
+    """`path` with dots, `code` and `message` of each; none: it can be saved, for all that is not the database's."""
+    if wrong := documents.not_plain(given):
+        return [{"path": wrong[0], "code": "not_json", "message": wrong[1]}]
+    try:
+        AgentDefinition.model_validate(given)
+    except ValidationError as error:
+        return [
+            {"path": ".".join(str(part) for part in one["loc"]), "code": one["type"], "message": _said(one["msg"])}
+            for one in error.errors(include_url=False, include_input=False)[:MAX_PROBLEMS]
+        ]
+    return []
+
+
+def _said(message: str) -> str:
+    return message.removeprefix("Value error, ").rstrip(".") + "."
+
+
+def document(given: object) -> Answer:
+    """The definition with its defaults. Raises VanillaError `invalid_definition` with every problem."""
+    if found := problems(given):
+        raise _refusal(found)
+    return AgentDefinition.model_validate(given).document()
+
+
+def _refusal(found: list[dict[str, str]]) -> VanillaError:
+    return VanillaError("invalid_definition", "the agent does not validate", {"problems": found}, found[0]["message"])
+
+
+def read(text: str | bytes, format: documents.Format) -> Answer:
+    """The object that a text of JSON or YAML is. Raises VanillaError `invalid_definition`."""
+    try:
+        value = documents.parse(text, format)
+    except documents.DocumentError as error:
+        raise _refusal([{"path": "", "code": error.code, "message": error.message}]) from error
+    if not isinstance(value, dict):
+        raise _refusal(
+            [{"path": "", "code": "wrong_type", "message": "Write an object with instructions and a model."}]
+        )
+    return value

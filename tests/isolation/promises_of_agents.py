@@ -1,0 +1,266 @@
+"""What agents and their runs promise (009): whose they are, what a worker is given, what stops a run, where money goes."""
+
+import json
+from typing import Any
+
+from tests.isolation.promises import Case
+from tests.isolation.promises_of_runner import change
+
+NEW = {"instructions": "x", "model": "m"}
+AGENT = "(select %s from agents where tenant_id = '{a}' and id = '{agent}')"
+MADE = "(select %s from agents a join agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id where a.tenant_id = '{a}' and a.slug = 'new')"
+VERSIONS = "(select %s from agent_versions where tenant_id = '{a}' and agent_id = '{%s}')"
+RUN = "(select %s from agent_runs where tenant_id = '{a}' and id = '{%s}')"
+STEP = "(select %s from agent_run_steps where tenant_id = '{a}' and run_id = '{%s}' and n = %d)"
+BUDGET = "(select %s from resource_allocations where tenant_id = '{a}' and id = '{%s}')"
+HOLD = "(select %s from allocation_holds where tenant_id = '{a}' and id = '{turn_call}')"
+OTHERS = f"{RUN % ('state', 'others_turning')} = 'working' and {BUDGET % ('state', 'others_turn_budget')} = 'open'"
+RETIRED = "update agents set status = 'retired' where tenant_id = '{a}' and id = '{%s}'"
+ENDED = change("agent_runs", "state = 'failed', stop_reason = 'failed', finished_at = now()", "id = '{turning}'")
+MOST = "update levels set restrictions = '{\"agents\": %d}' where tenant_id = '{a}' and id = '{level}'"
+
+
+def save(slug: str = "new", more: str = "", what: str = "version", **fields: Any) -> str:
+    return f"select save_agent('{slug}', '{json.dumps(NEW | fields)}'{more}) ->> '{what}'"
+
+
+def start(ref: str = "{word}-agent-0", more: str = "", what: str = "status") -> str:
+    return f"select start_agent('{ref}'{more}) ->> '{what}'"
+
+
+def lease(which: str = "turn", **fields: Any) -> str:
+    key = {"tenant_id": "{a}", "execution_id": f"{{{which}_execution}}", "n": 1, "item": None,
+           "worker": "{agents_worker}", "lease": f"{{{which}_lease}}"}  # fmt: skip
+    return "'" + json.dumps(key | fields) + "'"
+
+
+ANOTHER = {
+    "tenant_id": "{b}",
+    "execution_id": "{others_turn_execution}",
+    "n": 2,
+    "item": 0,
+    "worker": "{hands}",
+    "lease": 1,
+}
+"""Each of these makes a lease another than the one that the worker has."""
+CALL = {
+    "hold_id": "{turn_call}",
+    "status": "succeeded",
+    "input": 5,
+    "output": 5,
+    "cached": 0,
+    "reasoning": 0,
+    "estimated": False,
+}
+
+
+def turn(
+    *calls: tuple[str, dict[str, Any]], number: int = 2, wrap_up: bool = False, of: str = "", what: str = "stop"
+) -> str:
+    answer = {
+        "text": "x",
+        "calls": [{"id": f"c{n}", "name": name, "arguments": given} for n, (name, given) in enumerate(calls)],
+    }
+    return f"select vanilla.record_turn({of or lease()}, {number}, '{json.dumps(CALL)}', '{json.dumps(answer)}', {str(wrap_up).lower()}) ->> '{what}'"
+
+
+def limited(run: str = "turning", **limits: int) -> str:
+    return change("agent_runs", f"limits = limits || '{json.dumps(limits)}'", f"id = '{{{run}}}'")
+
+
+def told(outcome: str, which: str = "turn", **fields: Any) -> str:
+    done = [{"lease": f"{{{which}_lease}}", "tenant_id": "{a}", "execution_id": f"{{{which}_execution}}", "n": 1, "item": None,
+             "node": "agent", "outcome": outcome} | fields]  # fmt: skip
+    return f"select json_array_length(vanilla.tick_worker('{{agents_worker}}', '{json.dumps(done)}', 0) -> 'steps')"
+
+
+ADMIT = "select vanilla.admit_call(null, null, null, 'sandbox-small', 10, 10, %s, 1, '{same_id}', false, '60 s', null, null, %s) ->> '%s'"
+OUTPUT = {"text": "x", "stop_reason": "done"}
+DELEGATE = ("delegate_to_{word}-helper-0", {"message": "x"})
+HANDOFF = ("transfer_to_{word}-helper-0", {})
+TOOL = ("{word}", {"word": "{word}"})
+OTHER_TOOL = ("{word}", {"n": 1})
+
+SAVED = [
+    Case("user", save(), "= (1)", then=MADE % "a.user_id = '{user}' and v.user_id = '{user}' and v.published_by = '{user}' and not a.shared and not v.shared and a.name = 'new' and a.status = 'active'",
+         audit="agent.saved"),
+    Case("user", save(more=", true"), then=MADE % "a.shared and v.shared"),
+    Case("user", save("{word}-agent-0"), "= (3)", then=f"{AGENT % 'latest_version'} = 3 and {AGENT % 'user_id'} = '{{user}}'"),
+    Case("user", save("{word}-agent-0", name="N", description="D"), then=AGENT % "name = 'N' and description = 'D' and not shared"),
+    Case("user", save("{word}-agent-0"), given=RETIRED % "agent", then=AGENT % "status = 'active'"),
+    Case("user", save("{word}-agent-0", ", true"), then=f"{AGENT % 'shared'} and {VERSIONS % ('bool_and(shared)', 'agent')}"),
+    Case("user", save("{word}-helper-0", ", false"), then=f"not {VERSIONS % ('bool_or(shared)', 'helper')}"),
+    Case("user", save("{word}-helper-0"), then=VERSIONS % ("bool_and(shared)", "helper")),
+    *[Case("user", f"select save_agent('{{word}}-agent-0', (select definition from agent_versions where tenant_id = '{{a}}' and agent_id = '{{agent}}' and version = {n})) ->> 'version'", f"= ({made})")
+      for n, made in ((2, 2), (1, 3))],
+    *[Case("user", save(slug), "VS409 the name") for slug in ("{word}-agent-1", "{word}-helper-1")],
+    Case("admin", save("{word}-agent-0"), "= (3)", then=AGENT % "user_id = '{user}'"),
+    Case("admin", save("{word}-agent-0", ", p_user_id => '{user}'"), "= (3)"),
+    Case("admin", save("{word}-agent-0", ", p_user_id => '{other}'"), "VS409"),
+    Case("admin", save(more=", p_user_id => '{user}'"), then=MADE % "a.user_id = '{user}' and v.published_by = '{admin}'"),
+    Case("admin", save(more=", p_user_id => '{b_user}'"), "VS404"),
+    Case("user", save(more=", p_user_id => '{other}'"), "VS403"),
+    Case("user", save(more=", p_tenant_id => '{b}'"), "VS404"),
+    Case("admin", save(more=", p_tenant_id => '{b}'"), "VS404"),
+    Case("nobody", save(), "VS401"),
+    Case("operator", save(more=", p_user_id => '{user}', p_tenant_id => '{a}'"), then=MADE % "a.user_id = '{user}'"),
+    Case("operator", save(more=", p_user_id => '{admin}', p_tenant_id => '{b}'"), "VS404"),
+    Case("operator", save("{word}-agent-0", ", p_tenant_id => '{a}'"), "= (3)"),
+    Case("user", save("A b"), "VS400"),
+    Case("user", save(name="x" * 900), "VS400"),
+    Case("user", "select save_agent('new', '[]')", "VS422"),
+    *[Case("user", save(**wrong), "VS422") for wrong in (
+        {"model": ""}, {"instructions": None}, {"limits": {"odd": 1}}, {"limits": {"turns": 0}}, {"limits": {"turns": 1001}}, {"limits": {"depth": 5}},
+        {"limits": {"tokens": "x"}}, {"limits": {"tokens": 1.5}}, {"handoffs": [{"agent": "A b"}]}, {"delegates": [{"agent": "x@0"}]})],
+    *[Case("user", save(**right)) for right in ({"limits": {"tool_calls": 0, "children": 0, "depth": 0}}, {"handoffs": [{"agent": "x@1"}]})],
+    Case("user", save(), "VS429", MOST % 2),
+    Case("user", save(), given=MOST % 3),
+    Case("user", save("{word}-agent-0"), given=MOST % 2),
+    Case("user", save(), given=f"{MOST % 2}; {RETIRED % 'helper'}"),
+    # retired
+    Case("user", "select retire_agent('{agent}') ->> 'status'", "= (retired)", then=AGENT % "status = 'retired'", audit="agent.retired"),
+    *[Case("user", f"select retire_agent('{{{id_}}}')", "VS404") for id_ in ("others_agent", "others_helper", "b_agent")],
+    *[Case("admin", f"select retire_agent('{{{id_}}}')") for id_ in ("others_agent", "agent")],
+    Case("admin", "select retire_agent('{b_agent}')", "VS404"),
+    Case("user", "select retire_agent('{agent}', '{b}')", "VS404"),
+    Case("nobody", "select retire_agent('{agent}')", "VS401"),
+    Case("operator", "select retire_agent('{agent}', '{a}')", then=AGENT % "status = 'retired'"),
+    Case("operator", "select retire_agent('{agent}', '{b}')", "VS404"),
+    # seen
+    *[Case(who, f"select count(*) from {table}", f"= ({n})") for table, of_user, of_admin in
+      (("agents", 3, 4), ("agent_versions", 4, 6), ("agent_runs", 3, 6), ("agent_run_steps", 4, 8)) for who, n in (("user", of_user), ("admin", of_admin))],
+]  # fmt: skip
+
+STARTED = "(select count(*) = 1 from agent_runs r join resource_allocations b on b.tenant_id = r.tenant_id and b.id = r.allocation_id and b.run_id = r.id join workflow_queue q on q.tenant_id = r.tenant_id and q.execution_id = r.execution_id and q.pool = 'agents' where r.tenant_id = '{a}' and %s)"
+FRESH = "r.id <> all (array['{asking}', '{asked}', '{turning}', '{others_asking}', '{others_asked}', '{others_turning}']::uuid[]) and r.state = 'submitted' and r.user_id = '{%s}'"
+TWINS_AGENT = (
+    "set local session_replication_role = replica; update agents set slug = 'twin-agent', shared = true, status = 'active' where tenant_id = '{twin}' and id = '{agent}';"
+    " set local session_replication_role = origin"
+)
+STARTS = [
+    Case("user", start(more=", p_tokens => 50"), "= (running)", then=STARTED % (FRESH % "user" + " and r.agent_id = '{agent}' and r.version = 2 and b.budget_tokens = 50 and b.wrap_up_tokens = 5 and r.limits ->> 'turns' = '20'")),
+    Case("user", start(), then=STARTED % (FRESH % "user" + " and b.budget_tokens = 500 and b.max_requests = 200 and b.max_tool_calls = 100")),
+    Case("user", start("{word}-agent-0@1"), then=STARTED % (FRESH % "user" + " and r.version = 1")),
+    *[Case("user", start(ref), "VS404") for ref in ("{word}-agent-0@3", "{word}-agent-1", "odd", "twin-agent")],
+    Case("user", start("twin-agent"), "VS404", TWINS_AGENT),
+    Case("user", start("{word}-helper-1"), then=STARTED % (FRESH % "user" + " and r.agent_id = '{others_helper}'")),
+    Case("admin", start("{word}-agent-1"), then=STARTED % (FRESH % "admin" + " and r.agent_id = '{others_agent}'")),
+    Case("admin", start("{word}-agent-0", ", p_user_id => '{user}'"), then=STARTED % (FRESH % "user")),
+    Case("admin", start("{word}-agent-1", ", p_user_id => '{user}'"), "VS404"),
+    Case("admin", start(more=", p_user_id => '{b_user}'"), "VS404"),
+    Case("user", start(more=", p_user_id => '{other}'"), "VS403"),
+    Case("user", start(more=", p_tenant_id => '{b}'"), "VS404"),
+    Case("nobody", start(), "VS401"),
+    Case("operator", start(more=", p_user_id => '{user}', p_tenant_id => '{a}'"), then=STARTED % (FRESH % "user")),
+    Case("operator", start(more=", p_user_id => '{user}', p_tenant_id => '{b}'"), "VS404"),
+    Case("user", start(), "VS409", RETIRED % "agent"),
+    Case("user", start(more=", p_tokens => 0"), "VS400"),
+    Case("user", start(more=", '[]'"), "VS400"),
+    Case("user", start(more=", p_tokens => 1000000000"), "VS402"),
+    *[Case(who, start(more=f""", '{{"message": "{{word}}"}}', p_idempotency_key => '{{word}}-asks'{whose}""", what="run_id"), "= ({asking})")
+      for who, whose in (("user", ""), ("admin", ", p_user_id => '{user}'"))],
+    Case("user", start(more=", p_idempotency_key => '{word}-asks'"), "VS410"),
+]  # fmt: skip
+
+TURNS = [
+    # a worker has a run by the lease of its step, and by nothing else
+    Case("runtime", f"select vanilla.begin_run({lease()}, 'x', '{{}}') ->> 'run_id'", "= ({turning})", then=OTHERS),
+    *[Case("runtime", f"select vanilla.begin_run({lease()}, 'x', '{{}}') #>> '{path}'", f"= ({value})") for path, value in (
+        ("{turns}", 1), ("{state}", "working"), ("{speaker,slug}", "{word}-agent-0"), ("{speaker,version}", 2), ("{speaker,others,{word}-helper-0}", "{word}"),
+        ("{steps,1,name}", "{word}"), ("{steps,1,status}", "open"), ("{budget,budget}", 500), ("{budget,spent}", 10), ("{budget,held}", 20))],
+    *[Case("runtime", f"select jsonb_array_length(vanilla.begin_run({lease()}, 'x', '{{}}') -> 'steps')", "= (2)")],
+    *[Case("runtime", statement % lease(**{name: value}), "VS409") for name, value in ANOTHER.items() for statement in (
+        "select vanilla.begin_run(%s, 'x', '{}')", "select vanilla.record_call(%s, 2, 'done', '7')", turn(of="%s"))],
+    Case("runtime", f"select vanilla.begin_run({lease()}, '{{word}}-helper-1', '{{}}') ->> 'state'", "= (working)", ENDED,
+         then=STARTED % "r.agent_id = '{others_helper}' and r.user_id = '{user}' and r.execution_id = '{turn_execution}' and r.state = 'working'"),
+    Case("runtime", f"select vanilla.begin_run({lease()}, '{{word}}-agent-1', '{{}}')", "VS404", ENDED),
+    Case("runtime", f"select vanilla.begin_run({lease()}, '{{word}}-agent-0', '[]')", "VS400", ENDED),
+    *[Case("runtime", f"select vanilla.begin_run({lease('asking', lease='{turn_lease}')}, 'x', '{{}}') ->> 'run_id'", "= ({asking})",
+           "; ".join((change("workflow_queue", "execution_id = '{asking_execution}'", "lease = {turn_lease}"),
+                      change("agent_runs", f"state = '{state}', stop_reason = 'done', output = '7', finished_at = now()", "id = '{asked}'"))),
+           then=STEP % (f"status = '{status}' and finished_at is not null and result ->> 'output' = '7'", "asking", 2)) for state, status in (("completed", "done"), ("failed", "failed"))],
+    Case("runtime", f"select vanilla.begin_run({lease('asking', lease='{turn_lease}')}, 'x', '{{}}') ->> 'run_id'", "= ({asking})",
+         change("workflow_queue", "execution_id = '{asking_execution}'", "lease = {turn_lease}"), then=STEP % ("status = 'open'", "asking", 2)),
+    # what a model said is paid and written at once
+    Case("runtime", turn(), "= ()", then=" and ".join((
+        RUN % ("turns = 2 and charged_tokens = 20 and tool_calls = 1", "turning"), STEP % ("kind = 'model' and status = 'done' and charged_tokens = 10 and turn = 2 and user_id = '{user}'", "turning", 3),
+        HOLD % "state = 'settled' and settled = 10", BUDGET % ("spent_tokens = 20 and held_tokens = 0", "turn_budget"), OTHERS,
+        "(select charged_tokens = 20 from workflow_steps where tenant_id = '{a}' and execution_id = '{turn_execution}' and node = 1 and item = -1)"))),
+    Case("runtime", turn(number=1), "= ()", then=f"{RUN % ('turns', 'turning')} = 1 and {HOLD % 'state'} = 'open'"),
+    Case("runtime", turn(number=3), "VS409"),
+    Case("runtime", turn(), "VS409", ENDED),
+    Case("runtime", turn(OTHER_TOOL), "= ()", then=STEP % ("kind = 'tool' and status = 'open' and turn = 2 and call_id = 'c0' and arguments = '{\"n\": 1}'", "turning", 4)),
+    Case("runtime", turn(OTHER_TOOL, wrap_up=True), "= ()", then=f"{STEP % ('true', 'turning', 4)} is null"),
+    Case("runtime", turn(OTHER_TOOL), "= (max_turns)", limited(turns=2), then=STEP % ("status = 'refused'", "turning", 4)),
+    Case("runtime", turn(), "= ()", limited(turns=2)),
+    Case("runtime", turn(OTHER_TOOL), "= (deadline)", change("agent_runs", "deadline_at = '2020-01-01'", "id = '{turning}'")),
+    Case("runtime", turn(OTHER_TOOL), "= (max_tool_calls)", limited(tool_calls=0)),
+    Case("runtime", turn(OTHER_TOOL), "= (max_tool_calls)", change("resource_allocations", "max_tool_calls = 1, tool_calls = 1", "id = '{turn_budget}'")),
+    Case("runtime", turn(OTHER_TOOL), "= ()", then=BUDGET % ("tool_calls = 2", "turn_budget")),
+    # the same call
+    Case("runtime", turn(TOOL), "= ()", limited(repeats=2)),
+    Case("runtime", turn(TOOL), "= (loop_detected)", limited(repeats=2) + "; " + change("agent_run_steps", "status = 'done', finished_at = now(), result = '7'", "run_id = '{turning}' and n = 2")),
+    Case("runtime", turn(OTHER_TOOL), "= ()", limited(repeats=2) + "; " + change("agent_run_steps", "status = 'done', finished_at = now(), result = '7'", "run_id = '{turning}' and n = 2")),
+    Case("runtime", turn(TOOL), "= ()", change("agent_run_steps", "status = 'done', finished_at = now(), result = '7'", "run_id = '{turning}' and n = 2")),
+    # others
+    Case("runtime", turn(HANDOFF), "= ()", then=" and ".join((RUN % ("speaker_id = '{helper}' and speaker_version = 1 and path = array['{agent}', '{helper}']::uuid[]", "turning"),
+         STEP % ("kind = 'handoff' and status = 'done'", "turning", 4)))),
+    Case("runtime", turn(HANDOFF), "= (cycle_refused)", change("agent_runs", "path = array_append(path, '{helper}')", "id = '{turning}'"), then=RUN % ("speaker_id = '{agent}'", "turning")),
+    Case("runtime", turn(HANDOFF), "= ()", RETIRED % "helper", then=STEP % ("status = 'failed'", "turning", 4)),
+    Case("runtime", turn(("transfer_to_{word}-helper-1", {})), "= ()", then=f"{STEP % ('status', 'turning', 4)} = 'failed' and {RUN % ('speaker_id', 'turning')} = '{{agent}}'"),
+    Case("runtime", turn(DELEGATE), "= ()", then=f"{STEP % ('kind', 'turning', 4)} = 'delegate' and {STEP % ('status', 'turning', 4)} = 'open' and {RUN % ('children', 'turning')} = 1"),
+    Case("runtime", turn(DELEGATE, DELEGATE), "= (max_children)", limited(children=1), then=f"{STEP % ('status', 'turning', 4)} = 'refused' and {STEP % ('status', 'turning', 2)} = 'refused'"),
+    Case("runtime", turn(DELEGATE), "= (max_depth)", limited(depth=0)),
+    Case("runtime", turn(DELEGATE), "= (cycle_refused)", change("agent_runs", "path = array_append(path, '{helper}')", "id = '{turning}'")),
+    # what a tool gave
+    *[Case("runtime", f"select vanilla.record_call({lease()}, 2, '{status}', '7') is null", then=STEP % (f"status = '{status}' and result = '7' and finished_at is not null", "turning", 2)) for status in ("done", "failed")],
+    Case("runtime", f"select vanilla.record_call({lease()}, 2, 'approval', '7') is null", then=STEP % ("status = 'open' and approval = '7'", "turning", 2)),
+    Case("runtime", f"select vanilla.record_call({lease()}, 2, 'odd', '7')", "VS400"),
+    *[Case("runtime", f"select vanilla.record_call({lease()}, 1, '{status}', '7') is null", then=STEP % ("result ->> 'text' = '{word}' and approval is null", "turning", 1)) for status in ("done", "approval")],
+    # reserved
+    Case("runtime", ADMIT % (10, lease(run_id="{turning}"), "output_limit"), "= (10)", then=f"{BUDGET % ('held_tokens', 'turn_budget')} = 40 and {OTHERS}"),
+    Case("runtime", ADMIT % ("null", lease(run_id="{turning}"), "clamped"), "= (true)", then=BUDGET % ("held_tokens + spent_tokens + wrap_up_tokens = budget_tokens", "turn_budget")),
+    *[Case("runtime", ADMIT % (10, lease(run_id=run), "output_limit"), "VS409") for run in ("{others_turning}", "{asked}", "{b_turning}")],
+    Case("runtime", ADMIT % (10, lease(run_id="{turning}"), "output_limit"), "VS409", ENDED),
+    Case("runtime", ADMIT % (10, lease(run_id="{turning}"), "output_limit"), "VS429", change("agent_runs", "deadline_at = '2020-01-01'", "id = '{turning}'")),
+    Case("runtime", ADMIT % (10, lease(run_id="{turning}"), "output_limit"), "VS429", limited(turns=1)),
+    Case("runtime", ADMIT % (10, lease(run_id="{turning}", wrap_up=True), "output_limit"), "= (10)", limited(turns=1)),
+    Case("runtime", ADMIT % (1000, lease(run_id="{turning}"), "output_limit"), "VS429"),
+]  # fmt: skip
+
+GIVEN_BACK = f"{BUDGET % ('state', 'turn_budget')} = 'closed' and {HOLD % 'state'} = 'released'"
+ENDS = [
+    Case("runtime", told("succeeded", output=OUTPUT, run="x"), "= (0)", then=" and ".join((
+        RUN % ("state = 'completed' and stop_reason = 'done' and output ->> 'text' = 'x'", "turning"), STEP % ("status = 'refused'", "turning", 2), GIVEN_BACK,
+        "(select count(*) = 1 from workflow_queue where tenant_id = '{a}' and execution_id = '{turn_execution}' and node = 2)", OTHERS))),
+    *[Case("runtime", told("failed", error={"code": code, "message": "x"}), then=" and ".join((RUN % (f"state = 'failed' and stop_reason = '{reason}' and error ->> 'code' = '{code}'", "turning"), GIVEN_BACK)))
+      for code, reason in (("max_turns", "max_turns"), ("timeout", "provider_failed"), ("insufficient_tokens", "budget_exhausted"), ("odd", "failed"))],
+    Case("runtime", told("failed", error={"code": "provider_error", "message": "x", "retryable": True}, retry_after_s=60), then=f"{RUN % ('state', 'turning')} = 'working' and {BUDGET % ('state', 'turn_budget')} = 'open' and {HOLD % 'state'} = 'released'"),
+    Case("runtime", told("waiting", wait={"kind": "approval", "title": "x", "approvers": ["role:admin"], "quorum": 1}), then=RUN % ("state = 'input_required'", "turning") + " and " + RUN % ("state = 'working'", "others_turning")),
+    # it asks others
+    Case("runtime", told("succeeded", "asked", output=OUTPUT, run="x"), then=" and ".join((
+        RUN % ("state = 'completed'", "asked"), BUDGET % ("state = 'closed'", "asked_budget"), BUDGET % ("carved_tokens = 0 and state = 'open'", "asking_budget"), RUN % ("state = 'working'", "asking")))),
+    Case("runtime", told("failed", "asked", error={"code": "max_turns", "message": "x"}), then=" and ".join((RUN % ("state = 'failed'", "asked"), RUN % ("state = 'working'", "asking")))),
+    Case("runtime", "select vanilla.tend_workflows()", "= (1)", told("failed", "asked", error={"code": "max_turns", "message": "x"}),
+         then="(select count(*) = 1 from workflow_queue where tenant_id = '{a}' and execution_id = '{asking_execution}' and pool = 'agents' and worker is null)"),
+    # cancelled
+    *[Case(who, "select cancel_execution('{asking_execution}')", then=" and ".join((RUN % ("state = 'canceled' and stop_reason = 'canceled'", "asking"), RUN % ("state = 'canceled'", "asked"),
+        BUDGET % ("state = 'closed'", "asking_budget"), BUDGET % ("state = 'closed'", "asked_budget"), STEP % ("status = 'refused'", "asking", 2), RUN % ("state = 'working'", "turning"), OTHERS))) for who in ("user", "admin")],
+    Case("user", "select cancel_execution('{turn_execution}')", then=f"{RUN % ('state', 'turning')} = 'canceled' and {GIVEN_BACK}"),
+    Case("user", "select cancel_execution('{others_turn_execution}')", "VS404"),
+    # too long
+    Case("runtime", "select vanilla.tend_workflows()", "= (1)", change("workflow_timers", "due_at = '2020-01-01'", "execution_id = '{asking_execution}' and node = 1"),
+         then=" and ".join((RUN % ("state = 'failed' and stop_reason = 'deadline'", "asking"), RUN % ("state = 'canceled'", "asked"), BUDGET % ("state = 'closed'", "asking_budget")))),
+    Case("keeper", "select vanilla.reclaim_leases('{agents_worker}')", "= (4)", then=f"{RUN % ('state', 'turning')} = 'working' and {BUDGET % ('held_tokens', 'turn_budget')} = 0 and {HOLD % 'state'} = 'released'"),
+    # forgotten: what others have, or may read, stays
+    Case("admin", "select erase_user('{user}', 'asked')", then=" and ".join((
+        *[f"not exists (select from {table} where tenant_id = '{{a}}' and user_id = '{{user}}')" for table in ("agent_runs", "agent_run_steps")],
+        *[f"not exists (select from {table} where tenant_id = '{{a}}' and {column} = '{{agent}}')" for table, column in
+          (("agents", "id"), ("agent_versions", "agent_id"), ("ai_workflows", "id"), ("workflow_versions", "workflow_id"), ("workflow_nodes", "workflow_id"))],
+        "exists (select from agents where tenant_id = '{a}' and id = '{helper}')", "exists (select from ai_workflows where tenant_id = '{a}' and id = '{others_agent}')",
+        VERSIONS % ("count(*)", "helper") + " = 1", VERSIONS % ("count(*)", "others_agent") + " = 2", OTHERS))),
+    Case("admin", "select erase_user('{user}', 'asked')", given=change("agent_runs", "agent_id = '{agent}', version = 1, speaker_id = '{agent}'", "id = '{others_turning}'"),
+         then="exists (select from agents where tenant_id = '{a}' and id = '{agent}') and " + VERSIONS % ("count(*)", "agent") + " = 2"),
+]  # fmt: skip
+
+CASES = [*SAVED, *STARTS, *TURNS, *ENDS]

@@ -1,0 +1,87 @@
+"""`vanilla-saas agents`, as the operator, in a database without any other worker; and `client.agents`."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TEST_KEY, Cluster
+from tests.engines.shop import Shop, shop
+from tests.orchestration.studio import Studio, agent, calls, says
+from tests.tokens.test_cli import Cli
+from vanilla_saas.client import ApiError, Client
+
+
+@pytest.fixture(scope="module")
+async def floor(cluster: Cluster) -> AsyncIterator[Shop]:
+    async with shop(cluster) as made:
+        yield made
+
+
+@pytest.fixture
+def vs(monkeypatch: pytest.MonkeyPatch, floor: Shop, tmp_path: Path) -> Cli:
+    cluster, name = floor.room.cluster, floor.room.name
+    for variable, value in {
+        "DATABASE_URL": cluster.url(database=name),
+        "VANILLA_SAAS_APP_URL": cluster.url("vanilla_app", name),
+        "VANILLA_SAAS_RUNTIME_URL": cluster.url("vanilla_runtime", name),
+        "VANILLA_SAAS_HOME": str(tmp_path),
+        "VANILLA_SAAS_CONTEXT_KEY": TEST_KEY,
+        "VANILLA_SAAS_SECRET_KEY": "c3" * 32,
+        "VANILLA_SAAS_WORKER_TOOLS": '["tests.orchestration.hands"]',
+        "COLUMNS": "200",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    return Cli()
+
+
+async def test_an_agent_of_a_file_is_saved_run_shown_and_retired(vs: Cli, floor: Shop, tmp_path: Path) -> None:
+    user = await floor.person()
+    file = tmp_path / "helper.json"
+    file.write_text(json.dumps(agent(calls(("tick", {})), says("Hello there."), tools=["tick"])))
+    saved = await vs.json("agents", "save", str(file), "--user", user.email)
+    assert (saved["slug"], saved["version"], saved["unchanged"]) == ("helper", 1, False)
+    assert "saved already" in (await vs("agents", "save", str(file))).stdout
+    assert [row["slug"] for row in await vs.json("agents", "list")] == ["helper"]
+    assert "instructions:" in (await vs("agents", "show", "helper")).stdout
+    who = ("--user", user.email, "--input", "message=Hi", "--tokens", "9000")
+    ran = await vs("agents", "run", "helper", *who)
+    assert "Hello there." in ran.stdout
+    run = await vs.json("agents", "run", str(file), *who)
+    assert (run["state"], run["stop_reason"], run["runs"][0]["budget"]["tokens"]) == ("completed", "done", 9000)
+    assert len(await vs.json("agents", "runs", "--agent", "helper", "--state", "completed")) == 2
+    shown = (await vs("agents", "run-show", run["run_id"])).stdout
+    assert "helper v1" in shown
+    assert "tick {}" in shown
+    assert "left of 9000" in shown
+    begun = await vs.json("agents", "run", "helper", *who, "--no-follow")
+    assert "cancelled" in (await vs("agents", "cancel", begun["run_id"])).stdout
+    assert (await vs.json("agents", "run-show", begun["run_id"]))["stop_reason"] == "canceled"
+    assert "retired" in (await vs("agents", "retire", "helper")).stdout
+    assert (await vs.refused("agents", "run", "helper", *who)).name == "invalid_state"
+
+
+async def test_a_file_that_is_wrong_is_refused(vs: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("instructions: x\nlimits: {turns: 0}\n")
+    refused = await vs.refused("agents", "save", str(file))
+    assert {one["path"] for one in refused.detail["problems"]} == {"model", "limits.turns"}
+
+
+async def test_a_client_saves_runs_waits_and_cancels(desk: Studio) -> None:
+    person = await desk.shop.person()
+    async with Client(desk.address, person.key) as client:
+        assert await client.agents.save("mine", agent(says("Yes."))) == 1
+        assert [one["slug"] for one in await client.agents.list() if one["slug"] == "mine"] == ["mine"]
+        run_id = await client.agents.start("mine@1", {"message": "?"}, tokens=5000, idempotency_key="k")
+        found = await client.agents.result(run_id)
+        assert (found["state"], found["output"]["text"]) == ("completed", "Yes.")
+        assert await client.agents.start("mine@1", {"message": "?"}, tokens=5000, idempotency_key="k") == run_id
+        assert await client.agents.save("slow", agent(says("No.", latency_ms=60_000))) == 1
+        slow = await client.agents.start("slow")
+        await client.agents.cancel(slow, "enough")
+        assert (await client.agents.get(slow))["stop_reason"] == "canceled"
+        with pytest.raises(ApiError) as refused:
+            await client.agents.save("bad", {"model": "x"})
+        assert refused.value.code == "invalid_definition"
