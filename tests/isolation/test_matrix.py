@@ -174,6 +174,9 @@ async def _vary(
     connection: asyncpg.Connection, world: World, table: Table, key: ForeignKey, columns: dict[str, str]
 ) -> list[str]:
     row = fresh(table, await template(Facts(connection), table, f"tenant_id = '{world.a.id}'"))
+    # the top of a tree names itself
+    within = {c for k in table.foreign_keys if k.target == table.name for c in k.columns} - {"tenant_id"}
+    row |= {c: row["id"] for c in within if row[c]}
     foreign = await connection.fetchrow(
         f"select {', '.join(columns.values())} from {key.target} where tenant_id = $1 limit 1", world.b.id
     )
