@@ -1550,8 +1550,7 @@ begin
             perform vanilla.queue_step(v_execution, p_step.node, p_step.item, greatest(p_step.attempt - 1, 0));      -- it is told why
             return;
         end if;
-        v_due := vanilla.clock() + make_interval(secs => (select n.timeout_s from public.workflow_nodes n where n.tenant_id = p_step.tenant_id
-            and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = p_step.node));
+        v_due := vanilla.agents_due(p_step);
     else
         v_due := (p_wait ->> 'due_at')::timestamptz;
     end if;

@@ -227,6 +227,7 @@ create table if not exists public.agent_runs (
     limits jsonb not null,
     allocation_id uuid,
     chat jsonb,
+    output_schema jsonb,
     turns integer not null default 0,
     tool_calls integer not null default 0,
     children integer not null default 0,
@@ -263,6 +264,7 @@ comment on column public.agent_runs.speaker_id is 'The agent that has the word: 
 comment on column public.agent_runs.path is 'The agents from the root to this one, and those that it was handed over to: who is in it may not be asked again, unless whoever asks may.';
 comment on column public.agent_runs.limits is 'tokens, turns, tool_calls, depth, children, repeats, seconds: the agent''s own, or less where its parent has less.';
 comment on column public.agent_runs.children is 'Of a root: how many runs its tree has started.';
+comment on column public.agent_runs.output_schema is 'Of a run that bids or works for a contract: what it has to answer, in place of the agent''s own schema.';
 comment on column public.agent_runs.chat is
     'Of a group chat: phase (speak, bid, over), messages so far, bids by member, and what ended it.';
 comment on column public.agent_runs.charged_tokens is 'What its own model calls were charged; of its children their own rows.';
@@ -290,7 +292,7 @@ create table if not exists public.agent_run_steps (
     constraint agent_run_steps_pkey primary key (tenant_id, run_id, n),
     constraint agent_run_steps_run_fkey foreign key (tenant_id, run_id) references public.agent_runs (tenant_id, id),
     constraint agent_run_steps_child_fkey foreign key (tenant_id, child_run_id) references public.agent_runs (tenant_id, id),
-    constraint agent_run_steps_kind_check check (kind in ('model', 'bid', 'tool', 'handoff', 'delegate')),
+    constraint agent_run_steps_kind_check check (kind in ('model', 'bid', 'tool', 'handoff', 'delegate', 'contract')),
     constraint agent_run_steps_status_check check (status in ('open', 'done', 'failed', 'refused')),
     constraint agent_run_steps_finished_check check ((status = 'open') = (finished_at is null))
 ) with (fillfactor = 80);
@@ -299,6 +301,60 @@ comment on table public.agent_run_steps is
     'The journal of a run: a row for each model call, with the answer, and one for each tool call, handover and delegation that it asked for. What stands here is not done again.';
 comment on column public.agent_run_steps.arguments_hash is 'SHA-256 of name and arguments as PostgreSQL prints jsonb: two calls are the same when it is.';
 comment on column public.agent_run_steps.approval is 'What people said to a call that needs their approval: decision, comment, by.';
+
+create table if not exists public.contract_calls (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    user_id uuid not null,
+    run_id uuid not null,
+    n integer not null,
+    task jsonb not null,
+    rule text not null,
+    most_tokens bigint,
+    accept jsonb,
+    state text not null default 'open',
+    deadline_at timestamptz not null,
+    created_at timestamptz not null,
+    closed_at timestamptz,
+    constraint contract_calls_pkey primary key (tenant_id, id),
+    constraint contract_calls_step_fkey foreign key (tenant_id, run_id, n) references public.agent_run_steps (tenant_id, run_id, n),
+    constraint contract_calls_rule_check check (rule in ('lowest', 'score')),
+    constraint contract_calls_state_check check (state in ('open', 'awarded', 'done', 'failed')),
+    constraint contract_calls_closed_check check ((state in ('done', 'failed')) = (closed_at is not null))
+) with (fillfactor = 80);
+create unique index if not exists contract_calls_step_idx on public.contract_calls (tenant_id, run_id, n);
+comment on table public.contract_calls is 'Tasks that a run has put out to bids, by the place of the call in its journal.';
+comment on column public.contract_calls.accept is 'JSON schema of the work: what does not fit has failed, and the next bid is taken.';
+
+create table if not exists public.contract_bids (
+    tenant_id uuid not null,
+    id uuid not null default vanilla.uuid7(),
+    call_id uuid not null,
+    user_id uuid not null,
+    agent_id uuid not null,
+    version integer not null,
+    state text not null default 'asked',
+    price_tokens bigint,
+    eta_s bigint,
+    plan text,
+    score double precision,
+    run_id uuid,
+    work_run_id uuid,
+    decided_at timestamptz,
+    constraint contract_bids_pkey primary key (tenant_id, id),
+    constraint contract_bids_call_fkey foreign key (tenant_id, call_id) references public.contract_calls (tenant_id, id),
+    constraint contract_bids_version_fkey foreign key (tenant_id, agent_id, version) references public.agent_versions (tenant_id, agent_id, version),
+    constraint contract_bids_run_fkey foreign key (tenant_id, run_id) references public.agent_runs (tenant_id, id),
+    constraint contract_bids_work_fkey foreign key (tenant_id, work_run_id) references public.agent_runs (tenant_id, id),
+    constraint contract_bids_state_check check (state in ('asked', 'late', 'refused', 'rejected', 'accepted', 'done', 'failed')),
+    constraint contract_bids_price_check check (price_tokens > 0 and eta_s >= 0 and (state not in ('rejected', 'accepted', 'done') or price_tokens is not null))
+) with (fillfactor = 80);
+create index if not exists contract_bids_call_idx on public.contract_bids (tenant_id, call_id);
+create unique index if not exists contract_bids_award_idx on public.contract_bids (tenant_id, call_id) where state in ('accepted', 'done');
+create index if not exists contract_bids_agent_idx on public.contract_bids (tenant_id, agent_id, version);
+create index if not exists contract_bids_run_idx on public.contract_bids (tenant_id, run_id);
+create index if not exists contract_bids_work_idx on public.contract_bids (tenant_id, work_run_id);
+comment on table public.contract_bids is 'Whom a task was offered, and what they bid: late, refused (dearer than the call allows, or no bid at all), rejected, or accepted, done, failed.';
 
 create table if not exists public.agent_run_state (
     tenant_id uuid not null,
@@ -687,7 +743,7 @@ select vanilla.ensure_partitions();
 grant select, insert, update, delete on public.resource_performance_metrics, public.resource_health, public.system_metrics to vanilla_definer, vanilla_system;
 grant select, insert on public.usage_events to vanilla_definer, vanilla_system;
 grant select, insert, update, delete on public.resource_allocations, public.allocation_holds, public.agents, public.agent_versions, public.agent_runs,
-    public.agent_run_steps, public.agent_run_state, public.run_artifacts to vanilla_definer, vanilla_system;
+    public.agent_run_steps, public.agent_run_state, public.run_artifacts, public.contract_calls, public.contract_bids to vanilla_definer, vanilla_system;
 
 grant select, insert, update, delete on public.protocol_agreements, public.agreement_parties, public.agreement_versions, public.agreement_acceptances,
     public.agreement_violations, public.communication_channels, public.channel_participants, public.channel_messages, public.channel_dead_letters
@@ -1554,13 +1610,14 @@ begin
             return format('The limit %s is a whole number up to %s.', v.key, v_most ->> v.key);
         end if;
     end loop;
-    for v in select r.name, x.value from (values ('handoffs', p_definition -> 'handoffs'), ('delegates', p_definition -> 'delegates'), ('members', p_definition #> '{chat,members}')) r (name, agents)
+    for v in select r.name, x.value from (values ('handoffs', p_definition -> 'handoffs'), ('delegates', p_definition -> 'delegates'), ('members', p_definition #> '{chat,members}'), ('bidders', p_definition #> '{contract,bidders}')) r (name, agents)
             cross join lateral jsonb_array_elements(case when jsonb_typeof(r.agents) = 'array' then r.agents else '[]' end) x loop
         if coalesce(v.value ->> 'agent', '') !~ '^[a-z0-9][a-z0-9_-]{0,39}(@[1-9][0-9]{0,8})?$' then
             return format('Each of %s names an agent: its slug, or slug@version.', v.name);
         end if;
     end loop;
-    return null;
+    return case when p_definition #> '{contract,accept}' is not null
+        then vanilla.schema_problem(p_definition #> '{contract,accept}', p_definition #> '{contract,accept,$defs}') end;
 end
 $f$;
 comment on function vanilla.agent_problem(jsonb) is 'Why a definition makes no agent, as a sentence; null: it does.';
@@ -2094,7 +2151,7 @@ comment on function vanilla.pick_model(uuid, text[], uuid, integer) is
 create or replace function vanilla.run_view(p_run public.agent_runs) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp
     return jsonb_build_object('run_id', p_run.id, 'root_run_id', p_run.root_run_id, 'parent_run_id', p_run.parent_run_id, 'state', p_run.state, 'turns', p_run.turns,
-        'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at, 'chat', p_run.chat,
+        'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at, 'chat', p_run.chat, 'output_schema', p_run.output_schema,
         'model', (select vanilla.pick_model(p_run.tenant_id, array[v.definition ->> 'model'] || array(select jsonb_array_elements_text(coalesce(nullif(v.definition -> 'fallbacks', 'null'), '[]'))),
                 p_run.id, p_run.turns)
             from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.speaker_id and v.version = p_run.speaker_version),
@@ -2102,7 +2159,7 @@ language sql stable set search_path = pg_catalog, pg_temp
         'speaker', (select jsonb_build_object('agent_id', a.id, 'slug', a.slug, 'version', v.version, 'definition', v.definition,
                 -- what a tool of a model says of those it may turn to
                 'others', (select coalesce(jsonb_object_agg(o.slug, o.description), '{}') from public.agents o where o.tenant_id = a.tenant_id and o.slug in (
-                    select split_part(x.value ->> 'agent', '@', 1) from (values (v.definition -> 'handoffs'), (v.definition -> 'delegates'), (v.definition #> '{chat,members}')) k (agents)
+                    select split_part(x.value ->> 'agent', '@', 1) from (values (v.definition -> 'handoffs'), (v.definition -> 'delegates'), (v.definition #> '{chat,members}'), (v.definition #> '{contract,bidders}')) k (agents)
                     cross join lateral jsonb_array_elements(coalesce(nullif(k.agents, 'null'), '[]')) x)))
             from public.agents a join public.agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id
             where a.tenant_id = p_run.tenant_id and a.id = p_run.speaker_id and v.version = p_run.speaker_version),
@@ -2125,6 +2182,7 @@ begin
         if jsonb_typeof(p_input) is distinct from 'object' then perform vanilla.refuse('VS400', 'the input is a JSON object', '{"param": "input"}'); end if;
         v_run := vanilla.insert_run(vanilla.new_run(vanilla.agent_of(v_step.tenant_id, v_step.user_id, p_ref), v_execution, v_step.node, v_step.item, p_input));
     end if;
+    perform vanilla.settle_contracts(v_run);
     -- what its children came to
     update public.agent_run_steps s set status = case c.state when 'completed' then 'done' else 'failed' end, finished_at = c.finished_at,
             result = jsonb_build_object('state', c.state, 'stop_reason', c.stop_reason, 'output', c.output - 'run_id', 'error', c.error)      -- the same answer is equal
@@ -2174,7 +2232,7 @@ begin
             return;
         end if;
     end if;
-    if p_kind = 'delegate' and (p_run.limits ->> 'depth')::integer < 1 then
+    if p_kind in ('delegate', 'contract') and (p_run.limits ->> 'depth')::integer < 1 then
         stop := 'max_depth';
         return;
     end if;
@@ -2204,6 +2262,7 @@ declare
     v_hash bytea;
     v_found record;
     v_stop text;
+    v_asked integer;
     v_n integer;
     v_calls integer := coalesce(jsonb_array_length(p_answer -> 'calls'), 0);
 begin
@@ -2212,7 +2271,7 @@ begin
     if v_run.turns + 1 <> p_turn then perform vanilla.refuse('VS409', 'turns are recorded in their order', jsonb_build_object('turns', v_run.turns)); end if;
     select * into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_run.speaker_id and v.version = v_run.speaker_version;
     select coalesce(max(s.n), 0) into v_n from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id;
-    if v_run.parent_run_id is not null and jsonb_path_exists(p_answer, '$.calls[*] ? (@.name like_regex "^delegate_to_")') then
+    if v_run.parent_run_id is not null and jsonb_path_exists(p_answer, '$.calls[*] ? (@.name like_regex "^delegate_to_" || @.name == "contract_out")') then
         perform from public.agent_runs r where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id for no key update;      -- before money: its own turns have it first too
     end if;
     v_settled := vanilla.settle_turn(v_run, p_calls);
@@ -2231,7 +2290,8 @@ begin
     loop
         v_n := v_n + 1;
         v_kind := case when starts_with(v_call.name, 'transfer_to_') and (v_speaker.definition ? 'chat' or jsonb_path_exists(v_speaker.definition, '$.handoffs[*].agent')) then 'handoff'
-            when starts_with(v_call.name, 'delegate_to_') and jsonb_path_exists(v_speaker.definition, '$.delegates[*].agent') then 'delegate' else 'tool' end;
+            when starts_with(v_call.name, 'delegate_to_') and jsonb_path_exists(v_speaker.definition, '$.delegates[*].agent') then 'delegate'
+            when v_call.name = 'contract_out' and v_speaker.definition ? 'contract' then 'contract' else 'tool' end;
         v_hash := sha256(convert_to(jsonb_build_array(v_call.name, v_call.arguments)::text, 'UTF8'));
         select null::text as stop, null::public.agent_versions as target into v_found;      -- a record that has no fields cannot be asked for one
         if v_stop is null then
@@ -2239,14 +2299,16 @@ begin
             v_stop := v_found.stop;
         end if;
         if v_stop is null and v_kind = 'tool' and not vanilla.count_run_call(v_run) then v_stop := 'max_tool_calls'; end if;
-        if v_stop is null and v_kind = 'delegate' and (v_found.target).agent_id is not null then
-            update public.agent_runs r set children = r.children + 1 where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id
-                and r.children < (r.limits ->> 'children')::integer;
+        if v_stop is null and (v_kind = 'contract' or v_kind = 'delegate' and (v_found.target).agent_id is not null) then
+            -- whoever gets a contract works in another run than it has bid in
+            v_asked := case v_kind when 'contract' then jsonb_array_length(v_speaker.definition #> '{contract,bidders}') + 1 else 1 end;
+            update public.agent_runs r set children = r.children + v_asked where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id
+                and r.children + v_asked <= (r.limits ->> 'children')::integer;
             if not found then v_stop := 'max_children'; end if;
         end if;
         insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, name, call_id, arguments, arguments_hash, created_at)
             values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, v_kind, v_run.speaker_id, v_call.name, v_call.id, v_call.arguments, v_hash, v_now);
-        if v_stop is null and v_kind <> 'tool' and (v_found.target).agent_id is null then
+        if v_stop is null and v_kind in ('handoff', 'delegate') and (v_found.target).agent_id is null then
             update public.agent_run_steps s set status = 'failed', result = '{"error": "There is no such agent."}', finished_at = v_now
                 where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = v_n;
         elsif v_stop is null and v_kind = 'handoff' then      -- when the calls beside it are done, which are still this agent's: begin_run
@@ -2357,6 +2419,204 @@ $f$;
 comment on function vanilla.make_call(jsonb, integer) is
     'Makes a call of a tool that the database itself has, state_read, state_write or artifact_save, in the transaction that writes it to the journal.';
 
+create or replace function vanilla.start_child_run(p_execution public.workflow_executions, p_step public.workflow_queue, p_run public.agent_runs, p_version public.agent_versions,
+    p_message jsonb, p_share bigint, p_limits jsonb default '{}', p_output_schema jsonb default null) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_child public.workflow_executions;
+    v_made public.agent_runs;
+begin
+    if p_execution.depth >= 5 then perform vanilla.refuse('VS409', 'executions start each other at most five deep', '{"limit": 5}'); end if;
+    perform vanilla.agent_flow(p_version);
+    v_child := vanilla.new_execution(p_execution.user_id, (select row(w.*)::public.workflow_versions from public.workflow_versions w
+        where w.tenant_id = p_version.tenant_id and w.workflow_id = p_version.agent_id and w.version = p_version.version), jsonb_build_object('message', p_message), p_execution.priority);
+    v_child.depth := p_execution.depth + 1;
+    v_child.parent_execution_id := p_execution.id;
+    v_child.parent_node := p_step.node;
+    v_child.parent_item := p_step.item;
+    v_child.started_by := p_execution.started_by;
+    v_child.api_key_id := p_execution.api_key_id;
+    v_made := vanilla.new_run(p_version, v_child, 1::smallint, -1, v_child.input);
+    v_made.limits := v_made.limits || p_limits;
+    v_made.output_schema := p_output_schema;
+    v_made := vanilla.insert_run(v_made, p_run, p_share);
+    perform vanilla.insert_execution(v_child, '{}');
+    return v_made.id;
+end
+$f$;
+comment on function vanilla.start_child_run(public.workflow_executions, public.workflow_queue, public.agent_runs, public.agent_versions, jsonb, bigint, jsonb, jsonb) is
+    'Starts an agent for the run of a step, as a child execution with at most p_share tokens of its budget; p_limits and p_output_schema go before the agent''s own.';
+
+-- Contract net (Smith 1980): a task is announced, bidders say what they want for it, one of them gets it, and the next if it fails.
+create or replace function vanilla.bid_schema() returns jsonb language sql immutable
+    return '{"type": "object", "properties": {"price_tokens": {"type": "integer", "minimum": 1}, "eta_s": {"type": "integer", "minimum": 0}, "plan": {"type": "string"}}, "required": ["price_tokens"]}'::jsonb;
+comment on function vanilla.bid_schema() is 'What a bid is: price_tokens, the budget that the work gets; eta_s and plan if the bidder likes.';
+
+create or replace function vanilla.announce_contract(p_execution public.workflow_executions, p_step public.workflow_queue, p_run public.agent_runs, p_row public.agent_run_steps) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_terms jsonb := (select v.definition -> 'contract' from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.speaker_id and v.version = p_run.speaker_version);
+    v_call public.contract_calls;
+    v_version public.agent_versions;
+    v_bidder record;
+    v_share bigint;
+    v_started integer := 0;
+begin
+    insert into public.contract_calls (tenant_id, user_id, run_id, n, task, rule, most_tokens, accept, deadline_at, created_at)
+        values (p_run.tenant_id, p_run.user_id, p_run.id, p_row.n, coalesce(p_row.arguments -> 'message', p_row.arguments), coalesce(v_terms ->> 'rule', 'lowest'),
+            (v_terms ->> 'most_tokens')::bigint, v_terms -> 'accept', vanilla.clock() + make_interval(secs => coalesce((v_terms ->> 'bid_s')::integer, 60)), vanilla.clock())
+        returning * into v_call;
+    select least(coalesce((v_terms ->> 'bid_tokens')::bigint, 2000), vanilla.allocation_left(a) / (1 + jsonb_array_length(v_terms -> 'bidders'))) into v_share
+        from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_run.allocation_id;
+    for v_bidder in select x.value ->> 'agent' as ref from jsonb_array_elements(v_terms -> 'bidders') with ordinality x order by x.ordinality loop
+        begin
+            v_version := vanilla.agent_of(p_run.tenant_id, p_run.user_id, v_bidder.ref);
+            insert into public.contract_bids (tenant_id, call_id, user_id, agent_id, version, run_id)
+                values (p_run.tenant_id, v_call.id, p_run.user_id, v_version.agent_id, v_version.version, vanilla.start_child_run(p_execution, p_step, p_run, v_version,
+                    jsonb_build_object('bid_for', v_call.task, 'most_tokens', v_call.most_tokens, 'answer', 'JSON: price_tokens (what the work may cost), eta_s, plan. Do not do the work yet.'),
+                    v_share, '{"depth": 0, "children": 0, "turns": 3}', vanilla.bid_schema()));
+            v_started := v_started + 1;
+        exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then null;      -- it does not bid
+        end;
+    end loop;
+    return v_started;
+end
+$f$;
+comment on function vanilla.announce_contract(public.workflow_executions, public.workflow_queue, public.agent_runs, public.agent_run_steps) is
+    'Puts a task out to the bidders of the agent that has the word: each bids in a run of its own. Returns how many were asked.';
+
+create or replace function vanilla.award_contract(p_call public.contract_calls) returns public.contract_bids
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_best public.contract_bids;
+begin
+    -- what is dearer than what is left could not be paid
+    select b.* into v_best from public.contract_bids b
+        join public.agent_runs r on r.tenant_id = p_call.tenant_id and r.id = p_call.run_id
+        join public.resource_allocations a on a.tenant_id = r.tenant_id and a.id = r.allocation_id
+        where b.tenant_id = p_call.tenant_id and b.call_id = p_call.id and b.state = 'rejected' and b.price_tokens <= vanilla.allocation_left(a)
+        order by case p_call.rule when 'score' then b.score else b.price_tokens end, b.eta_s nulls last, b.id limit 1;
+    if not found then
+        update public.contract_calls c set state = 'failed', closed_at = v_now where c.tenant_id = p_call.tenant_id and c.id = p_call.id;
+        return null;
+    end if;
+    update public.contract_bids b set state = 'accepted', decided_at = v_now where b.tenant_id = v_best.tenant_id and b.id = v_best.id returning * into v_best;
+    update public.contract_calls c set state = 'awarded' where c.tenant_id = p_call.tenant_id and c.id = p_call.id;
+    return v_best;
+end
+$f$;
+comment on function vanilla.award_contract(public.contract_calls) is
+    'Gives a task to the best of the bids that stand and have not failed: the lowest price, or the lowest by what became of the bidder''s work before. Null, and the call has failed, when there is none.';
+
+create or replace function vanilla.read_bids(p_call public.contract_calls) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $f$
+    -- of 30 days, one good and one bad end before the first: an agent that is new is neither
+    update public.contract_bids b set decided_at = vanilla.clock(), price_tokens = x.price, eta_s = x.eta, plan = x.plan, score = x.price / h.share,
+            state = case when r.state = 'canceled' and b.state = 'late' then 'late' when x.price is null or x.price > p_call.most_tokens then 'refused' else 'rejected' end
+        from public.agent_runs r
+        cross join lateral (select case when jsonb_typeof(r.output -> 'json') = 'object' then r.output -> 'json' end as said) o
+        cross join lateral (select case when r.state = 'completed' and o.said ->> 'price_tokens' ~ '^[1-9][0-9]{0,14}$' then (o.said ->> 'price_tokens')::bigint end as price,
+            case when o.said ->> 'eta_s' ~ '^[0-9]{1,9}$' then (o.said ->> 'eta_s')::bigint end as eta, left(o.said ->> 'plan', 4000) as plan) x
+        cross join lateral (select (1 + count(*) filter (where w.state = 'done'))::double precision / (2 + count(*)) as share from public.contract_bids w
+            where w.tenant_id = r.tenant_id and w.agent_id = r.agent_id and w.state in ('done', 'failed') and w.decided_at > vanilla.clock() - interval '30 days') h
+        where b.tenant_id = p_call.tenant_id and b.call_id = p_call.id and b.state in ('asked', 'late') and r.tenant_id = b.tenant_id and r.id = b.run_id
+$f$;
+comment on function vanilla.read_bids(public.contract_calls) is 'Takes the bids of a call from the runs that made them, which have ended. All that stand are rejected until one is awarded.';
+
+create or replace function vanilla.settle_contracts(p_run public.agent_runs) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_call public.contract_calls;
+    v_bid public.contract_bids;
+    v_work public.agent_runs;
+    v_fits boolean;
+begin
+    for v_call in select c.* from public.agent_run_steps s join public.contract_calls c on c.tenant_id = s.tenant_id and c.run_id = s.run_id and c.n = s.n
+            where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.kind = 'contract' and s.status = 'open' order by s.n loop
+        if v_call.state = 'open' then
+            continue when exists (select from public.contract_bids b join public.agent_runs r on r.tenant_id = b.tenant_id and r.id = b.run_id
+                where b.tenant_id = v_call.tenant_id and b.call_id = v_call.id and r.finished_at is null);
+            perform vanilla.read_bids(v_call);
+            v_bid := vanilla.award_contract(v_call);
+        else
+            select * into v_bid from public.contract_bids b where b.tenant_id = v_call.tenant_id and b.call_id = v_call.id and b.state = 'accepted';
+            select * into v_work from public.agent_runs r where r.tenant_id = v_bid.tenant_id and r.id = v_bid.work_run_id and r.finished_at is not null;
+            continue when not found;
+            v_fits := v_work.state = 'completed' and (v_call.accept is null or (select m.problem is null from vanilla.schema_misfit(v_call.accept, v_work.output -> 'json',
+                v_call.accept -> '$defs', '', 0, 10000) m));
+            update public.contract_bids b set state = case when v_fits then 'done' else 'failed' end, decided_at = vanilla.clock()
+                where b.tenant_id = v_bid.tenant_id and b.id = v_bid.id;
+            if v_fits then
+                update public.contract_calls c set state = 'done', closed_at = vanilla.clock() where c.tenant_id = v_call.tenant_id and c.id = v_call.id;
+                update public.agent_run_steps s set status = 'done', finished_at = vanilla.clock(), child_run_id = v_work.id,
+                        result = jsonb_build_object('state', v_work.state, 'output', v_work.output - 'run_id', 'price_tokens', v_bid.price_tokens)
+                    where s.tenant_id = v_call.tenant_id and s.run_id = v_call.run_id and s.n = v_call.n;
+                continue;
+            end if;
+            v_bid := vanilla.award_contract(v_call);
+        end if;
+        if v_bid.id is null then
+            update public.agent_run_steps s set status = 'failed', finished_at = vanilla.clock(), result = '{"error": "Nobody who bid could do it."}'
+                where s.tenant_id = v_call.tenant_id and s.run_id = v_call.run_id and s.n = v_call.n;
+        end if;
+    end loop;
+end
+$f$;
+comment on function vanilla.settle_contracts(public.agent_runs) is
+    'What became of the tasks that a run has put out: bids are read and one is awarded; work that fits ends the call, work that does not gives it to the next.';
+
+create or replace function vanilla.start_contracts(p_execution public.workflow_executions, p_step public.workflow_queue, p_run public.agent_runs) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_row public.agent_run_steps;
+    v_call public.contract_calls;
+    v_bid record;
+    v_started integer := 0;
+begin
+    for v_row in select * from public.agent_run_steps s where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.kind = 'contract' and s.status = 'open' order by s.n loop
+        select * into v_call from public.contract_calls c where c.tenant_id = v_row.tenant_id and c.run_id = v_row.run_id and c.n = v_row.n;
+        if not found then
+            v_started := v_started + vanilla.announce_contract(p_execution, p_step, p_run, v_row);
+            continue;
+        end if;
+        for v_bid in select b.id, b.price_tokens, row(v.*)::public.agent_versions as version from public.contract_bids b
+                join public.agent_versions v on v.tenant_id = b.tenant_id and v.agent_id = b.agent_id and v.version = b.version
+                where b.tenant_id = v_call.tenant_id and b.call_id = v_call.id and b.state = 'accepted' and b.work_run_id is null loop
+            begin
+                update public.contract_bids b set work_run_id = vanilla.start_child_run(p_execution, p_step, p_run, v_bid.version, v_call.task, v_bid.price_tokens,
+                        jsonb_build_object('tokens', v_bid.price_tokens), v_call.accept)
+                    where b.tenant_id = v_call.tenant_id and b.id = v_bid.id;
+                v_started := v_started + 1;
+            exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then
+                update public.contract_bids b set state = 'failed', decided_at = vanilla.clock() where b.tenant_id = v_call.tenant_id and b.id = v_bid.id;
+                perform vanilla.award_contract(v_call);
+            end;
+        end loop;
+    end loop;
+    return v_started;
+end
+$f$;
+comment on function vanilla.start_contracts(public.workflow_executions, public.workflow_queue, public.agent_runs) is
+    'Announces the tasks that a run has put out, and starts the work of those that were awarded, with the price as its budget. Returns how many runs it started.';
+
+create or replace function vanilla.late_bids(p_execution public.workflow_executions, p_step public.workflow_queue) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_bid record;
+begin
+    for v_bid in select b.id, r.execution_id from public.agent_runs p
+            join public.contract_calls c on c.tenant_id = p.tenant_id and c.run_id = p.id and c.state = 'open' and c.deadline_at <= vanilla.clock()
+            join public.contract_bids b on b.tenant_id = c.tenant_id and b.call_id = c.id and b.state = 'asked'
+            join public.agent_runs r on r.tenant_id = b.tenant_id and r.id = b.run_id and r.finished_at is null
+            where p.tenant_id = p_step.tenant_id and p.execution_id = p_step.execution_id and p.node = p_step.node and p.item = p_step.item and p.finished_at is null order by r.execution_id loop
+        update public.contract_bids b set state = 'late' where b.tenant_id = p_step.tenant_id and b.id = v_bid.id;
+        perform vanilla.cancel_one(p_step.tenant_id, v_bid.execution_id, 'late');
+    end loop;
+end
+$f$;
+comment on function vanilla.late_bids(public.workflow_executions, public.workflow_queue) is 'Ends the runs of bidders that have not bid in time.';
+
 create or replace function vanilla.start_delegates(p_execution public.workflow_executions, p_step public.workflow_queue) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -2364,8 +2624,7 @@ declare
     v_speaker public.agent_versions;
     v_row public.agent_run_steps;
     v_version public.agent_versions;
-    v_child public.workflow_executions;
-    v_made public.agent_runs;
+    v_made uuid;
     v_started integer := 0;
     v_share bigint;
 begin
@@ -2379,28 +2638,16 @@ begin
         begin
             v_version := vanilla.agent_of(v_run.tenant_id, v_run.user_id, coalesce((select x.value ->> 'agent' from jsonb_array_elements(v_speaker.definition -> 'delegates') x
                 where split_part(x.value ->> 'agent', '@', 1) = substr(v_row.name, 13)), substr(v_row.name, 13)));
-            if p_execution.depth >= 5 then perform vanilla.refuse('VS409', 'executions start each other at most five deep', '{"limit": 5}'); end if;
-            perform vanilla.agent_flow(v_version);
-            v_child := vanilla.new_execution(p_execution.user_id, (select row(w.*)::public.workflow_versions from public.workflow_versions w
-                where w.tenant_id = v_version.tenant_id and w.workflow_id = v_version.agent_id and w.version = v_version.version),
-                jsonb_build_object('message', coalesce(v_row.arguments -> 'message', v_row.arguments)), p_execution.priority);
-            v_child.depth := p_execution.depth + 1;
-            v_child.parent_execution_id := p_execution.id;
-            v_child.parent_node := p_step.node;
-            v_child.parent_item := p_step.item;
-            v_child.started_by := p_execution.started_by;
-            v_child.api_key_id := p_execution.api_key_id;
-            v_made := vanilla.insert_run(vanilla.new_run(v_version, v_child, 1::smallint, -1, v_child.input), v_run, v_share);
-            perform vanilla.insert_execution(v_child, '{}');
+            v_made := vanilla.start_child_run(p_execution, p_step, v_run, v_version, coalesce(v_row.arguments -> 'message', v_row.arguments), v_share);
         exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then
             update public.agent_run_steps s set status = 'failed', result = jsonb_build_object('error', sqlerrm), finished_at = vanilla.clock()
                 where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
             continue;
         end;
-        update public.agent_run_steps s set child_run_id = v_made.id where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
+        update public.agent_run_steps s set child_run_id = v_made where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
         v_started := v_started + 1;
     end loop;
-    return v_started;
+    return v_started + vanilla.start_contracts(p_execution, p_step, v_run);
 end
 $f$;
 comment on function vanilla.start_delegates(public.workflow_executions, public.workflow_queue) is
@@ -2468,14 +2715,36 @@ end
 $f$;
 comment on function vanilla.end_runs(uuid, uuid, text, jsonb, smallint[]) is 'Runs that are under way when their execution ends, or when their nodes are to run again, end too.';
 
+create or replace function vanilla.agents_due(p_step public.workflow_queue) returns timestamptz
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    select least(vanilla.clock() + make_interval(secs => n.timeout_s), (
+            select min(c.deadline_at) from public.agent_runs r join public.contract_calls c on c.tenant_id = r.tenant_id and c.run_id = r.id and c.state = 'open'
+            where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item and r.finished_at is null
+              and c.deadline_at > vanilla.clock()))
+        from public.workflow_nodes n where n.tenant_id = p_step.tenant_id and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = p_step.node
+$f$;
+comment on function vanilla.agents_due(public.workflow_queue) is 'How long a run waits for those it asked: as long as its node lets an attempt run, or until the next bids are due.';
+
 create or replace function vanilla.agents_ended(p_execution public.workflow_executions, p_step public.workflow_queue, p_told boolean) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
-    v_running uuid[] := array(select e.id from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id
-        and e.parent_node = p_step.node and e.parent_item = p_step.item and e.finished_at is null order by e.id);
+    v_late boolean;
+    v_running uuid[];
     v_id uuid;
 begin
+    v_late := not p_told and exists (select from public.agent_runs r join public.contract_calls c on c.tenant_id = r.tenant_id and c.run_id = r.id and c.state = 'open'
+        where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item and r.finished_at is null
+          and c.deadline_at <= vanilla.clock());
+    if v_late then perform vanilla.late_bids(p_execution, p_step); end if;
+    v_running := array(select e.id from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id
+        and e.parent_node = p_step.node and e.parent_item = p_step.item and e.finished_at is null order by e.id);
     if p_told and v_running <> '{}' then return; end if;      -- the last one of them tells again
+    if v_late and v_running <> '{}' then
+        insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
+            values (p_step.tenant_id, p_step.execution_id, p_step.node, p_step.item, p_step.user_id, 'execution', vanilla.agents_due(p_step))
+            on conflict (tenant_id, execution_id, node, item) do update set kind = excluded.kind, due_at = excluded.due_at;
+        return;
+    end if;
     foreach v_id in array v_running loop      -- its time is over
         perform vanilla.cancel_one(p_execution.tenant_id, v_id, 'timeout');
     end loop;
@@ -2489,7 +2758,7 @@ begin
 end
 $f$;
 comment on function vanilla.agents_ended(public.workflow_executions, public.workflow_queue, boolean) is
-    'A run that waits for those it asked goes on when all have ended; when its time is over they are cancelled, and it fails.';
+    'A run that waits for those it asked goes on when all have ended; bids that are late are not waited for; when its time is over they are cancelled, and it fails.';
 
 create or replace function vanilla.delete_runs(p_tenant_id uuid, p_executions uuid[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
@@ -2498,6 +2767,8 @@ declare
         where t.tenant_id = p_tenant_id and t.execution_id = any (p_executions));
 begin
     if v_runs = '{}' then return; end if;
+    delete from public.contract_bids b using public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (v_runs) and b.tenant_id = c.tenant_id and b.call_id = c.id;
+    delete from public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (v_runs);
     delete from public.run_artifacts a where a.tenant_id = p_tenant_id and a.run_id = any (v_runs);
     delete from public.agent_run_state s where s.tenant_id = p_tenant_id and s.root_run_id = any (v_runs);
     delete from public.agent_run_steps s where s.tenant_id = p_tenant_id and s.run_id = any (v_runs);
@@ -2511,6 +2782,8 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqsc
 declare
     v_agents uuid[];
 begin
+    delete from public.contract_bids b where b.tenant_id = p_user.tenant_id and b.user_id = p_user.id;
+    delete from public.contract_calls c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id;
     delete from public.run_artifacts a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id;
     delete from public.agent_run_state s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
     delete from public.agent_run_steps s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;

@@ -68,6 +68,8 @@ begin
             ('agent_run_steps', 'user_read', '{}', false, null),
             ('agent_run_state', 'user_read', '{}', false, null),
             ('run_artifacts', 'user_read', '{}', false, null),
+            ('contract_calls', 'user_read', '{}', false, null),
+            ('contract_bids', 'user_read', '{}', false, null),
             ('usage_events', 'admin_only', '{}', true, null),
             ('resource_performance_metrics', 'admin_only', '{}', false, null),
             ('resource_health', 'admin_only', '{}', false, null),

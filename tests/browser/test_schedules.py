@@ -52,8 +52,21 @@ async def test_every_state_is_shown_and_the_buttons_act(
     await root.visit("/schedules")
     pills = root.page.locator("tbody .pill")
     await expect(pills).to_have_text(
-        [*["waiting"] * 11, "running", "failing", "waiting", "held", "due", "waiting", "paused", "due", "waiting"]
-    )  # in the order of names; that of workers has a period of ten seconds
+        # in the order of names; metrics and workers have a period of ten seconds
+        [
+            *["waiting"] * 13,
+            "due",
+            "running",
+            "failing",
+            "waiting",
+            "held",
+            "due",
+            "waiting",
+            "paused",
+            "due",
+            "waiting",
+        ]
+    )
     await expect(root.page.get_by_text("canceling statement due to lock timeout")).to_be_visible()
     await expect(root.page.get_by_text("now: wallets: 1200")).to_be_visible()
     assert await root.violations() == []

@@ -115,6 +115,20 @@ async def test_a_panel_talks_by_its_floor(desk: Studio, floor: str, start: str) 
     await settled(desk, run)
 
 
+async def test_a_contract_goes_to_the_member_who_asks_least(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    offers = {name: agent(says(f'{{"price_tokens": {price}}}')) for name, price in (("dear", 3000), ("cheap", 900))}
+    lead = agent(calls(("contract_out", {"message": "Mow the lawn."})), says("Mown."))
+    made = await saved(desk, {"name": "yard", "pattern": "contract_net", "agents": {"boss": lead, **offers}})
+    run = await desk.ended(await desk.start(person, made.start))
+    assert run["output"]["text"] == "Mown."
+    won = await desk.shop.operator.fetchval(
+        "select a.slug from contract_bids b join agents a on a.id = b.agent_id where b.state = 'done' and a.slug like 'yard-%' order by b.id desc limit 1"
+    )
+    assert won == "yard-cheap"
+    await settled(desk, run)
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

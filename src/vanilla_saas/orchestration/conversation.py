@@ -11,7 +11,7 @@ from vanilla_saas.orchestration.definition import AgentDefinition
 
 SHOWN = 65_536
 """Characters of what a tool gave that the model reads."""
-TRANSFER, DELEGATE = "transfer_to_", "delegate_to_"
+TRANSFER, DELEGATE, CONTRACT = "transfer_to_", "delegate_to_", "contract_out"
 
 ALMOST = "You have used most of the budget of this run. Come to an end soon."
 BID = "How much do you want to say something now? Answer with a number from 0 (not at all) to 100, and nothing else."
@@ -45,6 +45,11 @@ class Run:
     @property
     def definition(self) -> AgentDefinition:
         return AgentDefinition.model_validate(self.view["speaker"]["definition"])
+
+    @property
+    def output(self) -> Any:
+        """JSON schema of the answer: of a bid its own, else the agent's."""
+        return self.view["output_schema"] or self.definition.output
 
     @property
     def others(self) -> Mapping[str, str]:
@@ -125,7 +130,7 @@ def of_call(step: Mapping[str, Any]) -> str:
     result = step["result"]
     if step["kind"] == "handoff" and step["status"] == "done":
         return f"The conversation was handed over to {result['agent']}."
-    if step["kind"] == "delegate" and step["status"] == "done":
+    if step["kind"] in ("delegate", "contract") and step["status"] == "done":
         return _text(result["output"].get("json") or result["output"].get("text"))
     return _text(result)
 
@@ -156,6 +161,11 @@ def _agents(run: Run) -> Iterator[dict[str, Any]]:
         message = {"type": "string", "description": "The task, with all that is needed for it."}
         schema = {"type": "object", "properties": {"message": message}, "required": ["message"]}
         yield _function(DELEGATE + edge.slug, text, schema)
+    if definition.contract is not None:
+        about = "; ".join(f"{edge.slug}: {run.others.get(edge.slug, '')}" for edge in definition.contract.bidders)
+        text = f"Puts a task out to bids, gives it to the best one and waits for the work. They can bid: {about}"
+        message = {"type": "string", "description": "The task, with all that is needed for it."}
+        yield _function(CONTRACT, text, {"type": "object", "properties": {"message": message}, "required": ["message"]})
 
 
 def _function(name: str, description: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,19 @@ class Chat(Strict):
     until: str | None = Field(None, min_length=1, max_length=200, description="a message with these words ends it")
 
 
+class Contract(Strict):
+    """Contract net: the tool `contract_out` puts a task out to bidders; the best bid gets it, at its price."""
+
+    bidders: list[Edge] = Field(min_length=1, max_length=20)
+    rule: Literal["lowest", "score"] = Field(
+        "lowest", description="the price, or the price by what became of work before"
+    )
+    bid_s: int = Field(60, ge=1, le=86_400, description="seconds that bids are waited for")
+    bid_tokens: int = Field(2000, ge=1, le=10**12, description="what a bid itself may cost")
+    most_tokens: int | None = Field(None, ge=1, le=10**12, description="dearer bids are refused")
+    accept: Schema | None = Field(None, description="JSON schema of the work; what does not fit goes to the next bid")
+
+
 class Limits(Strict):
     """What a run may; `requests`, `tool_calls` and `children` hold for its whole tree."""
 
@@ -85,6 +98,7 @@ class AgentDefinition(Strict):
     handoffs: list[Edge] = Field([], max_length=50, description="agents that it may hand the conversation to")
     delegates: list[Edge] = Field([], max_length=50, description="agents that it may give tasks to")
     chat: Chat | None = None
+    contract: Contract | None = None
     output: Schema | None = Field(None, description="JSON schema of the answer; left out: a text")
     limits: Limits = Limits()
     loop: Literal["builtin", "pydantic_ai"] = Field("builtin", description="who drives it; pydantic_ai needs the extra")

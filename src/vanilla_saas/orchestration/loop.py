@@ -92,7 +92,7 @@ class Turns:
                 return ended
             if state.open_calls("tool"):  # what they gave is read from the journal
                 state = await self.begin()
-            if state.open_calls("delegate"):
+            if state.open_calls("delegate") or state.open_calls("contract"):
                 return waiting({"kind": "agents"})
             corrections = await self._corrections(state)
             answer = state.answer()
@@ -198,7 +198,7 @@ class Turns:
 
     async def _corrections(self, state: Run) -> dict[int, str]:
         """What is wrong with answers that must be of a schema, by their place in the journal."""
-        schema = state.definition.output
+        schema = state.output
         found: dict[int, str] = {}
         if schema is None:
             return found
@@ -256,8 +256,8 @@ class Turns:
             body["temperature"] = definition.temperature
         if definition.max_output_tokens is not None:
             body["max_completion_tokens"] = definition.max_output_tokens
-        if isinstance(definition.output, Mapping):
-            form = {"name": "answer", "schema": definition.output}
+        if isinstance(state.output, Mapping):
+            form = {"name": "answer", "schema": state.output}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         return body
 
@@ -285,7 +285,7 @@ class Turns:
 
     def _answered(self, state: Run, answer: Mapping[str, Any], stop_reason: str) -> Outcome:
         text, value = answer.get("text") or "", None
-        if state.definition.output is not None:
+        if state.output is not None:
             try:
                 value = orjson.loads(text)
             except orjson.JSONDecodeError:  # of a wrap-up: there is no turn to correct it in

@@ -104,7 +104,9 @@ class _JournalModel(Model):
             ]
         state = self.state = await self._turns.turn(self.state, body)
         known = {tool.name for tool in parameters.function_tools}
-        if any(step["name"] not in known for kind in ("tool", "delegate") for step in state.open_calls(kind)):
+        if any(
+            step["name"] not in known for kind in ("tool", "delegate", "contract") for step in state.open_calls(kind)
+        ):
             raise _Left  # a tool that it does not have is told to it by whoever begins anew
         said = [step for step in state.steps if step["turn"] == state.turns]
         answer = said[0]["result"]
@@ -117,7 +119,7 @@ class _JournalModel(Model):
         step = next(step for step in reversed(self.state.steps) if step["call_id"] == call_id)
         if step["kind"] == "handoff" and step["status"] != "failed":
             raise _Left
-        if step["kind"] == "delegate" and step["status"] == "open":
+        if step["kind"] in ("delegate", "contract") and step["status"] == "open":
             rest = [one for one in self.state.open_calls("tool") if one["n"] > step["n"]]
             raise _Left(None if rest else waiting({"kind": "agents"}))
         if step["status"] == "open":

@@ -7,7 +7,7 @@
       writer: {model: sandbox-small, instructions: "Write an article of what you are given."}
 
 Of a team `newsroom` the agents are saved as `newsroom-researcher` and `newsroom-writer`, and what is started is the
-workflow `newsroom`; of the patterns handoff, manager and group_chat it is an agent. Nothing else knows of teams.
+workflow `newsroom`; of the other patterns than sequential and concurrent it is an agent. Nothing else knows of teams.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from vanilla_saas.orchestration.definition import AgentDefinition, Chat, Edge
+from vanilla_saas.orchestration.definition import AgentDefinition, Chat, Contract, Edge
 from vanilla_saas.workflows.definition import Definition
 from vanilla_saas.workflows.fields import ObjectSchema, Strict
 
-Pattern = Literal["sequential", "concurrent", "handoff", "manager", "group_chat"]
+Pattern = Literal["sequential", "concurrent", "handoff", "manager", "group_chat", "contract_net"]
 MESSAGE: Mapping[str, Any] = {
     "type": "object",
     "properties": {"message": {"type": "string", "minLength": 1}},
@@ -98,6 +98,14 @@ def plan(team: Team) -> Plan:
         words = MANAGE.format(members=", ".join(members)) + team.agents[lead].instructions
         edges = [Edge(agent=team.slug(name), again=True) for name in members]
         manager = _with(team, team.agents[lead], delegates=edges).model_copy(update={"instructions": words})
+        return Plan(made | {team.slug(lead): manager}, team.slug(lead), None)
+    if team.pattern == "contract_net":
+        bidders = [name for name in team.agents if name != lead]
+        made = {team.slug(name): team.agents[name] for name in bidders}
+        own = team.agents[lead].contract
+        terms = {} if own is None else own.model_dump(exclude={"bidders"})
+        contract = Contract(bidders=[Edge(agent=team.slug(name)) for name in bidders], **terms)
+        manager = _with(team, team.agents[lead].model_copy(update={"contract": contract}))
         return Plan(made | {team.slug(lead): manager}, team.slug(lead), None)
     if team.pattern == "group_chat":
         return _chat(team, lead)

@@ -1,0 +1,95 @@
+"""Contract net: a task is put out to bids, exactly one gets it, and the next one when the work fails."""
+
+import json
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.conftest import Person
+from tests.orchestration.studio import Studio, agent, calls, says
+from tests.orchestration.test_runs import settled
+
+TASK = calls(("contract_out", {"message": "Paint the fence."}))
+COLOUR = {"type": "object", "properties": {"colour": {"enum": ["green", "blue"]}}, "required": ["colour"]}
+
+
+def bid(price: int, **script: Any) -> dict[str, Any]:
+    return says(json.dumps({"price_tokens": price, "plan": "Quickly."}), **script)
+
+
+async def bidder(desk: Studio, answer: dict[str, Any], work: str = '{"colour": "green"}') -> str:
+    """Bids when it is asked for a bid and works when it is given the work: its first turn in either run."""
+    text = "You paint.{% if input.message is mapping %}\nsandbox: %s{% else %}\nsandbox: %s{% endif %}"
+    scripts = [json.dumps({"turns": [turn]}) for turn in (answer, says(work))]
+    parts = text.split("%s")
+    instructions = (
+        "".join(a + "{% raw %}" + b + "{% endraw %}" for a, b in zip(parts, scripts, strict=False)) + parts[-1]
+    )
+    return await desk.save({"instructions": instructions, "model": "sandbox-small"})
+
+
+async def run(desk: Studio, person: Person, bidders: list[str], *turns: Any, **contract: Any) -> dict[str, Any]:
+    boss = await desk.save(agent(TASK, *turns, says("Painted."), contract={"bidders": bidders} | contract))
+    found = await desk.ended(await desk.start(person, boss), seconds=40)
+    await settled(desk, found)
+    return found
+
+
+async def bids(desk: Studio, run: dict[str, Any]) -> dict[str, tuple[str, int | None]]:
+    rows = await desk.shop.operator.fetch(
+        "select a.slug, b.state, b.price_tokens from contract_bids b join contract_calls c on c.id = b.call_id"
+        " join agents a on a.id = b.agent_id where c.run_id = $1",
+        run["id"],
+    )
+    return {row["slug"]: (row["state"], row["price_tokens"]) for row in rows}
+
+
+async def test_of_five_bidders_one_gets_the_work(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    cheap, fair, dear, late, mute = [
+        await bidder(desk, answer)
+        for answer in (bid(900), bid(2000), bid(9000), bid(10, latency_ms=30_000), says("No idea."))
+    ]
+    found = await run(desk, person, [dear, fair, cheap, late, mute], most_tokens=5000, bid_s=3, accept=COLOUR)
+    assert (found["stop_reason"], found["output"]["text"]) == ("done", "Painted.")
+    assert await bids(desk, found) == {
+        cheap: ("done", 900), fair: ("rejected", 2000), dear: ("refused", 9000), late: ("late", None), mute: ("refused", None),
+    }  # fmt: skip
+    work = await desk.shop.operator.fetchrow(
+        "select r.* from agent_runs r join contract_bids b on b.work_run_id = r.id join contract_calls c on c.id = b.call_id where c.run_id = $1",
+        found["id"],
+    )
+    budget = await desk.shop.operator.fetchval(
+        "select budget_tokens from resource_allocations where id = $1", work["allocation_id"]
+    )
+    assert (budget, work["state"]) == (900, "completed")
+
+
+async def test_work_that_does_not_fit_goes_to_the_next_bid_and_counts_the_next_time(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    bad = await bidder(desk, bid(1000), work='{"colour": "red"}')
+    good = await bidder(desk, bid(1500))
+    first = await run(desk, person, [bad, good], rule="score", accept=COLOUR)
+    assert await bids(desk, first) == {bad: ("failed", 1000), good: ("done", 1500)}
+    # of one that has failed once a third of the work is expected to end well, of the other two thirds
+    second = await run(desk, person, [bad, good], rule="score", accept=COLOUR)
+    assert await bids(desk, second) == {bad: ("rejected", 1000), good: ("done", 1500)}
+
+
+async def test_nobody_who_can_do_it_is_told_to_the_model(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    bad = await bidder(desk, bid(1000), work="no colour")
+    found = await run(desk, person, [bad], accept=COLOUR)
+    (row,) = [step for step in await desk.steps(found["id"]) if step["kind"] == "contract"]
+    assert (row["status"], row["result"]) == ("failed", {"error": "Nobody who bid could do it."})
+    assert found["stop_reason"] == "done"
+
+
+async def test_a_call_is_awarded_once(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    one, other = await bidder(desk, bid(1000)), await bidder(desk, bid(1001))
+    found = await run(desk, person, [one, other])
+    award = "update contract_bids set state = 'accepted' where state = 'rejected' and call_id in (select id from contract_calls where run_id = $1)"
+    with pytest.raises(asyncpg.UniqueViolationError, match="contract_bids_award_idx"):
+        await desk.shop.operator.execute(award, found["id"])
