@@ -38,7 +38,7 @@ async def test_a_call_is_admitted_for_the_lease_of_the_step(compute: Compute, ad
     (asked,) = admissions.asked
     assert len(asked) == 14
     of_step = {"tenant_id": TENANT, "execution_id": EXECUTION, "n": 0, "item": None}
-    assert asked[-1] == {"worker": WORKER, "lease": 7} | of_step
+    assert asked[-1] == {"worker": WORKER, "lease": 7, "run_id": None, "wrap_up": False} | of_step
     assert asked[:4] == (None, None, None, "sandbox-small"), "neither a key nor a session"
     assert asked[6] == 30
     assert asked[4] >= asked[5] == 9
