@@ -37,6 +37,27 @@ def document(given: object) -> Answer:
     return AgentDefinition.model_validate(given).document()
 
 
+def as_text(definition: Answer) -> str:
+    """YAML as a person would write it: without defaults, and a name alone where nothing is said beside it."""
+    try:
+        plain = AgentDefinition.model_validate(definition).model_dump(
+            mode="json", exclude_defaults=True, exclude_none=True
+        )
+    except ValidationError:
+        return documents.dump_yaml(definition)
+    for field, name in (("tools", "tool"), ("handoffs", "agent"), ("delegates", "agent")):
+        if field in plain:
+            plain[field] = [one[name] if set(one) == {name} else one for one in plain[field]]
+    return documents.dump_yaml(plain)
+
+
+def turns_to(definition: Answer) -> list[tuple[str, str]]:
+    """The agents that one may turn to: how, and the reference of each."""
+    named = [(how, edge) for how in ("handoffs", "delegates") for edge in definition.get(how) or ()]
+    named += [("members", edge) for edge in (definition.get("chat") or {}).get("members") or ()]
+    return [(how, edge["agent"]) for how, edge in named]
+
+
 def _refusal(found: list[dict[str, str]]) -> VanillaError:
     return VanillaError("invalid_definition", "the agent does not validate", {"problems": found}, found[0]["message"])
 
