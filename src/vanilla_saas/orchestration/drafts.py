@@ -1,23 +1,24 @@
-"""A definition of an agent as people give it: read from a text, and everything that is wrong with it at once."""
+"""Definitions of agents and teams as people give them: read from a text, everything that is wrong told at once."""
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.orchestration.definition import AgentDefinition
+from vanilla_saas.orchestration.teams import Plan, Team, plan
 from vanilla_saas.workflows import documents
 
 MAX_PROBLEMS = 200
 Answer = dict[str, Any]
 
 
-def problems(given: object) -> list[dict[str, str]]:
+def problems(given: object, model: type[BaseModel] = AgentDefinition) -> list[dict[str, str]]:
     """`path` with dots, `code` and `message` of each; none: it can be saved, for all that is not the database's."""
     if wrong := documents.not_plain(given):
         return [{"path": wrong[0], "code": "not_json", "message": wrong[1]}]
     try:
-        AgentDefinition.model_validate(given)
+        model.model_validate(given)
     except ValidationError as error:
         return [
             {"path": ".".join(str(part) for part in one["loc"]), "code": one["type"], "message": _said(one["msg"])}
@@ -35,6 +36,13 @@ def document(given: object) -> Answer:
     if found := problems(given):
         raise _refusal(found)
     return AgentDefinition.model_validate(given).document()
+
+
+def team(given: object) -> Plan:
+    """What a team becomes. Raises VanillaError `invalid_definition` with every problem."""
+    if found := problems(given, Team):
+        raise _refusal(found, "the team does not validate")
+    return plan(Team.model_validate(given))
 
 
 def as_text(definition: Answer) -> str:
@@ -58,8 +66,8 @@ def turns_to(definition: Answer) -> list[tuple[str, str]]:
     return [(how, edge["agent"]) for how, edge in named]
 
 
-def _refusal(found: list[dict[str, str]]) -> VanillaError:
-    return VanillaError("invalid_definition", "the agent does not validate", {"problems": found}, found[0]["message"])
+def _refusal(found: list[dict[str, str]], words: str = "the agent does not validate") -> VanillaError:
+    return VanillaError("invalid_definition", words, {"problems": found}, found[0]["message"])
 
 
 def read(text: str | bytes, format: documents.Format) -> Answer:
