@@ -15,6 +15,8 @@ from tests.console.console_support import PASSWORD, set_password, super_admin
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import store as engines
+from vanilla_saas.orchestration import drafts as agent_drafts
+from vanilla_saas.orchestration import store as agents
 from vanilla_saas.workflows import drafts, store
 
 Visit = Callable[..., Awaitable[Visitor]]
@@ -50,6 +52,9 @@ ADMIN = [
     "/engines/research/versions/1",
     "/engines/my/short",
     "/engine-choice?user={other}",
+    "/agents",
+    "/agents/helper",
+    "/agent-runs",
     "/runs/{run}",
     "/runs",
     "/approvals",
@@ -106,6 +111,7 @@ async def _paths(people: People, history: Person) -> list[str]:
     webhook, delivery = await _webhook(people, other)
     await _workflows(people, other)
     run = await _engine(people, history)
+    await _agent(people, history)
     levels = await _plans(people, history)
     ids = {
         "execution": execution,
@@ -205,6 +211,16 @@ async def _engine(people: People, person: Person) -> uuid.UUID:
     await engines.start(operator, tenant, "research@1", {"question": "Why?"}, user_id=user)
     await engines.start(operator, tenant, "research", {"question": "Why?"}, user_id=user)
     return await operator.fetchval(started, user)
+
+
+async def _agent(people: People, person: Person) -> None:
+    """One with tools, limits and others that it may turn to, and a run that has begun."""
+    operator, tenant, user = people.operator, person.identity.tenant_id, person.identity.user_id
+    asked = {"tool": "refund", "approval": {"approvers": ["role:admin"]}}
+    plain = {"instructions": "You help.", "model": "sandbox-small", "description": "Answers questions about orders."}
+    for slug, more in (("billing", {"tools": ["order_of", asked]}), ("helper", {"handoffs": ["billing", "unknown"]})):
+        await agents.save(operator, tenant, slug, agent_drafts.document(plain | more), shared=True, user_id=user)
+    await agents.start(operator, tenant, "helper", {"message": "Hello"}, key="tour", user_id=user)
 
 
 async def _workers(people: People) -> uuid.UUID:

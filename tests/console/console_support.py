@@ -59,6 +59,8 @@ class Page(HTMLParser):
             "/playground",
             "/workflows",
             "/engines",
+            "/agents",
+            "/agent-runs",
             "/runs",
             "/approvals",
             "/keys",

@@ -29,6 +29,8 @@ FOR_USERS = [
     "/workflows",
     "/engines",
     "/engine-choice",
+    "/agents",
+    "/agent-runs",
     "/runs",
     "/approvals",
     "/password",

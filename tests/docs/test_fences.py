@@ -7,13 +7,17 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import get_args
 
 import asyncpg
 import pytest
+import yaml
 
-from tests.conftest import Cluster, migrated_database, serve, settings_for
+from tests.conftest import TEST_KEY, Cluster, migrated_database, serve, settings_for
+from tests.tokens.test_cli import Cli
 from vanilla_saas.app import create_app
-from vanilla_saas.operations.first_run import FirstRun, prepare_first_run
+from vanilla_saas.operations.first_run import DEMO_EMAIL, FirstRun, prepare_first_run
+from vanilla_saas.orchestration.teams import Pattern
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/tutorial.md", "docs/workflows.md", "docs/engines.md"]
@@ -55,6 +59,25 @@ async def test_the_blocks_of_a_page_run(page: str, installation: tuple[str, str,
         assert await connection.fetch("select * from reconcile_token_wallets()") == []
     finally:
         await connection.close()
+
+
+async def test_every_team_of_the_page_of_agents_runs(
+    installation: tuple[str, str, FirstRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _, _ = installation
+    patterns = set()
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("VANILLA_SAAS_HOME", str(tmp_path))
+    monkeypatch.setenv("VANILLA_SAAS_CONTEXT_KEY", TEST_KEY)
+    for language, text in fences("docs/orchestration.md"):
+        if language != "yaml":
+            continue
+        file = tmp_path / "team.yaml"
+        file.write_text(text)
+        found = await Cli().json("agents", "run", str(file), "--user", DEMO_EMAIL, "--input", "message=Mushrooms.")
+        assert (found.get("state") or found["status"]) in ("completed", "succeeded"), (text, found)
+        patterns.add(yaml.safe_load(text)["pattern"])
+    assert patterns == set(get_args(Pattern))
 
 
 def _sql(blocks: list[tuple[str, str]]) -> list[str]:

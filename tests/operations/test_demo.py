@@ -17,6 +17,7 @@ from vanilla_saas.database.connection import Addresses
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations import (
+    demo_agents,
     demo_analytics,
     demo_engines,
     demo_isolation,
@@ -223,6 +224,24 @@ async def test_a_workflow_runs_and_the_wallet_pays_what_its_steps_cost(
         await demo_workflows.run(desk.operator, where, signer, console, desk.owner.identity.user_id, settings)
     assert re.search(r"its steps cost (\d+) tokens, and the wallet paid \1$", said(console), re.MULTILINE)
     assert "score 1.00" in said(console)
+
+
+async def test_a_desk_pays_back_when_an_admin_agrees_and_a_team_works(
+    cluster: Cluster, signer: ContextSigner, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with room(cluster) as desk:
+        where = Addresses(*(cluster.url(login, desk.name) for login in ("postgres", "vanilla_app", "vanilla_runtime")))
+        settings, user_id = settings_for(cluster, desk.name, tmp_path), desk.owner.identity.user_id
+        await demo_agents.show(desk.operator, where, signer, console, user_id, settings)
+        told = said(console)
+        assert "input_required: a refund waits for an admin" in told
+        assert "Your 40 dollars are on their way." in told
+        assert len(re.findall(r"its turns cost (\d+) tokens, the wallet paid \1, and nothing", told)) == 2
+        monkeypatch.setattr(
+            demo_agents, "WALLET", demo_agents.WALLET.replace("spent_tokens,", "spent_tokens * 2 as spent_tokens,")
+        )
+        with pytest.raises(VanillaError, match="were paid"):
+            await demo_agents.show(desk.operator, where, signer, console, user_id, settings)
 
 
 async def test_an_engine_is_promoted_under_a_run_that_keeps_its_version(

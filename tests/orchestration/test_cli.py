@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -67,6 +68,37 @@ async def test_a_file_that_is_wrong_is_refused(vs: Cli, tmp_path: Path) -> None:
     file.write_text("instructions: x\nlimits: {turns: 0}\n")
     refused = await vs.refused("agents", "save", str(file))
     assert {one["path"] for one in refused.detail["problems"]} == {"model", "limits.turns"}
+
+
+@pytest.mark.parametrize("pattern", ["sequential", "handoff"])
+async def test_a_team_of_a_file_is_saved_and_run(vs: Cli, floor: Shop, tmp_path: Path, pattern: str) -> None:
+    user = await floor.person()
+    who = ("--user", user.email)
+    file = tmp_path / "anything.yaml"
+    team = {"name": f"t-{pattern}"[:20], "pattern": pattern, "agents": {"a": agent(says("First.")), "b": agent()}}
+    file.write_text(json.dumps(team))
+    names = [f"{team['name']}-a", f"{team['name']}-b"]
+    saved = await vs.json("agents", "save", str(file), *who, "--shared")
+    assert [(one["slug"], one["version"]) for one in saved["agents"]] == [(name, 1) for name in names]
+    assert saved["start"] == (team["name"] if pattern == "sequential" else names[0])
+    told = (await vs("agents", "save", str(file), *who)).stdout
+    assert f"{names[1]} version 1. Start the" in told
+    given = (*who, "--input", "message=Hi")
+    found = await vs.json("agents", "run", str(file), *given)
+    if pattern == "sequential":
+        assert (found["status"], found["output"]["text"], found["version"]) == ("succeeded", 'You said: "First."', 1)
+        shared = "select shared from ai_workflows where slug = $1"
+        assert await floor.operator.fetchval(shared, team["name"]) is True
+        refused = await vs("agents", "run", str(file), *given, "--tokens", "9", code=2)
+        assert "budget_tokens" in refused.output
+    else:
+        assert (found["state"], found["output"]["text"]) == ("completed", "First.")
+    assert "A team says" in (await vs("agents", "save", str(file), "--slug", "x", code=2)).output
+    begun = await vs.json("agents", "run", str(file), *given, "--no-follow")
+    assert UUID(begun["execution_id"])
+    file.write_text(json.dumps(team | {"lead": "nobody", "agents": {"a": {"model": "m"}}}))
+    wrong = await vs.refused("agents", "save", str(file))
+    assert [one["path"] for one in wrong.detail["problems"]] == ["agents.a.instructions"]
 
 
 async def test_a_client_saves_runs_waits_and_cancels(desk: Studio) -> None:

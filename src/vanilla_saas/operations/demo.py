@@ -20,6 +20,7 @@ from vanilla_saas.database.context import ContextSigner, load_signer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.migrator import migrate
 from vanilla_saas.operations import (
+    demo_agents,
     demo_analytics,
     demo_engines,
     demo_isolation,
@@ -81,9 +82,11 @@ async def _tour(where: Addresses, signer: ContextSigner, console: Console, url: 
         await demo_workflows.run(operator, where, signer, console, tourist.user_id)
         console.rule("9  An engine is promoted under a run", align="left")
         await demo_engines.show(operator, console, tourist.user_id)
-        console.rule("10  Two tenants", align="left")
+        console.rule("10  A support desk, and a team", align="left")
+        await demo_agents.show(operator, where, signer, console, tourist.user_id)
+        console.rule("11  Two tenants", align="left")
         await demo_isolation.show(operator, where.app, signer, console)
-        console.rule("11  A person leaves", align="left")
+        console.rule("12  A person leaves", align="left")
         await demo_person.show(operator, console, tourist.user_id)
     finally:
         await operator.close()

@@ -1,8 +1,9 @@
-"""`vanilla-saas agents`: agents as files, their versions, and their runs, as the operator."""
+"""`vanilla-saas agents`: agents and teams as files, their versions, and their runs, as the operator."""
 
 import asyncio
 import sys
 from contextlib import AsyncExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 from uuid import UUID
@@ -15,17 +16,26 @@ from rich.live import Live
 
 from vanilla_saas.database.connection import Addresses
 from vanilla_saas.database.context import load_signer
-from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, in_parts, show, tell, tenant_id
 from vanilla_saas.logs import configure_logs
-from vanilla_saas.orchestration import drafts, run_events, store
+from vanilla_saas.orchestration import files, run_events, store
 from vanilla_saas.orchestration.models import State
 from vanilla_saas.orchestration.run_view import tree
+from vanilla_saas.orchestration.teams import Plan
 from vanilla_saas.settings import Settings
 from vanilla_saas.tokens.store import find_user
-from vanilla_saas.workflows import execution_store
+from vanilla_saas.workflows import execution_store, executions
 from vanilla_saas.workflows.documents import dump_yaml
-from vanilla_saas.workflows.run_cli import DRAIN_S, LOOK_S, SUFFIXES, InputFields, InputFile, read_input
+from vanilla_saas.workflows.run_cli import (
+    DRAIN_S,
+    LOOK_S,
+    SUFFIXES,
+    InputFields,
+    InputFile,
+    follow_to_the_end,
+    read_input,
+    tell_run,
+)
 from vanilla_saas.workflows.working import options_of, worker_alone, working
 
 agents = typer.Typer(no_args_is_help=True, help="Agents of a tenant: saved, run within budgets, watched, cancelled.")
@@ -45,24 +55,33 @@ def save(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="A definition in YAML, or JSON when it ends so.", exists=True, dir_okay=False
+            metavar="FILE", help="An agent or a team in YAML, or JSON when it ends so.", exists=True, dir_okay=False
         ),
     ],
     user: Annotated[str | None, typer.Option(help="Whose it is to be, when it is new: email or UUID.")] = None,
-    slug: Annotated[str | None, typer.Option(help="The file's name without.")] = None,
+    slug: Annotated[str | None, typer.Option(help="Of an agent [the file's name]; a team says its own.")] = None,
     shared: Shared = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Make an agent of a file, or its next version."""
-    document = _read(path)
+    """Make an agent of a file, or its next version; of a team its agents and the workflow in which they run."""
+    document = files.read(path)
+    if slug and isinstance(document, Plan):
+        raise typer.BadParameter("A team says its own name.", param_hint="--slug")
 
     async def run(connection: asyncpg.Connection) -> Answer:
         owner = await tenant_id(connection, tenant)
         user_id = (await find_user(connection, tenant, user))[1] if user else None
-        return await _save(connection, owner, slug or path.stem, document, shared, user_id)
+        if isinstance(document, Plan):
+            return await files.save_team(connection, owner, document, shared, user_id)
+        return await files.save_agent(connection, owner, slug or path.stem, document, shared, user_id)
 
     saved = as_operator(run)
+    if isinstance(document, Plan):
+        names = ", ".join(f"{one['slug']} version {one['version']}" for one in saved["agents"])
+        kind = "workflow" if saved["is_workflow"] else "agent"
+        tell(f"The team is saved: {names}. Start the {kind} {saved['start']}.", saved, as_json)
+        return
     again = " already" if saved["unchanged"] else ""
     tell(f"{saved['slug']} is saved{again}: version {saved['version']}, {saved['hash'][:12]}.", saved, as_json)
 
@@ -118,7 +137,9 @@ def retire(name: Name, tenant: TenantSlug = "default", as_json: AsJson = False) 
 def run(
     what: Annotated[
         str,
-        typer.Argument(metavar="REF_OR_FILE", help="slug, slug@3, or a definition in YAML or JSON, which is saved."),
+        typer.Argument(
+            metavar="REF_OR_FILE", help="slug, slug@3, or an agent or a team in YAML or JSON, which is saved."
+        ),
     ],
     value: InputFields = None,
     input_file: InputFile = None,
@@ -129,21 +150,32 @@ def run(
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Run an agent within a budget and show how it goes; exit code 1 when it does not complete.
+    """Run an agent or a team within a budget and show how it goes; exit code 1 when it does not complete.
 
     When no worker is running, the turns run in this command.
     """
     given = read_input(value or [], input_file)
     path = Path(what) if what.endswith(SUFFIXES) or "/" in what else None
-    document = _read(path) if path else None
+    document = files.read(path) if path else None
+    flow = document if isinstance(document, Plan) and document.workflow is not None else None
+    if flow and tokens:
+        raise typer.BadParameter("The budget of this team is its budget_tokens.", param_hint="--tokens")
 
     async def act(connection: asyncpg.Connection, where: Addresses) -> Answer:
         owner = await tenant_id(connection, tenant)
         payer = (await find_user(connection, tenant, user))[1] if user else None
         payer = payer or await execution_store.only_user(connection, owner)
         ref = what
-        if path and document:
-            ref = (await _save(connection, owner, path.stem, document, None, payer))["slug"]
+        if isinstance(document, Plan):
+            ref = (await files.save_team(connection, owner, document, None, payer))["start"]
+        elif path and document:
+            ref = (await files.save_agent(connection, owner, path.stem, document, None, payer))["slug"]
+        if flow:
+            started = await executions.start(
+                partial(nullcontext, connection), owner, ref, given, key=key, user_id=payer
+            )
+            execution = UUID(started["execution_id"])
+            return await follow_to_the_end(connection, where, owner, execution, as_json) if follow else started
         started = await store.start(connection, owner, ref, given, tokens=tokens, key=key, user_id=payer)
         run_id = UUID(started["run_id"])
         if not follow:
@@ -151,6 +183,9 @@ def run(
         return await _follow(connection, where, owner, run_id, as_json)
 
     found = in_parts(act)
+    if flow:
+        tell_run(found, follow, as_json)
+        return
     if not follow:
         tell(f"It runs: {found['run_id']}.", found, as_json)
         return
@@ -213,31 +248,6 @@ def cancel(
         return await store.cancel(connection, await tenant_id(connection, tenant), run_id, reason)
 
     tell("It is cancelled.", as_operator(run), as_json)
-
-
-def _read(path: Path) -> Answer:
-    try:
-        given = drafts.read(path.read_bytes(), "json" if path.suffix == ".json" else "yaml")
-    except FileNotFoundError:
-        raise VanillaError("not_found", f"There is no file {path}.") from None
-    if found := drafts.problems(given):
-        for problem in found:
-            typer.echo(f"{problem['path'] or 'definition'}: {problem['message']} ({problem['code']})", err=True)
-    return drafts.document(given)
-
-
-async def _save(
-    connection: asyncpg.Connection, owner: UUID, slug: str, document: Answer, shared: bool | None, user_id: UUID | None
-) -> Answer:
-    """Of one that is there its owner's next version; a new one is the only user's when none is named."""
-    try:
-        await store.find(connection, owner, slug)
-        user_id = None
-    except VanillaError as error:
-        if error.name != "not_found":
-            raise
-        user_id = user_id or await execution_store.only_user(connection, owner)
-    return await store.save(connection, owner, slug, document, shared=shared, user_id=user_id)
 
 
 async def _tree(connection: asyncpg.Connection, owner: UUID, run_id: UUID) -> Answer:

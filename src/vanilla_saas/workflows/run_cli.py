@@ -70,7 +70,7 @@ def run(
         user_id = (await find_user(connection, tenant, user))[1] if user else None
         name = what if definition is None else Path(what).stem
         if definition is not None:
-            await _publish(connection, owner, name, definition, user_id)
+            await publish(connection, owner, name, definition, user_id)
         started = await executions.start(
             partial(nullcontext, connection), owner, name, given, version=version, key=key, user_id=user_id
         )
@@ -147,8 +147,13 @@ def _read(path: Path) -> Answer:
         raise VanillaError("not_found", f"There is no file {path}.") from None
 
 
-async def _publish(
-    connection: asyncpg.Connection, owner: UUID, slug: str, definition: Answer, user_id: UUID | None
+async def publish(
+    connection: asyncpg.Connection,
+    owner: UUID,
+    slug: str,
+    definition: Answer,
+    user_id: UUID | None,
+    shared: bool | None = None,
 ) -> None:
     """Makes the latest version of a workflow what the file says."""
     try:
@@ -157,10 +162,10 @@ async def _publish(
         if error.name != "not_found":
             raise
         new_for = user_id or await execution_store.only_user(connection, owner)
-        await store.save(connection, owner, slug, definition, user_id=new_for)
+        await store.save(connection, owner, slug, definition, shared=shared, user_id=new_for)
     else:
-        if found["draft"] != definition:
-            await store.save(connection, owner, slug, definition)
+        if found["draft"] != definition or shared not in (None, found["shared"]):
+            await store.save(connection, owner, slug, definition, shared=shared)
     made = await drafts.publish(partial(nullcontext, connection), owner, slug)
     if not made["unchanged"]:
         typer.echo(f"{slug} is published: version {made['version']}.", err=True)
