@@ -14,6 +14,7 @@ from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import pages as engines_pages
 from vanilla_saas.engines.chat import ChatEngines
+from vanilla_saas.engines.protocols.surface import Mcp
 from vanilla_saas.engines.routes import router as engines_router
 from vanilla_saas.engines.run_routes import router as engine_runs_router
 from vanilla_saas.engines.waiting import Ends
@@ -95,6 +96,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                         working.enter_context(ended_by_signals(app.state.streams))
                         yield
                 finally:
+                    await app.state.mcp.close()
                     await app.state.scheduler.close()
                     await app.state.webhooks.close()
                     await calls.close()
@@ -124,6 +126,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         operations_pages, backups_pages, workflows_pages, engines_pages, run_pages, schedule_pages, approval_pages,
         routing_pages,
     )  # fmt: skip
+    app.state.mcp = Mcp()
+    app.router.add_route(Mcp.path, app.state.mcp, include_in_schema=False)
     console.install(app, *(page.ROOM for page in pages))
     return app
 

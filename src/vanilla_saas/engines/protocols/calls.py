@@ -1,0 +1,160 @@
+"""What every protocol does with engines and agents: lists those of a caller, starts one, waits for it, ends it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+import asyncpg
+from fastapi import Request
+
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.engines import chat_store, runs, starts
+from vanilla_saas.engines import store as engine_store
+from vanilla_saas.engines.protocols import store
+from vanilla_saas.tenancy.identity import Caller, acting, client_ip, token_hash
+from vanilla_saas.workflows import execution_store
+from vanilla_saas.workflows.execution_routes import require_spender
+from vanilla_saas.workflows.executions import refuse_budget, require_fit
+
+WAIT_S = 600.0
+"""How long somebody waits for the end of a run at most: as long as a model call may take."""
+MESSAGE = {
+    "type": "object",
+    "properties": {"message": {"type": "string", "description": "what the agent is told"}},
+    "required": ["message"],
+    "additionalProperties": False,
+}
+"""What an agent is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An engine or an agent that a caller may run."""
+
+    kind: Literal["engine", "agent"]
+    slug: str
+    name: str
+    description: str
+    version: int
+    input: dict[str, Any]
+    output: dict[str, Any] | None
+    parameters: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A run that a request of the caller is about."""
+
+    request: Request
+    caller: Caller
+    offer: Offer
+    execution_id: UUID
+    replayed: bool
+
+
+async def offers(request: Request, caller: Caller) -> list[Offer]:
+    """Engines and agents that the caller may run: of a key of an engine that one, without the scope chat none."""
+    tenant_id = caller.identity.tenant_id
+    async with acting(request, caller, read_only=True) as connection:
+        if runs.key_of_engine(caller) is not None:
+            return await _of_key(connection, caller)
+        try:
+            caller.require_scope("chat")
+            await refuse_budget(connection, tenant_id, caller.key_id)
+        except VanillaError:
+            return []
+        cards = await engine_store.cards(connection, tenant_id)
+        agents = await store.agents(connection, tenant_id)
+    return [_engine(card) for card in cards if card["access"] == "execute"] + [_agent(row) for row in agents]
+
+
+async def _of_key(connection: asyncpg.Connection, caller: Caller) -> list[Offer]:
+    row = await connection.fetchrow(chat_store.RESOLVE, None, caller.identity.tenant_id, caller.key_id)
+    found = row["found"]
+    if found["denied_reason"]:
+        return []
+    cards = await engine_store.cards(connection, caller.identity.tenant_id)
+    of_name = next((card for card in cards if str(card["engine_id"]) == str(found["engine_id"])), {})
+    # the key may have another version than its name means
+    output = of_name.get("output") if of_name.get("version") == found["version"] else None
+    blank = {"name": found["engine"], "description": ""}
+    return [_engine(blank | of_name | found | {"slug": found["engine"], "output": output})]
+
+
+def _engine(card: dict[str, Any]) -> Offer:
+    return Offer(
+        "engine",
+        card["slug"],
+        card["name"],
+        card["description"],
+        card["version"],
+        card["input"] or {},
+        card["output"],
+        card["parameters"],
+    )
+
+
+def _agent(row: dict[str, Any]) -> Offer:
+    return Offer("agent", row["slug"], row["name"], row["description"], row["version"], MESSAGE, None)
+
+
+async def offered(request: Request, caller: Caller, kind: str, slug: str) -> Offer:
+    """One of `offers`. Raises VanillaError `not_found`, in the same words whatever the reason."""
+    if re.fullmatch(engine_store.SLUG, slug):
+        for offer in await offers(request, caller):
+            if (offer.kind, offer.slug) == (kind, slug):
+                return offer
+    raise VanillaError("not_found", f"There is no {kind} {slug} that you may run.", {kind: slug})
+
+
+async def start(request: Request, caller: Caller, offer: Offer, given: dict[str, Any], key: str | None) -> Called:
+    """Starts it as REST does: the input is looked at first, the same key and input answer with the first run.
+
+    Raises VanillaError `invalid_input` naming fields, and all that a start is refused for.
+    """
+    tenant_id = caller.identity.tenant_id
+    if runs.key_of_engine(caller) is not None:
+        database, request_id = request.app.state.database, getattr(request.state, "request_id", "")
+        started = await starts.start_by_key(
+            database, token_hash(caller.token), None, given, key, request_id, client_ip(request)
+        )
+    else:
+        await require_spender(request, caller)
+        if offer.kind == "engine":
+            started = await starts.start(lambda: acting(request, caller), tenant_id, offer.slug, given, key=key)
+        else:
+            await require_fit([MESSAGE], given, "input")
+            async with acting(request, caller) as connection:
+                started = await store.start_agent(connection, tenant_id, offer.slug, given, key)
+    return Called(request, caller, offer, UUID(started["execution_id"]), started["replayed"])
+
+
+async def found(request: Request, caller: Caller, execution_id: UUID) -> store.Answer:
+    """A run as it is. Raises VanillaError `not_found`."""
+    async with acting(request, caller, read_only=True) as connection:
+        return await store.run(connection, caller.identity.tenant_id, execution_id, runs.key_of_engine(caller))
+
+
+async def ended(request: Request, caller: Caller, execution_id: UUID, seconds: float) -> store.Answer:
+    """A run as it is when it has ended, the time is over or the process stops.
+
+    Raises VanillaError when the key or session is not good any more.
+    """
+    ends = request.app.state.ends
+    await runs.wait(ends, caller, execution_id, seconds, runs.again(request, caller))
+    return await found(request, caller, execution_id)
+
+
+async def cancel(request: Request, caller: Caller, execution_id: UUID, reason: str) -> store.Answer:
+    """Ends a run that the caller may see; one that has ended stays as it ended."""
+    if runs.key_of_engine(caller) is None:
+        caller.require_scope("chat")
+    await found(request, caller, execution_id)
+    try:
+        async with acting(request, caller) as connection:
+            await execution_store.cancel(connection, caller.identity.tenant_id, execution_id, reason)
+    except VanillaError as error:
+        if error.name != "invalid_state":
+            raise
+    return await found(request, caller, execution_id)

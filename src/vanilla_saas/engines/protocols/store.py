@@ -1,0 +1,56 @@
+"""Statements of engines and agents that are called by another protocol, beside those of every run."""
+
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from vanilla_saas.database.errors import VanillaError
+
+Answer = dict[str, Any]
+
+AGENTS = """
+select a.slug, a.name, a.description, a.latest_version as version, v.definition -> 'output' as output
+from public.agents a
+join public.agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id and v.version = a.latest_version
+where a.tenant_id = $1 and a.status = 'active'
+order by a.slug
+"""
+START_AGENT = "select public.start_agent($1, $2, p_idempotency_key => $3, p_tenant_id => $4)"
+RUN = """
+select e.id as execution_id, e.user_id, e.status, e.reason, e.error, e.input, e.output, e.charged_tokens, e.cost_micros,
+    e.idempotency_key, e.started_at, e.finished_at, x.engine_id, coalesce(x.version, r.version) as version, r.agent_id,
+    a.slug as agent, r.id as run_id, r.state, r.stop_reason
+from public.workflow_executions e
+left join public.engine_executions x on x.tenant_id = e.tenant_id and x.id = e.id
+left join lateral (
+    select r.id, r.agent_id, r.version, r.state, r.stop_reason
+    from public.agent_runs r
+    where r.tenant_id = e.tenant_id and r.execution_id = e.id and r.parent_run_id is null and r.agent_id = e.workflow_id
+    order by r.id desc
+    limit 1) r on true
+left join public.agents a on a.tenant_id = e.tenant_id and a.id = r.agent_id
+where e.tenant_id = $1 and e.id = $2 and (x.id is not null or r.id is not null)
+    and ($3::uuid is null or x.api_key_id = $3)
+"""
+
+
+async def agents(connection: asyncpg.Connection, tenant_id: UUID) -> list[Answer]:
+    """Agents that the caller may run."""
+    return [dict(row) for row in await connection.fetch(AGENTS, tenant_id)]
+
+
+async def start_agent(
+    connection: asyncpg.Connection, tenant_id: UUID, slug: str, given: Answer, key: str | None
+) -> Answer:
+    """`start_agent`: execution_id, run_id, status, replayed. Raises VanillaError `not_found`, `invalid_state`."""
+    started: Answer = await connection.fetchval(START_AGENT, slug, given, key, tenant_id)
+    return started
+
+
+async def run(connection: asyncpg.Connection, tenant_id: UUID, execution_id: UUID, key_id: UUID | None) -> Answer:
+    """A run of an engine or an agent; with a key of an engine one that it began. Raises VanillaError `not_found`."""
+    row = await connection.fetchrow(RUN, tenant_id, execution_id, key_id)
+    if row is None:
+        raise VanillaError("not_found", "no such run", {"execution_id": str(execution_id)})
+    return dict(row)
