@@ -14,7 +14,7 @@ from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import pages as engines_pages
 from vanilla_saas.engines.chat import ChatEngines
-from vanilla_saas.engines.protocols.surface import Mcp
+from vanilla_saas.engines.protocols.surface import A2A, A2A_CARD, Mcp, a2a
 from vanilla_saas.engines.routes import router as engines_router
 from vanilla_saas.engines.run_routes import router as engine_runs_router
 from vanilla_saas.engines.waiting import Ends
@@ -128,6 +128,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.mcp = Mcp()
     app.router.add_route(Mcp.path, app.state.mcp, include_in_schema=False)
+    app.router.add_route(A2A, a2a, methods=["POST"], include_in_schema=False)
+    app.router.add_route(A2A_CARD, a2a, methods=["GET"], include_in_schema=False)
     console.install(app, *(page.ROOM for page in pages))
     return app
 

@@ -18,31 +18,28 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult
 
 from tests.conftest import Cluster, Person
+from tests.engines.served import INPUT, WAITS, Served, served
 from tests.engines.shop import Made, plain
 from tests.engines.test_engines import made_key
-from tests.orchestration.studio import Studio, agent, says, studio
+from tests.orchestration.studio import agent, says
 from vanilla_saas.engines.protocols import mcp_tools, surface
 
-INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-WAITS = {"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []}
-RUNS = "select count(*) from workflow_executions where user_id = $1"
-LATEST = "select id, status, reason from workflow_executions where user_id = $1 order by id desc limit 1"
 LEGACY, MODERN = "legacy", "auto"
 
 
 @pytest.fixture(scope="module")
-async def desk(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Studio]:
-    async with studio(cluster, tmp_path_factory.mktemp("home")) as made:
+async def desk(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    async with served(cluster, tmp_path_factory.mktemp("home")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-async def doubling(desk: Studio) -> Made:
+async def doubling(desk: Served) -> Made:
     return await desk.shop.deploy(plain("input.n * 2", input=INPUT, output="steps.a.output"))
 
 
 @asynccontextmanager
-async def connected(desk: Studio, who: Person | str, mode: str = MODERN, **more: Any) -> AsyncIterator[Client]:
+async def connected(desk: Served, who: Person | str, mode: str = MODERN, **more: Any) -> AsyncIterator[Client]:
     headers = {"authorization": f"Bearer {who if isinstance(who, str) else who.key}"}
     async with (
         httpx2.AsyncClient(headers=headers, timeout=30, trust_env=False) as http,
@@ -57,16 +54,9 @@ def code(result: CallToolResult) -> str:
     return str(result.structured_content["code"])
 
 
-async def latest(desk: Studio, who: Person, status: str) -> uuid.UUID:
-    async with asyncio.timeout(10):
-        while (row := await desk.shop.operator.fetchrow(LATEST, who.identity.user_id)) is None or row[1] != status:
-            await asyncio.sleep(0.02)
-    return row["id"]
-
-
 @pytest.mark.parametrize("mode", [MODERN, LEGACY])
 async def test_the_tools_are_what_the_caller_may_run_and_a_call_is_a_run(
-    desk: Studio, doubling: Made, mode: str
+    desk: Served, doubling: Made, mode: str
 ) -> None:
     user = await desk.shop.person()
     closed = await desk.shop.deploy(access="read")
@@ -97,10 +87,10 @@ async def test_the_tools_are_what_the_caller_may_run_and_a_call_is_a_run(
         ]
     assert words[0] == words[1]
     assert code(missing) == code(foreign) == "not_found"
-    assert await desk.shop.operator.fetchval(RUNS, outside.identity.user_id) == 0
+    assert await desk.runs(outside) == 0
 
 
-async def test_an_output_schema_is_listed_and_a_default_need_not_be_sent(desk: Studio) -> None:
+async def test_an_output_schema_is_listed_and_a_default_need_not_be_sent(desk: Served) -> None:
     shape = {"type": "object", "properties": {"tone": {"type": "string"}}, "required": ["tone"]}
     output = {"type": "object", "properties": {"said": {"type": "string"}}, "required": ["said"]}
     flow = plain("{'said': input.tone}", input=shape, output="steps.a.output")
@@ -113,7 +103,7 @@ async def test_an_output_schema_is_listed_and_a_default_need_not_be_sent(desk: S
         assert (await client.call_tool(engine.slug, {})).structured_content == {"said": "kind"}
 
 
-async def test_an_engine_of_a_name_that_is_ours_has_another(desk: Studio) -> None:
+async def test_an_engine_of_a_name_that_is_ours_has_another(desk: Served) -> None:
     user, slug = await desk.shop.person(), f"agent_{uuid.uuid4().hex[:8]}"
     await desk.shop.deploy(plain("'engine'"), slug)
     await desk.save(agent(says("agent")), slug.removeprefix("agent_"))
@@ -125,7 +115,7 @@ async def test_an_engine_of_a_name_that_is_ours_has_another(desk: Studio) -> Non
     assert (told.content[0].text, told.meta["vanilla-saas/run"]["stop_reason"]) == ("agent", "done")
 
 
-async def test_an_agent_that_is_anothers_is_not_there(desk: Studio) -> None:
+async def test_an_agent_that_is_anothers_is_not_there(desk: Served) -> None:
     user = await desk.shop.person()
     slug = await desk.save(agent(says("Hello")), p_shared=False)
     async with connected(desk, user) as client:
@@ -137,7 +127,7 @@ async def test_an_agent_that_is_anothers_is_not_there(desk: Studio) -> None:
 
 
 async def test_an_input_that_does_not_fit_is_refused_with_its_path_and_nothing_is_written(
-    desk: Studio, doubling: Made
+    desk: Served, doubling: Made
 ) -> None:
     user = await desk.shop.person()
     async with connected(desk, user) as client:
@@ -145,10 +135,10 @@ async def test_an_input_that_does_not_fit_is_refused_with_its_path_and_nothing_i
     assert code(told) == "invalid_input"
     assert [one["pointer"] for one in told.structured_content["problems"]] == ["/n"]
     assert "input.n: " in told.content[0].text
-    assert await desk.shop.operator.fetchval(RUNS, user.identity.user_id) == 0
+    assert await desk.runs(user) == 0
 
 
-async def test_the_same_key_is_the_same_run_and_another_input_with_it_is_refused(desk: Studio, doubling: Made) -> None:
+async def test_the_same_key_is_the_same_run_and_another_input_with_it_is_refused(desk: Served, doubling: Made) -> None:
     user, meta = await desk.shop.person(), {"vanilla-saas/idempotency-key": "one"}
     async with connected(desk, user) as client:
         first, again = [await client.call_tool(doubling.slug, {"n": 2}, meta=meta) for _ in range(2)]  # type: ignore[arg-type]
@@ -157,12 +147,12 @@ async def test_the_same_key_is_the_same_run_and_another_input_with_it_is_refused
     assert runs[0]["execution_id"] == runs[1]["execution_id"]
     assert [run["replayed"] for run in runs] == [False, True]
     assert code(other) == "idempotency_key_reused"
-    assert await desk.shop.operator.fetchval(RUNS, user.identity.user_id) == 1
+    assert await desk.runs(user) == 1
 
 
 @pytest.mark.parametrize("mode", [MODERN, LEGACY])
 async def test_a_long_run_tells_that_it_goes_on_and_is_followed_by_its_id(
-    desk: Studio, monkeypatch: pytest.MonkeyPatch, mode: str
+    desk: Served, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setattr(mcp_tools, "TICK_S", 0.05)
     user, engine, heard = await desk.shop.person(), await desk.shop.deploy(WAITS), []
@@ -184,13 +174,14 @@ async def test_a_long_run_tells_that_it_goes_on_and_is_followed_by_its_id(
     assert (ended.structured_content["status"], ended.structured_content["output"]) == ("succeeded", {"s": 7})
 
 
-async def test_a_client_that_leaves_leaves_its_run_and_run_cancel_ends_it(desk: Studio) -> None:
+async def test_a_client_that_leaves_leaves_its_run_and_run_cancel_ends_it(desk: Served) -> None:
     user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
     async with connected(desk, user) as client:
         call = asyncio.create_task(client.call_tool(engine.slug, {}))
-        run = await latest(desk, user, "running")
+        run = await desk.latest(user, "running")
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
+        await desk.nobody_waits()
     async with connected(desk, user) as client:
         follow = {"execution_id": str(run)}
         assert (await client.call_tool("run_result", follow)).structured_content["status"] == "running"
@@ -198,17 +189,17 @@ async def test_a_client_that_leaves_leaves_its_run_and_run_cancel_ends_it(desk: 
         assert (await client.call_tool("run_cancel", follow)).structured_content["status"] == "cancelled"
 
 
-async def test_a_cancelled_request_of_a_session_cancels_its_run(desk: Studio) -> None:
+async def test_a_cancelled_request_of_a_session_cancels_its_run(desk: Served) -> None:
     user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
     async with connected(desk, user, LEGACY) as client:
         call = asyncio.create_task(client.call_tool(engine.slug, {}))
-        await latest(desk, user, "running")
+        await desk.latest(user, "running")
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        await latest(desk, user, "cancelled")
+        await desk.latest(user, "cancelled")
 
 
-async def test_a_key_of_an_engine_lists_and_runs_that_one(desk: Studio, doubling: Made) -> None:
+async def test_a_key_of_an_engine_lists_and_runs_that_one(desk: Served, doubling: Made) -> None:
     user, other = await desk.shop.person(), await desk.shop.deploy()
     key, _ = await made_key(desk.shop, user, doubling.slug)
     twin, _ = await made_key(desk.shop, user, doubling.slug)
@@ -225,20 +216,20 @@ async def test_a_key_of_an_engine_lists_and_runs_that_one(desk: Studio, doubling
         assert code(await client.call_tool("run_result", run)) == "not_found"
 
 
-async def test_scopes_are_those_of_runs_over_http(desk: Studio, doubling: Made) -> None:
+async def test_scopes_are_those_of_runs_over_http(desk: Served, doubling: Made) -> None:
     reader = await desk.shop.room.people.user(scopes=["read"])
     async with connected(desk, reader) as client:
         assert (await client.list_tools()).tools == []
         with pytest.raises(MCPError, match="Unknown tool"):
             await client.call_tool(doubling.slug, {"n": 1})
-    assert await desk.shop.operator.fetchval(RUNS, reader.identity.user_id) == 0
+    assert await desk.runs(reader) == 0
 
 
-async def test_a_key_that_is_revoked_is_told_nothing_more_within_a_second(desk: Studio) -> None:
+async def test_a_key_that_is_revoked_is_told_nothing_more_within_a_second(desk: Served) -> None:
     user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
     async with connected(desk, user) as client:
         call = asyncio.create_task(client.call_tool(engine.slug, {}))
-        run = await latest(desk, user, "running")
+        run = await desk.latest(user, "running")
         await desk.shop.operator.execute("select revoke_api_key($1)", user.key_id)
         async with asyncio.timeout(2.5):
             assert code(await call) == "authentication_failed"
@@ -248,7 +239,7 @@ async def test_a_key_that_is_revoked_is_told_nothing_more_within_a_second(desk: 
         assert (await answer.json())["code"] == "authentication_failed"
 
 
-async def test_a_session_is_of_the_key_that_opened_it(desk: Studio) -> None:
+async def test_a_session_is_of_the_key_that_opened_it(desk: Served) -> None:
     user, other = await desk.shop.person(), await desk.shop.person()
     hello = {
         "jsonrpc": "2.0", "id": 1, "method": "initialize",
@@ -269,7 +260,7 @@ async def test_a_session_is_of_the_key_that_opened_it(desk: Studio) -> None:
             assert answer.status == 401
 
 
-async def test_without_the_extra_it_says_so(desk: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_the_extra_it_says_so(desk: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(name="mcp")
 

@@ -1,6 +1,5 @@
 """What every protocol does with engines and agents: lists those of a caller, starts one, waits for it, ends it."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -19,6 +18,9 @@ from vanilla_saas.workflows.executions import refuse_budget, require_fit
 
 WAIT_S = 600.0
 """How long somebody waits for the end of a run at most: as long as a model call may take."""
+AGENT, ENGINE = "agent_", "engine_"
+OWN = (AGENT, ENGINE, "run_")
+"""What begins a name that is no engine's slug; an engine whose slug does is called by it with `engine_` before."""
 MESSAGE = {
     "type": "object",
     "properties": {"message": {"type": "string", "description": "what the agent is told"}},
@@ -28,11 +30,16 @@ MESSAGE = {
 """What an agent is given."""
 
 
+State = tuple[store.Answer, list[store.Answer], list[store.Answer]]
+"""A run, the runs of its tree, and what they made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """An engine or an agent that a caller may run."""
 
     kind: Literal["engine", "agent"]
+    id: UUID
     slug: str
     name: str
     description: str
@@ -40,6 +47,13 @@ class Offer:
     input: dict[str, Any]
     output: dict[str, Any] | None
     parameters: dict[str, Any] | None = None
+
+    @property
+    def called(self) -> str:
+        """What other protocols call it: an engine's slug, `agent_` and an agent's."""
+        if self.kind == "agent":
+            return AGENT + self.slug
+        return ENGINE + self.slug if self.slug.startswith(OWN) else self.slug
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,7 @@ async def _of_key(connection: asyncpg.Connection, caller: Caller) -> list[Offer]
 def _engine(card: dict[str, Any]) -> Offer:
     return Offer(
         "engine",
+        UUID(str(card["engine_id"])),
         card["slug"],
         card["name"],
         card["description"],
@@ -96,16 +111,15 @@ def _engine(card: dict[str, Any]) -> Offer:
 
 
 def _agent(row: dict[str, Any]) -> Offer:
-    return Offer("agent", row["slug"], row["name"], row["description"], row["version"], MESSAGE, None)
+    return Offer("agent", row["id"], row["slug"], row["name"], row["description"], row["version"], MESSAGE, None)
 
 
-async def offered(request: Request, caller: Caller, kind: str, slug: str) -> Offer:
-    """One of `offers`. Raises VanillaError `not_found`, in the same words whatever the reason."""
-    if re.fullmatch(engine_store.SLUG, slug):
-        for offer in await offers(request, caller):
-            if (offer.kind, offer.slug) == (kind, slug):
-                return offer
-    raise VanillaError("not_found", f"There is no {kind} {slug} that you may run.", {kind: slug})
+async def offered(request: Request, caller: Caller, name: str) -> Offer:
+    """One of `offers`, as it is called. Raises VanillaError `not_found`, in the same words whatever the reason."""
+    for offer in await offers(request, caller):
+        if offer.called == name:
+            return offer
+    raise VanillaError("not_found", "There is nothing of that name that you may run.", {"name": name[:128]})
 
 
 async def start(request: Request, caller: Caller, offer: Offer, given: dict[str, Any], key: str | None) -> Called:
@@ -144,6 +158,17 @@ async def ended(request: Request, caller: Caller, execution_id: UUID, seconds: f
     ends = request.app.state.ends
     await runs.wait(ends, caller, execution_id, seconds, runs.again(request, caller))
     return await found(request, caller, execution_id)
+
+
+async def state(request: Request, caller: Caller, execution_id: UUID) -> State:
+    """A run as it is, the runs of its tree, and what they made. Raises VanillaError `not_found`."""
+    tenant_id, key_id = caller.identity.tenant_id, runs.key_of_engine(caller)
+    async with acting(request, caller, read_only=True) as connection:
+        run = await store.run(connection, tenant_id, execution_id, key_id)
+        if run["run_id"] is None:
+            return run, [], []
+        tree = await store.tree(connection, tenant_id, run["run_id"])
+        return run, tree, await store.artifacts(connection, tenant_id, run["run_id"])
 
 
 async def cancel(request: Request, caller: Caller, execution_id: UUID, reason: str) -> store.Answer:

@@ -34,9 +34,6 @@ from vanilla_saas.tenancy.identity import Caller
 
 log = structlog.get_logger()
 Context = ServerRequestContext[Any, Request]
-AGENT, ENGINE = "agent_", "engine_"
-OWN = (AGENT, ENGINE, "run_")
-"""What names of tools begin with that are no slug of an engine; an engine whose slug does has `engine_` before it."""
 KEY, WAIT, RUN = (f"vanilla-saas/{name}" for name in ("idempotency-key", "wait-s", "run"))
 """In `_meta`: of a call the idempotency key and the seconds to wait, of a result the run."""
 TICK_S = 1.0
@@ -127,33 +124,18 @@ def _asked(context: Context) -> tuple[Request, Caller]:
     return context.request, context.request.state.caller
 
 
-def name_of(offer: Offer) -> str:
-    """The name of its tool: an engine's slug, `agent_` and an agent's."""
-    if offer.kind == "agent":
-        return AGENT + offer.slug
-    return ENGINE + offer.slug if offer.slug.startswith(OWN) else offer.slug
-
-
 async def _offered(request: Request, caller: Caller, name: str) -> Offer:
-    kind, slug = "engine", name
-    if name.startswith(AGENT):
-        kind, slug = "agent", name.removeprefix(AGENT)
-    elif name.startswith(ENGINE):
-        slug = name.removeprefix(ENGINE)
     try:
-        offer = await calls.offered(request, caller, kind, slug)
+        return await calls.offered(request, caller, name)
     except VanillaError as error:
         if error.name != "not_found":
             raise
-        offer = None
-    if offer is None or name_of(offer) != name:
-        raise MCPError(INVALID_PARAMS, f"Unknown tool: {name[:128]}", {"code": "not_found"})
-    return offer
+        raise MCPError(INVALID_PARAMS, f"Unknown tool: {name[:128]}", {"code": "not_found"}) from None
 
 
 def _tool(offer: Offer) -> Tool:
     return Tool(
-        name=name_of(offer),
+        name=offer.called,
         title=offer.name,
         description=offer.description or offer.name,
         input_schema=_input(offer),

@@ -1,4 +1,4 @@
-"""`/mcp`: who asks is known first, and the library is imported when somebody does."""
+"""`/mcp` and `/a2a`: who asks is known first, and a library is imported when somebody asks for what it speaks."""
 
 import asyncio
 from importlib import import_module
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.engines.protocols import calls
 from vanilla_saas.tenancy.identity import caller_of
 
 if TYPE_CHECKING:
@@ -73,3 +75,28 @@ class Mcp:
         server, self._server = self._server, None
         if server is not None:
             await server.close()
+
+
+A2A = "/a2a/{name}"
+A2A_CARD = f"{A2A}/.well-known/agent-card.json"
+
+
+async def a2a(request: Request) -> Response:
+    """One of the A2A agents, which are the engines and agents that the caller may run: its card, or a call of it.
+
+    Two tenants may have engines of one name, so who asks says whose it is, and there is no card without.
+    """
+    asks_card = request.url.path.endswith(".json")
+    request.scope["route"] = Route(A2A_CARD if asks_card else A2A, a2a)
+    try:
+        caller = await caller_of(request)
+        server, name = await imported("a2a_server", "a2a"), request.path_params["name"]
+        offer = await calls.offered(request, caller, name)
+    except VanillaError as error:
+        return refused(request, error)
+    if asks_card:
+        base = (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
+        answer: Response = server.card(offer, f"{base}/a2a/{name}")
+    else:
+        answer = await server.answer(request, caller, offer)
+    return answer
