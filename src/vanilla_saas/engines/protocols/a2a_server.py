@@ -181,10 +181,10 @@ class Methods(RequestHandler):
         return found
 
     async def _settled(self, found: State) -> State:
-        """The run when it has ended or asks people, or as it is when the time is over."""
+        """The run when it has ended or asks people, or as it is when the time is over or the client has left."""
         async for last in self._looks(found):
             found = last
-            if tasks.state_of(last[0]) in tasks.ENDED | tasks.ASKS:
+            if tasks.state_of(last[0]) in tasks.ENDED | tasks.ASKS or await self._request.is_disconnected():
                 break
         return found
 
