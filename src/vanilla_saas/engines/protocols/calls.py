@@ -8,7 +8,7 @@ import asyncpg
 from fastapi import Request
 
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.engines import chat_store, runs, starts
+from vanilla_saas.engines import runs, starts
 from vanilla_saas.engines import store as engine_store
 from vanilla_saas.engines.protocols import store
 from vanilla_saas.tenancy.identity import Caller, acting, client_ip, token_hash
@@ -53,7 +53,17 @@ class Offer:
         """What other protocols call it: an engine's slug, `agent_` and an agent's."""
         if self.kind == "agent":
             return AGENT + self.slug
-        return ENGINE + self.slug if self.slug.startswith(OWN) else self.slug
+        return called(self.slug)
+
+
+def base_of(request: Request) -> str:
+    """The address of this installation, as it is configured or as the request has it."""
+    return (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+def called(slug: str) -> str:
+    """What other protocols call an engine."""
+    return ENGINE + slug if slug.startswith(OWN) else slug
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +94,7 @@ async def offers(request: Request, caller: Caller) -> list[Offer]:
 
 
 async def _of_key(connection: asyncpg.Connection, caller: Caller) -> list[Offer]:
-    row = await connection.fetchrow(chat_store.RESOLVE, None, caller.identity.tenant_id, caller.key_id)
-    found = row["found"]
+    found = await store.engine_of_key(connection, caller.identity.tenant_id, caller.key_id)
     if found["denied_reason"]:
         return []
     cards = await engine_store.cards(connection, caller.identity.tenant_id)

@@ -6,6 +6,7 @@ from uuid import UUID
 import asyncpg
 
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.engines.chat_store import RESOLVE
 
 Answer = dict[str, Any]
 
@@ -57,6 +58,13 @@ join public.agent_runs r on r.tenant_id = f.tenant_id and r.id = f.run_id
 where f.tenant_id = $1 and r.root_run_id = $2
 order by f.id
 """
+
+
+async def engine_of_key(connection: asyncpg.Connection, tenant_id: UUID, key_id: UUID | None) -> Answer:
+    """`resolve_engine` of the engine that a key is for."""
+    row = await connection.fetchrow(RESOLVE, None, tenant_id, key_id)
+    found: Answer = row["found"]
+    return found
 
 
 async def agents(connection: asyncpg.Connection, tenant_id: UUID) -> list[Answer]:

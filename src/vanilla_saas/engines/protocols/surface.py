@@ -95,8 +95,7 @@ async def a2a(request: Request) -> Response:
     except VanillaError as error:
         return refused(request, error)
     if asks_card:
-        base = (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
-        answer: Response = server.card(offer, f"{base}/a2a/{name}")
+        answer: Response = server.card(offer, f"{calls.base_of(request)}/a2a/{name}")
     else:
         answer = await server.answer(request, caller, offer)
     return answer
