@@ -274,6 +274,27 @@ async def test_a_stream_tells_of_a_tree_whose_usage_is_the_ledgers(desk: Served)
     assert sum(run["charged_tokens"] for run in found["runs"]) == found["charged_tokens"] == charged > 0
 
 
+async def test_ones_own_tasks_of_an_agent_are_listed_by_page_and_context(desk: Served, doubling: Made) -> None:
+    user, other, twin = await desk.shop.person(), await desk.shop.person(), await desk.shop.deploy()
+    async with connected(desk, user, twin.slug) as client:
+        await sent(client, data())
+    async with connected(desk, user, doubling.slug) as client:
+        first = await sent(client, data(n=1))
+        rest = [await sent(client, data(context=context, n=2)) for context in (first.id, "a/b", "a")]
+        newest = [task.id for task in (first, *rest)][::-1]
+        page = await client.list_tasks(types.ListTasksRequest(page_size=3))
+        assert ([task.id for task in page.tasks], page.total_size) == (newest[:3], 4)
+        last = await client.list_tasks(types.ListTasksRequest(page_size=3, page_token=page.next_page_token))
+        assert ([task.id for task in last.tasks], last.next_page_token) == (newest[3:], "")
+        for context, ids in ((first.id, [rest[0].id, first.id]), ("a/b", [rest[1].id]), ("a", [rest[2].id]), ("x", [])):
+            found = await client.list_tasks(types.ListTasksRequest(context_id=context))
+            assert [task.id for task in found.tasks] == ids
+        with pytest.raises(UnsupportedOperationError):
+            await client.list_tasks(types.ListTasksRequest(status=types.TASK_STATE_WORKING))
+    async with connected(desk, other, doubling.slug) as client:
+        assert (await client.list_tasks(types.ListTasksRequest())).total_size == 0
+
+
 async def test_a_key_of_an_engine_is_an_agent_of_that_one(desk: Served, doubling: Made) -> None:
     user, other = await desk.shop.person(), await desk.shop.deploy()
     key, twin = [(await made_key(desk.shop, user, doubling.slug))[0] for _ in range(2)]

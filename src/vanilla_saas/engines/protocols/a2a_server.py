@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from urllib.parse import quote
 from uuid import UUID
 
 import structlog
@@ -44,6 +45,7 @@ from vanilla_saas.tenancy.identity import Caller
 
 log = structlog.get_logger()
 T = TypeVar("T", bound=Message)
+MOST_LISTED = 100
 LOOK_S = 0.25
 """How long a look waits for the end at once: what else changes is told as late as that."""
 _BAD_PARAMS = {"invalid_request", "invalid_input", "idempotency_key_reused"}
@@ -129,7 +131,19 @@ class Methods(RequestHandler):
     async def on_list_tasks(
         self, params: types.ListTasksRequest, context: ServerCallContext
     ) -> types.ListTasksResponse:
-        raise UnsupportedOperationError("Tasks are not listed here; GET /api/v1/workflow-executions lists runs.")
+        """The caller's own tasks of this agent, newest first."""
+        with _refusals():
+            size = params.page_size if params.HasField("page_size") else MOST_LISTED // 2
+            if params.status or params.HasField("status_timestamp_after"):
+                raise UnsupportedOperationError("Tasks are listed by context, not by status or time.")
+            if not 1 <= size <= MOST_LISTED:
+                raise InvalidParamsError(f"A page has 1 to {MOST_LISTED} tasks.")
+            before = _id(params.page_token) if params.page_token else None
+            context_id, prefix = quote(params.context_id, safe=""), tasks.prefix_of(self._offer)
+            found, total = await calls.begun(self._request, self._caller, prefix, context_id, before, size + 1)
+            page = [self._task(await self._state(one), params) for one in found[:size]]
+            more = page[-1].id if len(found) > size else ""
+            return types.ListTasksResponse(tasks=page, next_page_token=more, page_size=size, total_size=total)
 
     async def on_get_extended_agent_card(
         self, params: types.GetExtendedAgentCardRequest, context: ServerCallContext

@@ -47,12 +47,17 @@ def card(offer: Offer, url: str) -> dict[str, Any]:
     }
 
 
+def prefix_of(offer: Offer) -> str:
+    """What the idempotency keys of its messages begin with."""
+    return f"a2a/{offer.called}/"
+
+
 def key_of(offer: Offer, context_id: str, message_id: str) -> str:
     """The idempotency key of a message: within an agent and a context the same message is the same task.
 
     Raises VanillaError `invalid_request` when the ids are too long.
     """
-    key = f"a2a/{offer.called}/{quote(context_id, safe='')}/{message_id}"
+    key = f"{prefix_of(offer)}{quote(context_id, safe='')}/{message_id}"
     if not message_id or len(key) > _MOST_KEY:
         raise VanillaError("invalid_request", "messageId and contextId are too long, or there is no messageId.")
     return key

@@ -180,6 +180,17 @@ async def state(request: Request, caller: Caller, execution_id: UUID) -> State:
         return run, tree, await store.artifacts(connection, tenant_id, run["run_id"])
 
 
+async def begun(
+    request: Request, caller: Caller, prefix: str, context: str, before: UUID | None, limit: int
+) -> tuple[list[UUID], int]:
+    """The caller's own runs whose idempotency keys begin so, newest first, and how many there are."""
+    who, key_id = caller.identity, runs.key_of_engine(caller)
+    if key_id is None:
+        caller.require_scope("read")
+    async with acting(request, caller, read_only=True) as connection:
+        return await store.begun(connection, who.tenant_id, who.user_id, key_id, prefix, context, before, limit)
+
+
 async def cancel(request: Request, caller: Caller, execution_id: UUID, reason: str) -> store.Answer:
     """Ends a run that the caller may see; one that has ended stays as it ended."""
     if runs.key_of_engine(caller) is None:

@@ -58,6 +58,20 @@ join public.agent_runs r on r.tenant_id = f.tenant_id and r.id = f.run_id
 where f.tenant_id = $1 and r.root_run_id = $2
 order by f.id
 """
+BEGUN = """
+select b.id, b.total
+from (
+    select e.id, count(*) over () as total
+    from public.workflow_executions e
+    where e.tenant_id = $1 and e.user_id = $2 and ($3::uuid is null or e.api_key_id = $3)
+        and starts_with(e.idempotency_key, $4)
+        and ($5 = '' or starts_with(e.idempotency_key, $4 || $5 || '/')
+            or e.id::text = $5 and starts_with(e.idempotency_key, $4 || '/'))) b
+where $6::uuid is null or b.id < $6
+order by b.id desc
+limit $7
+"""
+"""A run without a context of its client's is its own context."""
 
 
 async def engine_of_key(connection: asyncpg.Connection, tenant_id: UUID, key_id: UUID | None) -> Answer:
@@ -96,3 +110,18 @@ async def tree(connection: asyncpg.Connection, tenant_id: UUID, root_run_id: UUI
 async def artifacts(connection: asyncpg.Connection, tenant_id: UUID, root_run_id: UUID) -> list[Answer]:
     """What the runs of a tree made, the oldest first."""
     return [dict(row) for row in await connection.fetch(ARTIFACTS, tenant_id, root_run_id)]
+
+
+async def begun(
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    user_id: UUID,
+    key_id: UUID | None,
+    prefix: str,
+    context: str,
+    before: UUID | None,
+    limit: int,
+) -> tuple[list[UUID], int]:
+    """A user's runs whose idempotency keys begin so, newest first, of one context or of all, and how many there are."""
+    rows = await connection.fetch(BEGUN, tenant_id, user_id, key_id, prefix, context, before, limit)
+    return [row["id"] for row in rows], rows[0]["total"] if rows else 0
