@@ -13,6 +13,7 @@ from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.pool import Database
 from vanilla_saas.engines.chat import ChatEngines
+from vanilla_saas.engines.protocols.surface import A2A, A2A_CARD, Mcp, a2a
 from vanilla_saas.engines.waiting import Ends
 from vanilla_saas.logs import configure_logs
 from vanilla_saas.operations.schedules import JobContext, Scheduler
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                         working.enter_context(ended_by_signals(app.state.streams))
                         yield
                 finally:
+                    await app.state.mcp.close()
                     await app.state.scheduler.close()
                     await app.state.webhooks.close()
                     await calls.close()
@@ -86,6 +88,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_problems(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.state.mcp = Mcp()
+    app.router.add_route(Mcp.path, app.state.mcp, include_in_schema=False)
+    app.router.add_route(A2A, a2a, methods=["POST"], include_in_schema=False)
+    app.router.add_route(A2A_CARD, a2a, methods=["GET"], include_in_schema=False)
     console.install(app, *PAGES)
     return app
 

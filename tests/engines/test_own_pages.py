@@ -289,3 +289,19 @@ async def test_a_super_admin_who_has_opened_a_tenant_manages_its_engines(floor: 
         assert (await look(http, "/engine-choice"))[0] == 200
         _, page, _ = await look(http, f"/engine-choice?user={user.email}&ref={engine.slug}")
         assert f"runs {engine.slug}" in page.text
+
+
+async def test_the_page_says_how_programs_call_it(floor: Shop, api: str) -> None:
+    engine = await floor.deploy(slug=f"run_{uuid.uuid4().hex[:8]}")
+    user = await floor.person()
+    async with signed_in(api, floor.room.people, user) as http:
+        _, page, _ = await look(http, f"/engines/{engine.slug}")
+        for said in (
+            f"engine/{engine.slug}",
+            f"at {api}/mcp",
+            f"engine_{engine.slug}",
+            f"{api}/a2a/engine_{engine.slug}",
+        ):
+            assert said in page.text
+        closed = await floor.deploy(access="read")
+        assert "/a2a/" not in (await look(http, f"/engines/{closed.slug}"))[1].text

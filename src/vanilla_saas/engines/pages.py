@@ -14,6 +14,7 @@ from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, r
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import choice_pages, own_pages, starts, store
 from vanilla_saas.engines.models import Access, Alias, Mode, Slug, Target
+from vanilla_saas.engines.protocols.calls import base_of, called
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
 from vanilla_saas.tokens.store import find_level, find_user
@@ -129,7 +130,7 @@ async def engine(
         request, "engines/engine.html", card=card, managed=managed, slug=slug, notice=notice, copies=own, keys=keys,
         fields=forms.fields_of(card["input"], own_pages.defaults_of(card["parameters"])) if card else [],
         parameters=own_pages.parameter_fields(card["parameters"]) if card else [], key=secrets.token_urlsafe(16),
-        days=days, periods=PERIODS,
+        days=days, periods=PERIODS, called=called(slug), base=base_of(request),
     )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import asyncpg
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import runs, starts, store
 from vanilla_saas.engines.models import MOST_WAIT_S, KeyBody, Run, RunBody, Started
@@ -18,14 +17,12 @@ from vanilla_saas.tenancy.identity import (
     CurrentCaller,
     acting,
     client_ip,
-    identify,
     new_token,
     token_hash,
 )
 from vanilla_saas.tenancy.models import NewKey
 from vanilla_saas.web import tell_replay
 from vanilla_saas.workflows import execution_events
-from vanilla_saas.workflows.execution_events import Identify
 from vanilla_saas.workflows.execution_routes import Key, require_spender
 
 router = APIRouter(prefix="/api/v1", tags=["engines"])
@@ -77,17 +74,9 @@ async def _by_key(request: Request, caller: Caller, body: RunBody, key: str | No
     )
 
 
-def _again(request: Request, caller: Caller) -> Identify:
-    async def again() -> Identity:
-        tenant = caller.identity.tenant_id if "x-vanilla-tenant" in request.headers else None
-        return (await identify(request.app.state.database, caller.token, tenant)).identity
-
-    return again
-
-
 async def _told(request: Request, caller: Caller, execution_id: UUID, wait_s: float) -> store.Answer:
     key_id = runs.key_of_engine(caller)
-    await runs.wait(request.app.state.ends, caller, execution_id, wait_s, _again(request, caller))
+    await runs.wait(request.app.state.ends, caller, execution_id, wait_s, runs.again(request, caller))
     async with acting(request, caller, read_only=True) as connection:
         found = await store.run(connection, caller.identity.tenant_id, execution_id, key_id)
     return runs.told(found, key_id)
@@ -128,7 +117,7 @@ async def events(request: Request, caller: CurrentCaller, execution_id: UUID) ->
     async with acting(request, caller, read_only=True) as connection:
         first = await look(connection)
     return StreamingResponse(
-        execution_events.events(database, caller.identity, first, streams, _again(request, caller), look),
+        execution_events.events(database, caller.identity, first, streams, runs.again(request, caller), look),
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )

@@ -91,7 +91,8 @@ def bearer_token(request: Request) -> str:
     return token.strip()
 
 
-async def _caller(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
+    """The caller of a request, by `Authorization: Bearer`. Raises VanillaError `authentication_failed`, `forbidden`."""
     token = bearer_token(request)
     tenant = request.headers.get("x-vanilla-tenant")
     try:
@@ -123,7 +124,7 @@ async def _caller(request: Request) -> Caller:
     return caller
 
 
-CurrentCaller = Annotated[Caller, Depends(_caller)]
+CurrentCaller = Annotated[Caller, Depends(caller_of)]
 """FastAPI dependency: the caller of an API route, by `Authorization: Bearer`."""
 
 
@@ -131,7 +132,7 @@ async def _key_or_caller(request: Request) -> bytes | Caller:
     token = bearer_token(request)
     if token.startswith(KEY_PREFIX) and "x-vanilla-tenant" not in request.headers:
         return token_hash(token)
-    return await _caller(request)
+    return await caller_of(request)
 
 
 KeyOrCaller = Annotated[bytes | Caller, Depends(_key_or_caller)]

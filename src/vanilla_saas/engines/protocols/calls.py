@@ -1,0 +1,205 @@
+"""What every protocol does with engines and agents: lists those of a caller, starts one, waits for it, ends it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+import asyncpg
+from fastapi import Request
+
+from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.engines import runs, starts
+from vanilla_saas.engines import store as engine_store
+from vanilla_saas.engines.protocols import store
+from vanilla_saas.tenancy.identity import Caller, acting, client_ip, token_hash
+from vanilla_saas.workflows import execution_store
+from vanilla_saas.workflows.execution_routes import require_spender
+from vanilla_saas.workflows.executions import refuse_budget, require_fit
+
+WAIT_S = 600.0
+"""How long somebody waits for the end of a run at most: as long as a model call may take."""
+AGENT, ENGINE = "agent_", "engine_"
+OWN = (AGENT, ENGINE, "run_")
+"""What begins a name that is no engine's slug; an engine whose slug does is called by it with `engine_` before."""
+MESSAGE = {
+    "type": "object",
+    "properties": {"message": {"type": "string", "description": "what the agent is told"}},
+    "required": ["message"],
+    "additionalProperties": False,
+}
+"""What an agent is given."""
+
+
+State = tuple[store.Answer, list[store.Answer], list[store.Answer]]
+"""A run, the runs of its tree, and what they made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An engine or an agent that a caller may run."""
+
+    kind: Literal["engine", "agent"]
+    id: UUID
+    slug: str
+    name: str
+    description: str
+    version: int
+    input: dict[str, Any]
+    output: dict[str, Any] | None
+    parameters: dict[str, Any] | None = None
+
+    @property
+    def called(self) -> str:
+        """What other protocols call it: an engine's slug, `agent_` and an agent's."""
+        if self.kind == "agent":
+            return AGENT + self.slug
+        return called(self.slug)
+
+
+def base_of(request: Request) -> str:
+    """The address of this installation, as it is configured or as the request has it."""
+    return (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+def called(slug: str) -> str:
+    """What other protocols call an engine."""
+    return ENGINE + slug if slug.startswith(OWN) else slug
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A run that a request of the caller is about."""
+
+    request: Request
+    caller: Caller
+    offer: Offer
+    execution_id: UUID
+    replayed: bool
+
+
+async def offers(request: Request, caller: Caller) -> list[Offer]:
+    """Engines and agents that the caller may run: of a key of an engine that one, without the scope chat none."""
+    tenant_id = caller.identity.tenant_id
+    async with acting(request, caller, read_only=True) as connection:
+        if runs.key_of_engine(caller) is not None:
+            return await _of_key(connection, caller)
+        try:
+            caller.require_scope("chat")
+            await refuse_budget(connection, tenant_id, caller.key_id)
+        except VanillaError:
+            return []
+        cards = await engine_store.cards(connection, tenant_id)
+        agents = await store.agents(connection, tenant_id)
+    return [_engine(card) for card in cards if card["access"] == "execute"] + [_agent(row) for row in agents]
+
+
+async def _of_key(connection: asyncpg.Connection, caller: Caller) -> list[Offer]:
+    found = await store.engine_of_key(connection, caller.identity.tenant_id, caller.key_id)
+    if found["denied_reason"]:
+        return []
+    cards = await engine_store.cards(connection, caller.identity.tenant_id)
+    of_name = next((card for card in cards if str(card["engine_id"]) == str(found["engine_id"])), {})
+    # the key may have another version than its name means
+    output = of_name.get("output") if of_name.get("version") == found["version"] else None
+    blank = {"name": found["engine"], "description": ""}
+    return [_engine(blank | of_name | found | {"slug": found["engine"], "output": output})]
+
+
+def _engine(card: dict[str, Any]) -> Offer:
+    return Offer(
+        "engine",
+        UUID(str(card["engine_id"])),
+        card["slug"],
+        card["name"],
+        card["description"],
+        card["version"],
+        card["input"] or {},
+        card["output"],
+        card["parameters"],
+    )
+
+
+def _agent(row: dict[str, Any]) -> Offer:
+    return Offer("agent", row["id"], row["slug"], row["name"], row["description"], row["version"], MESSAGE, None)
+
+
+async def offered(request: Request, caller: Caller, name: str) -> Offer:
+    """One of `offers`, as it is called. Raises VanillaError `not_found`, in the same words whatever the reason."""
+    for offer in await offers(request, caller):
+        if offer.called == name:
+            return offer
+    raise VanillaError("not_found", "There is nothing of that name that you may run.", {"name": name[:128]})
+
+
+async def start(request: Request, caller: Caller, offer: Offer, given: dict[str, Any], key: str | None) -> Called:
+    """Starts it as REST does: the input is looked at first, the same key and input answer with the first run.
+
+    Raises VanillaError `invalid_input` naming fields, and all that a start is refused for.
+    """
+    tenant_id = caller.identity.tenant_id
+    if runs.key_of_engine(caller) is not None:
+        database, request_id = request.app.state.database, getattr(request.state, "request_id", "")
+        started = await starts.start_by_key(
+            database, token_hash(caller.token), None, given, key, request_id, client_ip(request)
+        )
+    else:
+        await require_spender(request, caller)
+        if offer.kind == "engine":
+            started = await starts.start(lambda: acting(request, caller), tenant_id, offer.slug, given, key=key)
+        else:
+            await require_fit([MESSAGE], given, "input")
+            async with acting(request, caller) as connection:
+                started = await store.start_agent(connection, tenant_id, offer.slug, given, key)
+    return Called(request, caller, offer, UUID(started["execution_id"]), started["replayed"])
+
+
+async def found(request: Request, caller: Caller, execution_id: UUID) -> store.Answer:
+    """A run as it is. Raises VanillaError `not_found`."""
+    async with acting(request, caller, read_only=True) as connection:
+        return await store.run(connection, caller.identity.tenant_id, execution_id, runs.key_of_engine(caller))
+
+
+async def ended(request: Request, caller: Caller, execution_id: UUID, seconds: float) -> store.Answer:
+    """A run as it is when it has ended, the time is over or the process stops.
+
+    Raises VanillaError when the key or session is not good any more.
+    """
+    ends = request.app.state.ends
+    await runs.wait(ends, caller, execution_id, seconds, runs.again(request, caller))
+    return await found(request, caller, execution_id)
+
+
+async def state(request: Request, caller: Caller, execution_id: UUID) -> State:
+    """A run as it is, the runs of its tree, and what they made. Raises VanillaError `not_found`."""
+    tenant_id, key_id = caller.identity.tenant_id, runs.key_of_engine(caller)
+    async with acting(request, caller, read_only=True) as connection:
+        run = await store.run(connection, tenant_id, execution_id, key_id)
+        if run["run_id"] is None:
+            return run, [], []
+        tree = await store.tree(connection, tenant_id, run["run_id"])
+        return run, tree, await store.artifacts(connection, tenant_id, run["run_id"])
+
+
+async def begun(
+    request: Request, caller: Caller, prefix: str, context: str, before: UUID | None, limit: int
+) -> tuple[list[UUID], int]:
+    """The caller's own runs whose idempotency keys begin so, newest first, and how many there are."""
+    who, key_id = caller.identity, runs.key_of_engine(caller)
+    if key_id is None:
+        caller.require_scope("read")
+    async with acting(request, caller, read_only=True) as connection:
+        return await store.begun(connection, who.tenant_id, who.user_id, key_id, prefix, context, before, limit)
+
+
+async def cancel(request: Request, caller: Caller, execution_id: UUID, reason: str) -> store.Answer:
+    """Ends a run that the caller may see; one that has ended stays as it ended."""
+    if runs.key_of_engine(caller) is None:
+        caller.require_scope("chat")
+    await found(request, caller, execution_id)
+    try:
+        async with acting(request, caller) as connection:
+            await execution_store.cancel(connection, caller.identity.tenant_id, execution_id, reason)
+    except VanillaError as error:
+        if error.name != "invalid_state":
+            raise
+    return await found(request, caller, execution_id)

@@ -1,0 +1,320 @@
+"""Engines and agents as A2A agents, called by the stock client over HTTP: a task is a run."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+from a2a.client.client import Client, ClientConfig
+from a2a.client.client_factory import create_client
+from a2a.client.errors import AgentCardResolutionError
+from a2a.helpers import proto_helpers as parts
+from a2a.types import a2a_pb2 as types
+from a2a.utils.errors import (
+    A2AError,
+    ContentTypeNotSupportedError,
+    InvalidParamsError,
+    InvalidRequestError,
+    PushNotificationNotSupportedError,
+    TaskNotCancelableError,
+    TaskNotFoundError,
+    UnsupportedOperationError,
+)
+from google.protobuf.json_format import MessageToDict
+
+from tests.conftest import Cluster, Person
+from tests.engines.served import INPUT, WAITS, Served, served
+from tests.engines.shop import Made, plain
+from tests.engines.test_engines import made_key
+from tests.orchestration.studio import agent, calls, says
+from vanilla_saas.engines.protocols.a2a_tasks import SCHEMAS, USAGE
+
+TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
+
+@pytest.fixture(scope="module")
+async def desk(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    async with served(cluster, tmp_path_factory.mktemp("home")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def doubling(desk: Served) -> Made:
+    return await desk.shop.deploy(plain("input.n * 2", input=INPUT, output="steps.a.output"))
+
+
+@asynccontextmanager
+async def connected(
+    desk: Served, who: Person | str, name: str, streaming: bool = False, polling: bool = False
+) -> AsyncIterator[Client]:
+    headers = {"authorization": f"Bearer {who if isinstance(who, str) else who.key}"}
+    async with httpx.AsyncClient(headers=headers, timeout=30, trust_env=False) as http:
+        config = ClientConfig(streaming=streaming, polling=polling, httpx_client=http)
+        yield await create_client(f"{desk.address}/a2a/{name}", config)
+
+
+def data(message_id: str | None = None, context: str = "", **given: Any) -> types.SendMessageRequest:
+    message = parts.new_data_message(given, context_id=context, role=types.ROLE_USER)
+    message.message_id = message_id or uuid.uuid4().hex
+    return types.SendMessageRequest(message=message)
+
+
+def text(said: str, **more: Any) -> types.SendMessageRequest:
+    return types.SendMessageRequest(message=parts.new_text_message(said, role=types.ROLE_USER, **more))
+
+
+async def sent(client: Client, request: types.SendMessageRequest) -> types.Task:
+    told = [event async for event in client.send_message(request)]
+    return told[-1].task
+
+
+def state(task: types.Task) -> str:
+    return types.TaskState.Name(task.status.state).removeprefix("TASK_STATE_").lower()
+
+
+def usage(task: types.Task) -> dict[str, Any]:
+    return MessageToDict(task.metadata)[USAGE]
+
+
+async def test_a_card_is_of_what_the_caller_may_run_and_a_message_is_a_run(desk: Served, doubling: Made) -> None:
+    user = await desk.shop.person()
+    async with (
+        aiohttp.ClientSession(desk.address, headers=user.headers) as http,
+        http.get(f"/a2a/{doubling.slug}/.well-known/agent-card.json") as answer,
+    ):
+        card = await answer.json()
+    assert card["supportedInterfaces"][0]["url"] == f"{desk.address}/a2a/{doubling.slug}"
+    assert (card["version"], card["capabilities"]["streaming"]) == ("1", True)
+    extensions = {one["uri"]: one for one in card["capabilities"]["extensions"]}
+    assert extensions[SCHEMAS]["params"] == {"input": INPUT}
+    async with connected(desk, user, doubling.slug) as client:
+        task = await sent(client, data("m-1", "letters", n=21))
+        got = await client.get_task(types.GetTaskRequest(id=task.id))
+        bare = await client.get_task(types.GetTaskRequest(id=task.id, history_length=0))
+    assert (state(task), task.context_id) == ("completed", "letters")
+    assert MessageToDict(task.artifacts[0].parts[0])["data"] == 42
+    assert got == task
+    assert (task.history[0].message_id, MessageToDict(task.history[0].parts[0])["data"]) == ("m-1", {"n": 21.0})
+    assert len(bare.history) == 0
+    row = await desk.shop.room.execution(uuid.UUID(task.id))
+    told = usage(task)
+    assert (told["charged_tokens"], told["cost_micros"]) == (row["charged_tokens"], row["cost_micros"])
+
+
+async def test_without_a_key_there_is_no_card_and_what_may_not_be_run_is_not_there(
+    desk: Served, doubling: Made
+) -> None:
+    outside = await desk.shop.room.people.user("admin", tenant_id=await desk.shop.room.people.tenant())
+    closed, user = await desk.shop.deploy(access="read"), await desk.shop.person()
+    answers = []
+    for who, name in ((outside, doubling.slug), (outside, "nothing"), (user, closed.slug)):
+        async with aiohttp.ClientSession(desk.address, headers=who.headers) as http:
+            for method, path in (("GET", "/.well-known/agent-card.json"), ("POST", "")):
+                async with http.request(method, f"/a2a/{name}{path}") as answer:
+                    told = await answer.json()
+                    answers.append((answer.status, told["code"], told["detail"]))
+    assert set(answers) == {(404, "not_found", "There is nothing of that name that you may run.")}
+    async with (
+        aiohttp.ClientSession(desk.address) as http,
+        http.get(f"/a2a/{doubling.slug}/.well-known/agent-card.json") as answer,
+    ):
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, 'Bearer realm="vanilla-saas"')
+    with pytest.raises(AgentCardResolutionError):
+        async with connected(desk, outside, doubling.slug):
+            pass
+
+
+async def test_a_text_is_what_the_engine_takes_as_one(desk: Served) -> None:
+    engine = await desk.shop.deploy(plain("'I heard ' + input.text", input=TEXT, output="steps.a.output"))
+    async with connected(desk, await desk.shop.person(), engine.slug) as client:
+        task = await sent(client, text("you"))
+    assert task.artifacts[0].parts[0].text == "I heard you"
+
+
+async def test_the_same_message_is_the_same_task_and_another_body_with_its_id_is_refused(
+    desk: Served, doubling: Made
+) -> None:
+    user = await desk.shop.person()
+    async with connected(desk, user, doubling.slug) as client:
+        first, again = [await sent(client, data("one", n=3)) for _ in range(2)]
+        with pytest.raises(InvalidParamsError, match="idempotency key"):
+            await sent(client, data("one", n=4))
+        other = await sent(client, data("one", first.context_id, n=3))
+    assert (first.id, first.context_id) == (again.id, first.id)
+    # within another context it is another message
+    assert (other.id != first.id, other.context_id) == (True, first.id)
+    assert await desk.runs(user) == 2
+
+
+async def test_what_cannot_be_an_input_is_refused_and_nothing_is_written(desk: Served, doubling: Made) -> None:
+    user = await desk.shop.person()
+    picture = types.SendMessageRequest(
+        message=types.Message(
+            message_id="m", role=types.ROLE_USER, parts=[types.Part(raw=b"abc", media_type="image/png")]
+        )
+    )
+    cases: list[tuple[types.SendMessageRequest, type[A2AError], str]] = [
+        (data(n="x"), InvalidParamsError, "input.n"),
+        (text("two"), InvalidParamsError, "not clear where"),
+        (picture, ContentTypeNotSupportedError, "Parts are texts"),
+        (data("m" * 300, n=1), InvalidParamsError, "too long"),
+        (text("x", task_id=str(uuid.uuid4())), TaskNotFoundError, "not found"),
+    ]
+    async with connected(desk, user, doubling.slug) as client:
+        for request, kind, words in cases:
+            with pytest.raises(kind, match=words):
+                await sent(client, request)
+        with pytest.raises(PushNotificationNotSupportedError):
+            await client.create_task_push_notification_config(
+                types.TaskPushNotificationConfig(task_id="x", url="https://example.test/hook")
+            )
+    assert await desk.runs(user) == 0
+
+
+async def test_a_task_that_is_anothers_is_one_that_is_not_there(desk: Served, doubling: Made) -> None:
+    user, other = await desk.shop.person(), await desk.shop.person()
+    twin = await desk.shop.deploy()
+    tenant = await desk.shop.room.people.tenant()
+    outside = await desk.shop.room.people.user("admin", tenant_id=tenant)
+    flow = await desk.shop.room.publish(plain("1"), outside)
+    made = await desk.shop.ask(outside, "deploy_engine", doubling.slug, flow)
+    await desk.shop.ask(outside, "set_engine", uuid.UUID(made["engine_id"]), p_default_access="execute")
+    async with connected(desk, user, doubling.slug) as client:
+        task = await sent(client, data(n=1))
+    words = set()
+    for who, name in ((other, doubling.slug), (outside, doubling.slug), (user, twin.slug)):
+        async with connected(desk, who, name, streaming=True) as client:
+            for id_ in (task.id, str(uuid.uuid4()), "x"):
+                for ask in (
+                    client.get_task(types.GetTaskRequest(id=id_)),
+                    client.cancel_task(types.CancelTaskRequest(id=id_)),
+                    anext(client.subscribe(types.SubscribeToTaskRequest(id=id_))),
+                ):
+                    with pytest.raises(TaskNotFoundError) as refused:
+                        await ask
+                    words.add((refused.value.message, str(refused.value.data)))
+    assert len(words) == 1
+
+
+async def test_a_task_is_polled_followed_again_and_cancelled(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
+    async with (
+        connected(desk, user, engine.slug, polling=True) as client,
+        connected(desk, user, engine.slug, streaming=True) as follower,
+    ):
+        task = await sent(client, data())
+        assert state(task) == "working"
+        follow = types.SubscribeToTaskRequest(id=task.id)
+        left = follower.subscribe(follow)
+        assert state((await anext(left)).task) == "working"
+        await left.aclose()
+        events = follower.subscribe(follow)
+        assert (await anext(events)).task.id == task.id
+        await desk.shop.ask(user, "signal_execution", uuid.UUID(task.id), "go", 7)
+        told = [event async for event in events]
+        assert told[0].artifact_update.artifact.name == "output"
+        assert state(told[-1].status_update) == "completed"
+        with pytest.raises(UnsupportedOperationError):
+            await anext(follower.subscribe(follow))
+        with pytest.raises(TaskNotCancelableError):
+            await client.cancel_task(types.CancelTaskRequest(id=task.id))
+        second = await sent(client, data())
+        assert state(await client.cancel_task(types.CancelTaskRequest(id=second.id))) == "canceled"
+    assert (await desk.shop.room.execution(uuid.UUID(second.id)))["status"] == "cancelled"
+
+
+async def test_an_agent_that_asks_people_needs_input_until_they_decide(desk: Served) -> None:
+    user = await desk.shop.person()
+    tool = {"tool": "refund", "approval": {"approvers": ["role:admin"]}}
+    slug = await desk.save(agent(calls(("refund", {"amount": 7})), says("Done."), tools=[tool]))
+    async with (
+        connected(desk, user, f"agent_{slug}") as client,
+        connected(desk, user, f"agent_{slug}", streaming=True) as follower,
+    ):
+        # a blocking call answers when it asks
+        task = await sent(client, text("Pay it back"))
+        assert state(task) == "input_required"
+        assert "people" in task.status.message.parts[0].text
+        events = follower.subscribe(types.SubscribeToTaskRequest(id=task.id))
+        assert state((await anext(events)).task) == "input_required"
+        open_ = "select id from workflow_approvals where execution_id = $1 and status = 'open'"
+        approval = await desk.shop.operator.fetchval(open_, uuid.UUID(task.id))
+        await desk.shop.ask(desk.shop.admin, "decide_approval", approval, "approved", "fine")
+        told = [event async for event in events]
+        states = [state(event.status_update) for event in told if event.HasField("status_update")]
+        assert (states[-1], set(states) <= {"working", "completed"}) == ("completed", True)
+        ended = await client.get_task(types.GetTaskRequest(id=task.id))
+    assert ended.artifacts[-1].parts[0].text == "Done."
+
+
+async def test_a_stream_tells_of_a_tree_whose_usage_is_the_ledgers(desk: Served) -> None:
+    user = await desk.shop.person()
+    writer = await desk.save(
+        agent(calls(("artifact_save", {"name": "poem", "content": "Roses"})), says("Written."), tools=["artifact_save"])
+    )
+    slug = await desk.save(
+        agent(calls((f"delegate_to_{writer}", {"task": "A poem"})), says("Here."), delegates=[writer])
+    )
+    async with connected(desk, user, f"agent_{slug}", streaming=True) as client:
+        told = [event async for event in client.send_message(text("Write"))]
+        task = await client.get_task(types.GetTaskRequest(id=told[0].task.id))
+    assert state(told[-1].status_update) == "completed"
+    assert told[-1].status_update.status.timestamp == task.status.timestamp
+    names = [event.artifact_update.artifact.name for event in told if event.HasField("artifact_update")]
+    assert sorted(names) == ["output", "poem"]
+    assert sorted(one.name for one in task.artifacts) == ["output", "poem"]
+    found, root = usage(task), usage(task)["runs"][0]
+    assert [run["agent"] for run in found["runs"]] == [slug, writer]
+    assert found["runs"][1]["parent_run_id"] == root["run_id"]
+    charged = await desk.charged(uuid.UUID(root["run_id"]))
+    assert sum(run["charged_tokens"] for run in found["runs"]) == found["charged_tokens"] == charged > 0
+
+
+async def test_ones_own_tasks_of_an_agent_are_listed_by_page_and_context(desk: Served, doubling: Made) -> None:
+    user, other, twin = await desk.shop.person(), await desk.shop.person(), await desk.shop.deploy()
+    async with connected(desk, user, twin.slug) as client:
+        await sent(client, data())
+    async with connected(desk, user, doubling.slug) as client:
+        first = await sent(client, data(n=1))
+        rest = [await sent(client, data(context=context, n=2)) for context in (first.id, "a/b", "a")]
+        newest = [task.id for task in (first, *rest)][::-1]
+        page = await client.list_tasks(types.ListTasksRequest(page_size=3))
+        assert ([task.id for task in page.tasks], page.total_size) == (newest[:3], 4)
+        last = await client.list_tasks(types.ListTasksRequest(page_size=3, page_token=page.next_page_token))
+        assert ([task.id for task in last.tasks], last.next_page_token) == (newest[3:], "")
+        for context, ids in ((first.id, [rest[0].id, first.id]), ("a/b", [rest[1].id]), ("a", [rest[2].id]), ("x", [])):
+            found = await client.list_tasks(types.ListTasksRequest(context_id=context))
+            assert [task.id for task in found.tasks] == ids
+        with pytest.raises(UnsupportedOperationError):
+            await client.list_tasks(types.ListTasksRequest(status=types.TASK_STATE_WORKING))
+    async with connected(desk, other, doubling.slug) as client:
+        assert (await client.list_tasks(types.ListTasksRequest())).total_size == 0
+
+
+async def test_a_key_of_an_engine_is_an_agent_of_that_one(desk: Served, doubling: Made) -> None:
+    user, other = await desk.shop.person(), await desk.shop.deploy()
+    key, twin = [(await made_key(desk.shop, user, doubling.slug))[0] for _ in range(2)]
+    async with connected(desk, key, doubling.slug) as client:
+        task = await sent(client, data(n=2))
+        assert MessageToDict(task.artifacts[0].parts[0])["data"] == 4
+    async with connected(desk, twin, doubling.slug) as client:
+        with pytest.raises(TaskNotFoundError):
+            await client.get_task(types.GetTaskRequest(id=task.id))
+    with pytest.raises(AgentCardResolutionError):
+        async with connected(desk, key, other.slug):
+            pass
+
+
+async def test_a_key_that_is_revoked_is_told_nothing_more(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
+    async with connected(desk, user, engine.slug) as client:
+        call = asyncio.create_task(sent(client, data()))
+        await desk.latest(user, "running")
+        await desk.shop.operator.execute("select revoke_api_key($1)", user.key_id)
+        async with asyncio.timeout(4):
+            with pytest.raises(InvalidRequestError, match="revoked"):
+                await call
