@@ -43,7 +43,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Options], Result]]] = {
         "a run of one node against the model call it makes; the choice with a million assignments",
         engines.run,
     ),
-    "agents": ("messages said and read on one hot channel, against the least SQL for it", agents.run),
+    "agents": (
+        "messages on one hot channel against the least SQL; durable turns against loops that keep nothing",
+        agents.run,
+    ),
     "operations": ("retention by dropping months, and the end of a month through the scheduler", operations.run),
 }
 
@@ -62,7 +65,7 @@ def main() -> int:
     parser.add_argument("--peers", action="store_true", help="install the pinned peers in a venv of their own, compare")
     parser.add_argument("--no-peers", action="store_true", help="leave installed peers out")
     parser.add_argument(
-        "--only", default="", metavar="POINT,...", help="of wallet, workflows, engines: these points alone"
+        "--only", default="", metavar="POINT,...", help="of wallet, workflows, engines, agents: these points alone"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

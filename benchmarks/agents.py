@@ -1,5 +1,5 @@
-"""Channels: messages that eight senders say on one channel, and that a reader takes and acknowledges, against the least
-SQL that appends an ordered row and moves a cursor.
+"""Agents. Turns and footprint are in `agent_turns`; here are channels: messages that eight senders say on one of them,
+and that a reader takes and acknowledges, against the least SQL that appends an ordered row and moves a cursor.
 
 Each call is a transaction of its own that waits for the disk, by the operator, so that neither side pays a context.
 Slices of the floor and of the product alternate. Afterwards every channel must count from 1 without a gap.
@@ -14,6 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
+from benchmarks import agent_turns
 from benchmarks.frame import BenchmarkError, Figure, Result, judge, middle
 from benchmarks.options import Options
 from benchmarks.processes import temporary_home
@@ -24,7 +25,10 @@ from vanilla_saas.database.migrator import migrate
 from vanilla_saas.operations.first_run import DEFAULT_TENANT
 from vanilla_saas.settings import Settings
 
-FLOOR = "a counter row and a log row in one function; a select and a cursor for whoever reads"
+FLOOR = (
+    "a counter row and a log row in one function, a select and a cursor for whoever reads; "
+    "of turns a bare loop over HTTP, and the same loop with a journal in memory"
+)
 SENDERS = 8
 BODY = json.dumps({"n": 17, "by": "p1", "text": "x" * 200})
 SCHEMA = {
@@ -55,12 +59,26 @@ Call = Callable[[asyncpg.Connection, int, int], Awaitable[object]]
 
 
 def run(options: Options) -> Result:
-    """Raises BenchmarkError when a channel has a gap."""
+    """The points that `options.only` names, or all. Raises BenchmarkError for a gap in a channel or wrong books."""
+    points = {"channels": channels, "turns": agent_turns.turns, "footprint": agent_turns.footprint}
+    if unknown := set(options.only) - set(points):
+        raise BenchmarkError(f"there is no point {', '.join(sorted(unknown))}; there are {', '.join(points)}")
+    ratios: dict[str, float] = {}
+    figures: dict[str, Figure] = {}
+    for name, measure in points.items():
+        if not options.only or name in options.only:
+            more_ratios, more_figures = measure(options.quick)
+            ratios |= more_ratios
+            figures |= more_figures
+    return Result("agents", FLOOR, judge("agents", ratios), figures, {})
+
+
+def channels(quick: bool) -> tuple[dict[str, float], dict[str, Figure]]:
+    """Messages said and read on one channel."""
     with temporary_home() as home:
         settings = Settings(_env_file=None, home=home)
         with addresses(settings, load_signer(settings)) as where:
-            ratios, figures = asyncio.run(_measure(where.admin, settings, options.quick))
-    return Result("agents", FLOOR, judge("agents", ratios), figures, {})
+            return asyncio.run(_measure(where.admin, settings, quick))
 
 
 async def _measure(url: str, settings: Settings, quick: bool) -> tuple[dict[str, float], dict[str, Figure]]:

@@ -8,7 +8,6 @@ Afterwards every answer must have been charged once.
 
 import asyncio
 import json
-import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import asyncpg
 from benchmarks.frame import BenchmarkError, Figure, Result, judge, middle
 from benchmarks.gateway import BODY, PATH
 from benchmarks.load import Client, Measured, Slice
-from benchmarks.machine import processor_s
+from benchmarks.machine import family_s
 from benchmarks.options import Options
 from benchmarks.processes import VANILLA_SAAS, environment, free_port, server, temporary_home
 from benchmarks.upstream import COMPLETION_TOKENS, PROMPT_TOKENS
@@ -168,16 +167,7 @@ def _calls(stack: ExitStack, home: Path, keys: Sequence[str], postmaster: int, q
 
 def _used(product: int, postmaster: int) -> tuple[float, float]:
     """Processor seconds of the server with its children, and of PostgreSQL's processes."""
-    listed = subprocess.run(["ps", "-ax", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
-    families = []
-    for root in (product, postmaster):
-        family, before = {root}, 0
-        while len(family) > before:
-            before = len(family)
-            family |= {child for child, parent in pairs if parent in family}
-        families.append(sum(processor_s(pid) or 0.0 for pid in family) + (processor_s(root, of_children=True) or 0.0))
-    return families[0], families[1]
+    return family_s(product), family_s(postmaster)
 
 
 async def _choices(url: str, engine: UUID, few: int, many: int) -> tuple[float, float]:

@@ -36,13 +36,31 @@ def load_average() -> float:
 
 def resident_mib(pid: int) -> float:
     """Memory of a process that lies in RAM, and of its children."""
+    rows = [(child, size) for child, _, size in _processes()]
+    family = _family(pid)
+    return sum(size for child, size in rows if child in family) / 1024
+
+
+def family_s(pid: int) -> float:
+    """Processor time of a process and of its children, those that have ended too."""
+    living = sum(processor_s(child) or 0.0 for child in _family(pid))
+    return living + (processor_s(pid, of_children=True) or 0.0)
+
+
+def _processes() -> list[tuple[int, int, int]]:
+    """Of each its id, its parent's and its KiB in RAM."""
     listed = subprocess.run(["ps", "-ax", "-o", "pid=,ppid=,rss="], capture_output=True, text=True, check=True).stdout
-    rows = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    rows = (map(int, line.split()) for line in listed.splitlines())
+    return [(pid, parent, size) for pid, parent, size in rows]
+
+
+def _family(pid: int) -> set[int]:
+    rows = _processes()
     family, before = {pid}, 0
     while len(family) > before:
         before = len(family)
         family |= {child for child, parent, _ in rows if parent in family}
-    return sum(size for child, _, size in rows if child in family) / 1024
+    return family
 
 
 def processor_s(pid: int, of_children: bool = False) -> float | None:

@@ -44,6 +44,12 @@ def test_json_is_one_object_of_the_promised_shape_and_nothing_else() -> None:
     assert str(ROOT) not in done.stdout
 
 
+def test_agents_have_points_to_choose_from() -> None:
+    done = run("agents", "--quick", "--only", "turn")
+    assert done.returncode == 1
+    assert "no point turn; there are channels, turns, footprint" in done.stderr
+
+
 def test_a_ratio_without_a_target_is_an_error(tmp_path: Path) -> None:
     targets = tmp_path / "targets.toml"
     targets.write_text('[some.known]\ntarget = 2.0\nbetter = "higher"\n')

@@ -7,10 +7,16 @@ from tests.conftest import Cluster, migrated_database
 from tests.orchestration.hall import CLOCK, Hall, hall
 from tests.orchestration.mortals import Ward
 from tests.orchestration.recorder import recorder
-from tests.orchestration.studio import Studio, studio
+from tests.orchestration.studio import BOTH_LOOPS, Studio, studio
 from tests.orchestration.support import Trees
 from tests.tokens.support import START, TEST_CLOCK
 from vanilla_saas.database.pool import _prepare
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "desk" in metafunc.fixturenames:
+        loops = getattr(metafunc.module, "LOOPS", BOTH_LOOPS[:1])
+        metafunc.parametrize("desk", loops, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +45,11 @@ async def trees(cluster: Cluster, forest_name: str) -> AsyncIterator[Trees]:
     await connection.close()
 
 
-@pytest.fixture(scope="module", params=["builtin", "pydantic_ai"])
+@pytest.fixture(scope="module")
 async def desk(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> AsyncIterator[Studio]:
-    """The database of a module that runs agents, by each of the two loops: no other test's runs are in it."""
+    """The database of a module that runs agents: no other test's runs are in it."""
     async with studio(cluster, tmp_path_factory.mktemp("home"), request.param) as made:
         yield made
 

@@ -14,6 +14,9 @@ from tests.engines.shop import Shop, shop
 from vanilla_saas.app import create_app
 from vanilla_saas.orchestration.definition import AgentDefinition
 
+BOTH_LOOPS = ("builtin", "pydantic_ai")
+"""As `LOOPS` of a module: its desk's agents are driven by each of the two; without it by the built-in one."""
+
 
 def calls(*wanted: tuple[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
     """A turn in which the model calls tools: `calls(("refund", {"amount": 5}))`."""

@@ -11,7 +11,7 @@ from tests.conftest import LONG, Cluster
 from tests.orchestration.storm import Storm
 from tests.orchestration.support import Trees
 
-OPERATIONS, CLIENTS = (1_000_000, 64) if LONG else (40_000, 16)
+OPERATIONS, CLIENTS = (1_000_000, 64) if LONG else (20_000, 16)
 TWICE = """
     select metadata ->> 'allocation_hold' from user_token_ledger
     where reference_type = 'resource_allocation' and direction = 'settle' and user_id = any ($1)

@@ -25,7 +25,7 @@ from vanilla_saas.app import create_app
 from vanilla_saas.checks import BOOKS, run_checks
 from vanilla_saas.database.context import ContextSigner
 
-SECONDS = 120 if LONG else 20
+SECONDS = 120 if LONG else 10
 AT_ONCE = 25
 BALANCE = 10**9
 LATE_MS = 5

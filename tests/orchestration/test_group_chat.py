@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from tests.orchestration.studio import Studio, agent, calls, says
+from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from tests.orchestration.test_runs import settled
 from vanilla_saas.database.errors import VanillaError
+
+LOOPS = BOTH_LOOPS
 
 
 async def members(desk: Studio, *words: str, **more: Any) -> list[str]:

@@ -9,10 +9,13 @@ import pytest
 
 from tests.conftest import Person
 from tests.orchestration.hands import DONE
-from tests.orchestration.studio import Studio, agent, calls, says
+from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from vanilla_saas.checks import run_checks
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.orchestration.journal import Journal
+from vanilla_saas.workflows.execution.steps import Step
 
+LOOPS = BOTH_LOOPS
 MONEY = (
     *("allocations_reconcile", "executions_against_ledger", "executions_charged", "executions_charged_twice"),
     *("ledger_verify", "wallets_reconcile", "steps_without_execution", "executions_stuck"),
@@ -202,6 +205,23 @@ async def test_an_answer_of_a_schema_is_asked_for_again_until_it_fits(desk: Stud
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     run = await stopped(desk, agent(says("no json"), says('{"n": "one"}'), says('{"n": 1}'), output=schema))
     assert (run["stop_reason"], run["output"]["json"], run["turns"]) == ("done", {"n": 1}, 3)
+
+
+async def test_a_turn_says_how_the_run_stands_and_only_calls_make_it_read_the_journal(
+    desk: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun = Journal.begin, []
+
+    async def counted(journal: Journal, step: Step, ref: str, given: Any) -> dict[str, Any]:
+        begun.append(step.execution_id)
+        return await begin(journal, step, ref, given)
+
+    monkeypatch.setattr(Journal, "begin", counted)
+    schema = {"type": "object", "required": ["n"]}
+    run = await stopped(desk, agent(says("no json"), says("{}"), says('{"n": 1}'), output=schema))
+    assert (run["turns"], begun.count(str(run["execution_id"]))) == (3, 1)
+    run = await stopped(desk, agent(calls(("tick", {})), calls(("tick", {})), says("Two."), tools=["tick"]))
+    assert (run["turns"], begun.count(str(run["execution_id"]))) == (3, 3)
 
 
 async def test_a_tool_that_fails_is_told_to_the_model(desk: Studio) -> None:

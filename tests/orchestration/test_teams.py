@@ -6,10 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from tests.conftest import Person
-from tests.orchestration.studio import Studio, agent, calls, says
+from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from tests.orchestration.test_runs import ended_flow, settled
 from vanilla_saas.orchestration.teams import Plan, Team, plan
 from vanilla_saas.workflows.definition import plain
+
+LOOPS = BOTH_LOOPS
 
 
 async def saved(desk: Studio, team: dict[str, Any]) -> Plan:

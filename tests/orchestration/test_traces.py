@@ -7,11 +7,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tests.orchestration.studio import Studio, agent, calls, says
+from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from tests.orchestration.test_runs import approval_of
 from vanilla_saas import tracing
 
 CANARY = "zebra-canary"
+LOOPS = BOTH_LOOPS
 
 
 @pytest.fixture

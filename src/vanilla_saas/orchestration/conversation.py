@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -42,7 +43,7 @@ class Run:
     def speaker(self) -> str:
         return str(self.view["speaker"]["slug"])
 
-    @property
+    @cached_property
     def definition(self) -> AgentDefinition:
         return AgentDefinition.model_validate(self.view["speaker"]["definition"])
 
@@ -69,6 +70,10 @@ class Run:
 
     def open_calls(self, kind: str) -> list[dict[str, Any]]:
         return [step for step in self.steps if step["status"] == "open" and step["kind"] == kind]
+
+    def is_behind(self) -> bool:
+        """Calls were made whose results only the journal has, or nothing keeps a handover from becoming true."""
+        return bool(self.open_calls("tool") or (self.open_calls("handoff") and not self.open_calls("delegate")))
 
     def answer(self) -> dict[str, Any] | None:
         """The last thing that a model said, when it asked for nothing and nothing follows it."""

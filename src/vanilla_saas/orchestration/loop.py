@@ -70,7 +70,7 @@ async def run(attempt: Attempt, node: Agent) -> Outcome:
             return stopped.outcome
 
 
-async def pydantic_loop(turns: "Turns", state: Run, corrections: Mapping[int, str]) -> Outcome | None:
+async def pydantic_loop(turns: "Turns", state: Run, corrections: Mapping[int, str]) -> Run | Outcome:
     """The loop of pydantic-ai, which is imported when the first run asks for it."""
     try:
         from vanilla_saas.orchestration.pydantic_loop import go_on
@@ -90,7 +90,7 @@ class Turns:
         while True:
             if (ended := await self._made(state)) is not None:
                 return ended
-            if state.open_calls("tool"):  # what they gave is read from the journal
+            if state.is_behind():
                 state = await self.begin()
             if state.open_calls("delegate") or state.open_calls("contract"):
                 return waiting({"kind": "agents"})
@@ -98,19 +98,19 @@ class Turns:
             answer = state.answer()
             if answer is not None and state.steps[-1]["n"] not in corrections:
                 return self._answered(state, answer, "done")
-            if (ended := await self._go_on(state, corrections)) is not None:
-                return ended
-            state = await self.begin()
+            found = await self._go_on(state, corrections)
+            if isinstance(found, Outcome):
+                return found
+            state = found
 
-    async def _go_on(self, state: Run, corrections: Mapping[int, str]) -> Outcome | None:
-        """The next turn; an outcome when the run has come to an end or waits."""
+    async def _go_on(self, state: Run, corrections: Mapping[int, str]) -> Run | Outcome:
+        """The run after its next turn; an outcome when it has come to an end or waits."""
         if state.definition.loop == "pydantic_ai":
             return await pydantic_loop(self, state, corrections)
         body = await self.body(state, corrections)
         if functions := conversation.functions(state, await tools.described(self.attempt, state.definition)):
             body["tools"] = functions
-        await self.turn(state, body)
-        return None
+        return await self.turn(state, body)
 
     async def begin(self) -> Run:
         try:

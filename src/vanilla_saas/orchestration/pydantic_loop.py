@@ -38,7 +38,7 @@ class _Left(Exception):
         self.outcome = outcome
 
 
-async def go_on(turns: Turns, state: Run, corrections: Mapping[int, str]) -> Outcome | None:
+async def go_on(turns: Turns, state: Run, corrections: Mapping[int, str]) -> Run | Outcome:
     """Runs the agent that has the word until it has answered, hands over or waits; raises as `Turns.turn` does."""
     body = await turns.body(state, corrections)
     model = _JournalModel(turns, state, body)
@@ -49,10 +49,10 @@ async def go_on(turns: Turns, state: Run, corrections: Mapping[int, str]) -> Out
     try:
         await agent.run(message_history=list(_history(said)))
     except _Left as left:
-        return left.outcome
+        return left.outcome or model.state
     if model.state is state:
         raise RuntimeError("pydantic-ai has ended without asking its model")
-    return None
+    return model.state
 
 
 def _tool(model: "_JournalModel", function: Mapping[str, Any]) -> Tool[None]:
