@@ -1192,7 +1192,8 @@ begin
         update public.resource_allocations a set open_holds = a.open_holds - 1 where a.tenant_id = p_tenant_id and a.id = any (v_node.counted_by);
     end if;
     update public.resource_allocations a set held_tokens = a.held_tokens - case when v_open then v_step.amount else 0 end, open_holds = a.open_holds - v_open::integer,
-            spent_tokens = a.spent_tokens + v_drawn, overrun_tokens = a.overrun_tokens + v_beyond
+            spent_tokens = a.spent_tokens + v_drawn, overrun_tokens = a.overrun_tokens + v_beyond,
+            wrapped_up_at = case when v_step.wrap_up then coalesce(a.wrapped_up_at, v_step.closed_at) else a.wrapped_up_at end      -- released, and had all the same
         where a.tenant_id = p_tenant_id and a.id = v_node.id returning * into v_node;
     if v_beyond > 0 then
         perform vanilla.emit_event(p_tenant_id, 'allocation.overrun', v_node.user_id, vanilla.allocation_json(v_node) || jsonb_build_object('step', v_step.step, 'beyond', v_beyond));

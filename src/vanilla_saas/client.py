@@ -23,7 +23,7 @@ from uuid import UUID
 import aiohttp
 import orjson
 
-from vanilla_saas.engines.comparison import cases_of, compare, sides_of
+from vanilla_saas.engines.comparison import Unfit, cases_of, compare, sides_of
 from vanilla_saas.providers.sse import EventSplitter, data_of
 
 Progress = dict[str, Any]
@@ -445,7 +445,12 @@ class _Runs:
         return next((row["overlay"] for row in rows if row["id"] == copy_id), {})
 
     async def start(self, ref: str, given: dict[str, Any], key: str | None) -> str:
-        return (await self._client.engines.start(ref, given, idempotency_key=key)).execution_id
+        try:
+            return (await self._client.engines.start(ref, given, idempotency_key=key)).execution_id
+        except ApiError as error:
+            if error.code != "invalid_input":
+                raise
+            raise Unfit(str(error)) from None
 
     async def ended(self, execution_id: str) -> dict[str, Any]:
         run = await self._client.engines.ended(execution_id)

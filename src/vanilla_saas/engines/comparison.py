@@ -50,6 +50,16 @@ class Side:
         return "compare-" + hashlib.sha256(_same(what)).hexdigest()
 
 
+class Unfit(Exception):
+    """An input that an engine does not take: a case that has failed, as it does where a run finds it out."""
+
+
+UNFIT: Mapping[str, Any] = {
+    "execution_id": None, "status": "failed", "reason": "input_invalid", "output": None, "ms": 0, "charged_tokens": 0,
+    "cost_micros": 0, "gates": 0, "gates_passed": 0,
+}  # fmt: skip
+
+
 class Runs(Protocol):
     """How runs are begun and read: by the database's functions, or over HTTP."""
 
@@ -60,7 +70,7 @@ class Runs(Protocol):
         """The values of a copy."""
 
     async def start(self, ref: str, given: Answer, key: str | None) -> str:
-        """The id of the execution. Raises what refuses it."""
+        """The id of the execution. Raises Unfit, and what else refuses it."""
 
     async def ended(self, execution_id: str) -> Answer:
         """Waits for the end: status, reason, output, ms, charged_tokens, cost_micros, gates, gates_passed."""
@@ -118,7 +128,11 @@ async def compare(runs: Runs, sides: Sequence[Side], cases: Sequence[Case], at_o
 
     async def work() -> None:
         for letter, side, case, row in waiting:
-            execution_id = await runs.start(side.runs, case.input, side.key(case, name))
+            try:
+                execution_id = await runs.start(side.runs, case.input, side.key(case, name))
+            except Unfit as refused:
+                row[letter] = {**UNFIT, "error": {"code": "input_invalid", "message": str(refused)}}
+                continue
             row[letter] = {"execution_id": execution_id, **await runs.ended(execution_id)}
 
     working = [asyncio.create_task(work()) for _ in range(min(at_once, 2 * len(cases)))]
