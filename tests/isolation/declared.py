@@ -62,8 +62,8 @@ NULLABLE = {
     "worker_event_logs": "from_status actor_id",
     "routing_decisions": "chosen actor_id",
     "workflow_nodes": "timeout_s retry_node",
-    "workflow_executions": "reason error output hold_id allocation_id parent_execution_id parent_node parent_item slot slot_limit"
-    " at_once api_key_id idempotency_key request_hash started_by finished_at",
+    "workflow_executions": "reason error output hold_id allocation_id parent_execution_id parent_node parent_item slot"
+    " slot_limit at_once api_key_id idempotency_key request_hash started_by finished_at",
     "workflow_steps": "waits_for branch value output error state decision feedback items_left started_at finished_at",
     "workflow_queue": "worker lease claimed_at deadline_at held_until",
     "workflow_signals": "payload sent_by",
@@ -961,7 +961,8 @@ FORBIDDEN = {
     "resource_performance_metrics_grain_check": ["grain = 'day'"],
     "resource_performance_metrics_kind_check": ["kind = 'odd'"],
     "resource_performance_metrics_counts_check": [
-        "calls = 0, ok = 0", "ok = -1", "ok = calls + 1", "latency = '{}'", "latency = array_append(latency, 0::bigint)",
+        "calls = 0, ok = 0", "ok = -1", "ok = calls + 1", "latency = '{}'",
+        "latency = array_append(latency, 0::bigint)",
     ],
     "resource_health_share_check": ["ok_share = -0.1", "ok_share = 1.1", "calls = 0"],
     "routing_decisions_target_check": ["target = 'odd'"],
