@@ -2934,7 +2934,7 @@ begin
                 ('timers_overdue', (select count(*) from public.workflow_timers t where t.due_at < v_now - interval '1 minute')::numeric)) x (name, value)
             on conflict do nothing;
     end if;
-    return jsonb_build_object('health', v_health, 'metrics', v_rows);
+    return jsonb_build_object('health', v_health, 'metrics', v_rows, 'more', false);
 end
 $f$;
 comment on function vanilla.job_metrics(integer) is 'Job: measures the models that agents use, and once a minute counts the last minutes of models, agents and tools, and what the platform has to do.';

@@ -10,6 +10,7 @@ from tests.isolation.executions import CALL, USAGE, Hands, Step, told
 
 LIMITS = {"tokens": 500, "seconds": 86_400}
 TURN = "select vanilla.record_turn($1, $2, $3, $4)"
+MAKE = "select vanilla.make_call($1, $2)"
 
 
 def definition(word: str, **more: Any) -> dict[str, Any]:
@@ -63,7 +64,13 @@ class _Turns(Hands):
         settled = await self.hold(step, run)
         wanted = [{"id": self._word, "name": name, "arguments": given} for name, given in calls]
         answer = {"text": self._word, "calls": wanted}
-        await self._connection.fetchval(TURN, json.dumps(self.lease(step)), 1, json.dumps(settled), json.dumps(answer))
+        await self._connection.fetchval(
+            TURN, json.dumps(self.lease(step)), 1, json.dumps([settled]), json.dumps(answer)
+        )
+
+    async def make(self, step: Step, n: int) -> None:
+        """A call of a tool that the database itself has: the step n of the journal."""
+        await self._connection.fetchval(MAKE, json.dumps(self.lease(step)), n)
 
 
 async def _run(connection: asyncpg.Connection, hands: _Turns, own: str, helper: str, member: str, tenant: str) -> None:
@@ -78,6 +85,11 @@ async def _run(connection: asyncpg.Connection, hands: _Turns, own: str, helper: 
     await hands.turn(steps[turns], run, (word, {"word": word}))
     await hands.hold(steps[turns], run)
     run = await hands.begin(steps[asks], own)
-    await hands.turn(steps[asks], run, (f"delegate_to_{helper}", {"message": word}))
+    asked = (f"delegate_to_{helper}", {"message": word})
+    shared = ("state_write", {"key": word, "value": {"word": word}, "version": 0})
+    made = ("artifact_save", {"name": word, "content": word})
+    await hands.turn(steps[asks], run, asked, shared, made)
+    for n in (3, 4):
+        await hands.make(steps[asks], n)
     (child,) = (await hands.tick(told(steps[asks], "waiting", wait={"kind": "agents"}))).values()
     await hands.begin(child, helper)

@@ -98,4 +98,5 @@ def _expressions(column: Column) -> list[str]:
         f"'https://' || {unique} || '.test'",
         f"'$argon2id$' || {unique}",
         f"{unique} || ' * * * *'",
+        f"'text/' || {unique}",
     ]

@@ -62,8 +62,8 @@ NULLABLE = {
     "worker_event_logs": "from_status actor_id",
     "routing_decisions": "chosen actor_id",
     "workflow_nodes": "timeout_s retry_node",
-    "workflow_executions": "reason error output hold_id parent_execution_id parent_node parent_item slot slot_limit"
-    " at_once api_key_id idempotency_key request_hash started_by finished_at",
+    "workflow_executions": "reason error output hold_id allocation_id parent_execution_id parent_node parent_item slot"
+    " slot_limit at_once api_key_id idempotency_key request_hash started_by finished_at",
     "workflow_steps": "waits_for branch value output error state decision feedback items_left started_at finished_at",
     "workflow_queue": "worker lease claimed_at deadline_at held_until",
     "workflow_signals": "payload sent_by",
@@ -82,8 +82,9 @@ NULLABLE = {
     "channel_messages": "body in_reply_to ended_by run_id",
     "agents": "user_id",
     "agent_versions": "user_id published_by",
-    "agent_runs": "parent_run_id stop_reason error output allocation_id deadline_at finished_at",
+    "agent_runs": "parent_run_id stop_reason error output allocation_id chat deadline_at finished_at",
     "agent_run_steps": "name call_id arguments arguments_hash approval result child_run_id finished_at",
+    "agent_run_state": "value",
 }
 
 PRIMARY = {
@@ -128,6 +129,11 @@ PRIMARY = {
     "channel_dead_letters": "tenant_id channel_id participant_id seq",
     "agent_versions": "tenant_id agent_id version",
     "agent_run_steps": "tenant_id run_id n",
+    "agent_run_state": "tenant_id root_run_id key",
+    "usage_events": "tenant_id created_at id",
+    "resource_performance_metrics": "tenant_id created_at grain kind resource",
+    "resource_health": "tenant_id kind resource",
+    "system_metrics": "tenant_id created_at name",
 }
 """Primary keys that are not (tenant_id, id)."""
 
@@ -177,6 +183,7 @@ UNIQUE = {
     "channel_messages": {"tenant_id channel_id sender_id message_id"},
     "agents": {"tenant_id slug"},
     "agent_runs": {"tenant_id execution_id node item where (finished_at IS NULL)"},
+    "run_artifacts": {"tenant_id run_id name"},
 }
 
 REFERENCES = {
@@ -312,6 +319,11 @@ REFERENCES = {
         "tenant_id run_id -> agent_runs tenant_id id",
         "tenant_id child_run_id -> agent_runs tenant_id id",
     },
+    "agent_run_state": {
+        "tenant_id root_run_id -> agent_runs tenant_id id",
+        "tenant_id run_id -> agent_runs tenant_id id",
+    },
+    "run_artifacts": {"tenant_id run_id -> agent_runs tenant_id id"},
 }
 APPEND_ONLY = {
     "user_token_ledger",
@@ -321,6 +333,7 @@ APPEND_ONLY = {
     "worker_event_logs",
     "routing_decisions",
     "engine_executions",
+    "usage_events",
 }
 """Tables that the roles behind our functions insert into and never change."""
 
@@ -530,6 +543,7 @@ EXECUTABLE = {
             "held_leases",
             "key_identity",
             "list_models",
+            "make_call",
             "one_time_token_user",
             "payment_account",
             "preview_by_key",
@@ -937,6 +951,20 @@ FORBIDDEN = {
     "agent_run_steps_kind_check": ["kind = 'odd'"],
     "agent_run_steps_status_check": ["status = 'odd', finished_at = now()"],
     "agent_run_steps_finished_check": ["status = 'open', finished_at = now()", "status = 'done', finished_at = null"],
+    "agent_run_state_key_check": ["key = ''", "key = repeat('x', 101)"],
+    "agent_run_state_value_check": ["value = to_jsonb(repeat('x', 262144))"],
+    "agent_run_state_version_check": ["version = 0"],
+    "run_artifacts_name_check": ["name = ''", "name = repeat('x', 201)"],
+    "run_artifacts_media_type_check": ["media_type = 'odd'", "media_type = 'A/b'", "media_type = ''"],
+    "run_artifacts_content_check": ["content = repeat('x', 1048577)"],
+    "usage_events_kind_check": ["kind = 'odd'"],
+    "resource_performance_metrics_grain_check": ["grain = 'day'"],
+    "resource_performance_metrics_kind_check": ["kind = 'odd'"],
+    "resource_performance_metrics_counts_check": [
+        "calls = 0, ok = 0", "ok = -1", "ok = calls + 1", "latency = '{}'",
+        "latency = array_append(latency, 0::bigint)",
+    ],
+    "resource_health_share_check": ["ok_share = -0.1", "ok_share = 1.1", "calls = 0"],
     "routing_decisions_target_check": ["target = 'odd'"],
     "routing_metrics_figures_check": ["finished = -1", "failed = -1", "latency_ms_sum = -1", "in_flight_max = -1"],
     "workflow_nodes_next_check": ["branches = array_append(branches, '')",

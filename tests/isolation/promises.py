@@ -332,7 +332,7 @@ async def _of_orchestration(connection: asyncpg.Connection, world: World) -> dic
     for prefix, tenant in (("", world.a), ("b_", world.b)):
         row = await connection.fetchrow(
             """
-            select c.id as channel, c.agreement_id as agreement, p.id as speaker, p.lease_token as lease,
+            select c.id as channel, c.agreement_id as agreement, p.id as speaker, p.lease_token as word_lease,
                 encode(v.hash, 'hex') as hash
             from communication_channels c
             join agreement_versions v on v.tenant_id = c.tenant_id and v.agreement_id = c.agreement_id

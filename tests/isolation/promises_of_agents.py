@@ -61,7 +61,7 @@ def turn(
         "text": "x",
         "calls": [{"id": f"c{n}", "name": name, "arguments": given} for n, (name, given) in enumerate(calls)],
     }
-    return f"select vanilla.record_turn({of or lease()}, {number}, '{json.dumps(CALL)}', '{json.dumps(answer)}', {str(wrap_up).lower()}) ->> '{what}'"
+    return f"select vanilla.record_turn({of or lease()}, {number}, '{json.dumps([CALL])}', '{json.dumps(answer)}', {str(wrap_up).lower()}) ->> '{what}'"
 
 
 def limited(run: str = "turning", **limits: int) -> str:
@@ -78,6 +78,10 @@ ADMIT = "select vanilla.admit_call(null, null, null, 'sandbox-small', 10, 10, %s
 OUTPUT = {"text": "x", "stop_reason": "done"}
 DELEGATE = ("delegate_to_{word}-helper-0", {"message": "x"})
 HANDOFF = ("transfer_to_{word}-helper-0", {})
+HANDED = '{"agent": "{word}-helper-0", "version": 1}'
+TOLD = '{"text": "x"}'
+CAME_TO = '{"text": "x", "run_id": "x"}'
+"""What a run came to, and before it what its parent's model is told of it: the same answer is equal."""
 TOOL = ("{word}", {"word": "{word}"})
 OTHER_TOOL = ("{word}", {"n": 1})
 
@@ -128,7 +132,7 @@ SAVED = [
     Case("operator", "select retire_agent('{agent}', '{b}')", "VS404"),
     # seen
     *[Case(who, f"select count(*) from {table}", f"= ({n})") for table, of_user, of_admin in
-      (("agents", 3, 4), ("agent_versions", 4, 6), ("agent_runs", 3, 6), ("agent_run_steps", 4, 8)) for who, n in (("user", of_user), ("admin", of_admin))],
+      (("agents", 3, 4), ("agent_versions", 4, 6), ("agent_runs", 3, 6), ("agent_run_steps", 6, 12), ("agent_run_state", 1, 2), ("run_artifacts", 1, 2)) for who, n in (("user", of_user), ("admin", of_admin))],
 ]  # fmt: skip
 
 STARTED = "(select count(*) = 1 from agent_runs r join resource_allocations b on b.tenant_id = r.tenant_id and b.id = r.allocation_id and b.run_id = r.id join workflow_queue q on q.tenant_id = r.tenant_id and q.execution_id = r.execution_id and q.pool = 'agents' where r.tenant_id = '{a}' and %s)"
@@ -177,8 +181,8 @@ TURNS = [
     Case("runtime", f"select vanilla.begin_run({lease()}, '{{word}}-agent-0', '[]')", "VS400", ENDED),
     *[Case("runtime", f"select vanilla.begin_run({lease('asking', lease='{turn_lease}')}, 'x', '{{}}') ->> 'run_id'", "= ({asking})",
            "; ".join((change("workflow_queue", "execution_id = '{asking_execution}'", "lease = {turn_lease}"),
-                      change("agent_runs", f"state = '{state}', stop_reason = 'done', output = '7', finished_at = now()", "id = '{asked}'"))),
-           then=STEP % (f"status = '{status}' and finished_at is not null and result ->> 'output' = '7'", "asking", 2)) for state, status in (("completed", "done"), ("failed", "failed"))],
+                      change("agent_runs", f"state = '{state}', stop_reason = 'done', output = '{CAME_TO}', finished_at = now()", "id = '{asked}'"))),
+           then=STEP % (f"status = '{status}' and finished_at is not null and result -> 'output' = '{TOLD}'", "asking", 2)) for state, status in (("completed", "done"), ("failed", "failed"))],
     Case("runtime", f"select vanilla.begin_run({lease('asking', lease='{turn_lease}')}, 'x', '{{}}') ->> 'run_id'", "= ({asking})",
          change("workflow_queue", "execution_id = '{asking_execution}'", "lease = {turn_lease}"), then=STEP % ("status = 'open'", "asking", 2)),
     # what a model said is paid and written at once
@@ -203,8 +207,13 @@ TURNS = [
     Case("runtime", turn(OTHER_TOOL), "= ()", limited(repeats=2) + "; " + change("agent_run_steps", "status = 'done', finished_at = now(), result = '7'", "run_id = '{turning}' and n = 2")),
     Case("runtime", turn(TOOL), "= ()", change("agent_run_steps", "status = 'done', finished_at = now(), result = '7'", "run_id = '{turning}' and n = 2")),
     # others
-    Case("runtime", turn(HANDOFF), "= ()", then=" and ".join((RUN % ("speaker_id = '{helper}' and speaker_version = 1 and path = array['{agent}', '{helper}']::uuid[]", "turning"),
-         STEP % ("kind = 'handoff' and status = 'done'", "turning", 4)))),
+    # the calls beside a handover are still this agent's
+    Case("runtime", turn(HANDOFF), "= ()", then=" and ".join((RUN % ("speaker_id = '{agent}' and path = array['{agent}', '{helper}']::uuid[]", "turning"),
+         STEP % ("kind = 'handoff' and status = 'open' and result = '{\"agent\": \"{word}-helper-0\", \"version\": 1}'", "turning", 4)))),
+    *[Case("runtime", f"select vanilla.begin_run({lease()}, 'x', '{{}}') #>> '{{speaker,slug}}'", f"= ({speaker})",
+           change("agent_run_steps", f"kind = 'handoff', result = '{HANDED}'", "run_id = '{turning}' and n = 1") + "; " + change("agent_run_steps", "status = 'open', finished_at = null", "run_id = '{turning}' and n = 1")
+           + "; " + change("agent_run_steps", f"status = '{status}', finished_at = {finished}", "run_id = '{turning}' and n = 2"), then=RUN % (f"speaker_id = '{{{who}}}' and speaker_version = {version}", "turning"))
+      for status, finished, speaker, who, version in (("done", "now()", "{word}-helper-0", "helper", 1), ("open", "null", "{word}-agent-0", "agent", 2))],
     Case("runtime", turn(HANDOFF), "= (cycle_refused)", change("agent_runs", "path = array_append(path, '{helper}')", "id = '{turning}'"), then=RUN % ("speaker_id = '{agent}'", "turning")),
     Case("runtime", turn(HANDOFF), "= ()", RETIRED % "helper", then=STEP % ("status = 'failed'", "turning", 4)),
     Case("runtime", turn(("transfer_to_{word}-helper-1", {})), "= ()", then=f"{STEP % ('status', 'turning', 4)} = 'failed' and {RUN % ('speaker_id', 'turning')} = '{{agent}}'"),

@@ -147,7 +147,8 @@ CASES = [
          then=f"{NODE % ('open_holds', 'budget')} = 0"),
     Case("admin", "select allocation_release('{step}') ->> 'state'", "= (released)", TWINS_STEP),
     Case("admin", "select settle_user_tokens('{budget_hold}', 4) ->> 'direction'", "= (settle)",
-         "delete from allocation_holds where tenant_id = '{a}'; delete from resource_allocations where tenant_id = '{a}'"),
+         "delete from allocation_holds where tenant_id = '{a}'; set local session_replication_role = replica; delete from resource_allocations where tenant_id = '{a}';"
+         " set local session_replication_role = origin"),
     Case("admin", "select allocation_settle('{paid_step}', 9) ->> 'settled'", "= (5)", then=f"{DRAWN % 995}"),
     Case("admin", "select allocation_settle('{step}', 4)", "VS409", SET_STEP % ("call = '{}'", "step")),
     Case("admin", "select allocation_release('{step}') ->> 'state'", "= (released)", SET_STEP % ("call = '{}'", "step")),

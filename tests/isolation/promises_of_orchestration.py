@@ -13,8 +13,8 @@ ROW = "(select %s from communication_channels where tenant_id = '{a}' and id = '
 READER = "(select %s from channel_participants where tenant_id = '{a}' and id = '{speaker}')"
 PERSON = "update channel_participants set kind = 'user' where tenant_id = '{a}' and id = '{speaker}'"
 OUTSIDE = "update channel_participants set user_id = '{admin}' where tenant_id = '{a}' and user_id = '{other}'"
-ACK = f"select channel_ack({CH}, {P}, '{{lease}}', %s)"
-NACK = f"select channel_nack({CH}, {P}, '{{lease}}', 1, 'no')"
+ACK = f"select channel_ack({CH}, {P}, '{{word_lease}}', %s)"
+NACK = f"select channel_nack({CH}, {P}, '{{word_lease}}', 1, 'no')"
 RESPOND = f"select agreement_respond({AG}, '%s', decode('{{hash}}', 'hex'), '%s') ->> 'status'"
 AMENDED = """insert into agreement_versions (tenant_id, agreement_id, version, terms, hash, proposed_by, user_id, proposed_at)
     select tenant_id, agreement_id, 2, terms, hash, 'first', user_id, now() from agreement_versions where tenant_id = '{a}' and agreement_id = '{agreement}' and version = 1;

@@ -125,7 +125,7 @@ CASES = [
     # of the tenant's own workers, without any of the others'
     Case("admin", ROUTE % ("least_loaded", "", "chosen"), "= ({own_worker})", state("active", OF_A) + "; update worker_registry set heartbeat_at = vanilla.clock()"
          f" where {OF_A}", then="jsonb_array_length(" + LATEST % "candidates" + ") = 1"),
-    Case("super", ROUTE % ("least_loaded", "", "chosen"), "= ({worker})"),
+    Case("super", ROUTE % ("least_loaded", "", "chosen"), "= ({worker})", "update worker_registry set in_flight = capacity where id = '{agents_worker}'"),
     Case("user", ROUTE % ("{word}", f", {LOAD}", "chosen"), "VS403"),
     Case("nobody", ROUTE % ("{word}", f", {LOAD}", "chosen"), "VS401"),
     Case("admin", ROUTE % ("{word}", f", {LOAD}, p_tenant_id => '{{b}}'", "chosen"), "VS404"),

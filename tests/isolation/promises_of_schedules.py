@@ -46,7 +46,7 @@ SCHEDULES = [
     Case("runtime", "select vanilla.finish_schedule('log_export', 5, '{}')", "VS409"),
     Case("runtime", "select vanilla.finish_schedule('log_export', 5, '{}')", given=f"{last('log_export')}; {HELD}",
          then=job("last_duration_ms = 5", "log_export")),
-    *[Case(who, "select count(*) from list_schedules()", "= (21)") for who in ("super", "operator")],
+    *[Case(who, "select count(*) from list_schedules()", "= (23)") for who in ("super", "operator")],
     *[Case(who, statement, "VS403 schedules are the platform") for who in ("admin", "user", "service", "opened") for statement in (
         "select name from list_schedules()", "select set_schedule('holds', false)", "select request_schedule('holds')")],
     *[Case("nobody", statement, "VS401") for statement in (

@@ -76,6 +76,10 @@ class World:
         return await connection.fetchval(f"select md5(string_agg(d, ',' order by d)) from ({rows}) s")
 
 
+COUNTED = "insert into system_metrics (tenant_id, created_at, name, value) values ($1, '2200-01-01', 'counted', 1)"
+"""The job metrics has counted the last minute, so that it counts none of the world."""
+
+
 async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> World:
     """Makes both tenants as a superuser: by the product's functions first, the rest from the catalog."""
     tables = await read_tables(connection)
@@ -106,6 +110,7 @@ async def populate(connection: asyncpg.Connection, signer: ContextSigner) -> Wor
         for table, flag in PUBLIC_FLAG.items():
             for value in (True, False) if world.table(table).ownership == "platform_catalog" else ():
                 await insert(connection, world, world.table(table), a, {"tenant_id": tenant, flag: value})
+    await connection.execute(COUNTED, PLATFORM)
     for table in tables:
         if not table.parent:
             await plant(connection, table, b.id)
@@ -419,7 +424,8 @@ async def _fill(connection: asyncpg.Connection, world: World, table: Table, tena
     for owner in owners:
         condition = "tenant_id = $1" + (f" and {table.owner} = '{owner}'" if owner else "")
         if not await connection.fetchval(f"select exists (select from {table.name} where {condition})", tenant.id):
-            await insert(connection, world, table, tenant, {table.owner: owner} if owner else {})
+            now = {"created_at": await _month(connection, 0)} if table.partitioned else {}
+            await insert(connection, world, table, tenant, now | ({table.owner: owner} if owner else {}))
     if table.partitioned:
         for month in range(4):
             await insert(connection, world, table, tenant, {"created_at": await _month(connection, month)})
@@ -427,6 +433,9 @@ async def _fill(connection: asyncpg.Connection, world: World, table: Table, tena
 
 
 async def _month(connection: asyncpg.Connection, ahead: int) -> str:
+    """A time in this month or a later one; in this one it is now, which no job takes for old."""
+    if not ahead:
+        return await connection.fetchval("select to_jsonb(now()) #>> '{}'")
     return await connection.fetchval(
         "select to_char(date_trunc('month', now() at time zone 'UTC') + make_interval(months => $1), 'YYYY-MM')"
         " || '-15T00:00:00Z'",
@@ -492,7 +501,16 @@ async def generate(
     return row
 
 
+LITERALS: dict[tuple[str, str], object] = {
+    ("resource_performance_metrics", "latency"): [1] + [0] * 11,
+    ("resource_health", "measured_at"): "2199-01-01T00:00:00Z",  # which no job takes for old
+}
+"""What a column has whose type alone does not tell."""
+
+
 def _value(table: Table, column: Column, word: str, spelling: int) -> object:
+    if (table.name, column.name) in LITERALS:
+        return LITERALS[table.name, column.name]
     options = enumeration(table, column.name)
     if options:
         return [options[0]] if column.type.endswith("[]") else options[0]

@@ -76,6 +76,7 @@ def expected_policies(table: str, ownership: str) -> set[tuple[str, str, str, st
         "worker_event_logs",
         "routing_decisions",
         "engine_executions",
+        "usage_events",
     ):
         everything.add(
             ("operator_delete", "d", "vanilla_operator", "(created_at < (now() - '1 year'::interval))", None)

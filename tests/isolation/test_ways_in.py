@@ -58,6 +58,7 @@ OWN_STATEMENTS = {
     "operations/demo_isolation.py": "attacks of the program, as the operator",
     "operations/demo_wallet.py": "statements of the program, as the operator",
     "orchestration/loop.py": "tools, no statements",
+    "orchestration/pydantic_loop.py": "tools, no statements",
     "orchestration/tools.py": "tools, no statements",
     "workflows/execution/outside.py": "requests to others and tools, no statements",
 }

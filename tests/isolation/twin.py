@@ -88,6 +88,12 @@ DIFFERENT = {
     ' children = 7777777, charged_tokens = 7777777, limits = \'{"turns": 0, "depth": 0}\'',
     "agent_run_steps": "name = '{word}', result = '{\"word\": \"{word}\"}', status = 'refused', finished_at = now(),"
     " charged_tokens = 7777777",
+    "agent_run_state": "value = '\"{word}\"', version = 7777777",
+    "run_artifacts": "content = '{word}', media_type = 'text/{word}'",
+    "usage_events": "ok = not ok, latency_ms = 7777777, charged_tokens = 7777777, cost_micros = 7777777",
+    "resource_performance_metrics": "calls = 7777777, latency_ms_sum = 7777777, charged_tokens = 7777777",
+    "resource_health": "ok_share = 0, latency_ms = 7777777",
+    "system_metrics": "value = 7777777",
     "ai_providers": "name = '{word}', secret = '\\x77'",
 }
 

@@ -97,6 +97,7 @@ FIXED = {
     ("agent_runs", "stop_reason"),
     ("agent_run_steps", "kind"),
     ("agent_run_steps", "status"),
+    ("run_artifacts", "media_type"),
     ("resource_allocations", "state"),
     ("allocation_holds", "state"),
     ("protocol_agreements", "status"),
@@ -364,13 +365,17 @@ async def _choose_engine(operator: asyncpg.Connection, tenant_id: uuid.UUID, use
 
 
 async def _run_agent(operator: asyncpg.Connection, tenant_id: uuid.UUID, user_id: uuid.UUID, canary: str) -> None:
-    """An agent of the person, and its run with a call in the journal and one that its budget holds."""
+    """An agent of the person, and its run with a call in the journal, one that its budget holds, state and a text."""
     definition = {"name": canary, "description": canary, "instructions": canary, "model": "sandbox-small"}
     await operator.fetchval("select save_agent($1, $2, p_user_id => $3)", canary, definition, user_id)
     started = await operator.fetchval("select start_agent($1, $2, 20, p_user_id => $3)", canary, {"k": canary}, user_id)
     await operator.execute(
         "with step as (insert into agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, created_at)"
-        " select tenant_id, id, 1, user_id, 1, 'tool', agent_id, now() from agent_runs where id = $2)"
+        " select tenant_id, id, 1, user_id, 1, 'tool', agent_id, now() from agent_runs where id = $2),"
+        " state as (insert into agent_run_state (tenant_id, root_run_id, key, user_id, version, run_id, updated_at)"
+        " select tenant_id, id, $3, user_id, 1, id, now() from agent_runs where id = $2),"
+        " made as (insert into run_artifacts (tenant_id, run_id, user_id, name, media_type, content, created_at)"
+        " select tenant_id, id, user_id, $3, 'text/plain', $3, now() from agent_runs where id = $2)"
         " select vanilla.allocation_hold($1, allocation_id, $3, 1, '1 hour', p_execution_id => id) from agent_runs"
         " where id = $2",
         tenant_id,
