@@ -29,6 +29,8 @@ from vanilla_saas.operations.schedules_jobs import JOBS
 from vanilla_saas.operations.schedules_routes import router as schedules_router
 from vanilla_saas.operations.webhooks import WebhookSender
 from vanilla_saas.operations.webhooks_routes import router as webhooks_router
+from vanilla_saas.orchestration.agreement_routes import router as agreements_router
+from vanilla_saas.orchestration.channel_routes import router as channels_router
 from vanilla_saas.orchestration.routes import router as agents_router
 from vanilla_saas.payments import pages as payments_pages
 from vanilla_saas.payments.routes import router as payments_router
@@ -117,7 +119,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         level_changes_router, payments_router, webhooks_router, schedules_router, workflows_router,
         routing_router,
         executions_router, workflow_schedules_router, engine_runs_router, engines_router,
-        agents_router,
+        agents_router, channels_router, agreements_router,
     )  # fmt: skip
     for router in rooms:
         app.include_router(router)
