@@ -29,6 +29,7 @@ from vanilla_saas.operations.schedules_jobs import JOBS
 from vanilla_saas.operations.schedules_routes import router as schedules_router
 from vanilla_saas.operations.webhooks import WebhookSender
 from vanilla_saas.operations.webhooks_routes import router as webhooks_router
+from vanilla_saas.orchestration import channel_pages
 from vanilla_saas.orchestration.agreement_routes import router as agreements_router
 from vanilla_saas.orchestration.channel_routes import router as channels_router
 from vanilla_saas.orchestration.routes import router as agents_router
@@ -126,7 +127,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     pages = (
         tokens_pages, levels_pages, payments_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages,
         operations_pages, backups_pages, workflows_pages, engines_pages, run_pages, schedule_pages, approval_pages,
-        routing_pages,
+        routing_pages, channel_pages,
     )  # fmt: skip
     console.install(app, *(page.ROOM for page in pages))
     return app

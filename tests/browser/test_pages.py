@@ -3,7 +3,9 @@
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import asyncpg
 import pytest
@@ -15,6 +17,8 @@ from tests.console.console_support import PASSWORD, set_password, super_admin
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import store as engines
+from vanilla_saas.orchestration import agreement_store as agreements
+from vanilla_saas.orchestration import channel_store as channels
 from vanilla_saas.workflows import drafts, store
 
 Visit = Callable[..., Awaitable[Visitor]]
@@ -53,6 +57,10 @@ ADMIN = [
     "/runs/{run}",
     "/runs",
     "/approvals",
+    "/channels",
+    "/channels/{channel}",
+    "/agreements",
+    "/agreements/{agreement}",
     "/webhooks",
     "/webhooks/events",
     "/webhooks/{webhook}",
@@ -74,6 +82,8 @@ NAMES = {
     "/engines/my/short": "/engine-copy",
     "/engine-choice?user={other}": "/engine-choice",
     "/runs/{run}": "/engine-run",
+    "/channels/{channel}": "/channel",
+    "/agreements/{agreement}": "/agreement",
     "/webhooks/{webhook}": "/webhook",
     "/webhooks/{webhook}/deliveries/{delivery}": "/webhook-delivery",
 }
@@ -107,12 +117,15 @@ async def _paths(people: People, history: Person) -> list[str]:
     await _workflows(people, other)
     run = await _engine(people, history)
     levels = await _plans(people, history)
+    channel, agreement = await _talk(people, history, other)
     ids = {
         "execution": execution,
         "other": other.identity.user_id,
         "webhook": webhook,
         "delivery": delivery,
         "run": run,
+        "channel": channel,
+        "agreement": agreement,
         **levels,
     }
     return [path.format(**ids) for path in ADMIN]
@@ -205,6 +218,38 @@ async def _engine(people: People, person: Person) -> uuid.UUID:
     await engines.start(operator, tenant, "research@1", {"question": "Why?"}, user_id=user)
     await engines.start(operator, tenant, "research", {"question": "Why?"}, user_id=user)
     return await operator.fetchval(started, user)
+
+
+async def _talk(people: People, person: Person, other: Person) -> tuple[str, str]:
+    """A channel under an agreement, with a message that broke it, and one that was not handled."""
+    operator, tenant = people.operator, person.identity.tenant_id
+    whose = {"triage": str(person.identity.user_id), "billing": str(other.identity.user_id)}
+    refund = {"type": "object", "required": ["refund"], "properties": {"refund": {"type": "integer", "minimum": 1}}}
+    terms: dict[str, Any] = {
+        "acts": {
+            "request": {"senders": ["triage"], "replies": ["agree"], "schema": refund},
+            "agree": {"senders": ["billing"]},
+        }
+    }
+    made = await agreements.propose(operator, tenant, "Refunds", whose, "triage", terms, person.identity.user_id)
+    agreement = uuid.UUID(made["agreement_id"])
+    await agreements.respond(operator, tenant, agreement, "billing", bytes.fromhex(made["hash"]), "accept")
+    await agreements.amend(operator, tenant, agreement, "billing", terms | {"sla": {"max_attempts": 3}})
+    seats = [{"name": name, "user_id": user_id, "party": name} for name, user_id in whose.items()]
+    opened = await channels.open_channel(
+        operator, tenant, "Ticket 17", "group", seats, agreement_id=agreement, limits={"floor": "round_robin"},
+        user_id=person.identity.user_id,
+    )  # fmt: skip
+    channel = uuid.UUID(opened["channel_id"])
+    one, two = (uuid.UUID(opened["participants"][name]) for name in whose)
+    await channels.send(operator, tenant, channel, one, "request", {"refund": 120}, "ask")
+    await channels.send(operator, tenant, channel, two, "agree", {"text": "It is on its way."}, "yes", in_reply_to=1)
+    await channels.send(operator, tenant, channel, one, "request", {"refund": 0}, "wrong")
+    [row] = await channels.receive(operator, tenant, channel, two, 1, timedelta(minutes=1))
+    await channels.nack(
+        operator, tenant, channel, two, row["lease_token"], 1, "the till is closed", timedelta()
+    )  # fmt: skip
+    return str(channel), str(agreement)
 
 
 async def _workers(people: People) -> uuid.UUID:

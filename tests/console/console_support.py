@@ -61,6 +61,8 @@ class Page(HTMLParser):
             "/engines",
             "/runs",
             "/approvals",
+            "/channels",
+            "/agreements",
             "/keys",
             "/users",
             "/audit",

@@ -31,6 +31,8 @@ FOR_USERS = [
     "/engine-choice",
     "/runs",
     "/approvals",
+    "/channels",
+    "/agreements",
     "/password",
 ]
 FOR_ADMINS = [*FOR_USERS, "/users", "/audit", "/levels", "/payments"]
