@@ -36,7 +36,7 @@ STATE = (
 )  # fmt: skip
 
 
-def cursor(after: int | None, last_seen: str | None) -> int:
+def begin_after(after: int | None, last_seen: str | None) -> int:
     """Where a stream goes on; what a client has seen counts before what it was begun with. Raises VanillaError."""
     if last_seen is None:
         return after or 0

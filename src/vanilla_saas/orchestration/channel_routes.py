@@ -179,7 +179,7 @@ async def events(
     """
     caller.require_scope("read")
     database, streams = request.app.state.database, request.app.state.streams
-    place = channel_events.cursor(after, last_seen)
+    place = channel_events.begin_after(after, last_seen)
     streams.refuse_when_full()
     first = await channel_events.look(database, caller.identity, channel_id, place)
     return StreamingResponse(
