@@ -34,7 +34,7 @@
 -- its hash, and no message of a bound channel is there that broke a rule of the version then active.
 -- Lock order: executions; runs, the root before its children; allocations, of one tree by depth and id, so that a parent comes before its children; holds;
 -- wallets; the queue. Holds of steps need no place of their own: the row of their allocation is held by whoever changes them. The job passes by what is
--- locked. Apart from these: the user, the channel, a participant, the agreement, its versions. Who writes to a channel holds its row until the commit, so
+-- locked. After all of these, where a run shows its chat: the user, the channel, a participant, the agreement, its versions. Who writes to a channel holds its row until the commit, so
 -- that whoever sees a message sees all before it.
 begin;
 set local client_min_messages = warning;
@@ -2077,6 +2077,66 @@ $f$;
 comment on function vanilla.give_word(public.agent_runs, text) is
     'Who speaks next in a group chat, by its floor: in turn, whom the manager has named (and the manager after each), or who bids most; or that it is over (said, manager, rounds).';
 
+create or replace function vanilla.chat_seat(p_run public.agent_runs, p_agent_id uuid) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_seat uuid;
+begin
+    select p.id into v_seat from public.channel_participants p join public.agents a on a.tenant_id = p.tenant_id and a.slug = p.name
+        where p.tenant_id = p_run.tenant_id and p.channel_id = p_run.id and a.id = p_agent_id;
+    if not found then
+        insert into public.channel_participants (tenant_id, channel_id, place, name, kind, user_id, reads, manages)
+            select c.tenant_id, c.id, (select count(*) from public.channel_participants p where p.tenant_id = c.tenant_id and p.channel_id = c.id), a.slug, 'agent', p_run.user_id, false,
+                c.floor_policy = 'manager' and a.id = p_run.agent_id
+            from public.communication_channels c join public.agents a on a.tenant_id = c.tenant_id and a.id = p_agent_id
+            where c.tenant_id = p_run.tenant_id and c.id = p_run.id returning id into v_seat;
+    end if;
+    return v_seat;
+end
+$f$;
+comment on function vanilla.chat_seat(public.agent_runs, uuid) is 'As which participant an agent is in the channel of a group chat; whom a member hands over to takes a seat then.';
+
+create or replace function vanilla.tell_chat(p_run public.agent_runs, p_speaker_id uuid default null, p_n integer default null, p_text text default '') returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_channel public.communication_channels;
+begin
+    select * into v_channel from public.communication_channels c where c.tenant_id = p_run.tenant_id and c.id = p_run.id and c.status = 'open' for no key update;
+    if not found then return; end if;      -- its owner closed it: the run goes on unwatched
+    if p_text <> '' then
+        v_channel.last_seq := v_channel.last_seq + 1;
+        insert into public.channel_messages (tenant_id, channel_id, seq, sender_id, user_id, performative, body, message_id, conversation, run_id, created_at)
+            values (v_channel.tenant_id, v_channel.id, v_channel.last_seq, vanilla.chat_seat(p_run, p_speaker_id), p_run.user_id, 'inform',
+                jsonb_build_object('text', left(p_text, 16000)), p_run.id || ':' || p_n, 1, p_run.id, v_now);
+    end if;
+    v_channel.floor_holder := case p_run.chat ->> 'phase' when 'speak' then vanilla.chat_seat(p_run, p_run.speaker_id) end;
+    update public.communication_channels c set last_seq = v_channel.last_seq, floor_holder = v_channel.floor_holder, told_at = v_now,
+            floor_until = case when v_channel.floor_holder is not null then v_now + make_interval(secs => c.floor_s) end
+        where c.tenant_id = v_channel.tenant_id and c.id = v_channel.id;
+    perform pg_notify('vanilla_channels', v_channel.id::text);
+end
+$f$;
+comment on function vanilla.tell_chat(public.agent_runs, uuid, integer, text) is
+    'Posts what was said in a group chat to its channel, named by the run and the number in its journal, of which 16,000 characters; and who has the floor now, nobody while they bid.';
+
+create or replace function vanilla.open_chat(p_run public.agent_runs) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_member public.agent_versions;
+begin
+    insert into public.communication_channels (tenant_id, id, user_id, name, kind, floor_policy, created_at)
+        select p_run.tenant_id, p_run.id, p_run.user_id, a.name, 'group', coalesce(v.definition #>> '{chat,floor}', 'bid'), vanilla.clock()
+        from public.agents a join public.agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id
+        where a.tenant_id = p_run.tenant_id and a.id = p_run.agent_id and v.version = p_run.version;
+    foreach v_member in array vanilla.chat_members(p_run) loop
+        perform vanilla.chat_seat(p_run, v_member.agent_id);
+    end loop;
+    perform vanilla.tell_chat(p_run);
+end
+$f$;
+comment on function vanilla.open_chat(public.agent_runs) is 'Opens the channel on which people watch a group chat: it has the id of the run, which alone speaks there, and its members take part.';
+
 create or replace function vanilla.insert_run(p_run public.agent_runs, p_parent public.agent_runs default null, p_share bigint default null, p_exact boolean default false)
 returns public.agent_runs
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2093,6 +2153,7 @@ begin
     if p_run.chat is not null then p_run := vanilla.give_word(p_run); end if;
     p_run.allocation_id := vanilla.open_run_budget(p_run, p_parent, p_share, p_exact);
     insert into public.agent_runs select (p_run).*;
+    if p_run.chat is not null then perform vanilla.open_chat(p_run); end if;
     return p_run;
 end
 $f$;
@@ -2198,6 +2259,7 @@ begin
         if found then
             v_run.speaker_id := v_speaker.id;
             v_run.speaker_version := v_speaker.version;
+            if v_run.chat is not null then perform vanilla.tell_chat(v_run); end if;
         end if;
     end if;
     update public.agent_runs r set state = 'working', speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version
@@ -2265,6 +2327,8 @@ declare
     v_stop text;
     v_asked integer;
     v_n integer;
+    v_said integer;
+    v_bids boolean;
     v_calls integer := coalesce(jsonb_array_length(p_answer -> 'calls'), 0);
 begin
     if v_run.id is null then perform vanilla.refuse('VS409', 'no run of this step is under way'); end if;
@@ -2279,6 +2343,7 @@ begin
     update public.workflow_steps s set charged_tokens = s.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = s.cost_micros + (v_settled ->> 'cost_micros')::bigint
         where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item in (-1, v_step.item);
     v_n := v_n + 1;
+    v_said := v_n;
     insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
         values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, (v_settled ->> 'charged')::bigint,
             (v_settled ->> 'cost_micros')::bigint, v_now, v_now);
@@ -2322,7 +2387,11 @@ begin
         update public.agent_run_steps s set status = 'refused', result = jsonb_build_object('error', v_stop), finished_at = v_now
             where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open';
     end if;
-    if v_run.chat is not null and v_calls = 0 and not p_wrap_up then v_run := vanilla.give_word(v_run, coalesce(p_answer ->> 'text', '')); end if;
+    if v_run.chat is not null then
+        v_bids := v_run.chat ->> 'phase' = 'bid';
+        if v_calls = 0 and not p_wrap_up then v_run := vanilla.give_word(v_run, coalesce(p_answer ->> 'text', '')); end if;
+        perform vanilla.tell_chat(v_run, v_speaker.agent_id, v_said, case when v_bids then '' else coalesce(p_answer ->> 'text', '') end);
+    end if;
     update public.agent_runs r set turns = p_turn, chat = v_run.chat, speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version, path = v_run.path,
             tool_calls = r.tool_calls + (select count(*) from public.agent_run_steps s where s.tenant_id = r.tenant_id and s.run_id = r.id and s.turn = p_turn and s.kind = 'tool' and s.status <> 'refused'),
             charged_tokens = r.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = r.cost_micros + (v_settled ->> 'cost_micros')::bigint
@@ -2668,6 +2737,11 @@ begin
             from public.agents a where a.tenant_id = p_run.tenant_id and a.id = p_run.agent_id;
     end if;
     if p_run.allocation_id is not null then perform vanilla.allocation_end(p_run.tenant_id, p_run.allocation_id, 'closed', 'run ended'); end if;
+    if p_run.chat is not null then
+        update public.communication_channels c set status = 'closed', closed_at = v_now, close_reason = coalesce(p_run.chat ->> 'ended_by', p_stop_reason), floor_holder = null, floor_until = null
+            where c.tenant_id = p_run.tenant_id and c.id = p_run.id and c.status = 'open';
+        perform pg_notify('vanilla_channels', p_run.id::text);
+    end if;
 end
 $f$;
 comment on function vanilla.end_run(public.agent_runs, text, text, jsonb, jsonb) is 'Ends a run: what it still wanted is refused, what is left of its budget goes back.';
@@ -3914,6 +3988,14 @@ end
 $f$;
 comment on function vanilla.give_floor(public.communication_channels, uuid) is 'A locked channel with another holder of the floor, for the caller to write; whose bid won bids no more.';
 
+create or replace function vanilla.is_chat(p_channel public.communication_channels) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return exists (select from public.agent_runs r where r.tenant_id = p_channel.tenant_id and r.id = p_channel.id);
+end
+$f$;
+comment on function vanilla.is_chat(public.communication_channels) is 'Whether a channel shows the group chat of a run, whose id it has.';
+
 create or replace function public.channel_send(p_channel_id uuid, p_participant_id uuid, p_performative text, p_body jsonb, p_message_id text, p_in_reply_to bigint default null,
     p_run_id uuid default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $f$
@@ -3959,6 +4041,8 @@ begin
     v_now := vanilla.clock();
     if v_channel.status = 'closed' then
         perform vanilla.refuse('VS409', 'the channel is closed', jsonb_build_object('status', 'closed'));
+    elsif v_channel.floor_policy is not null and vanilla.is_chat(v_channel) then
+        perform vanilla.refuse('VS409', 'the run of a group chat speaks here, and nobody else', jsonb_build_object('run_id', v_channel.id));
     elsif v_channel.last_seq >= v_channel.max_messages then
         perform vanilla.refuse('VS429', 'the channel is full', jsonb_build_object('limit', v_channel.max_messages, 'used', v_channel.last_seq, 'resets_at', null), 'Open another one.');
     elsif v_channel.floor_policy is not null and v_channel.floor_holder is distinct from p_participant_id then
@@ -4138,6 +4222,8 @@ begin
         perform vanilla.refuse('VS409', 'the channel has no floor', jsonb_build_object('status', v_channel.status));
     elsif p_action = 'read' then
         null;
+    elsif vanilla.is_chat(v_channel) then
+        perform vanilla.refuse('VS409', 'the run of a group chat gives the floor', jsonb_build_object('run_id', v_channel.id));
     elsif p_action = 'pass' and (v_channel.floor_holder = p_participant_id or v_gone) then
         v_channel := vanilla.give_floor(v_channel, vanilla.next_floor(v_channel, v_channel.floor_holder));
     elsif p_action in ('give', 'take') and v_channel.floor_policy = 'manager' and v_participant.manages then

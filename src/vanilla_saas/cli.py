@@ -68,6 +68,14 @@ class Commands(LazyGroup):
             "vanilla_saas.orchestration.cli:agents",
             "Agents of a tenant: saved, run within budgets, watched, cancelled.",
         ),
+        "channels": LazyCommand(
+            "vanilla_saas.orchestration.channel_cli:channels",
+            "Channels of agents and people: opened, read, spoken on, closed.",
+        ),
+        "agreements": LazyCommand(
+            "vanilla_saas.orchestration.agreement_cli:agreements",
+            "Agreements that channels are held to: proposed, answered, ended.",
+        ),
         "worker": LazyCommand("vanilla_saas.workflows.worker_cli:worker", "Run steps of workflows until stopped."),
         "workers": LazyCommand("vanilla_saas.routing.cli:workers", "Workers of the platform: list, events, drain."),
         "pg-upgrade": LazyCommand(

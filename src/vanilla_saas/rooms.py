@@ -11,7 +11,10 @@ from vanilla_saas.operations import pages as operations_pages
 from vanilla_saas.operations.routes import router as operations_router
 from vanilla_saas.operations.schedules_routes import router as schedules_router
 from vanilla_saas.operations.webhooks_routes import router as webhooks_router
+from vanilla_saas.orchestration import channel_pages
 from vanilla_saas.orchestration import pages as agents_pages
+from vanilla_saas.orchestration.agreement_routes import router as agreements_router
+from vanilla_saas.orchestration.channel_routes import router as channels_router
 from vanilla_saas.orchestration.routes import router as agents_router
 from vanilla_saas.payments import pages as payments_pages
 from vanilla_saas.payments.routes import router as payments_router
@@ -36,13 +39,13 @@ ROUTERS = (
     level_changes_router, payments_router, webhooks_router, schedules_router, workflows_router,
     routing_router,
     executions_router, workflow_schedules_router, engine_runs_router, engines_router,
-    agents_router,
+    agents_router, channels_router, agreements_router,
 )  # fmt: skip
 PAGES = tuple(
     page.ROOM
     for page in (
         tokens_pages, levels_pages, payments_pages, providers_pages, tenancy_pages, webhooks_pages, schedules_pages,
         operations_pages, backups_pages, workflows_pages, engines_pages, agents_pages, run_pages, schedule_pages,
-        approval_pages, routing_pages,
+        approval_pages, routing_pages, channel_pages,
     )
 )  # fmt: skip

@@ -3,7 +3,9 @@
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import asyncpg
 import pytest
@@ -15,6 +17,8 @@ from tests.console.console_support import PASSWORD, set_password, super_admin
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import store as engines
+from vanilla_saas.orchestration import agreement_store as agreements
+from vanilla_saas.orchestration import channel_store as channels
 from vanilla_saas.orchestration import drafts as agent_drafts
 from vanilla_saas.orchestration import store as agents
 from vanilla_saas.workflows import drafts, store
@@ -58,6 +62,10 @@ ADMIN = [
     "/runs/{run}",
     "/runs",
     "/approvals",
+    "/channels",
+    "/channels/{channel}",
+    "/agreements",
+    "/agreements/{agreement}",
     "/webhooks",
     "/webhooks/events",
     "/webhooks/{webhook}",
@@ -79,6 +87,8 @@ NAMES = {
     "/engines/my/short": "/engine-copy",
     "/engine-choice?user={other}": "/engine-choice",
     "/runs/{run}": "/engine-run",
+    "/channels/{channel}": "/channel",
+    "/agreements/{agreement}": "/agreement",
     "/webhooks/{webhook}": "/webhook",
     "/webhooks/{webhook}/deliveries/{delivery}": "/webhook-delivery",
 }
@@ -113,12 +123,15 @@ async def _paths(people: People, history: Person) -> list[str]:
     run = await _engine(people, history)
     await _agent(people, history)
     levels = await _plans(people, history)
+    channel, agreement = await _talk(people, history, other)
     ids = {
         "execution": execution,
         "other": other.identity.user_id,
         "webhook": webhook,
         "delivery": delivery,
         "run": run,
+        "channel": channel,
+        "agreement": agreement,
         **levels,
     }
     return [path.format(**ids) for path in ADMIN]
@@ -221,6 +234,38 @@ async def _agent(people: People, person: Person) -> None:
     for slug, more in (("billing", {"tools": ["order_of", asked]}), ("helper", {"handoffs": ["billing", "unknown"]})):
         await agents.save(operator, tenant, slug, agent_drafts.document(plain | more), shared=True, user_id=user)
     await agents.start(operator, tenant, "helper", {"message": "Hello"}, key="tour", user_id=user)
+
+
+async def _talk(people: People, person: Person, other: Person) -> tuple[str, str]:
+    """A channel under an agreement, with a message that broke it, and one that was not handled."""
+    operator, tenant = people.operator, person.identity.tenant_id
+    whose = {"triage": str(person.identity.user_id), "billing": str(other.identity.user_id)}
+    refund = {"type": "object", "required": ["refund"], "properties": {"refund": {"type": "integer", "minimum": 1}}}
+    terms: dict[str, Any] = {
+        "acts": {
+            "request": {"senders": ["triage"], "replies": ["agree"], "schema": refund},
+            "agree": {"senders": ["billing"]},
+        }
+    }
+    made = await agreements.propose(operator, tenant, "Refunds", whose, "triage", terms, person.identity.user_id)
+    agreement = uuid.UUID(made["agreement_id"])
+    await agreements.respond(operator, tenant, agreement, "billing", bytes.fromhex(made["hash"]), "accept")
+    await agreements.amend(operator, tenant, agreement, "billing", terms | {"sla": {"max_attempts": 3}})
+    seats = [{"name": name, "user_id": user_id, "party": name} for name, user_id in whose.items()]
+    opened = await channels.open_channel(
+        operator, tenant, "Ticket 17", "group", seats, agreement_id=agreement, limits={"floor": "round_robin"},
+        user_id=person.identity.user_id,
+    )  # fmt: skip
+    channel = uuid.UUID(opened["channel_id"])
+    one, two = (uuid.UUID(opened["participants"][name]) for name in whose)
+    await channels.send(operator, tenant, channel, one, "request", {"refund": 120}, "ask")
+    await channels.send(operator, tenant, channel, two, "agree", {"text": "It is on its way."}, "yes", in_reply_to=1)
+    await channels.send(operator, tenant, channel, one, "request", {"refund": 0}, "wrong")
+    [row] = await channels.receive(operator, tenant, channel, two, 1, timedelta(minutes=1))
+    await channels.nack(
+        operator, tenant, channel, two, row["lease_token"], 1, "the till is closed", timedelta()
+    )  # fmt: skip
+    return str(channel), str(agreement)
 
 
 async def _workers(people: People) -> uuid.UUID:

@@ -63,6 +63,8 @@ class Page(HTMLParser):
             "/agent-runs",
             "/runs",
             "/approvals",
+            "/channels",
+            "/agreements",
             "/keys",
             "/users",
             "/audit",

@@ -33,6 +33,8 @@ FOR_USERS = [
     "/agent-runs",
     "/runs",
     "/approvals",
+    "/channels",
+    "/agreements",
     "/password",
 ]
 FOR_ADMINS = [*FOR_USERS, "/users", "/audit", "/levels", "/payments"]

@@ -1,11 +1,14 @@
 """Group chats: one has the word, by the chat's floor, until something ends it."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
+from tests.orchestration.test_channels_http import collect, watch
 from tests.orchestration.test_runs import settled
+from vanilla_saas.client import ApiError, Client
 from vanilla_saas.database.errors import VanillaError
 
 LOOPS = BOTH_LOOPS
@@ -29,7 +32,28 @@ async def talk(
         " where s.run_id = $1 and s.kind = 'model' and s.result ->> 'text' <> '' order by s.n",
         run["id"],
     )
-    return run, [(row["slug"], row["text"]) for row in rows]
+    said = [(row["slug"], row["text"]) for row in rows]
+    await shown(desk, run, said)
+    return run, said
+
+
+async def shown(desk: Studio, run: dict[str, Any], said: list[tuple[str, str]]) -> None:
+    """The channel of a chat that is over has all of it."""
+    channel = await desk.shop.operator.fetchrow("select * from communication_channels where id = $1", run["id"])
+    assert (channel["status"], channel["close_reason"], channel["floor_holder"], channel["last_seq"]) == (
+        "closed",
+        run["output"]["ended_by"],
+        None,
+        len(said),
+    )
+    rows = await desk.shop.operator.fetch(
+        "select m.*, p.name, s.n from channel_messages m join channel_participants p on p.id = m.sender_id"
+        " join agent_run_steps s on s.run_id = m.run_id and m.message_id = s.run_id || ':' || s.n"
+        " where m.channel_id = $1 order by m.seq",
+        run["id"],
+    )
+    assert [(row["name"], row["body"]["text"]) for row in rows] == said
+    assert [row["n"] for row in rows] == sorted(row["n"] for row in rows)
 
 
 async def test_they_speak_in_turn_for_so_many_rounds(desk: Studio) -> None:
@@ -79,3 +103,52 @@ async def test_a_chat_with_somebody_who_is_not_there_does_not_begin(desk: Studio
         )
         == 0
     )
+
+
+async def test_people_who_lose_their_streams_watch_it_in_one_order(desk: Studio) -> None:
+    person, admin = await desk.shop.person(), await desk.shop.room.people.user("admin", scopes=["read", "admin"])
+    slugs = [await desk.save(agent(says(f"I am {n}.", latency_ms=150))) for n in range(4)]
+    order = [slugs[n] for n in (2, 0, 3, 1, 2)]
+    names = [calls((f"transfer_to_{slug}", {})) for slug in order]
+    chat = {"members": slugs, "floor": "manager", "rounds": 9}
+    group = await desk.save(agent(*names, says("Enough."), chat=chat, limits={"turns": 100}))
+    run_id = await desk.start(person, group)
+    async with Client(desk.address, person.key) as client:
+        channel = await client.channels.get(run_id)
+        assert [one["name"] for one in channel["participants"] if one["manages"]] == [group]
+        seat = channel["participants"][0]["id"]
+        for act in (client.channels.send(run_id, seat, "Me!"), client.channels.floor(run_id, seat, "pass")):
+            with pytest.raises(ApiError, match="run of a group chat"):
+                await act
+        followed = asyncio.create_task(collect(client, str(run_id)))
+        viewers = [
+            watch(desk.address, one, str(run_id), breaks) for one, breaks in ((person, 1), (admin, 2), (admin, 9))
+        ]
+        seen = await asyncio.gather(*viewers)
+        assert [name for _, name in seen[0]] == [*order, group]
+        assert seen[0] == seen[1] == seen[2] == await followed
+        over = await client.channels.get(run_id)
+        assert (over["status"], over["close_reason"]) == ("closed", "manager")
+    await settled(desk, await desk.run(run_id))
+
+
+async def test_a_chat_whose_channel_its_owner_closed_goes_on(desk: Studio) -> None:
+    person = await desk.shop.person()
+    slugs = [await desk.save(agent(says("Slowly.", latency_ms=300))) for _ in range(2)]
+    run_id = await desk.start(person, await desk.save(agent(chat={"members": slugs, "rounds": 1})))
+    await desk.shop.ask(person, "channel_close", run_id, "enough")
+    run = await desk.ended(run_id)
+    assert run["output"]["ended_by"] == "rounds"
+    closed = "select close_reason, last_seq from communication_channels where id = $1"
+    assert tuple(await desk.shop.operator.fetchrow(closed, run_id)) == ("enough", 0)
+
+
+async def test_a_chat_that_is_cancelled_closes_its_channel(desk: Studio) -> None:
+    person = await desk.shop.person()
+    slugs = [await desk.save(agent(says("Late.", latency_ms=60_000))) for _ in range(2)]
+    run_id = await desk.start(person, await desk.save(agent(chat={"members": slugs})))
+    holder = "select p.name from communication_channels c join channel_participants p on p.id = c.floor_holder"
+    assert await desk.shop.operator.fetchval(f"{holder} where c.id = $1", run_id) == slugs[0]
+    await desk.shop.ask(person, "cancel_execution", (await desk.run(run_id))["execution_id"])
+    reason = "select close_reason from communication_channels where id = $1 and status = 'closed'"
+    assert await desk.shop.operator.fetchval(reason, run_id) == "canceled"

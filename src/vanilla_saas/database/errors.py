@@ -37,6 +37,12 @@ ERROR_CODES = (
     ErrorCode("VS424", "provider_not_ready", 424, "The provider has no key, or the model no price."),
     ErrorCode("VS425", "run_failed", 422, "A run that was waited for ended without output; `reason` says why."),
     ErrorCode(
+        "VS426",
+        "agreement_violated",
+        422,
+        "A message breaks the agreement of its channel; `rule` and `path` say where. It is not sent, and written down.",
+    ),
+    ErrorCode(
         "VS429",
         "limit_reached",
         429,

@@ -167,18 +167,20 @@ async def events(
     streams.refuse_when_full()
     first = await run_events.whole(database, caller.identity, run_id)
     return StreamingResponse(
-        run_events.events(database, caller.identity, first, last_seen, streams, _again(request, caller)),
+        run_events.events(database, caller.identity, first, last_seen, streams, again(request, caller)),
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
 
 
-def _again(request: Request, caller: Caller) -> Identify:
-    async def again() -> Identity:
+def again(request: Request, caller: Caller) -> Identify:
+    """Looks the caller of a stream up again."""
+
+    async def look() -> Identity:
         tenant = caller.identity.tenant_id if "x-vanilla-tenant" in request.headers else None
         return (await identify(request.app.state.database, caller.token, tenant)).identity
 
-    return again
+    return look
 
 
 async def _told(request: Request, caller: Caller, run_id: UUID, wait_s: float) -> store.Answer:
@@ -193,5 +195,5 @@ async def _told(request: Request, caller: Caller, run_id: UUID, wait_s: float) -
         return await store.finished(connection, tenant_id, run_id) or None
 
     with ends.place():
-        await ends.wait(asked["execution_id"], caller.identity, wait_s, _again(request, caller), find)
+        await ends.wait(asked["execution_id"], caller.identity, wait_s, again(request, caller), find)
     return await run_events.whole(database, caller.identity, run_id)

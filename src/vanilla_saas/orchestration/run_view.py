@@ -51,7 +51,7 @@ def _run(run: Mapping[str, Any], by_id: Mapping[str, Mapping[str, Any]]) -> Tree
 
 
 def _step(step: Mapping[str, Any]) -> str:
-    if step["kind"] == "model":
+    if step["kind"] in ("model", "bid"):
         result = step["result"] or {}
         said = result.get("text") or ", ".join(call["name"] for call in result.get("calls") or ())
         return f"turn {step['turn']}: {_short(said)}"
