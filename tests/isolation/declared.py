@@ -82,9 +82,11 @@ NULLABLE = {
     "channel_messages": "body in_reply_to ended_by run_id",
     "agents": "user_id",
     "agent_versions": "user_id published_by",
-    "agent_runs": "parent_run_id stop_reason error output allocation_id chat deadline_at finished_at",
+    "agent_runs": "parent_run_id stop_reason error output allocation_id chat deadline_at finished_at output_schema",
     "agent_run_steps": "name call_id arguments arguments_hash approval result child_run_id finished_at",
     "agent_run_state": "value",
+    "contract_calls": "most_tokens accept closed_at",
+    "contract_bids": "price_tokens eta_s plan score run_id work_run_id decided_at",
 }
 
 PRIMARY = {
@@ -183,6 +185,8 @@ UNIQUE = {
     "channel_messages": {"tenant_id channel_id sender_id message_id"},
     "agents": {"tenant_id slug"},
     "agent_runs": {"tenant_id execution_id node item where (finished_at IS NULL)"},
+    "contract_calls": {"tenant_id run_id n"},
+    "contract_bids": {"tenant_id call_id where (state = ANY (ARRAY['accepted'::text, 'done'::text]))"},
     "run_artifacts": {"tenant_id run_id name"},
 }
 
@@ -324,6 +328,13 @@ REFERENCES = {
         "tenant_id run_id -> agent_runs tenant_id id",
     },
     "run_artifacts": {"tenant_id run_id -> agent_runs tenant_id id"},
+    "contract_calls": {"tenant_id run_id n -> agent_run_steps tenant_id run_id n"},
+    "contract_bids": {
+        "tenant_id call_id -> contract_calls tenant_id id",
+        "tenant_id agent_id version -> agent_versions tenant_id agent_id version",
+        "tenant_id run_id -> agent_runs tenant_id id",
+        "tenant_id work_run_id -> agent_runs tenant_id id",
+    },
 }
 APPEND_ONLY = {
     "user_token_ledger",
@@ -954,6 +965,17 @@ FORBIDDEN = {
     "agent_run_state_key_check": ["key = ''", "key = repeat('x', 101)"],
     "agent_run_state_value_check": ["value = to_jsonb(repeat('x', 262144))"],
     "agent_run_state_version_check": ["version = 0"],
+    "contract_calls_rule_check": ["rule = 'odd'"],
+    "contract_calls_state_check": ["state = 'odd', closed_at = null"],
+    "contract_calls_closed_check": ["state = 'awarded', closed_at = now()", "state = 'done', closed_at = null"],
+    "contract_bids_state_check": ["state = 'odd'"],
+    "contract_bids_price_check": [
+        "price_tokens = 0",
+        "eta_s = -1",
+        "state = 'rejected', price_tokens = null",
+        "state = 'accepted', price_tokens = null",
+        "state = 'done', price_tokens = null",
+    ],
     "run_artifacts_name_check": ["name = ''", "name = repeat('x', 201)"],
     "run_artifacts_media_type_check": ["media_type = 'odd'", "media_type = 'A/b'", "media_type = ''"],
     "run_artifacts_content_check": ["content = repeat('x', 1048577)"],

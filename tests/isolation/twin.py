@@ -90,6 +90,8 @@ DIFFERENT = {
     " charged_tokens = 7777777",
     "agent_run_state": "value = '\"{word}\"', version = 7777777",
     "run_artifacts": "content = '{word}', media_type = 'text/{word}'",
+    "contract_calls": "task = '\"{word}\"', rule = 'score', state = 'open', closed_at = null",
+    "contract_bids": "state = 'failed', price_tokens = 7777777, plan = '{word}'",
     "usage_events": "ok = not ok, latency_ms = 7777777, charged_tokens = 7777777, cost_micros = 7777777",
     "resource_performance_metrics": "calls = 7777777, latency_ms_sum = 7777777, charged_tokens = 7777777",
     "resource_health": "ok_share = 0, latency_ms = 7777777",

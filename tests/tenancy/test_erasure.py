@@ -98,6 +98,9 @@ FIXED = {
     ("agent_run_steps", "kind"),
     ("agent_run_steps", "status"),
     ("run_artifacts", "media_type"),
+    ("contract_calls", "rule"),
+    ("contract_calls", "state"),
+    ("contract_bids", "state"),
     ("resource_allocations", "state"),
     ("allocation_holds", "state"),
     ("protocol_agreements", "status"),
@@ -381,6 +384,13 @@ async def _run_agent(operator: asyncpg.Connection, tenant_id: uuid.UUID, user_id
         tenant_id,
         uuid.UUID(started["run_id"]),
         canary,
+    )
+    await operator.execute(
+        "with call as (insert into contract_calls (tenant_id, user_id, run_id, n, task, rule, deadline_at, created_at)"
+        " select tenant_id, user_id, id, 1, '{}', 'lowest', now(), now() from agent_runs where id = $1 returning *)"
+        " insert into contract_bids (tenant_id, call_id, user_id, agent_id, version)"
+        " select c.tenant_id, c.id, c.user_id, r.agent_id, r.version from call c join agent_runs r on r.id = c.run_id",
+        uuid.UUID(started["run_id"]),
     )
     await operator.fetchval("select cancel_execution($1)", uuid.UUID(started["execution_id"]))
 

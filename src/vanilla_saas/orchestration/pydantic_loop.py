@@ -57,7 +57,7 @@ async def go_on(turns: Turns, state: Run, corrections: Mapping[int, str]) -> Run
 
 def _tool(model: "_JournalModel", function: Mapping[str, Any]) -> Tool[None]:
     async def call(context: RunContext[None], **_: Any) -> Any:
-        return await model.call(str(context.tool_call_id))
+        return await model.result_of(str(context.tool_call_id))
 
     return Tool.from_schema(
         call, function["name"], function["description"], dict(function["parameters"]), takes_ctx=True, sequential=True
@@ -114,7 +114,7 @@ class _JournalModel(Model):
         parts += [ToolCallPart(call["name"], call["arguments"], tool_call_id=call["id"]) for call in answer["calls"]]
         return ModelResponse(parts=parts, usage=RequestUsage(), model_name=self.model_name)
 
-    async def call(self, call_id: str) -> Any:
+    async def result_of(self, call_id: str) -> Any:
         """What the tool that was asked for under this id gave, or gives now."""
         step = next(step for step in reversed(self.state.steps) if step["call_id"] == call_id)
         if step["kind"] == "handoff" and step["status"] != "failed":
