@@ -14,13 +14,13 @@ MAKE = "select vanilla.make_call($1, $2)"
 
 PUT_OUT = """
     with made as (
-        insert into contract_calls (tenant_id, user_id, run_id, n, task, rule, deadline_at, created_at, state, closed_at)
-            select tenant_id, user_id, id, 1, to_jsonb($3::text), 'lowest', '2199-01-01', now(), 'done', now()
+        insert into contract_calls (tenant_id, user_id, run_id, n, task, rule, state, deadline_at, created_at, closed_at)
+            select tenant_id, user_id, id, 1, to_jsonb($3::text), 'lowest', 'done', '2199-01-01', now(), now()
             from agent_runs where tenant_id = $1 and id = $2 returning *)
     insert into contract_bids (tenant_id, call_id, user_id, agent_id, version, state, price_tokens, plan, run_id)
         select m.tenant_id, m.id, m.user_id, r.agent_id, r.version, 'done', 7, $3, r.id
-        from made m join agent_runs r on r.tenant_id = m.tenant_id and r.parent_run_id = m.run_id"""
-"""A task that was put out and done: over, so that no run is awaited for it."""
+        from made m join agent_runs r on r.tenant_id = m.tenant_id and r.parent_run_id = $4"""
+"""A task that was put out, and done by whom another run asks something: over, so that nobody is awaited for it."""
 
 
 def definition(word: str, **more: Any) -> dict[str, Any]:
@@ -94,6 +94,7 @@ async def _run(connection: asyncpg.Connection, hands: _Turns, own: str, helper: 
     run = await hands.begin(steps[turns], own)
     await hands.turn(steps[turns], run, (word, {"word": word}))
     await hands.hold(steps[turns], run)
+    turning = run["run_id"]
     run = await hands.begin(steps[asks], own)
     asked = (f"delegate_to_{helper}", {"message": word})
     shared = ("state_write", {"key": word, "value": {"word": word}, "version": 0})
@@ -103,4 +104,4 @@ async def _run(connection: asyncpg.Connection, hands: _Turns, own: str, helper: 
         await hands.make(steps[asks], n)
     (child,) = (await hands.tick(told(steps[asks], "waiting", wait={"kind": "agents"}))).values()
     await hands.begin(child, helper)
-    await connection.execute(PUT_OUT, tenant, run["run_id"], word)
+    await connection.execute(PUT_OUT, tenant, turning, word, run["run_id"])
