@@ -14,7 +14,8 @@ MAKE = "select vanilla.make_call($1, $2)"
 
 PUT_OUT = """
     with made as (
-        insert into contract_calls (tenant_id, user_id, run_id, n, task, rule, state, deadline_at, created_at, closed_at)
+        insert into contract_calls
+            (tenant_id, user_id, run_id, n, task, rule, state, deadline_at, created_at, closed_at)
             select tenant_id, user_id, id, 1, to_jsonb($3::text), 'lowest', 'done', '2199-01-01', now(), now()
             from agent_runs where tenant_id = $1 and id = $2 returning *)
     insert into contract_bids (tenant_id, call_id, user_id, agent_id, version, state, price_tokens, plan, run_id)
