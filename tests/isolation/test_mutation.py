@@ -21,6 +21,7 @@ from tests.isolation.promises import Case, Stage, broken, prepare
 from tests.isolation.promises_of_agents import CASES as AGENTS
 from tests.isolation.promises_of_allocations import CASES as ALLOCATIONS
 from tests.isolation.promises_of_changes import CASES as CHANGES
+from tests.isolation.promises_of_contracts import CASES as CONTRACTS
 from tests.isolation.promises_of_engines import CASES as ENGINES
 from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
@@ -58,6 +59,7 @@ CASES = [
     *ALLOCATIONS,
     *ORCHESTRATION,
     *AGENTS,
+    *CONTRACTS,
     *ROUTING,
     *SCHEDULES,
     *SUPABASE,

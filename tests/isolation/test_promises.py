@@ -7,6 +7,7 @@ from tests.isolation.promises import broken, prepare
 from tests.isolation.promises_of_agents import CASES as AGENTS
 from tests.isolation.promises_of_allocations import CASES as ALLOCATIONS
 from tests.isolation.promises_of_changes import CASES as CHANGES
+from tests.isolation.promises_of_contracts import CASES as CONTRACTS
 from tests.isolation.promises_of_engines import CASES as ENGINES
 from tests.isolation.promises_of_grants import CASES as GRANTS
 from tests.isolation.promises_of_levels import CASES as LEVELS
@@ -42,6 +43,7 @@ from tests.isolation.rows import World
         ALLOCATIONS,
         ORCHESTRATION,
         AGENTS,
+        CONTRACTS,
         SCHEDULES,
         SUPABASE,
     ],
@@ -61,6 +63,7 @@ from tests.isolation.rows import World
         "allocations",
         "orchestration",
         "agents",
+        "contracts",
         "schedules",
         "supabase",
     ],
