@@ -15,6 +15,8 @@ from tests.engines.test_chat import ONE_TEXT, only_run, say, sdk
 from tests.engines.upstream import Answer, Upstream, upstream
 from tests.workflows.hands import workflow
 from vanilla_saas.app import create_app
+from vanilla_saas.engines.waiting import Ends
+from vanilla_saas.workflows.attending import Attended
 
 NODE = {"model": "sandbox-small", "prompt": "{{ input.text }}", "max_output_tokens": 200}
 QUICK = {"retry": {"initial_ms": 100, "max_ms": 100}}
@@ -135,6 +137,26 @@ async def test_an_answer_that_something_else_may_change_is_said_at_the_end(
         await heard.rest()
     assert "One" in heard.heard
     assert not any(body.get("stream") for body in model.asked)
+
+
+async def test_a_worker_that_is_quicker_waits_for_who_hears_its_words(
+    floor: Shop, api: str, model: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = Ends.attend
+
+    async def slowly(ends: Ends, *of: Any) -> Attended | None:
+        await asyncio.sleep(0.5)
+        return await attend(ends, *of)
+
+    monkeypatch.setattr(Ends, "attend", slowly)
+    engine, person = await floor.deploy(SPEAKS["the only node"]), await floor.person()
+    model.will(Answer(["One ", "two"], held=1))
+    async with sdk(api, person.key) as client:
+        heard = await listen(client, engine)
+        await heard.until("One ")
+        model.go.set()
+        await heard.rest()
+    assert heard.heard == "One two"
 
 
 async def test_a_second_attempt_that_says_the_same_goes_on_from_there(floor: Shop, api: str, model: Upstream) -> None:

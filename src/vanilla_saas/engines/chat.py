@@ -7,7 +7,7 @@ client that leaves, nor a wait that is over, nor a process that stops.
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -71,16 +71,17 @@ class ChatEngines:
             given = _input(body, ref, found)
             if row["engine_ref"] is None and row["budget_tokens"] is not None:
                 await refuse_budget(connection, identity.tenant_id, caller.key_id)
-        if row["engine_ref"] is None:
-            started = await starts.start(acting, identity.tenant_id, ref, given or {}, key=idempotency_key)
-            if row["budget_tokens"] is None and found["denied_reason"] is None:
-                self._keep(token_hash(token), ref, _Known(caller, found))
-        else:
-            started = await starts.start_by_key(
-                self._database, token_hash(token), ref, given or {}, idempotency_key, request_id or "", client_ip
-            )
-        _require_meant(given, started)
-        attended = await self._attend(caller, started, words)
+        with self._ends.about_to_attend() if words else nullcontext():
+            if row["engine_ref"] is None:
+                started = await starts.start(acting, identity.tenant_id, ref, given or {}, key=idempotency_key)
+                if row["budget_tokens"] is None and found["denied_reason"] is None:
+                    self._keep(token_hash(token), ref, _Known(caller, found))
+            else:
+                started = await starts.start_by_key(
+                    self._database, token_hash(token), ref, given or {}, idempotency_key, request_id or "", client_ip
+                )
+            _require_meant(given, started)
+            attended = await self._attend(caller, started, words)
         return _run(started, found.get("engine") or ref or "", body, caller, attended)
 
     async def _begin(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -51,6 +51,10 @@ class Ends:
                     while self.worker is None or not self.worker.ready:
                         await asyncio.sleep(0.01)
         return self.worker.attend(tenant_id, execution_id, words) if self.worker else None
+
+    def about_to_attend(self) -> AbstractContextManager[None]:
+        """Within it a run is started and attended, and no step of it is computed here before its end."""
+        return self.worker.about_to_attend() if self.worker else nullcontext()
 
     def leave(self, attended: Attended | None) -> None:
         if attended is not None and self.worker is not None:

@@ -6,8 +6,8 @@ fenced by leases: those that are not held any more are dropped by the database.
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -119,6 +119,8 @@ class Worker:
         self._worker: UUID | None = None
         self._running: dict[int, _Running] = {}
         self._attended: dict[str, Attended] = {}
+        self._starts: set[asyncio.Future[None]] = set()
+        """Of runs that will be attended."""
         self._done: list[dict[str, Any]] = []
         self._telling: set[int] = set()
         self._state: dict[str, Any] = {}
@@ -292,6 +294,8 @@ class Worker:
         began = loop.time()
         try:
             plan = await self._plan(step)
+            if self._starts and step.execution_id not in self._attended:
+                await asyncio.wait(self._starts)  # one of them may be this run's, whose words somebody is to hear
             outcome = (await execute(step, plan, self._tooling_of(step), running.calls)).json()
         except asyncio.CancelledError:
             if running.taken_away:
@@ -340,7 +344,19 @@ class Worker:
         if name in self._attended or not self.ready:
             return None
         self._attended[name] = attended = Attended(tenant_id, execution_id, words)
+        attended.running = sum(running.step.execution_id == name for running in self._running.values())
         return attended
+
+    @contextmanager
+    def about_to_attend(self) -> Iterator[None]:
+        """Within it a run is started and attended: steps that are taken meanwhile are computed after it."""
+        start = asyncio.get_running_loop().create_future()
+        self._starts.add(start)
+        try:
+            yield
+        finally:
+            self._starts.discard(start)
+            start.set_result(None)
 
     def leave(self, attended: Attended) -> None:
         """Nobody waits for it any more: what this worker has of it ends as any other step."""
