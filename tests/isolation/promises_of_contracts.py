@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from tests.isolation.promises import Case
-from tests.isolation.promises_of_agents import BUDGET, RUN, STEP, lease, told
+from tests.isolation.promises_of_agents import BUDGET, STEP, lease, told
 from tests.isolation.promises_of_runner import change
 
 OF = "run_id = '{turning}' and n = 1"
