@@ -89,7 +89,7 @@ create table if not exists public.resource_allocations (
     constraint resource_allocations_limits_check check (least(max_requests, max_tool_calls, max_concurrent) > 0),
     constraint resource_allocations_counts_check check (least(requests, tool_calls, open_holds) >= 0),
     constraint resource_allocations_tree_check check (case when parent_id is null then depth = 0 and root_id = id and hold_id is not null and counted_by = '{}'
-        else depth between 1 and 50 and root_id <> id and hold_id is null end),
+        else depth >= 1 and depth <= 50 and root_id <> id and hold_id is null end),
     constraint resource_allocations_state_check check (state in ('open', 'closed', 'expired')),
     constraint resource_allocations_closed_check check ((state = 'open') = (closed_at is null)),
     constraint resource_allocations_ended_check check (state = 'open' or carved_tokens + held_tokens = 0),

@@ -156,7 +156,8 @@ def turns(script: object, *said: str) -> dict[str, object]:
     """A conversation with a script in its first message, in which `said` was answered already."""
     answers = [{"role": "assistant", "content": text} for text in said]
     first = {"role": "system", "content": "You help. sandbox: " + orjson.dumps(script).decode()}
-    return {"model": "sandbox-small", "messages": [first, {"role": "user", "content": "Go"}, *answers]}
+    messages = [first, {"role": "user", "content": "Go"}, *answers]
+    return {"model": "sandbox-small", "messages": messages, "tools": [WEATHER]}
 
 
 async def test_a_conversation_is_scripted_turn_by_turn(sandbox, sdk):
@@ -166,6 +167,8 @@ async def test_a_conversation_is_scripted_turn_by_turn(sandbox, sdk):
     for said in (("x",), ("x", "y", "z")):
         found = await sdk.chat.completions.create(**turns(script, *said))
         assert found.choices[0].message.content == "Done."
+    without = (await sdk.chat.completions.create(**turns(script) | {"tools": []})).choices[0]
+    assert without.message.tool_calls is None
 
 
 @pytest.mark.parametrize("script", [{"turns": []}, {"turns": 1}, {"turns": [{"odd": 1}]}, {"reply": "no turns"}])
