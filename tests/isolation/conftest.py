@@ -41,7 +41,7 @@ async def superuser(operator_of_world: asyncpg.Connection, world: World) -> Asyn
 @pytest.fixture
 async def operator_of_world(cluster: Cluster, world_name: str, world: World) -> AsyncIterator[asyncpg.Connection]:
     """A superuser without a context, who may change rows of the platform and of A."""
-    connection = await asyncpg.connect(cluster.url(database=world_name))
+    connection = await asyncpg.connect(cluster.url(database=world_name), max_cacheable_statement_size=0)
     yield connection
     await connection.close()
 
