@@ -76,9 +76,11 @@ async def test_two_schedulers_run_what_is_due_once_and_catch_up_a_wallet_month_b
         scheduler(cluster, time, signer, tmp_path, {}) as one,
         scheduler(cluster, time, signer, tmp_path, {}) as two,
     ):
+        rounds = []
         for _ in range(3):
             await asyncio.gather(one.tick(), two.tick())
             await asyncio.gather(one.drain(), two.drain())
+            rounds.append((await time.job("monthly_reset"))["last_result"])
     assert (
         await time.connection.fetchval("select count(*) from user_token_wallets where next_reset_at <= vanilla.clock()")
         == 0
@@ -91,8 +93,9 @@ async def test_two_schedulers_run_what_is_due_once_and_catch_up_a_wallet_month_b
     assert len({row[0] for row in months}) == 1
     assert await time.connection.fetch("select * from reconcile_token_wallets()") == []
     assert await time.connection.fetch("select * from verify_token_ledger()") == []
-    job = await time.job("monthly_reset")
-    assert (job["last_result"], job["failures"]) == ({"wallets": 25}, 0)
+    # at the turn of a minute it is due once more, and finds nothing
+    assert rounds[0] == {"wallets": 25}
+    assert (await time.job("monthly_reset"))["failures"] == 0
 
 
 async def test_a_coroutine_runs_in_one_process_and_its_figures_are_kept(

@@ -193,7 +193,10 @@ async def test_a_process_that_dies_in_a_call_fails_it_and_is_started_again(tooli
         assert again != first
         kill(again)
         await until(lambda: not os.path.exists(f"/proc/{again}"))
-        assert (await call("who")).fields["output"]["pid"] not in (first, again)
+        outcome = await call("who")
+        if outcome.code == "provider_error":  # asked before it was seen that the process has gone: the next attempt
+            outcome = await call("who")
+        assert outcome.fields["output"]["pid"] not in (first, again)
     assert not left()
 
 
