@@ -513,12 +513,12 @@ def resigned(world: World, token: str) -> str:
 async def _digest(connection: asyncpg.Connection, world: World) -> str:
     """Of every row of B and of the twin, and of who has locked it."""
     rows = " union all ".join(
-        f"select md5('{t.name}' || x::text || {LOCK}) as d from public.{t.name} x"
+        f"select hash_record_extended((x, {LOCK}), {n}) as d from public.{t.name} x"
         f" where tenant_id in ('{world.b.id}', '{TWIN}')"
-        for t in world.tables
+        for n, t in enumerate(world.tables)
         if not t.parent
     )
-    return await connection.fetchval(f"select md5(string_agg(d, ',' order by d)) from ({rows}) s")
+    return await connection.fetchval(f"select coalesce(sum(d), 0)::text from ({rows}) s")
 
 
 async def broken(connection: asyncpg.Connection, stage: Stage, cases: Iterable[Case]) -> str | None:

@@ -67,13 +67,14 @@ class World:
         of_b: bool = False,
         but: str | None = None,
     ) -> str:
-        """MD5 over all rows that are not A's, or those that are not of the tenant `but`; or over B's alone."""
+        """The sum of the hashes of all rows that are not A's, or not of the tenant `but`; or of B's alone."""
         names = tables or [t.name for t in self.tables if not t.parent]
         whose = f"tenant_id = '{self.b.id}'" if of_b else f"tenant_id is distinct from '{but or self.a.id}'"
         rows = " union all ".join(
-            f"select md5('{name}' || x::text) as d from public.{name} x where {whose}" for name in names
+            f"select hash_record_extended(x, {n}) as d from public.{name} x where {whose}"
+            for n, name in enumerate(names)
         )
-        return await connection.fetchval(f"select md5(string_agg(d, ',' order by d)) from ({rows}) s")
+        return await connection.fetchval(f"select coalesce(sum(d), 0)::text from ({rows}) s")
 
 
 COUNTED = "insert into system_metrics (tenant_id, created_at, name, value) values ($1, '2200-01-01', 'counted', 1)"
