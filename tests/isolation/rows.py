@@ -57,7 +57,8 @@ class World:
 
     def leaks(self, told: str, given: str) -> set[str]:
         """What of B is in an answer that was not in the question."""
-        return words(told, self.ids_of_b) - words(given, self.ids_of_b)
+        found = words(told, self.ids_of_b)
+        return found - words(given, self.ids_of_b) if found else found
 
     async def digest(
         self,
