@@ -26,7 +26,7 @@ from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import Database
 from vanilla_saas.operations.first_run import DEFAULT_TENANT
 from vanilla_saas.settings import Settings
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 from vanilla_saas.tokens.store import ADJUST_BY_KEY
 
 FLOOR = "one statement that updates a counter and inserts a row, by as many asyncpg connections as there are callers"

@@ -7,7 +7,7 @@ import asyncpg
 
 from benchmarks.frame import BenchmarkError
 from vanilla_saas.operations.first_run import DEFAULT_TENANT
-from vanilla_saas.tenancy.identity import KEY_PREFIX, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, token_hash
 
 BALANCE = 1_000_000_000_000
 LEVEL = "premium"

@@ -23,7 +23,7 @@ from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import Database, _prepare
 from vanilla_saas.database.schema import migrations
 from vanilla_saas.settings import Settings
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 
 DEFAULT_TENANT = uuid.UUID("00000000-0000-7000-8000-000000000001")
 SUPER_ADMIN = uuid.UUID("00000000-0000-7000-8000-0000000000aa")

@@ -8,7 +8,7 @@ import asyncpg
 
 from tests.conftest import DEFAULT_TENANT
 from vanilla_saas.database.pool import Database
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 
 _RESTORED = "create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe as"
 PREMIUM = uuid.UUID("00000000-0000-7000-8001-000000000103")

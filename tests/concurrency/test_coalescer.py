@@ -15,7 +15,7 @@ from vanilla_saas.database.coalescer import RUN_CALLS, Coalescer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database, _prepare
 from vanilla_saas.providers.metering import ADMIT, HOLD_TTL, SETTLE
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 from vanilla_saas.tokens.store import ADJUST_BY_KEY
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.concurrency.test_wallet import connections
 from tests.conftest import Cluster, People, Person
 from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 
 @asynccontextmanager

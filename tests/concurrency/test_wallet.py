@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import DEFAULT_TENANT, Cluster, People, Person
 from vanilla_saas.database.pool import Database, _prepare
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 ADJUST = "select adjust_user_tokens($1, $2, $3, p_idempotency_key => $4, p_reference_id => $5)"
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import SUPER_ADMIN, People, Person
 from tests.console.console_support import PAGE, look, signed_in, submit, super_admin
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 FRAGMENT = {"hx-request": "true"}
 

@@ -14,7 +14,7 @@ from vanilla_saas.database.coalescer import Coalescer
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 from vanilla_saas.tokens.store import ADJUST_BY_KEY
 
 CALLERS = 24

@@ -17,7 +17,7 @@ from tests.workflows.hands import workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.engines import chat, waiting
 from vanilla_saas.providers import gateway
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 
 ONE_TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 

@@ -13,7 +13,7 @@ from tests.conftest import DEFAULT_TENANT
 from tests.engines.shop import PLATFORM, Made, Shop, asking, plain
 from tests.workflows.hands import Step, workflow
 from vanilla_saas.database.errors import VanillaError, from_postgres
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 
 CALL = {
     "status": "succeeded",

@@ -17,7 +17,7 @@ from tests.engines.test_routes import send
 from tests.tokens.test_routes import get, post
 from tests.workflows.hands import workflow
 from vanilla_saas.app import create_app
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 ENDS_S = 1.0
 SLOW = {"text": f"sandbox: {json.dumps({'latency_ms': 60_000})}"}

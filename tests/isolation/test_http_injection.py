@@ -35,8 +35,8 @@ from vanilla_saas.console.shell import THEME_COOKIE
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import ERROR_CODES
 from vanilla_saas.settings import Settings
-from vanilla_saas.tenancy.identity import KEY_PREFIX, SESSION_PREFIX, new_token, token_hash
 from vanilla_saas.tenancy.page_session import SESSION_COOKIE, TENANT_COOKIE
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, SESSION_PREFIX, new_token, token_hash
 from vanilla_saas.tenancy.sign_in_pages import TENANT_NAME_COOKIE
 
 EXAMPLES = 500 if LONG else 4

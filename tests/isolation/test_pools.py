@@ -18,7 +18,7 @@ from tests.processes import eventually
 from vanilla_saas.database.context import ContextSigner, Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 
 TRANSACTIONS = 100_000 if LONG else 2_000
 CONNECTIONS, CLIENTS = 5, 40

@@ -17,7 +17,7 @@ from tests.isolation.rows import World
 from vanilla_saas.database.context import PLATFORM, Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
-from vanilla_saas.tenancy.identity import KEY_PREFIX, SESSION_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, SESSION_PREFIX, new_token, token_hash
 
 SQL = ("' or true --", "'; drop table users; --", "$$", "%s", "*", "null", "1 union select key_hash from api_keys")
 

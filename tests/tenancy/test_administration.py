@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import DEFAULT_TENANT, SUPER_ADMIN, People
 from tests.tenancy.conftest import PASSWORD, Api, MakeMember
 from vanilla_saas.database.context import PLATFORM
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 NOBODY = "00000000-0000-7000-8000-00000000dead"
 

@@ -10,7 +10,7 @@ from tests.conftest import People
 from tests.console.console_support import look, signed_in, submit, super_admin
 from tests.tenancy.conftest import Api, MakeMember
 from vanilla_saas.database.context import PLATFORM
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 ADMINS = "select count(*) from users where tenant_id = $1 and role = 'admin' and status = 'active'"
 

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import People, Person
 from tests.processes import assert_books_are_clean
 from tests.tokens.test_routes import admin_of, post
-from vanilla_saas.tenancy.identity import token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 BATCH = "select adjust_user_tokens_batch($1, $2)"
 ONE = """select adjust_user_tokens($1, $2, $3, $4, coalesce($5, 'manual'), $6, $7, $8, coalesce($9, '{}'::jsonb), $10,

@@ -12,7 +12,7 @@ from tests.conftest import Person, serve, settings_for
 from tests.tokens.test_routes import get, post
 from tests.workflows.hands import Room, workflow
 from vanilla_saas.app import create_app
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 
 INPUT = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"]}
 EXECUTIONS = "select count(*) from workflow_executions where workflow_id = $1"

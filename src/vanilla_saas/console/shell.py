@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
 from starlette.responses import JSONResponse
 
 from vanilla_saas.console.assets import Assets
-from vanilla_saas.console.formats import FILTERS
 from vanilla_saas.console.navigation import Room, Viewer, groups_for
 from vanilla_saas.console.security import (
     PageHeaders,
@@ -24,6 +23,7 @@ from vanilla_saas.console.security import (
     page_router,
     wants_page,
 )
+from vanilla_saas.formats import FILTERS
 
 THEME_COOKIE = "vs_theme"
 THEMES = ("auto", "light", "dark")

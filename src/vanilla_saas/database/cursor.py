@@ -1,8 +1,8 @@
 """Pages of a listing by keyset: a page costs the same however deep it is, and none skips or repeats a row.
 
 A cursor is the sort key of the last row shown. It is not a secret and grants nothing: what a caller may see is decided
-by the policies of the transaction that reads the page. A listing by `(created_at, id)` takes `paging: Paging` and ends
-with `paging.page(rows, Model.of)`; its statement binds three values:
+by the policies of the transaction that reads the page. A listing by `(created_at, id)` takes `paging: Paging` of
+database/paging.py and ends with `paging.page(rows, Model.of)`; its statement binds three values:
 
     where tenant_id = $1 and (created_at, id) < ($2, $3) order by created_at desc, id desc limit $4
 
@@ -14,17 +14,16 @@ import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import orjson
-from fastapi import Depends, Query, Request
 from pydantic import BaseModel
 
 from vanilla_saas.database.errors import VanillaError
 
 Item = TypeVar("Item")
-_NEWEST = (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
+NEWEST = (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
 
 
 class Page(BaseModel, Generic[Item]):
@@ -58,7 +57,7 @@ class Keyset:
 
 def first_page(limit: int) -> tuple[datetime, UUID, int]:
     """Values for the statement outside a route: the newest `limit` rows."""
-    return *_NEWEST, limit
+    return *NEWEST, limit
 
 
 def page_bounds(before: str, limit: int) -> tuple[datetime, UUID, int]:
@@ -66,7 +65,7 @@ def page_bounds(before: str, limit: int) -> tuple[datetime, UUID, int]:
 
     Raises VanillaError `invalid_request`.
     """
-    created_at, id = decode_cursor(before, [datetime, UUID]) if before else _NEWEST
+    created_at, id = decode_cursor(before, [datetime, UUID]) if before else NEWEST
     return created_at, id, limit + 1
 
 
@@ -93,33 +92,16 @@ def decode_cursor(text: str, types: Sequence[type]) -> list[Any]:
             raise ValueError("not a list")
         return [_READERS[kind](value) for kind, value in zip(types, values, strict=True)]
     except (ValueError, TypeError, binascii.Error):
-        raise _not_ours() from None
+        raise not_ours() from None
 
 
-def _not_ours() -> VanillaError:
+def not_ours() -> VanillaError:
     return VanillaError(
         "invalid_request",
         "The cursor is not one that this listing gave out.",
         {"param": "cursor"},
         "Send next_cursor of the page before as it is, or none for the first page.",
     )
-
-
-def _paging(
-    request: Request,
-    limit: Annotated[int, Query(ge=1, le=200, description="Most items of a page.")] = 50,
-    cursor: Annotated[str | None, Query(max_length=300, description="next_cursor of the page before.")] = None,
-) -> Keyset:
-    created_at, id = _NEWEST
-    if cursor is not None:
-        listing, created_at, id = decode_cursor(cursor, [str, datetime, UUID])
-        if listing != request.url.path:
-            raise _not_ours()
-    return Keyset(limit, created_at, id, request.url.path)
-
-
-Paging = Annotated[Keyset, Depends(_paging)]
-"""FastAPI dependency: `limit` 1 to 200, default 50, and `cursor` of a listing route."""
 
 
 def _integer(value: object) -> int:

@@ -25,7 +25,8 @@ from vanilla_saas.engines.waiting import Ends
 from vanilla_saas.providers.engine_chat import PREFIX, EngineEnd, EngineRun, Words, input_of
 from vanilla_saas.providers.estimate import InvalidRequest
 from vanilla_saas.providers.step_metering import Admitted
-from vanilla_saas.tenancy.identity import KEY_PREFIX, Caller, identify, token_hash
+from vanilla_saas.tenancy.identity import Caller, identify
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, token_hash
 from vanilla_saas.workflows.attending import Attended
 from vanilla_saas.workflows.execution.opening import Opening
 from vanilla_saas.workflows.executions import refuse_budget, require_fit

@@ -14,7 +14,7 @@ from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show
 from vanilla_saas.engines import compare_cli, run_cli, store
 from vanilla_saas.engines.models import Access, Alias, Mode, Target
 from vanilla_saas.tenancy.cli import expiry
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 from vanilla_saas.tokens.store import find_level, find_user
 from vanilla_saas.workflows import drafts
 from vanilla_saas.workflows import store as workflow_store

@@ -17,8 +17,9 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import store
 from vanilla_saas.engines.models import Ref, Slug
 from vanilla_saas.tenancy import store as tenancy_store
-from vanilla_saas.tenancy.identity import KEY_PREFIX, Caller, acting, new_token, token_hash
+from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 from vanilla_saas.workflows import forms
 
 router = page_router()

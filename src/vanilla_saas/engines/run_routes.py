@@ -11,16 +11,9 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import runs, starts, store
 from vanilla_saas.engines.models import MOST_WAIT_S, KeyBody, Run, RunBody, Started
 from vanilla_saas.tenancy import store as tenancy_store
-from vanilla_saas.tenancy.identity import (
-    KEY_PREFIX,
-    Caller,
-    CurrentCaller,
-    acting,
-    client_ip,
-    new_token,
-    token_hash,
-)
+from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting, client_ip
 from vanilla_saas.tenancy.models import NewKey
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 from vanilla_saas.web import tell_replay
 from vanilla_saas.workflows import execution_events
 from vanilla_saas.workflows.execution_routes import Key, require_spender

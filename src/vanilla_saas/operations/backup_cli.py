@@ -10,10 +10,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from vanilla_saas.console.formats import size as in_bytes
 from vanilla_saas.database.connection import Addresses, addresses
 from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.operator import AsJson, show, tell
+from vanilla_saas.formats import size as in_bytes
 from vanilla_saas.operations import rehearsal
 from vanilla_saas.operations.backup import Progress, roles_sql
 from vanilla_saas.operations.backup_manifest import LATEST, find_backup, open_backup

@@ -8,7 +8,7 @@ import asyncpg
 
 from vanilla_saas.database.connection import connect_admin
 from vanilla_saas.tenancy import passwords
-from vanilla_saas.tenancy.identity import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 
 DEFAULT_TENANT = UUID("00000000-0000-7000-8000-000000000001")
 DEMO_EMAIL = "demo@localhost"

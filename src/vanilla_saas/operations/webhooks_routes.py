@@ -7,8 +7,9 @@ from uuid import UUID
 import asyncpg
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from vanilla_saas.database.cursor import Page, Paging
+from vanilla_saas.database.cursor import Page
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.paging import Paging
 from vanilla_saas.operations import webhooks_store as store
 from vanilla_saas.operations.webhooks import secret_box
 from vanilla_saas.operations.webhooks_models import (

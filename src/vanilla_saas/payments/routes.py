@@ -7,8 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request
 
-from vanilla_saas.database.cursor import Page, Paging
+from vanilla_saas.database.cursor import Page
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.paging import Paging
 from vanilla_saas.payments import checkout, store
 from vanilla_saas.payments.accounts import Change, api_key, save, webhook_secret
 from vanilla_saas.payments.models import (

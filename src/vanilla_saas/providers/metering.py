@@ -32,7 +32,7 @@ from vanilla_saas.providers.adapters import (
 from vanilla_saas.providers.estimate import InvalidRequest, Operation, estimate_prompt_tokens, sizes_of
 from vanilla_saas.providers.secrets import SecretBox, SecretError
 from vanilla_saas.providers.sse import Usage
-from vanilla_saas.tenancy.identity import KEY_PREFIX, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, token_hash
 
 log = structlog.get_logger()
 

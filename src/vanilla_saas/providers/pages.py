@@ -20,8 +20,9 @@ from vanilla_saas.providers.estimate import (
 )
 from vanilla_saas.providers.playground import metered_chat
 from vanilla_saas.providers.secrets import SecretBox
-from vanilla_saas.tenancy.identity import acting, token_hash
+from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageCaller, PlatformCaller
+from vanilla_saas.tenancy.secret_tokens import token_hash
 from vanilla_saas.tokens import page_store as wallet_store
 
 HINT_LENGTH = 4

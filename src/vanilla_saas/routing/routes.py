@@ -5,7 +5,8 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request
 
-from vanilla_saas.database.cursor import Page, Paging
+from vanilla_saas.database.cursor import Page
+from vanilla_saas.database.paging import Paging
 from vanilla_saas.routing import store
 from vanilla_saas.routing.models import (
     Decision,

@@ -19,8 +19,8 @@ from vanilla_saas.database.cursor import first_page
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
 from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import models, passwords, person_cli, sign_in, store
-from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, new_token, token_hash
 from vanilla_saas.tenancy.person_cli import Who, user_id_of
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, ONE_TIME_PREFIX, new_token, token_hash
 
 tenants = typer.Typer(no_args_is_help=True, help="Tenants: the customer organisations of the platform.")
 users = typer.Typer(no_args_is_help=True, help="Users of a tenant; super admins are those of the tenant platform.")

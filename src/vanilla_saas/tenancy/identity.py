@@ -1,7 +1,5 @@
 """Who a request is: a session or an API key, looked up at every request, so that revocation is immediate."""
 
-import hashlib
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,18 +13,7 @@ from fastapi import Depends, Request
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
-
-SESSION_PREFIX, REFRESH_PREFIX, KEY_PREFIX, ONE_TIME_PREFIX = "vss_", "vsr_", "vsk_", "vst_"
-
-
-def new_token(prefix: str) -> str:
-    """A secret of 256 random bits, with a prefix that says what it opens."""
-    return prefix + secrets.token_urlsafe(32)
-
-
-def token_hash(token: str) -> bytes:
-    """What the database keeps of a token: its SHA-256. The token has 256 random bits, so no salt is needed."""
-    return hashlib.sha256(token.encode()).digest()
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, SESSION_PREFIX, token_hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,8 @@ from vanilla_saas.console import Redirect, Viewer
 from vanilla_saas.console.security import forget_cookie, is_fragment, read_cookie, set_cookie
 from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.tenancy.identity import (
-    SESSION_PREFIX,
-    Caller,
-    identify,
-)
+from vanilla_saas.tenancy.identity import Caller, identify
+from vanilla_saas.tenancy.secret_tokens import SESSION_PREFIX
 
 SESSION_COOKIE, TENANT_COOKIE = "vs_session", "vs_tenant"
 SESSION_LIFETIME = timedelta(hours=12)

@@ -11,8 +11,9 @@ from vanilla_saas.console.security import forget_cookie, set_cookie
 from vanilla_saas.database.cursor import page_bounds, page_rows
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy import models, page_store, person_pages, sign_in, sign_in_pages, store
-from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, acting, new_token, token_hash
+from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import TENANT_COOKIE, PageAdmin, PageCaller, PlatformCaller, opened_tenant
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, ONE_TIME_PREFIX, new_token, token_hash
 
 PREFIX_LENGTH = 12
 """How much of a key is kept in the clear, to recognise it by."""

@@ -11,23 +11,20 @@ import asyncpg
 import structlog
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
-from vanilla_saas.database.cursor import Page, Paging
+from vanilla_saas.database.cursor import Page
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.database.paging import Paging
 from vanilla_saas.database.pool import Database
 from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import mail, models, passwords, sign_in, store
 from vanilla_saas.tenancy.identity import (
-    KEY_PREFIX,
-    ONE_TIME_PREFIX,
-    SESSION_PREFIX,
     Caller,
     CurrentCaller,
     acting,
     bearer_token,
     client_ip,
-    new_token,
-    token_hash,
 )
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, ONE_TIME_PREFIX, SESSION_PREFIX, new_token, token_hash
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/api/v1", tags=["tenancy"])

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.tenancy import passwords, store
-from vanilla_saas.tenancy.identity import ONE_TIME_PREFIX, REFRESH_PREFIX, SESSION_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import ONE_TIME_PREFIX, REFRESH_PREFIX, SESSION_PREFIX, new_token, token_hash
 
 LIFETIME, REFRESH_LIFETIME = timedelta(hours=1), timedelta(days=30)
 

@@ -11,7 +11,7 @@ from vanilla_saas.console.security import local_path, read_cookie, set_cookie
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy import sign_in as door
 from vanilla_saas.tenancy import store
-from vanilla_saas.tenancy.identity import client_ip, token_hash
+from vanilla_saas.tenancy.identity import client_ip
 from vanilla_saas.tenancy.page_session import (
     SESSION_COOKIE,
     SESSION_LIFETIME,
@@ -19,6 +19,7 @@ from vanilla_saas.tenancy.page_session import (
     forget_session,
     keep_session,
 )
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 TENANT_NAME_COOKIE = "vs_tenant_name"
 _YEAR_S = 365 * 24 * 3600

@@ -7,7 +7,13 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from vanilla_saas.database.cursor import decode_cursor, encode_cursor
-from vanilla_saas.tenancy.identity import Caller, CurrentCaller, KeyOrCaller, acting, client_ip
+from vanilla_saas.tenancy.identity import (
+    Caller,
+    CurrentCaller,
+    KeyOrCaller,
+    acting,
+    client_ip,
+)
 from vanilla_saas.tokens import store
 from vanilla_saas.tokens.models import (
     AdjustedEntry,

@@ -6,7 +6,8 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 
-from vanilla_saas.database.cursor import Page, Paging, decode_cursor, encode_cursor, first_page
+from vanilla_saas.database.cursor import Page, decode_cursor, encode_cursor, first_page
+from vanilla_saas.database.paging import Paging
 from vanilla_saas.tenancy.identity import CurrentCaller, acting
 from vanilla_saas.tokens import store, wallet_store
 from vanilla_saas.tokens.models import AdjustedEntry, PolicyExceptions, UserPolicy

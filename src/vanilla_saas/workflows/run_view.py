@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from vanilla_saas.console.drawing import Drawing, draw
-from vanilla_saas.console.formats import elapsed
+from vanilla_saas.formats import elapsed
 from vanilla_saas.workflows.run_store import MOST_TEXT
 
 MOST_DRAWN = 200

@@ -11,7 +11,8 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import runs, starts
 from vanilla_saas.engines import store as engine_store
 from vanilla_saas.engines.protocols import store
-from vanilla_saas.tenancy.identity import Caller, acting, client_ip, token_hash
+from vanilla_saas.tenancy.identity import Caller, acting, client_ip
+from vanilla_saas.tenancy.secret_tokens import token_hash
 from vanilla_saas.workflows import execution_store
 from vanilla_saas.workflows.execution_routes import require_spender
 from vanilla_saas.workflows.executions import refuse_budget, require_fit

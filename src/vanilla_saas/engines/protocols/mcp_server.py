@@ -10,7 +10,8 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.types import Receive, Scope, Send
 
 from vanilla_saas.engines.protocols import mcp_tools
-from vanilla_saas.tenancy.identity import Caller, token_hash
+from vanilla_saas.tenancy.identity import Caller
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 SESSIONS = 1000
 """Of clients before 2026-07-28, whose protocol has sessions; others have none."""

@@ -1,4 +1,4 @@
-"""How pages write figures and times: tokens with thousands separators, times in UTC."""
+"""How pages and commands write figures and times: tokens with thousands separators, times in UTC."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
