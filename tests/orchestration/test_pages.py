@@ -172,14 +172,27 @@ def test_a_bar_is_never_wider_than_its_budget_and_what_it_says_adds_up() -> None
     assert page_view.bar(None) == []
 
 
+async def test_bids_for_the_word_are_told_on_the_page(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    members = [await desk.save(agent(says(word))) for word in ("bid 5 of a", "bid 7 of b")]
+    chat = {"members": members, "floor": "bid", "rounds": 1}
+    run = await desk.start(person, await desk.save(agent(chat=chat, limits={"turns": 100})))
+    await desk.ended(run)
+    async with signed_in(desk.address, desk.shop.room.people, person) as http:
+        _, page, _ = await look(http, f"/agent-runs/{run}")
+        bid = page.text.partition("Bid for the word")[2].partition("</li>")[0]
+        assert "bid 5 of a" in bid
+        assert "Answer of" not in bid
+
+
 def test_what_a_definition_says_is_read_back_as_the_same() -> None:
     given: dict[str, Any] = {
         "instructions": "x", "model": "m", "tools": ["a", {"tool": "b", "approval": {"approvers": ["role:admin"]}}],
-        "handoffs": ["one", {"agent": "two@3", "again": True}], "limits": {"turns": 3},
+        "handoffs": ["one", {"agent": "two@3", "again": True}], "limits": {"turns": 3}, "contract": {"bidders": ["cid"]},
         "output": {"type": "object", "properties": {"n": {"type": "integer", "default": None}}},
     }  # fmt: skip
     document = drafts.document(given)
     text = drafts.as_text(document)
     assert drafts.document(drafts.read(text, "yaml")) == document
     assert "repeats" not in text
-    assert drafts.turns_to(document) == [("handoffs", "one"), ("handoffs", "two@3")]
+    assert drafts.turns_to(document) == [("handoffs", "one"), ("handoffs", "two@3"), ("bidders", "cid")]

@@ -11,6 +11,7 @@ from tests.conftest import Person
 from tests.orchestration.hands import DONE
 from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from vanilla_saas.checks import run_checks
+from vanilla_saas.client import Client
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.orchestration.journal import Journal
 from vanilla_saas.workflows.execution.steps import Step
@@ -47,6 +48,15 @@ async def settled(desk: Studio, run: dict[str, Any]) -> None:
     )
     assert tuple(wallet) == (0, 0)
     assert [str(found) for found in await run_checks(desk.shop.operator, MONEY)] == []
+
+
+async def journal_told(desk: Studio, run: dict[str, Any]) -> list[str]:
+    """What the API says of a run's steps, to who may read all of the tenant's: their kinds."""
+    admin = await desk.shop.room.people.user("admin", scopes=["read", "admin"])
+    async with Client(desk.address, admin.key) as client:
+        found = await client.agents.get(run["id"])
+    (asked,) = [one for one in found["runs"] if one["id"] == str(run["id"])]
+    return [step["kind"] for step in asked["steps"]]
 
 
 async def test_an_agent_answers(desk: Studio) -> None:

@@ -63,6 +63,7 @@ def turns_to(definition: Answer) -> list[tuple[str, str]]:
     """The agents that one may turn to: how, and the reference of each."""
     named = [(how, edge) for how in ("handoffs", "delegates") for edge in definition.get(how) or ()]
     named += [("members", edge) for edge in (definition.get("chat") or {}).get("members") or ()]
+    named += [("bidders", edge) for edge in (definition.get("contract") or {}).get("bidders") or ()]
     return [(how, edge["agent"]) for how, edge in named]
 
 

@@ -69,12 +69,12 @@ def words(run: Mapping[str, Any]) -> str:
 
 
 def _step(step: Mapping[str, Any]) -> Node:
-    result = step["result"]
+    result, spoken = step["result"], step["kind"] in ("model", "bid")
     return dict(step) | {
         "child": None,
-        "said": (result or {}).get("text") or "" if step["kind"] == "model" else "",
+        "said": (result or {}).get("text") or "" if spoken else "",
         "asks": orjson.dumps(step["arguments"]).decode() if step["arguments"] else "",
-        "shown": shown(result) if result is not None and step["kind"] != "model" else None,
+        "shown": shown(result) if result is not None and not spoken else None,
     }
 
 
