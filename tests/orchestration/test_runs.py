@@ -145,6 +145,19 @@ async def test_a_run_has_so_many_turns(desk: Studio) -> None:
     assert (run["state"], run["stop_reason"], run["turns"]) == ("failed", "max_turns", 4)
 
 
+async def test_a_run_has_more_turns_than_fifty_when_its_limits_allow_them(desk: Studio) -> None:
+    turns = [calls(("tick", {}))] * 51
+    run = await stopped(
+        desk, agent(*turns, says("At last."), tools=["tick"], limits={"turns": 60, "tokens": 900_000}), tokens=900_000
+    )
+    assert (run["stop_reason"], run["turns"], run["output"]["text"]) == ("done", 52, "At last.")
+
+
+async def test_a_blank_answer_is_an_answer(desk: Studio) -> None:
+    run = await stopped(desk, agent(calls(("tick", {})), says(""), tools=["tick"]))
+    assert (run["stop_reason"], run["turns"], run["output"]["text"]) == ("done", 2, "")
+
+
 async def test_a_tree_makes_so_many_tool_calls(desk: Studio) -> None:
     run = await stopped(desk, agent(calls(("tick", {}), ("tick", {})), tools=["tick"], limits={"tool_calls": 5}))
     assert (run["state"], run["stop_reason"], run["tool_calls"]) == ("failed", "max_tool_calls", 4)
