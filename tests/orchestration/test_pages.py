@@ -189,10 +189,16 @@ def test_what_a_definition_says_is_read_back_as_the_same() -> None:
     given: dict[str, Any] = {
         "instructions": "x", "model": "m", "tools": ["a", {"tool": "b", "approval": {"approvers": ["role:admin"]}}],
         "handoffs": ["one", {"agent": "two@3", "again": True}], "limits": {"turns": 3}, "contract": {"bidders": ["cid"]},
+        "chat": {"members": ["dan", {"agent": "eve", "again": True}], "floor": "bid"},
         "output": {"type": "object", "properties": {"n": {"type": "integer", "default": None}}},
     }  # fmt: skip
     document = drafts.document(given)
     text = drafts.as_text(document)
     assert drafts.document(drafts.read(text, "yaml")) == document
     assert "repeats" not in text
-    assert drafts.turns_to(document) == [("handoffs", "one"), ("handoffs", "two@3"), ("bidders", "cid")]
+    read = drafts.read(text, "yaml")
+    assert (read["tools"], read["handoffs"]) == (given["tools"], given["handoffs"])
+    assert (read["contract"], read["chat"]) == (given["contract"], given["chat"])
+    assert drafts.turns_to(document) == [
+        ("handoffs", "one"), ("handoffs", "two@3"), ("members", "dan"), ("members", "eve"), ("bidders", "cid"),
+    ]  # fmt: skip

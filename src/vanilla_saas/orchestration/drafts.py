@@ -54,9 +54,15 @@ def as_text(definition: Answer) -> str:
     except ValidationError:
         return documents.dump_yaml(definition)
     for field, name in (("tools", "tool"), ("handoffs", "agent"), ("delegates", "agent")):
-        if field in plain:
-            plain[field] = [one[name] if set(one) == {name} else one for one in plain[field]]
+        _shorten(plain, field, name)
+    _shorten(plain.get("chat", {}), "members", "agent")
+    _shorten(plain.get("contract", {}), "bidders", "agent")
     return documents.dump_yaml(plain)
+
+
+def _shorten(within: Answer, field: str, name: str) -> None:
+    if field in within:
+        within[field] = [one[name] if set(one) == {name} else one for one in within[field]]
 
 
 def turns_to(definition: Answer) -> list[tuple[str, str]]:
