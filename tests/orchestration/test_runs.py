@@ -230,6 +230,13 @@ async def test_an_answer_of_a_schema_is_asked_for_again_until_it_fits(desk: Stud
     assert (run["stop_reason"], run["output"]["json"], run["turns"]) == ("done", {"n": 1}, 3)
 
 
+@pytest.mark.parametrize(("schema", "turn"), [({"type": "object"}, 1), (True, 1), ({"required": ["full"]}, 2)])
+async def test_markdown_around_an_answer_is_none_of_it(desk: Studio, schema: Any, turn: int) -> None:
+    answers = says('```json\n{"turn": 1}\n```'), says('```\n{"turn": 2, "full": true}\n```')
+    run = await stopped(desk, agent(*answers, output=schema))
+    assert (run["stop_reason"], run["turns"], run["output"]["json"]["turn"]) == ("done", turn, turn)
+
+
 async def test_a_turn_says_how_the_run_stands_and_only_calls_make_it_read_the_journal(
     desk: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

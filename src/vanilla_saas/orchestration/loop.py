@@ -22,6 +22,7 @@ from vanilla_saas.providers.estimate import InvalidRequest
 from vanilla_saas.providers.step_metering import ModelAnswer
 from vanilla_saas.workflows.execution.attempt import Attempt, of_call
 from vanilla_saas.workflows.execution.failures import Failure, of_refusal, said
+from vanilla_saas.workflows.execution.models import json_text, response_format
 from vanilla_saas.workflows.execution.steps import Outcome, waiting
 from vanilla_saas.workflows.execution.waits import asked_of_people
 from vanilla_saas.workflows.nodes import Agent
@@ -211,7 +212,7 @@ class Turns:
 
     async def _wrong(self, text: str, schema: Mapping[str, Any] | bool) -> str | None:
         try:
-            value = orjson.loads(text)
+            value = orjson.loads(json_text(text))
         except orjson.JSONDecodeError:
             return "Your answer is no JSON. Answer with JSON of the schema and nothing else."
         wrong = await self.attempt.mismatches("output", schema, value)
@@ -256,9 +257,8 @@ class Turns:
             body["temperature"] = definition.temperature
         if definition.max_output_tokens is not None:
             body["max_completion_tokens"] = definition.max_output_tokens
-        if isinstance(state.output, Mapping):
-            form = {"name": "answer", "schema": state.output}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        if state.output is not None:
+            body["response_format"] = response_format(state.output)
         return body
 
     async def _record_turn(self, state: Run, answer: ModelAnswer, *, wrap_up: bool = False) -> dict[str, Any]:
@@ -287,7 +287,7 @@ class Turns:
         text, value = answer.get("text") or "", None
         if state.output is not None:
             try:
-                value = orjson.loads(text)
+                value = orjson.loads(json_text(text))
             except orjson.JSONDecodeError:  # of a wrap-up: there is no turn to correct it in
                 value = None
         ended_by = {"ended_by": state.view["chat"]["ended_by"]} if state.phase == "over" else {}
