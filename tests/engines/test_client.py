@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import serve, settings_for
 from tests.engines.shop import Shop, plain
 from tests.engines.test_engines import made_key, offered
-from vanilla_saas import client as clients
+from vanilla_saas import client_http
 from vanilla_saas.app import create_app
 from vanilla_saas.client import ApiError, Client, WorkflowFailed
 
@@ -69,7 +69,7 @@ async def test_a_run_that_fails_has_its_code_and_one_that_lasts_is_asked_for_aga
 ) -> None:
     broken, user = await floor.deploy(plain("1 / (input.n - input.n)")), await floor.person()
     waits = await floor.deploy({"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []})
-    monkeypatch.setattr(clients, "LOOK_S", 0.05)
+    monkeypatch.setattr(client_http, "LOOK_S", 0.05)
     async with Client(address, user.key) as client:
         with pytest.raises(WorkflowFailed) as failed:
             await client.engines.run(broken.slug, {"n": 1})
