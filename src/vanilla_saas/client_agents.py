@@ -45,7 +45,7 @@ class Agents:
     async def get(self, run_id: str | UUID, *, wait_s: float = 0) -> dict[str, Any]:
         """The tree of a run as it is now, or as soon as it is over, after `wait_s` at the latest."""
         path = path_of("agent-runs", run_id)
-        found: dict[str, Any] = await self._client.call("GET", path, query={"wait_s": str(wait_s)})
+        found: dict[str, Any] = await self._client.call("GET", path, query={"wait_s": wait_s})
         return found
 
     async def result(self, run_id: str | UUID) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Channels:
         self, channel_id: str | UUID, *, after: int = 0, limit: int = 100
     ) -> builtins.list[dict[str, Any]]:
         """Messages in their order, behind a seq."""
-        query = {"after": str(after), "limit": str(limit)}
+        query = {"after": after, "limit": limit}
         path = path_of("channels", channel_id, "messages")
         return await self._client.rows(path, query=query)
 

@@ -62,20 +62,24 @@ class Connection:
 
     async def call(
         self,
-        method: Literal["GET", "POST", "PUT", "DELETE"],
+        method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"],
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """The answer of `/api/v1` at a path. Raises ApiError; aiohttp.ClientError when there is none."""
+        """The answer of `/api/v1` at a path; what is None in a query is left out.
+
+        Raises ApiError; aiohttp.ClientError when there is none.
+        """
         address = f"{self._base_url}/api/v1{path}"
-        async with self._open().request(method, address, json=body, params=query, headers=headers) as answer:
+        asked = {name: str(value) for name, value in (query or {}).items() if value is not None}
+        async with self._open().request(method, address, json=body, params=asked, headers=headers) as answer:
             await _refuse(answer)
             return orjson.loads(await answer.read() or b"null")
 
-    async def rows(self, path: str, *, query: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    async def rows(self, path: str, *, query: Mapping[str, object] | None = None) -> list[dict[str, Any]]:
         """The `data` of a list. Raises as `call` does."""
         found: list[dict[str, Any]] = (await self.call("GET", path, query=query))["data"]
         return found
@@ -124,7 +128,7 @@ class Connection:
 
     async def ended(self, path: str) -> dict[str, Any]:
         """What a path answers as soon as that has a `finished_at`. Raises ApiError."""
-        query = {"wait_s": str(min(LOOK_S, self.timeout_s / 2))}
+        query = {"wait_s": min(LOOK_S, self.timeout_s / 2)}
         while True:
             try:
                 found: dict[str, Any] = await self.call("GET", path, query=query)
