@@ -58,15 +58,22 @@ async def test_an_agent_is_saved_read_and_retired(desk: Studio, http: aiohttp.Cl
 
 async def test_every_problem_of_a_definition_is_named(desk: Studio, http: aiohttp.ClientSession) -> None:
     person = await desk.shop.person()
-    wrong = {"instructions": "x", "limits": {"turns": 0, "odd": 1}, "handoffs": ["A b"]}
+    limits = {"turns": 0, "odd": 1}
+    wrong = {"instructions": "x", "modle": "m", "limits": limits, "handoffs": ["A b"], "output": 3, "loop": "mine"}
     refused = await ask(http, person, "PUT", "agents/wrong", {"definition": wrong}, 422)
     assert refused["code"] == "invalid_definition"
-    assert {(one["path"], one["code"]) for one in refused["problems"]} == {
-        ("model", "missing"),
-        ("limits.turns", "greater_than_equal"),
-        ("limits.odd", "extra_forbidden"),
-        ("handoffs.0.agent", "string_pattern_mismatch"),
-    }
+    assert sorted((one["path"], one["code"]) for one in refused["problems"]) == [
+        ("handoffs.0.agent", "wrong_form"),
+        ("limits.odd", "field_unknown"),
+        ("limits.turns", "out_of_range"),
+        ("loop", "value_unknown"),
+        ("model", "field_missing"),
+        ("modle", "field_unknown"),
+        ("output", "wrong_type"),
+    ]
+    told = {one["path"]: one["message"] for one in refused["problems"]}
+    assert told["modle"] == "Remove modle, which is not a field here; did you mean model."
+    assert told["output"] == "Write a JSON schema: an object."
     assert all(one["message"] for one in refused["problems"])
 
 
