@@ -1,6 +1,7 @@
 """Pages of agents over HTTP: what people write, run and watch, what others do not see."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +13,7 @@ from tests.conftest import Cluster
 from tests.console.console_support import PAGE, look, signed_in, submit
 from tests.orchestration.studio import Studio, agent, calls, says, studio
 from vanilla_saas.orchestration import drafts, page_view
+from vanilla_saas.orchestration.stops import STOPS
 
 FRAGMENT = {"hx-request": "true"}
 HOSTILE = "</pre><script>alert(1)</script>"
@@ -67,7 +69,7 @@ async def test_an_agent_is_made_changed_run_and_retired_on_its_pages(desk: Studi
         run = await desk.ended(uuid.UUID(twice[0].rpartition("/")[2]))
         assert (run["state"], run["version"], run["limits"]["tokens"]) == ("completed", 1, 9000)
         _, page, _ = await look(http, twice[0])
-        assert page_view.STOPS["done"] in page.text
+        assert STOPS["done"] in page.text
         assert f"{await desk.charged(run['id']):,}</p>" in page.text
         _, page, _ = await look(http, "/agents")
         assert f"{run['charged_tokens']:,}</td>" in page.text
@@ -144,7 +146,7 @@ async def test_a_run_shows_its_tree_budgets_artifacts_and_who_is_asked(desk: Stu
         _, _, headers = await submit(http, f"/agent-runs/{run}/cancel", reason="enough")
         assert headers["location"] == f"/agent-runs/{run}?notice=cancelled"
         _, page, _ = await look(http, headers["location"])
-        assert page_view.STOPS["canceled"] in page.text
+        assert STOPS["canceled"] in page.text
         assert "data-events" not in page.text
         assert "Cancel run" not in page.text
         assert await events(http, f"/agent-runs/{run}/events", 2) == ["progress", "end"]
@@ -170,6 +172,13 @@ def test_a_bar_is_never_wider_than_its_budget_and_what_it_says_adds_up() -> None
     over = page_view.bar(budget | {"spent": 150})
     assert over[-1]["x"] + over[-1]["width"] <= page_view.BAR + 0.2
     assert page_view.bar(None) == []
+
+
+async def test_every_reason_to_stop_has_words(desk: Studio) -> None:
+    rule = await desk.shop.operator.fetchval(
+        "select pg_get_constraintdef(oid) from pg_constraint where conname = 'agent_runs_stop_check'"
+    )
+    assert set(re.findall(r"'(\w+)'", rule)) == set(STOPS)
 
 
 async def test_bids_for_the_word_are_told_on_the_page(desk: Studio) -> None:

@@ -17,6 +17,7 @@ from vanilla_saas.orchestration import conversation, tools
 from vanilla_saas.orchestration.conversation import WRAP_UP, Run
 from vanilla_saas.orchestration.definition import AgentTool
 from vanilla_saas.orchestration.journal import Journal
+from vanilla_saas.orchestration.stops import STOPS
 from vanilla_saas.providers.adapters import UpstreamError
 from vanilla_saas.providers.estimate import InvalidRequest
 from vanilla_saas.providers.step_metering import ModelAnswer
@@ -26,17 +27,6 @@ from vanilla_saas.workflows.execution.models import json_text, response_format
 from vanilla_saas.workflows.execution.steps import Outcome, waiting
 from vanilla_saas.workflows.execution.waits import asked_of_people
 from vanilla_saas.workflows.nodes import Agent
-
-STOPPED: Mapping[str, str] = {
-    "max_turns": "It has had all of its turns and has no answer.",
-    "max_tool_calls": "It has made all of its tool calls and wants more.",
-    "max_depth": "It wanted to delegate deeper than it may.",
-    "max_children": "Its tree has started all the agents that it may and wants more.",
-    "budget_exhausted": "Its budget is used up.",
-    "deadline": "Its time is over.",
-    "loop_detected": "It wanted the same call again that has had the same answer each time.",
-    "cycle_refused": "It wanted to turn to an agent that it came from.",
-}
 
 
 @dataclass(eq=False)
@@ -303,7 +293,7 @@ class Turns:
 
 
 def _stopped(reason: str) -> Failure:
-    return Failure(reason, STOPPED.get(reason, "The run was stopped."), {"stop_reason": reason}, retryable=False)
+    return Failure(reason, STOPS.get(reason, STOPS["failed"]), {"stop_reason": reason}, retryable=False)
 
 
 def _calls_of(answer: ModelAnswer, turn: int) -> list[dict[str, Any]]:
