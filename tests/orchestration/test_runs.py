@@ -119,14 +119,6 @@ async def stopped(desk: Studio, definition: dict[str, Any], tokens: int | None =
     return run
 
 
-async def requests_made(desk: Studio, run: dict[str, Any]) -> int:
-    return int(
-        await desk.shop.operator.fetchval(
-            "select count(*) from agent_run_steps where run_id = $1 and kind = 'model'", run["id"]
-        )
-    )
-
-
 async def test_the_same_call_with_the_same_answer_is_not_made_a_third_time(desk: Studio) -> None:
     run = await stopped(desk, agent(calls(("look_up", {"name": "Ada"})), tools=["look_up"]))
     assert (run["state"], run["stop_reason"], run["turns"]) == ("failed", "loop_detected", 3)

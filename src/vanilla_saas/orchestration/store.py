@@ -62,7 +62,7 @@ where r.tenant_id = $1 and r.root_run_id = (
 order by r.id
 """
 EXECUTION_OF = """
-select r.execution_id, r.state, r.finished_at from public.agent_runs r where r.tenant_id = $1 and r.id = $2
+select r.execution_id, r.finished_at from public.agent_runs r where r.tenant_id = $1 and r.id = $2
 """
 SAVE = "select public.save_agent($1, $2, $3, $4, $5)"
 RETIRE = "select public.retire_agent($1, $2)"
