@@ -258,9 +258,17 @@ async def test_a_tool_that_is_not_the_agents_is_not_called(desk: Studio) -> None
     assert (await desk.steps(run["id"]))[1]["result"] == {"error": "There is no tool refund."}
 
 
-async def test_a_provider_that_fails_is_tried_again_and_then_ends_the_run(desk: Studio) -> None:
-    run = await stopped(desk, agent({"status": 400}))
-    assert (run["state"], run["error"]["code"]) == ("failed", "invalid_request")
+@pytest.mark.parametrize(
+    ("status", "code", "reason", "times"),
+    [(500, "provider_error", "provider_failed", 3), (400, "invalid_request", "failed", 1)],
+)
+async def test_a_provider_that_fails_is_tried_again_and_one_that_refuses_is_not(
+    desk: Studio, status: int, code: str, reason: str, times: int
+) -> None:
+    run = await stopped(desk, agent({"status": status}))
+    assert (run["state"], run["error"]["code"], run["stop_reason"]) == ("failed", code, reason)
+    made = "select count(*) from ai_executions where user_id = $1"
+    assert await desk.shop.operator.fetchval(made, run["user_id"]) == times
 
 
 async def approval_of(desk: Studio, run_id: Any) -> Any:
