@@ -1,17 +1,25 @@
 """`client.engines`: lists, runs, waits, and says with a code what went wrong."""
 
 import asyncio
+import inspect
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from tests.conftest import serve, settings_for
 from tests.engines.shop import Shop, plain
 from tests.engines.test_engines import made_key, offered
-from vanilla_saas import client as clients
+from vanilla_saas import client_http
 from vanilla_saas.app import create_app
 from vanilla_saas.client import ApiError, Client, WorkflowFailed
+from vanilla_saas.engines.routes import router as routes_of
+from vanilla_saas.engines.run_routes import router as runs_of
+
+ADMIN = ["read", "chat", "admin"]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +72,103 @@ async def test_copies_move_offers_are_listed_and_versions_are_compared(address: 
         assert [(row["version"], row["alias"]) for row in await client.engines.report(engine.slug)] == [(1, "stable")]
 
 
+async def test_an_admin_deploys_promotes_permits_assigns_and_retires(address: str, floor: Shop) -> None:
+    admin, user = await floor.room.people.user("admin", scopes=ADMIN), await floor.person()
+    slug, level = f"e{uuid.uuid4().hex[:10]}", await floor.level("free")
+    mine = {"user_id": user.identity.user_id}
+    async with Client(address, admin.key) as client:
+        engines = client.engines
+        flows = [await floor.flow(plain(text, output="steps.a.output"), admin) for text in ("1", "2")]
+        made = await engines.deploy(slug, flows[0], name="Adds", mode="sequential", output={"type": "integer"})
+        assert (made["version"], made["unchanged"]) == (1, False)
+        assert (await engines.deploy(slug, flows[1], workflow_version=1))["version"] == 2
+        assert (await engines.change(slug, default_access="read", description="Of one."))["default_access"] == "read"
+        [row] = [row for row in await engines.catalog() if row["slug"] == slug]
+        assert (row["name"], row["description"], row["versions"]) == ("Adds", "Of one.", 2)
+        assert (await engines.version(made["engine_id"], 1))["mode"] == "sequential"
+        await engines.permit(slug, level, "execute")
+        assert {one["level"]: one["access"] for one in (await engines.show(slug))["access"]}["free"] == "execute"
+        assert (await engines.promote(slug, 2, "canary", weight=5))["weight"] == 5
+        assert (await engines.rollback(slug, "canary"))["version"] is None
+        assert (await engines.promote(slug, 2))["alias"] == "stable"
+        assert (await engines.rollback(slug))["version"] == 1
+        assert (await engines.resolve(slug, **mine))["version"] == 1
+        until = datetime.now(UTC) + timedelta(days=1)
+        chosen = await engines.assign(slug, "user", user.identity.user_id, pin=2, priority=3, valid_to=until)
+        assert (chosen["pin"], chosen["priority"], datetime.fromisoformat(chosen["valid_to"])) == ("2", 3, until)
+        assert [row["id"] for row in await engines.assignments(slug)] == [chosen["id"]]
+        first, *_ = await engines.explain(**mine)
+        assert (first["source"], first["chosen"], first["source_id"]) == ("user", True, chosen["id"])
+        assert await engines.result((await engines.start(**mine)).execution_id) == 2
+        assert slug in [card["slug"] for card in await engines.list(**mine)]
+        assert [row["runs"] for row in await engines.report(slug, until=until)] == [1]
+        assert await engines.report(slug, until=until - timedelta(days=2)) == []
+        await engines.unassign(chosen["id"])
+        assert await engines.assignments(slug) == []
+        await engines.permit(slug, level, None)
+        assert (await engines.resolve(slug, **mine))["denied_reason"] == "read_only"
+        assert (await engines.retire(slug, 2))["version"] == 2
+        assert (await engines.retire(slug))["version"] is None
+        with pytest.raises(ApiError) as refused:
+            await engines.promote(slug, 2)
+        assert refused.value.code == "invalid_state"
+    async with Client(address, user.key) as client:
+        with pytest.raises(ApiError) as refused:
+            await client.engines.catalog()
+        assert refused.value.code == "forbidden"
+
+
+async def test_a_copy_is_made_and_deleted_and_a_key_is_made_and_revoked(address: str, floor: Shop) -> None:
+    shape = plain("input.tone", input={"type": "object"}, output="steps.a.output")
+    engine = await floor.deploy(shape, p_parameters={"tone": {"type": "string"}})
+    user = await floor.room.people.user("admin", scopes=ADMIN, balance=100_000)
+    until = datetime.now(UTC) + timedelta(days=1)
+    async with Client(address, user.key) as client:
+        made = await client.engines.fork(engine.slug, "mine", {"tone": "kind"}, is_default=True)
+        assert (made["ref"], made["is_default"]) == ("my/mine", True)
+        assert (await client.engines.resolve())["source"] == "copy"
+        key = await client.engines.create_key("my/mine", "site", budget_tokens=1000, expires_at=until)
+        assert (key["budget_tokens"], datetime.fromisoformat(key["expires_at"])) == (1000, until)
+        async with Client(address, key["key"]) as site:
+            assert await site.engines.run() == "kind"
+            await client.engines.revoke_key(key["id"], cancel_runs=False)
+            with pytest.raises(ApiError) as refused:
+                await site.engines.run()
+        assert refused.value.status == 401
+        await client.engines.delete_copy(made["id"])
+        assert await client.engines.copies(user_id=user.identity.user_id) == []
+
+
+async def test_every_route_of_engines_has_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: set[tuple[str, str]] = set()
+
+    async def noted(_: Client, method: str, path: str, *arguments: Any, **named: Any) -> Any:
+        called.add((method, path))
+        raise ApiError(400, {})
+
+    monkeypatch.setattr(Client, "call", noted)
+    engines = Client("http://127.0.0.1:1", "").engines
+    given = {"cases": [{}]}
+    public = [one for one in inspect.getmembers(engines, inspect.iscoroutinefunction) if not one[0].startswith("_")]
+    for _, method in public:
+        needed = [one.name for one in inspect.signature(method).parameters.values() if one.default is one.empty]
+        with suppress(ApiError):
+            await method(*(given.get(one, 1) for one in needed))
+    routes = [route for router in (routes_of, runs_of) for route in router.routes if "/events" not in route.path]
+    assert [
+        f"{method} {route.path}"
+        for route in routes
+        for method in route.methods
+        if not any(method == verb and route.path_regex.fullmatch(f"/api/v1{path}") for verb, path in called)
+    ] == []
+
+
 async def test_a_run_that_fails_has_its_code_and_one_that_lasts_is_asked_for_again(
     address: str, floor: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, user = await floor.deploy(plain("1 / (input.n - input.n)")), await floor.person()
     waits = await floor.deploy({"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []})
-    monkeypatch.setattr(clients, "LOOK_S", 0.05)
+    monkeypatch.setattr(client_http, "LOOK_S", 0.05)
     async with Client(address, user.key) as client:
         with pytest.raises(WorkflowFailed) as failed:
             await client.engines.run(broken.slug, {"n": 1})

@@ -1,6 +1,5 @@
 """The sandbox as a provider that remembers each call: the same turn of the same run has the same body."""
 
-import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -51,4 +50,3 @@ async def recorder() -> AsyncIterator[Recorder]:
     async with server:
         made.url = server.url
         yield made
-        await asyncio.sleep(0)

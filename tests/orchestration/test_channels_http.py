@@ -281,3 +281,25 @@ async def test_commands_agree_speak_read_and_close(vs: Cli, pair: tuple[Person, 
     assert "suspended" in (await vs("agreements", "suspend", agreement)).stdout
     assert "active" in (await vs("agreements", "resume", agreement)).stdout
     assert "terminated" in (await vs("agreements", "terminate", agreement, "--reason", "over")).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("[]", "wrong_type", "Write an object with acts, limits, sla, data, price and gate."),
+        ("acts: [", "document_syntax", "Line 2"),
+    ],
+)
+async def test_a_file_that_is_no_agreement_is_refused_as_one(
+    vs: Cli, tmp_path: Path, text: str, code: str, message: str
+) -> None:
+    file = tmp_path / "refunds.yaml"
+    file.write_text(text)
+    refused = await vs.refused("agreements", "propose", str(file), "--party", "asks=ada")
+    [problem] = refused.detail["problems"]
+    assert (refused.name, refused.message, problem["code"]) == (
+        "invalid_definition",
+        "the agreement does not validate",
+        code,
+    )
+    assert problem["message"].startswith(message)

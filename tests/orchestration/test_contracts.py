@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Person
 from tests.orchestration.studio import Studio, agent, calls, says
-from tests.orchestration.test_runs import settled
+from tests.orchestration.test_runs import journal_told, settled
 
 TASK = calls(("contract_out", {"message": "Paint the fence."}))
 COLOUR = {"type": "object", "properties": {"colour": {"enum": ["green", "blue"]}}, "required": ["colour"]}
@@ -64,6 +64,7 @@ async def test_of_five_bidders_one_gets_the_work(desk: Studio) -> None:
         "select budget_tokens from resource_allocations where id = $1", work["allocation_id"]
     )
     assert (budget, work["state"]) == (900, "completed")
+    assert await journal_told(desk, found) == ["model", "contract", "model"]
 
 
 async def test_work_that_does_not_fit_goes_to_the_next_bid_and_counts_the_next_time(desk: Studio) -> None:

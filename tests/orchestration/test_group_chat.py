@@ -7,7 +7,7 @@ import pytest
 
 from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from tests.orchestration.test_channels_http import collect, watch
-from tests.orchestration.test_runs import settled
+from tests.orchestration.test_runs import journal_told, settled
 from vanilla_saas.client import ApiError, Client
 from vanilla_saas.database.errors import VanillaError
 
@@ -89,6 +89,7 @@ async def test_who_bids_most_speaks(desk: Studio) -> None:
     assert [row["bid"] for row in bids][:2] == ["5", "90"]
     assert said[0][0] == loud
     assert run["output"]["ended_by"] == "rounds"
+    assert [kind for kind in await journal_told(desk, run) if kind == "bid"] == ["bid"] * len(bids)
 
 
 async def test_a_chat_with_somebody_who_is_not_there_does_not_begin(desk: Studio) -> None:

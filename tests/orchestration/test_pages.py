@@ -1,6 +1,7 @@
 """Pages of agents over HTTP: what people write, run and watch, what others do not see."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +13,7 @@ from tests.conftest import Cluster
 from tests.console.console_support import PAGE, look, signed_in, submit
 from tests.orchestration.studio import Studio, agent, calls, says, studio
 from vanilla_saas.orchestration import drafts, page_view
+from vanilla_saas.orchestration.stops import STOPS
 
 FRAGMENT = {"hx-request": "true"}
 HOSTILE = "</pre><script>alert(1)</script>"
@@ -45,7 +47,8 @@ async def test_an_agent_is_made_changed_run_and_retired_on_its_pages(desk: Studi
     person, slug = await desk.shop.person(), slug_of_test()
     async with signed_in(desk.address, desk.shop.room.people, person) as http:
         _, page, _ = await look(http, "/agents")
-        assert "No agents yet" in page.text or "Table of agents" in page.text
+        assert "Make an agent" in page.text
+        assert f'href="/agents/{slug}"' not in page.text
         status, text, _ = await submit(http, "/agents", FRAGMENT, slug=slug, definition="instructions: x\nlimits: 1\n")
         assert status == 422
         assert 'data-field="model"' in text
@@ -67,9 +70,10 @@ async def test_an_agent_is_made_changed_run_and_retired_on_its_pages(desk: Studi
         run = await desk.ended(uuid.UUID(twice[0].rpartition("/")[2]))
         assert (run["state"], run["version"], run["limits"]["tokens"]) == ("completed", 1, 9000)
         _, page, _ = await look(http, twice[0])
-        assert page_view.STOPS["done"] in page.text
+        assert STOPS["done"] in page.text
         assert f"{await desk.charged(run['id']):,}</p>" in page.text
         _, page, _ = await look(http, "/agents")
+        assert f'href="/agents/{slug}"' in page.text
         assert f"{run['charged_tokens']:,}</td>" in page.text
         await submit(http, f"/agents/{slug}/retire")
         _, page, _ = await look(http, f"/agents/{slug}?notice=retired")
@@ -93,7 +97,7 @@ async def test_others_see_what_is_shared_and_no_runs_but_their_own(desk: Studio)
         for hidden in ("Save as version", "Retire", "Last runs"):
             assert hidden not in page.text, hidden
         assert (await submit(http, f"/agents/{shared}/save", FRAGMENT, definition=TEXT))[0] == 409
-        assert (await submit(http, f"/agents/{shared}/retire", FRAGMENT))[0] in (403, 404)
+        assert (await submit(http, f"/agents/{shared}/retire", FRAGMENT))[0] == 404
         for path in ("", "/live", "/events"):
             assert (await look(http, f"/agent-runs/{run}{path}"))[0] == 404, path
         assert (await submit(http, f"/agent-runs/{run}/cancel", FRAGMENT))[0] == 404
@@ -144,7 +148,7 @@ async def test_a_run_shows_its_tree_budgets_artifacts_and_who_is_asked(desk: Stu
         _, _, headers = await submit(http, f"/agent-runs/{run}/cancel", reason="enough")
         assert headers["location"] == f"/agent-runs/{run}?notice=cancelled"
         _, page, _ = await look(http, headers["location"])
-        assert page_view.STOPS["canceled"] in page.text
+        assert STOPS["canceled"] in page.text
         assert "data-events" not in page.text
         assert "Cancel run" not in page.text
         assert await events(http, f"/agent-runs/{run}/events", 2) == ["progress", "end"]
@@ -172,14 +176,40 @@ def test_a_bar_is_never_wider_than_its_budget_and_what_it_says_adds_up() -> None
     assert page_view.bar(None) == []
 
 
+async def test_every_reason_to_stop_has_words(desk: Studio) -> None:
+    rule = await desk.shop.operator.fetchval(
+        "select pg_get_constraintdef(oid) from pg_constraint where conname = 'agent_runs_stop_check'"
+    )
+    assert set(re.findall(r"'(\w+)'", rule)) == set(STOPS)
+
+
+async def test_bids_for_the_word_are_told_on_the_page(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    members = [await desk.save(agent(says(word))) for word in ("bid 5 of a", "bid 7 of b")]
+    chat = {"members": members, "floor": "bid", "rounds": 1}
+    run = await desk.start(person, await desk.save(agent(chat=chat, limits={"turns": 100})))
+    await desk.ended(run)
+    async with signed_in(desk.address, desk.shop.room.people, person) as http:
+        _, page, _ = await look(http, f"/agent-runs/{run}")
+        bid = page.text.partition("Bid for the word")[2].partition("</li>")[0]
+        assert "bid 5 of a" in bid
+        assert "Answer of" not in bid
+
+
 def test_what_a_definition_says_is_read_back_as_the_same() -> None:
     given: dict[str, Any] = {
         "instructions": "x", "model": "m", "tools": ["a", {"tool": "b", "approval": {"approvers": ["role:admin"]}}],
-        "handoffs": ["one", {"agent": "two@3", "again": True}], "limits": {"turns": 3},
+        "handoffs": ["one", {"agent": "two@3", "again": True}], "limits": {"turns": 3}, "contract": {"bidders": ["cid"]},
+        "chat": {"members": ["dan", {"agent": "eve", "again": True}], "floor": "bid"},
         "output": {"type": "object", "properties": {"n": {"type": "integer", "default": None}}},
     }  # fmt: skip
     document = drafts.document(given)
     text = drafts.as_text(document)
     assert drafts.document(drafts.read(text, "yaml")) == document
     assert "repeats" not in text
-    assert drafts.turns_to(document) == [("handoffs", "one"), ("handoffs", "two@3")]
+    read = drafts.read(text, "yaml")
+    assert (read["tools"], read["handoffs"]) == (given["tools"], given["handoffs"])
+    assert (read["contract"], read["chat"]) == (given["contract"], given["chat"])
+    assert drafts.turns_to(document) == [
+        ("handoffs", "one"), ("handoffs", "two@3"), ("members", "dan"), ("members", "eve"), ("bidders", "cid"),
+    ]  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import Person
 from tests.orchestration.studio import Studio, agent, calls, says
+from vanilla_saas.client import Client
 
 
 @pytest.fixture
@@ -57,15 +58,22 @@ async def test_an_agent_is_saved_read_and_retired(desk: Studio, http: aiohttp.Cl
 
 async def test_every_problem_of_a_definition_is_named(desk: Studio, http: aiohttp.ClientSession) -> None:
     person = await desk.shop.person()
-    wrong = {"instructions": "x", "limits": {"turns": 0, "odd": 1}, "handoffs": ["A b"]}
+    limits = {"turns": 0, "odd": 1}
+    wrong = {"instructions": "x", "modle": "m", "limits": limits, "handoffs": ["A b"], "output": 3, "loop": "mine"}
     refused = await ask(http, person, "PUT", "agents/wrong", {"definition": wrong}, 422)
     assert refused["code"] == "invalid_definition"
-    assert {(one["path"], one["code"]) for one in refused["problems"]} == {
-        ("model", "missing"),
-        ("limits.turns", "greater_than_equal"),
-        ("limits.odd", "extra_forbidden"),
-        ("handoffs.0.agent", "string_pattern_mismatch"),
-    }
+    assert sorted((one["path"], one["code"]) for one in refused["problems"]) == [
+        ("handoffs.0.agent", "wrong_form"),
+        ("limits.odd", "field_unknown"),
+        ("limits.turns", "out_of_range"),
+        ("loop", "value_unknown"),
+        ("model", "field_missing"),
+        ("modle", "field_unknown"),
+        ("output", "wrong_type"),
+    ]
+    told = {one["path"]: one["message"] for one in refused["problems"]}
+    assert told["modle"] == "Remove modle, which is not a field here; did you mean model."
+    assert told["output"] == "Write a JSON schema: an object."
     assert all(one["message"] for one in refused["problems"])
 
 
@@ -114,6 +122,27 @@ async def test_events_tell_a_run_to_its_end_and_go_on_where_they_broke_off(
     assert len(told) >= 3
     assert [name for name, _, _ in await events(http, person, run["run_id"], told[-1][1])] == ["end"]
     assert [name for name, _, _ in await events(http, person, run["run_id"], told[0][1])] == ["progress", "end"]
+
+
+async def test_a_stream_reads_a_step_that_is_over_once(desk: Studio, http: aiohttp.ClientSession) -> None:
+    person = await desk.shop.person()
+    turns = calls(("tick", {}), ("look_up", {"name": "Ada"})), says("Late.", latency_ms=1500)
+    slug = await saved(http, person, *turns, tools=["tick", "look_up"])
+    run = await ask(http, person, "POST", f"agents/{slug}/runs", {}, 202)
+    told, changed = [], False
+    async with Client(desk.address, person.key) as client:
+        async for name, tree in client.stream(f"/agent-runs/{run['run_id']}/events"):
+            told.append((name, tree))
+            if not changed and [step["status"] for step in tree["runs"][0]["steps"]] == ["done"] * 3:
+                changed = True
+                await desk.shop.operator.execute(
+                    "update agent_run_steps set result = '5' where run_id = $1 and n = 3", uuid.UUID(run["run_id"])
+                )
+    name, end = told[-1]
+    assert (name, changed) == ("end", True)
+    assert [step["n"] for step in end["runs"][0]["steps"]] == [1, 2, 3, 4]
+    assert end["runs"][0]["steps"][2]["result"] == {"name": "Ada", "plan": "pro"}
+    assert end["runs"][0]["steps"][3]["result"]["text"] == "Late."
 
 
 async def events(http: aiohttp.ClientSession, who: Person, run_id: str, seen: str = "") -> list[tuple[str, str, Any]]:

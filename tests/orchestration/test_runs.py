@@ -11,6 +11,7 @@ from tests.conftest import Person
 from tests.orchestration.hands import DONE
 from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from vanilla_saas.checks import run_checks
+from vanilla_saas.client import Client
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.orchestration.journal import Journal
 from vanilla_saas.workflows.execution.steps import Step
@@ -47,6 +48,15 @@ async def settled(desk: Studio, run: dict[str, Any]) -> None:
     )
     assert tuple(wallet) == (0, 0)
     assert [str(found) for found in await run_checks(desk.shop.operator, MONEY)] == []
+
+
+async def journal_told(desk: Studio, run: dict[str, Any]) -> list[str]:
+    """What the API says of a run's steps, to who may read all of the tenant's: their kinds."""
+    admin = await desk.shop.room.people.user("admin", scopes=["read", "admin"])
+    async with Client(desk.address, admin.key) as client:
+        found = await client.agents.get(run["id"])
+    (asked,) = [one for one in found["runs"] if one["id"] == str(run["id"])]
+    return [step["kind"] for step in asked["steps"]]
 
 
 async def test_an_agent_answers(desk: Studio) -> None:
@@ -109,14 +119,6 @@ async def stopped(desk: Studio, definition: dict[str, Any], tokens: int | None =
     return run
 
 
-async def requests_made(desk: Studio, run: dict[str, Any]) -> int:
-    return int(
-        await desk.shop.operator.fetchval(
-            "select count(*) from agent_run_steps where run_id = $1 and kind = 'model'", run["id"]
-        )
-    )
-
-
 async def test_the_same_call_with_the_same_answer_is_not_made_a_third_time(desk: Studio) -> None:
     run = await stopped(desk, agent(calls(("look_up", {"name": "Ada"})), tools=["look_up"]))
     assert (run["state"], run["stop_reason"], run["turns"]) == ("failed", "loop_detected", 3)
@@ -133,6 +135,19 @@ async def test_the_same_call_with_other_answers_goes_on(desk: Studio) -> None:
 async def test_a_run_has_so_many_turns(desk: Studio) -> None:
     run = await stopped(desk, agent(calls(("tick", {})), tools=["tick"], limits={"turns": 4}))
     assert (run["state"], run["stop_reason"], run["turns"]) == ("failed", "max_turns", 4)
+
+
+async def test_a_run_has_more_turns_than_fifty_when_its_limits_allow_them(desk: Studio) -> None:
+    turns = [calls(("tick", {}))] * 51
+    run = await stopped(
+        desk, agent(*turns, says("At last."), tools=["tick"], limits={"turns": 60, "tokens": 900_000}), tokens=900_000
+    )
+    assert (run["stop_reason"], run["turns"], run["output"]["text"]) == ("done", 52, "At last.")
+
+
+async def test_a_blank_answer_is_an_answer(desk: Studio) -> None:
+    run = await stopped(desk, agent(calls(("tick", {})), says(""), tools=["tick"]))
+    assert (run["stop_reason"], run["turns"], run["output"]["text"]) == ("done", 2, "")
 
 
 async def test_a_tree_makes_so_many_tool_calls(desk: Studio) -> None:
@@ -207,6 +222,13 @@ async def test_an_answer_of_a_schema_is_asked_for_again_until_it_fits(desk: Stud
     assert (run["stop_reason"], run["output"]["json"], run["turns"]) == ("done", {"n": 1}, 3)
 
 
+@pytest.mark.parametrize(("schema", "turn"), [({"type": "object"}, 1), (True, 1), ({"required": ["full"]}, 2)])
+async def test_markdown_around_an_answer_is_none_of_it(desk: Studio, schema: Any, turn: int) -> None:
+    answers = says('```json\n{"turn": 1}\n```'), says('```\n{"turn": 2, "full": true}\n```')
+    run = await stopped(desk, agent(*answers, output=schema))
+    assert (run["stop_reason"], run["turns"], run["output"]["json"]["turn"]) == ("done", turn, turn)
+
+
 async def test_a_turn_says_how_the_run_stands_and_only_calls_make_it_read_the_journal(
     desk: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,9 +258,17 @@ async def test_a_tool_that_is_not_the_agents_is_not_called(desk: Studio) -> None
     assert (await desk.steps(run["id"]))[1]["result"] == {"error": "There is no tool refund."}
 
 
-async def test_a_provider_that_fails_is_tried_again_and_then_ends_the_run(desk: Studio) -> None:
-    run = await stopped(desk, agent({"status": 400}))
-    assert (run["state"], run["error"]["code"]) == ("failed", "invalid_request")
+@pytest.mark.parametrize(
+    ("status", "code", "reason", "times"),
+    [(500, "provider_error", "provider_failed", 3), (400, "invalid_request", "failed", 1)],
+)
+async def test_a_provider_that_fails_is_tried_again_and_one_that_refuses_is_not(
+    desk: Studio, status: int, code: str, reason: str, times: int
+) -> None:
+    run = await stopped(desk, agent({"status": status}))
+    assert (run["state"], run["error"]["code"], run["stop_reason"]) == ("failed", code, reason)
+    made = "select count(*) from ai_executions where user_id = $1"
+    assert await desk.shop.operator.fetchval(made, run["user_id"]) == times
 
 
 async def approval_of(desk: Studio, run_id: Any) -> Any:

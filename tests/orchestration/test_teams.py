@@ -12,6 +12,7 @@ from vanilla_saas.orchestration.teams import Plan, Team, plan
 from vanilla_saas.workflows.definition import plain
 
 LOOPS = BOTH_LOOPS
+MEMBER = {"model": "m", "instructions": "x"}
 
 
 async def saved(desk: Studio, team: dict[str, Any]) -> Plan:
@@ -138,10 +139,24 @@ async def test_a_contract_goes_to_the_member_who_asks_least(desk: Studio) -> Non
         ({"merge": "nobody"}, "merge names nobody"),
         ({"join": 2}, "join counts 1 to 1"),
         ({"agents": {}}, "at least 1"),
-        ({"agents": {"Ab": {"model": "m", "instructions": "x"}}}, "has a name of more than"),
+        *(({"agents": {name: MEMBER}}, "has a name of more than") for name in ("Ab", "é", "²", "a" * 20, "a b", "")),
+        ({"agents": {"a-b": MEMBER, "a_b": MEMBER}}, "a-b and a_b would be one node"),
+        ({"pattern": "group_chat", "agents": {"a": MEMBER, "chat": MEMBER}}, "chat is what the team itself is called"),
     ],
 )
 def test_a_team_that_cannot_be_made_says_why(change: dict[str, Any], why: str) -> None:
-    team = {"name": "t", "pattern": "concurrent", "agents": {"a": {"model": "m", "instructions": "x"}}}
+    team = {"name": "t", "pattern": "concurrent", "agents": {"a": MEMBER}}
     with pytest.raises(ValidationError, match=why):
         Team.model_validate(team | change)
+
+
+@pytest.mark.parametrize("pattern", ["handoff", "manager"])
+def test_names_that_only_nodes_would_share_are_two(pattern: str) -> None:
+    made = plan(Team.model_validate({"name": "t", "pattern": pattern, "agents": {"a-b": MEMBER, "a_b": MEMBER}}))
+    assert set(made.agents) == {"t-a-b", "t-a_b"}
+
+
+def test_a_manager_of_a_chat_may_be_called_chat() -> None:
+    agents = {"chat": MEMBER, "a": MEMBER, "b": MEMBER}
+    made = plan(Team.model_validate({"name": "t", "pattern": "group_chat", "floor": "manager", "agents": agents}))
+    assert (set(made.agents), made.start) == ({"t-chat", "t-a", "t-b"}, "t-chat")

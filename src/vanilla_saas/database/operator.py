@@ -111,5 +111,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         value = ",".join(map(str, value))
     text = value.isoformat(sep=" ", timespec="seconds") if isinstance(value, datetime) else str(value)
-    # names are chosen by users: none of them sends escape sequences to an operator's terminal
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Names and answers are others' texts: none of them sends escape sequences to an operator's terminal."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -13,6 +13,7 @@ from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show
 from vanilla_saas.orchestration import agreement_store as store
 from vanilla_saas.orchestration import drafts
 from vanilla_saas.tokens.store import find_user
+from vanilla_saas.workflows.documents import Format
 
 agreements = typer.Typer(no_args_is_help=True, help="Agreements that channels are held to: proposed, answered, ended.")
 AgreementId = Annotated[UUID, typer.Argument(metavar="AGREEMENT", help="Id of an agreement.")]
@@ -164,7 +165,5 @@ def _tell(told: Answer, as_json: bool) -> None:
 
 
 def _read(path: Path) -> Answer:
-    given = drafts.read(path.read_bytes(), "json" if path.suffix == ".json" else "yaml")
-    if not isinstance(given, dict):
-        raise VanillaError("invalid_request", f"{path} is no object of acts, limits, sla, data, price and gate.")
-    return given
+    format: Format = "json" if path.suffix == ".json" else "yaml"
+    return drafts.read(path.read_bytes(), format, "agreement", "acts, limits, sla, data, price and gate")

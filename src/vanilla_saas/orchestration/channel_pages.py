@@ -1,6 +1,5 @@
 """Pages of channels and agreements: what there is, one channel as it goes on, an agreement with what broke it."""
 
-import hashlib
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -12,6 +11,7 @@ from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, r
 from vanilla_saas.orchestration import agreement_store, channel_store
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
+from vanilla_saas.workflows.run_view import fingerprint
 
 router = page_router()
 SHOWN = 100
@@ -71,7 +71,7 @@ async def _shown(request: Request, caller: Caller, channel_id: UUID, after: int 
         "earlier": max(begin - SHOWN, 0) if begin else None,
         "later": last if after is not None and last < found["last_seq"] else None,
         "live": after is None and found["status"] == "open",
-        "seen": hashlib.sha256(orjson.dumps([found, messages], default=str)).hexdigest()[:20],
+        "seen": fingerprint([found, messages]),
     }
 
 

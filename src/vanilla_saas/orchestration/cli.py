@@ -1,8 +1,6 @@
 """`vanilla-saas agents`: agents and teams as files, their versions, and their runs, as the operator."""
 
-import asyncio
-import sys
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -12,31 +10,26 @@ import asyncpg
 import orjson
 import typer
 from rich.console import Console
-from rich.live import Live
 
 from vanilla_saas.database.connection import Addresses
-from vanilla_saas.database.context import load_signer
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, in_parts, show, tell, tenant_id
-from vanilla_saas.logs import configure_logs
 from vanilla_saas.orchestration import files, run_events, store
 from vanilla_saas.orchestration.models import State
 from vanilla_saas.orchestration.run_view import tree
 from vanilla_saas.orchestration.teams import Plan
-from vanilla_saas.settings import Settings
 from vanilla_saas.tokens.store import find_user
 from vanilla_saas.workflows import execution_store, executions
 from vanilla_saas.workflows.documents import dump_yaml
 from vanilla_saas.workflows.run_cli import (
-    DRAIN_S,
-    LOOK_S,
-    SUFFIXES,
     InputFields,
     InputFile,
+    file_of,
     follow_to_the_end,
     read_input,
     tell_run,
+    watched,
+    worked,
 )
-from vanilla_saas.workflows.working import options_of, worker_alone, working
 
 agents = typer.Typer(no_args_is_help=True, help="Agents of a tenant: saved, run within budgets, watched, cancelled.")
 Name = Annotated[str, typer.Argument(metavar="AGENT", help="Slug or UUID.")]
@@ -155,7 +148,7 @@ def run(
     When no worker is running, the turns run in this command.
     """
     given = read_input(value or [], input_file)
-    path = Path(what) if what.endswith(SUFFIXES) or "/" in what else None
+    path = file_of(what)
     document = files.read(path) if path else None
     flow = document if isinstance(document, Plan) and document.workflow is not None else None
     if flow and tokens:
@@ -257,34 +250,8 @@ async def _tree(connection: asyncpg.Connection, owner: UUID, run_id: UUID) -> An
 async def _follow(connection: asyncpg.Connection, where: Addresses, owner: UUID, run_id: UUID, quiet: bool) -> Answer:
     """The tree as it ended, after showing how it went; turns that no worker takes run here."""
     found = await _tree(connection, owner, run_id)
-    execution = await execution_store.progress(connection, owner, found["runs"][0]["execution_id"])
-    lacking = await execution_store.pools_without_worker(
-        connection, owner, UUID(execution["workflow_id"]), execution["version"]
-    )
-    async with AsyncExitStack() as stack:
-        if lacking:
-            typer.echo("No worker is running: the turns run here.", err=True)
-            settings = Settings()
-            configure_logs(settings.model_copy(update={"log_level": "warning"}))
-            options = options_of(settings, pools=tuple(lacking))
-            alone = worker_alone(settings, options, where, load_signer(settings), drain_s=DRAIN_S)
-            await stack.enter_async_context(working(await stack.enter_async_context(alone)))
-        return await _watch(connection, owner, run_id, quiet)
-
-
-async def _watch(connection: asyncpg.Connection, owner: UUID, run_id: UUID, quiet: bool) -> Answer:
-    console = Console(stderr=True, highlight=False)
-    found = await _tree(connection, owner, run_id)
-    live = Live(tree(found), console=console, auto_refresh=False) if sys.stderr.isatty() and not quiet else None
-    with live or nullcontext():
-        while found["finished_at"] is None:
-            await asyncio.sleep(LOOK_S)
-            found = await _tree(connection, owner, run_id)
-            if live:
-                live.update(tree(found), refresh=True)
-    if not live and not quiet:
-        console.print(tree(found))
-    return found
+    async with worked(connection, where, owner, [found["runs"][0]["execution_id"]], "turns"):
+        return await watched(partial(_tree, connection, owner, run_id), tree, quiet)
 
 
 def _tell_end(found: Answer) -> None:

@@ -17,25 +17,16 @@ from vanilla_saas.orchestration import conversation, tools
 from vanilla_saas.orchestration.conversation import WRAP_UP, Run
 from vanilla_saas.orchestration.definition import AgentTool
 from vanilla_saas.orchestration.journal import Journal
+from vanilla_saas.orchestration.stops import STOPS
 from vanilla_saas.providers.adapters import UpstreamError
 from vanilla_saas.providers.estimate import InvalidRequest
 from vanilla_saas.providers.step_metering import ModelAnswer
 from vanilla_saas.workflows.execution.attempt import Attempt, of_call
 from vanilla_saas.workflows.execution.failures import Failure, of_refusal, said
+from vanilla_saas.workflows.execution.models import json_text, response_format
 from vanilla_saas.workflows.execution.steps import Outcome, waiting
 from vanilla_saas.workflows.execution.waits import asked_of_people
 from vanilla_saas.workflows.nodes import Agent
-
-STOPPED: Mapping[str, str] = {
-    "max_turns": "It has had all of its turns and has no answer.",
-    "max_tool_calls": "It has made all of its tool calls and wants more.",
-    "max_depth": "It wanted to delegate deeper than it may.",
-    "max_children": "Its tree has started all the agents that it may and wants more.",
-    "budget_exhausted": "Its budget is used up.",
-    "deadline": "Its time is over.",
-    "loop_detected": "It wanted the same call again that has had the same answer each time.",
-    "cycle_refused": "It wanted to turn to an agent that it came from.",
-}
 
 
 @dataclass(eq=False)
@@ -211,7 +202,7 @@ class Turns:
 
     async def _wrong(self, text: str, schema: Mapping[str, Any] | bool) -> str | None:
         try:
-            value = orjson.loads(text)
+            value = orjson.loads(json_text(text))
         except orjson.JSONDecodeError:
             return "Your answer is no JSON. Answer with JSON of the schema and nothing else."
         wrong = await self.attempt.mismatches("output", schema, value)
@@ -256,9 +247,8 @@ class Turns:
             body["temperature"] = definition.temperature
         if definition.max_output_tokens is not None:
             body["max_completion_tokens"] = definition.max_output_tokens
-        if isinstance(state.output, Mapping):
-            form = {"name": "answer", "schema": state.output}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        if state.output is not None:
+            body["response_format"] = response_format(state.output)
         return body
 
     async def _record_turn(self, state: Run, answer: ModelAnswer, *, wrap_up: bool = False) -> dict[str, Any]:
@@ -287,7 +277,7 @@ class Turns:
         text, value = answer.get("text") or "", None
         if state.output is not None:
             try:
-                value = orjson.loads(text)
+                value = orjson.loads(json_text(text))
             except orjson.JSONDecodeError:  # of a wrap-up: there is no turn to correct it in
                 value = None
         ended_by = {"ended_by": state.view["chat"]["ended_by"]} if state.phase == "over" else {}
@@ -303,7 +293,7 @@ class Turns:
 
 
 def _stopped(reason: str) -> Failure:
-    return Failure(reason, STOPPED.get(reason, "The run was stopped."), {"stop_reason": reason}, retryable=False)
+    return Failure(reason, STOPS.get(reason, STOPS["failed"]), {"stop_reason": reason}, retryable=False)
 
 
 def _calls_of(answer: ModelAnswer, turn: int) -> list[dict[str, Any]]:

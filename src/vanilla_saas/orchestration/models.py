@@ -110,7 +110,7 @@ class Budget(BaseModel):
 class JournalStep(BaseModel):
     n: int
     turn: int
-    kind: Literal["model", "tool", "handoff", "delegate"]
+    kind: Literal["model", "bid", "tool", "handoff", "delegate", "contract"]
     name: str | None
     arguments: Any
     status: Literal["open", "done", "failed", "refused"]

@@ -6,26 +6,11 @@ from uuid import UUID
 
 import orjson
 
+from vanilla_saas.orchestration.stops import STOPS
 from vanilla_saas.workflows.run_view import shown, took
 
 BAR = 300
 """Width of a budget's bar."""
-STOPS = {
-    "done": "It answered.",
-    "budget_exhausted": "Its budget is used up.",
-    "max_turns": "It has had all the turns that its limits allow.",
-    "max_tool_calls": "It wanted more calls of tools than its limits allow.",
-    "max_children": "It wanted to start more runs than its limits allow.",
-    "max_depth": "It wanted to delegate deeper than its limits allow.",
-    "deadline": "Its time is over.",
-    "loop_detected": "It made a call again that had had the same answer each time.",
-    "cycle_refused": "It wanted to turn to an agent that it came from.",
-    "agreement_violated": "A message broke the agreement of its channel.",
-    "quality_failed": "Its answer was not good enough.",
-    "provider_failed": "The model did not answer, also when it was tried again.",
-    "canceled": "Somebody ended it.",
-    "failed": "It failed.",
-}
 WAITS = {
     "submitted": "It waits for a worker.",
     "working": "It is at work.",
@@ -69,12 +54,12 @@ def words(run: Mapping[str, Any]) -> str:
 
 
 def _step(step: Mapping[str, Any]) -> Node:
-    result = step["result"]
+    result, spoken = step["result"], step["kind"] in ("model", "bid")
     return dict(step) | {
         "child": None,
-        "said": (result or {}).get("text") or "" if step["kind"] == "model" else "",
+        "said": (result or {}).get("text") or "" if spoken else "",
         "asks": orjson.dumps(step["arguments"]).decode() if step["arguments"] else "",
-        "shown": shown(result) if result is not None and step["kind"] != "model" else None,
+        "shown": shown(result) if result is not None and not spoken else None,
     }
 
 

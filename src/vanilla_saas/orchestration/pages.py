@@ -34,13 +34,13 @@ limits:
 
 
 @router.get("/agents")
-async def agents(request: Request, caller: PageCaller, notice: str = "") -> Response:
+async def agents(request: Request, caller: PageCaller) -> Response:
     tenant_id = caller.identity.tenant_id
     async with acting(request, caller, read_only=True) as connection:
         rows = await store.agents(connection, tenant_id)
         costs = await page_store.costs(connection, tenant_id)
     return render(
-        request, "orchestration/agents.html", rows=rows, costs=costs, days=page_store.COST_DAYS, notice=notice,
+        request, "orchestration/agents.html", rows=rows, costs=costs, days=page_store.COST_DAYS,
         own=caller.identity.user_id, first=FIRST, may_own=not _outside(caller),
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import RunContext, Tool
-from pydantic_ai.usage import RequestUsage
+from pydantic_ai.usage import RequestUsage, UsageLimits
 
 from vanilla_saas.orchestration import conversation, tools
 from vanilla_saas.orchestration.conversation import Run
@@ -47,7 +47,8 @@ async def go_on(turns: Turns, state: Run, corrections: Mapping[int, str]) -> Run
     agent = Agent(model, tools=[_tool(model, function) for function in functions])
     said = [message for message in body["messages"] if message["content"] != conversation.ALMOST]
     try:
-        await agent.run(message_history=list(_history(said)))
+        # how many requests there may be is the run's limits
+        await agent.run(message_history=list(_history(said)), usage_limits=UsageLimits(request_limit=None))
     except _Left as left:
         return left.outcome or model.state
     if model.state is state:
@@ -110,7 +111,9 @@ class _JournalModel(Model):
             raise _Left  # a tool that it does not have is told to it by whoever begins anew
         said = [step for step in state.steps if step["turn"] == state.turns]
         answer = said[0]["result"]
-        parts: list[TextPart | ToolCallPart] = [TextPart(answer["text"])] if answer["text"] or len(said) == 1 else []
+        if len(said) == 1 and not answer["text"]:
+            raise _Left  # a blank answer is one too; pydantic-ai would ask for another
+        parts: list[TextPart | ToolCallPart] = [TextPart(answer["text"])] if answer["text"] else []
         parts += [ToolCallPart(call["name"], call["arguments"], tool_call_id=call["id"]) for call in answer["calls"]]
         return ModelResponse(parts=parts, usage=RequestUsage(), model_name=self.model_name)
 

@@ -41,10 +41,10 @@ def told(runs: list[Answer], run_id: UUID) -> Answer:
     }
 
 
-async def whole(database: Database, identity: Identity, run_id: UUID) -> Answer:
-    """The tree as it is now. Raises VanillaError `not_found`."""
+async def whole(database: Database, identity: Identity, run_id: UUID, known: Answer | None = None) -> Answer:
+    """The tree as it is now; of one that is `known` only what is new is read. Raises VanillaError `not_found`."""
     async with database.transaction(identity, read_only=True) as connection:
-        return told(await store.tree(connection, identity.tenant_id, run_id), run_id)
+        return told(await store.tree(connection, identity.tenant_id, run_id, known["runs"] if known else ()), run_id)
 
 
 async def events(
@@ -80,7 +80,7 @@ async def _events(
             yield KEEP_ALIVE
         try:
             async with streams.looks:
-                found = await whole(database, identity, first["run_id"])
+                found = await whole(database, identity, first["run_id"], known)
         except VanillaError as error:
             if error.name not in AGAIN:
                 raise

@@ -1,10 +1,8 @@
 """Pages of runs of agents: the list, and one as a tree that goes on while somebody looks."""
 
-import hashlib
 from typing import Annotated, Any, get_args
 from uuid import UUID
 
-import orjson
 from fastapi import Form, Header, Request
 from fastapi.responses import Response, StreamingResponse
 
@@ -15,7 +13,7 @@ from vanilla_saas.orchestration import page_store, page_view, run_events, store
 from vanilla_saas.orchestration.models import State
 from vanilla_saas.tenancy.identity import Caller, acting, identify
 from vanilla_saas.tenancy.page_session import PageCaller, opened_tenant, session_token
-from vanilla_saas.workflows.run_view import shown, took
+from vanilla_saas.workflows.run_view import fingerprint, shown, took
 
 router = page_router()
 
@@ -94,7 +92,7 @@ async def _shown(request: Request, caller: Caller, run_id: UUID) -> dict[str, An
         "given": shown(asked["input"]),
         "width": page_view.BAR,
         "most": page_store.MOST_TEXT,
-        "seen": hashlib.sha256(orjson.dumps([tree, made], default=str)).hexdigest()[:20],
+        "seen": fingerprint([tree, made]),
         **made,
     }
 

@@ -7,6 +7,8 @@ import orjson
 from rich.text import Text
 from rich.tree import Tree
 
+from vanilla_saas.database.operator import printable
+
 MARKS = {
     "submitted": ("·", "dim"),
     "working": ("▸", "cyan"),
@@ -37,7 +39,7 @@ def _run(run: Mapping[str, Any], by_id: Mapping[str, Mapping[str, Any]]) -> Tree
     stop = f" ({run['stop_reason']})" if run["stop_reason"] not in (None, "done") else ""
     made = Tree(
         Text.assemble(
-            (f"{mark} ", style), (f"{_printable(run['agent'] or '?')} v{run['version']}", "bold"),
+            (f"{mark} ", style), (f"{printable(run['agent'] or '?')} v{run['version']}", "bold"),
             f"  {run['state']}{stop}",
             f"  {run['turns']} turns  {_money(run)}", (f"  {_budget(run['budget'])}", "dim"), (f"  {run['id']}", "dim"),
         )
@@ -56,7 +58,7 @@ def _step(step: Mapping[str, Any]) -> str:
         said = result.get("text") or ", ".join(call["name"] for call in result.get("calls") or ())
         return f"turn {step['turn']}: {_short(said)}"
     waits = "  waits" if step["status"] == "open" else ""
-    return _printable(f"{step['name']} {_short(orjson.dumps(step['arguments']).decode())}{waits}")
+    return printable(f"{step['name']} {_short(orjson.dumps(step['arguments']).decode())}{waits}")
 
 
 def _money(row: Mapping[str, Any]) -> str:
@@ -71,10 +73,5 @@ def _budget(budget: Mapping[str, Any] | None) -> str:
 
 
 def _short(text: str) -> str:
-    text = _printable(" ".join(text.split()))
+    text = printable(" ".join(text.split()))
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
-
-
-def _printable(text: str) -> str:
-    """Names and answers are others' texts: none of them sends escape sequences to a terminal."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)

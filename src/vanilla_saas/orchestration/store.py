@@ -1,5 +1,7 @@
 """Statements of agents and their runs: lists under row-level security, all else through the functions of 009."""
 
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
@@ -50,7 +52,8 @@ select r.id, r.root_run_id, r.parent_run_id, r.depth, r.user_id, r.execution_id,
             'arguments', t.arguments, 'status', t.status, 'approval', t.approval, 'result', t.result,
             'child_run_id', t.child_run_id, 'charged_tokens', t.charged_tokens, 'cost_micros', t.cost_micros,
             'created_at', t.created_at, 'finished_at', t.finished_at) order by t.n), '[]')
-        from public.agent_run_steps t where t.tenant_id = r.tenant_id and t.run_id = r.id) as steps
+        from public.agent_run_steps t where t.tenant_id = r.tenant_id and t.run_id = r.id
+            and t.n > coalesce(($3::jsonb ->> r.id::text)::integer, 0)) as steps
 from public.agent_runs r
 left join public.agents a on a.tenant_id = r.tenant_id and a.id = r.agent_id
 left join public.agents s on s.tenant_id = r.tenant_id and s.id = r.speaker_id
@@ -59,7 +62,7 @@ where r.tenant_id = $1 and r.root_run_id = (
 order by r.id
 """
 EXECUTION_OF = """
-select r.execution_id, r.state, r.finished_at from public.agent_runs r where r.tenant_id = $1 and r.id = $2
+select r.execution_id, r.finished_at from public.agent_runs r where r.tenant_id = $1 and r.id = $2
 """
 SAVE = "select public.save_agent($1, $2, $3, $4, $5)"
 RETIRE = "select public.retire_agent($1, $2)"
@@ -145,12 +148,19 @@ async def runs(
     return [dict(row) for row in rows]
 
 
-async def tree(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -> list[Answer]:
-    """The runs of the tree that a run is in, the root first, each with its journal. Raises VanillaError `not_found`."""
-    rows = await connection.fetch(TREE, tenant_id, run_id)
+async def tree(
+    connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID, known: Iterable[Answer] = ()
+) -> list[Answer]:
+    """The runs of the tree that a run is in, the root first, each with its journal. Raises VanillaError `not_found`.
+
+    Of `known`, what it was before, steps up to the first one that was open are not read again: they stay as they are.
+    """
+    over = {str(run["id"]): list(takewhile(lambda step: step["finished_at"], run["steps"])) for run in known}
+    read = {run: steps[-1]["n"] for run, steps in over.items() if steps}
+    rows = await connection.fetch(TREE, tenant_id, run_id, read)
     if not rows:
         raise VanillaError("not_found", "no such run of an agent", {"run_id": str(run_id)})
-    return [dict(row) for row in rows]
+    return [dict(row) | {"steps": over.get(str(row["id"]), []) + row["steps"]} for row in rows]
 
 
 async def finished(connection: asyncpg.Connection, tenant_id: UUID, run_id: UUID) -> bool:

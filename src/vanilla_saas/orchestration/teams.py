@@ -10,6 +10,7 @@ Of a team `newsroom` the agents are saved as `newsroom-researcher` and `newsroom
 workflow `newsroom`; of the other patterns than sequential and concurrent it is an agent. Nothing else knows of teams.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +27,9 @@ MESSAGE: Mapping[str, Any] = {
     "properties": {"message": {"type": "string", "minLength": 1}},
     "required": ["message"],
 }
+CHAT = "chat"
+"""The name of a group chat that nobody leads, among the agents of its team."""
+_NAME = re.compile(r"[a-z0-9_-]{1,19}")
 MANAGE = """\
 You lead these agents: {members}. Make a plan, give each part of it to the agent that fits, look at what comes back,
 change the plan where it has to be changed, and answer yourself when it is done.
@@ -62,11 +66,21 @@ class Team(Strict):
         if isinstance(self.join, int) and not 1 <= self.join <= len(self._workers()):
             raise ValueError(f"join counts 1 to {len(self._workers())} agents")
         for name in self.agents:
-            if not name.replace("_", "-").replace("-", "").isalnum() or not name.islower() or len(name) > 19:
+            if not _NAME.fullmatch(name):
                 raise ValueError(
                     f"the agent {name} has a name of more than a-z, 0-9, _ and hyphens, or than 19 characters"
                 )
+        if self.pattern in ("sequential", "concurrent"):
+            self._refuse_same_nodes()
+        if self.pattern == "group_chat" and self.floor != "manager" and CHAT in self.agents:
+            raise ValueError(f"{CHAT} is what the team itself is called; call the agent something else")
         return self
+
+    def _refuse_same_nodes(self) -> None:
+        names: dict[str, str] = {}
+        for name in self.agents:
+            if (other := names.setdefault(_id(name), name)) != name:
+                raise ValueError(f"{other} and {name} would be one node; call one of them something else")
 
     def _workers(self) -> list[str]:
         return [name for name in self.agents if name != self.merge]
@@ -122,7 +136,7 @@ def _chat(team: Team, lead: str) -> Plan:
         slug, group = team.slug(lead), team.agents[lead]
     else:
         words = "Here several agents talk with each other."
-        slug, group = f"{team.name}-chat", AgentDefinition(instructions=words, model=team.agents[lead].model)
+        slug, group = team.slug(CHAT), AgentDefinition(instructions=words, model=team.agents[lead].model)
     turns = min(2 * team.rounds * len(members) * (1 + len(members)), 1000)
     limits = group.limits.model_copy(update={"turns": max(turns, group.limits.turns)})
     made = {team.slug(name): team.agents[name] for name in members}

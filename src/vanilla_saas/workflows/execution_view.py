@@ -7,6 +7,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from vanilla_saas.database.operator import printable
+
 MARKS = {
     "pending": ("·", "dim"),
     "ready": ("·", ""),
@@ -35,7 +37,7 @@ def tree(progress: Mapping[str, Any], now: datetime | None = None) -> Table:
         mark, style = MARKS[step["status"]]
         branch = "└─" if n == len(steps) - 1 else "├─"
         table.add_row(
-            Text.assemble((f"{branch} ", "dim"), (f"{mark} ", style), _printable(step["node"])),
+            Text.assemble((f"{branch} ", "dim"), (f"{mark} ", style), printable(step["node"])),
             Text(status_of(step), style),
             _took(step, now),
             Text(f"{step['charged_tokens']} tokens" if step["charged_tokens"] else ""),
@@ -47,7 +49,7 @@ def tree(progress: Mapping[str, Any], now: datetime | None = None) -> Table:
 def status_of(step: Mapping[str, Any]) -> str:
     """`waiting for approval`, `running (2)` in the second attempt, else the status."""
     if step["status"] == "waiting":
-        return f"waiting for {_printable(step['waits_for'] or 'something')}"
+        return f"waiting for {printable(step['waits_for'] or 'something')}"
     return f"{step['status']} ({step['attempts']})" if step["attempts"] > 1 else str(step["status"])
 
 
@@ -64,7 +66,7 @@ def told(step: Mapping[str, Any]) -> str:
         facts.append(f"round {step['round'] + 1}")
     if step["error"]:
         facts.append(": ".join(filter(None, (step["error"]["code"], step["error"].get("message")))))
-    return _printable("  ".join(facts))
+    return printable("  ".join(facts))
 
 
 def _took(timed: Mapping[str, Any], now: datetime) -> Text:
@@ -76,8 +78,3 @@ def _took(timed: Mapping[str, Any], now: datetime) -> Text:
 
 def _moment(value: str | datetime | None) -> datetime | None:
     return datetime.fromisoformat(value) if isinstance(value, str) else value
-
-
-def _printable(text: str) -> str:
-    """Names and messages are others' texts: none of them sends escape sequences to a terminal."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)

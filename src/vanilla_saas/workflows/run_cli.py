@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from vanilla_saas.database.connection import Addresses
@@ -63,12 +63,13 @@ def run(
     running, the steps run in this command.
     """
     given = read_input(value or [], input_file)
-    definition = _read(Path(what)) if _is_file(what) else None
+    path = file_of(what)
+    definition = None if path is None else _read(path)
 
     async def act(connection: asyncpg.Connection, where: Addresses) -> Answer:
         owner = await tenant_id(connection, tenant)
         user_id = (await find_user(connection, tenant, user))[1] if user else None
-        name = what if definition is None else Path(what).stem
+        name = what if path is None else path.stem
         if definition is not None:
             await publish(connection, owner, name, definition, user_id)
         started = await executions.start(
@@ -98,12 +99,12 @@ async def follow_to_the_end(
 ) -> Answer:
     """The execution as it ended, after showing how it went; steps that no worker takes run here."""
     async with worked(connection, where, owner, [execution]):
-        return await _watch(connection, owner, execution, quiet)
+        return await watched(partial(execution_store.progress, connection, owner, execution), tree, quiet)
 
 
 @asynccontextmanager
 async def worked(
-    connection: asyncpg.Connection, where: Addresses, owner: UUID, begun: Sequence[UUID]
+    connection: asyncpg.Connection, where: Addresses, owner: UUID, begun: Sequence[UUID], what: str = "steps"
 ) -> AsyncIterator[None]:
     """While the block runs, steps that no worker takes run here: of the versions of what has begun."""
     lacking: set[str] = set()
@@ -114,7 +115,7 @@ async def worked(
     if not lacking:
         yield
         return
-    typer.echo("No worker is running: the steps run here.", err=True)
+    typer.echo(f"No worker is running: the {what} run here.", err=True)
     settings = Settings()
     configure_logs(settings.model_copy(update={"log_level": "warning"}))
     signer = load_signer(settings)
@@ -136,8 +137,9 @@ def read_input(values: list[str], file: Path | None = None, option: str = "--inp
     return given
 
 
-def _is_file(what: str) -> bool:
-    return what.endswith(SUFFIXES) or "/" in what
+def file_of(what: str) -> Path | None:
+    """The file that is named where a name might be."""
+    return Path(what) if what.endswith(SUFFIXES) or "/" in what else None
 
 
 def _read(path: Path) -> Answer:
@@ -171,17 +173,19 @@ async def publish(
         typer.echo(f"{slug} is published: version {made['version']}.", err=True)
 
 
-async def _watch(connection: asyncpg.Connection, owner: UUID, execution: UUID, quiet: bool) -> Answer:
-    """The execution as it ended, after showing how it went."""
+async def watched(
+    look: Callable[[], Awaitable[Answer]], drawn: Callable[[Answer], RenderableType], quiet: bool
+) -> Answer:
+    """What `look` finds when it has ended, after showing how it went."""
     console = Console(stderr=True, highlight=False)
-    progress = await execution_store.progress(connection, owner, execution)
-    live = Live(tree(progress), console=console, auto_refresh=False) if sys.stderr.isatty() and not quiet else None
+    found = await look()
+    live = Live(drawn(found), console=console, auto_refresh=False) if sys.stderr.isatty() and not quiet else None
     with live or nullcontext():
-        while progress["finished_at"] is None:
+        while found["finished_at"] is None:
             await asyncio.sleep(LOOK_S)
-            progress = await execution_store.progress(connection, owner, execution)
+            found = await look()
             if live:
-                live.update(tree(progress), refresh=True)
+                live.update(drawn(found), refresh=True)
     if not live and not quiet:
-        console.print(tree(progress))
-    return progress
+        console.print(drawn(found))
+    return found

@@ -1,6 +1,5 @@
 """Pages of runs: the list, one run as it goes on, its steps, and what a person may do with it."""
 
-import hashlib
 from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
@@ -94,9 +93,6 @@ async def _shown(request: Request, caller: Caller, run_id: UUID) -> dict[str, An
     definition = about.pop("definition")
     graph = run_view.drawing(definition)
     steps = run_view.steps_of(progress, definition)
-    seen = hashlib.sha256(
-        orjson.dumps([progress, {name: list(map(dict, rows)) for name, rows in beside.items()}], default=str)
-    )
     return {
         "run": progress,
         "run_id": run_id,
@@ -110,7 +106,7 @@ async def _shown(request: Request, caller: Caller, run_id: UUID) -> dict[str, An
         "took": run_view.took(progress["started_at"], progress["finished_at"]),
         "input": run_view.shown(progress["input"]),
         "output": run_view.shown(progress["output"]) if progress["output"] is not None else None,
-        "seen": seen.hexdigest()[:20],
+        "seen": run_view.fingerprint([progress, {name: list(map(dict, rows)) for name, rows in beside.items()}]),
         **beside,
     }
 

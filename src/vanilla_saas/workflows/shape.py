@@ -115,12 +115,18 @@ def _problem(
             code = "kind_not_in_map"
         message = f"Write one of {', '.join(allowed)}{_meant(given, allowed)}."
     else:
-        code = _CODES.get(kind) or ("wrong_type" if kind in _TYPES else "invalid_value")
         if isinstance(context.get("field"), str):
             parts.append(context["field"])
-        message = _message(kind, last, detail, _fields(before, parts))
+        code, message = told(detail, last, _fields(before, parts))
     field = field_of(before, ".".join(parts))
     return Problem(node, ".".join(part for part in (prefix, field) if part), code, message)
+
+
+def told(detail: ErrorDetails, field: str, known: tuple[str, ...] = ()) -> tuple[str, str]:
+    """Code and message of an error at a field; `known` are the fields that there are beside one that is not."""
+    kind = detail["type"]
+    code = _CODES.get(kind) or ("wrong_type" if kind in _TYPES else "invalid_value")
+    return code, _message(kind, field, detail, known)
 
 
 def _message(kind: str, last: str, detail: ErrorDetails, known: tuple[str, ...]) -> str:

@@ -55,13 +55,8 @@ async def ask_json(
 
     The schema goes to the provider, which may not heed it: what comes back is checked here.
     """
-    form: dict[str, Any] = {"type": "json_object"}
-    if isinstance(schema, Mapping):
-        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    answer = await attempt.chat({**body, "response_format": form})
-    text = answer.text
-    if fenced := _FENCED.fullmatch(text):
-        text = fenced[1]  # providers that do not know response_format write Markdown
+    answer = await attempt.chat({**body, "response_format": response_format(schema)})
+    text = json_text(answer.text)
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -70,6 +65,19 @@ async def ask_json(
     if found := await attempt.mismatches(field, schema, value):
         raise of_mismatches("schema_mismatch", "The model's answer", found, text=answer.text[:SHOWN])
     return answer, value
+
+
+def response_format(schema: Mapping[str, Any] | bool) -> dict[str, Any]:
+    """What a request says of an answer of a schema."""
+    if not isinstance(schema, Mapping):
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def json_text(text: str) -> str:
+    """An answer without the Markdown of providers that do not know `response_format`."""
+    fenced = _FENCED.fullmatch(text)
+    return text if fenced is None else fenced[1]
 
 
 def _usage(answer: ModelAnswer) -> dict[str, int]:
