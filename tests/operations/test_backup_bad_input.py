@@ -22,6 +22,7 @@ from vanilla_saas.operations.backup import Made, make_backup
 from vanilla_saas.operations.backup_crypto import CHUNK, BackupKey, FileWriter, read_file
 from vanilla_saas.operations.backup_errors import BackupError
 from vanilla_saas.operations.backup_manifest import ANCHOR, DUMP, MANIFEST, Manifest, find_backup, open_backup
+from vanilla_saas.operations.backup_programs import started
 from vanilla_saas.operations.restore import restore
 
 PASSPHRASE = "four short words here"
@@ -206,6 +207,15 @@ async def test_a_device_without_space_is_a_full_disk(
         await make_backup(cluster.url(database=source), tmp_path)
     assert refusal.value.name == "backup_disk_full"
     assert files_of(tmp_path) == []
+
+
+async def test_a_program_that_is_left_while_its_pipe_is_full_is_ended() -> None:
+    async with asyncio.timeout(30):
+        async with started(["yes"], "postgresql://u@127.0.0.1:1/d") as process:
+            assert process.stdout is not None
+            while not process.stdout._paused:  # type: ignore[attr-defined]
+                await asyncio.sleep(0.01)
+    assert process.returncode == -signal.SIGKILL
 
 
 async def test_a_second_backup_into_the_same_folder_is_refused_while_the_first_runs(

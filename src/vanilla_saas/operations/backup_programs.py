@@ -75,7 +75,15 @@ async def started(command: list[str | Path], url: str, *, feed: bool = False) ->
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+        await _drained(process)
+        await process.wait()
+
+
+async def _drained(process: Process) -> None:
+    """Reads what nobody wants any more: asyncio tells of no end while a pipe holds something."""
+    assert process.stdout is not None
+    while await process.stdout.read(CHUNK):
+        pass
 
 
 async def finish(process: Process, code: str, what: str, said: bytes) -> None:
