@@ -5,6 +5,7 @@ import json
 import signal
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.conftest import LONG, TEST_KEY, Person, serve, settings_for
+from tests.conftest import DEFAULT_TENANT, LONG, TEST_KEY, Person, serve, settings_for
 from tests.engines.shop import Made, Shop
 from tests.engines.test_chat import ONE_TEXT, asks, code, only_run, say, sdk
 from tests.pgbouncer import pgbouncer
@@ -22,8 +23,12 @@ from tests.workflows.hands import workflow
 from tests.workflows.proof.invariants import require_invariants
 from vanilla_saas.app import create_app
 from vanilla_saas.checks import BOOKS, run_checks
-from vanilla_saas.database.context import ContextSigner
+from vanilla_saas.database.connection import addresses
+from vanilla_saas.database.context import ContextSigner, load_signer
 from vanilla_saas.database.exit_at import EXIT_CODE
+from vanilla_saas.workflows.attending import Attended
+from vanilla_saas.workflows.worker import Worker
+from vanilla_saas.workflows.working import options_of, worker_alone, working
 
 REPLY = f"sandbox: {json.dumps({'reply': 'Two words'})}"
 
@@ -218,6 +223,47 @@ async def test_through_a_pooler_that_lends_sessions(floor: Shop, tmp_path: Path)
     assert "".join(words) == "Two words"
     assert len([word for word in words if word]) > 1
     assert len(await charged(floor, person)) == 4
+
+
+@asynccontextmanager
+async def waited_for(floor: Shop, home: Path) -> AsyncIterator[tuple[Worker, Attended]]:
+    """A worker for those alone who wait in its process, and a run that it attends."""
+    settings = settings_for(floor.room.cluster, floor.room.name, home)
+    signer = load_signer(settings)
+    execution = await floor.room.start(await floor.flow(workflow("a b", "a>b")))
+    with addresses(settings, signer) as where:
+        made = worker_alone(settings, options_of(settings, polls=False), where, signer)
+        async with made as worker, working(worker), asyncio.timeout(20):
+            while not worker.ready:
+                await asyncio.sleep(0.01)
+            attended = worker.attend(DEFAULT_TENANT, execution)
+            assert attended is not None
+            yield worker, attended
+
+
+async def looked_at_to_the_end(worker: Worker, attended: Attended) -> None:
+    while attended.end is None:
+        await worker.look(attended)
+        await asyncio.sleep(0.02)
+
+
+async def test_what_a_look_that_is_cancelled_was_to_tell_is_told(floor: Shop, tmp_path: Path) -> None:
+    waits = "select exists (select from pg_locks where not granted)"
+    async with waited_for(floor, tmp_path) as (worker, attended):
+        await worker.look(attended)
+        while not attended.done:
+            await asyncio.sleep(0.01)
+        async with floor.operator.transaction():
+            locked = "select from workflow_executions where id = $1 for update"
+            await floor.operator.execute(locked, attended.execution_id)
+            look = asyncio.create_task(worker.look(attended))
+            while not await floor.operator.fetchval(waits):
+                await asyncio.sleep(0.01)
+            look.cancel()
+            await asyncio.gather(look, return_exceptions=True)
+        await looked_at_to_the_end(worker, attended)
+    found = await steps(floor, str(attended.execution_id))
+    assert (found["a"], found["b"]) == (("succeeded", 1), ("succeeded", 1))
 
 
 MOMENTS = {

@@ -362,9 +362,8 @@ class Worker:
         """Nobody waits for it any more: what this worker has of it ends as any other step."""
         self._attended.pop(str(attended.execution_id), None)
         if attended.done:
-            self._done += attended.done
+            self._leave_to_all(attended.done)
             attended.done = []
-            self._woken.set()
 
     def take(self, claims: Sequence[Mapping[str, Any]], admitted: Admitted | None = None) -> None:
         """Computes steps that a statement has claimed for this worker; `admitted` is the call of the only one."""
@@ -403,15 +402,22 @@ class Worker:
                 await self._begin_again(worker, error.message)
                 return
             log.warning("round_not_told", outcomes=len(done), error=str(error))
-            self._done += done  # the round of all knows what to do with what cannot be told
-            self._woken.set()
+            self._leave_to_all(done)
             return
+        except asyncio.CancelledError:  # whoever waited does not any more; it may be told already, and then is stale
+            self._leave_to_all(done)
+            raise
         finally:
             self._telling -= leases
         attended.heard(done, answer)
         if done and self._told is not None:
             self._told(str(attended.execution_id))
         self.take(answer["steps"])
+
+    def _leave_to_all(self, done: list[dict[str, Any]]) -> None:
+        """The round of all tells them, and knows what to do with what cannot be told."""
+        self._done += done
+        self._woken.set()
 
     async def _plan(self, step: Step) -> Plan:
         key = (step.tenant_id, step.workflow_id, step.version)
