@@ -266,6 +266,18 @@ async def test_what_a_look_that_is_cancelled_was_to_tell_is_told(floor: Shop, tm
     assert (found["a"], found["b"]) == (("succeeded", 1), ("succeeded", 1))
 
 
+async def test_steps_whose_answer_was_lost_are_handed_back_by_who_looks_for_nobody_elses_work(
+    floor: Shop, tmp_path: Path
+) -> None:
+    async with waited_for(floor, tmp_path) as (worker, attended):
+        lost = "select vanilla.tick_run($1, '[]', 10, $2, $3)"
+        answer = await floor.runtime.fetchval(lost, worker.id, attended.tenant_id, attended.execution_id)
+        assert [step["node"] for step in answer["steps"]] == ["a"]
+        await looked_at_to_the_end(worker, attended)
+    assert attended.end is not None
+    assert attended.end["status"] == "succeeded"
+
+
 MOMENTS = {
     "begin_engine:before:2": None,
     "begin_engine:after:2": 3,

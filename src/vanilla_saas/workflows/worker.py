@@ -439,8 +439,6 @@ class Worker:
     async def _look_at_leases(self) -> None:
         """Stops what was cancelled or taken away; hands back what the answer to a lost round had given it."""
         known = set(self._running)
-        if not known and not self._state:
-            return
         held = {row["lease"]: row for row in await self._database.call(store.LEASES, self._worker)}
         for lease in known - held.keys():
             if running := self._running.get(lease):
