@@ -5,7 +5,7 @@ import json
 import signal
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,31 @@ async def test_steps_of_other_pools_and_those_held_for_others_are_left(floor: Sh
         "select cancel_execution(id) from workflow_executions where user_id = $1 and finished_at is null",
         person.identity.user_id,
     )
+
+
+async def test_what_another_worker_computes_after_a_wait_is_in_the_usage(floor: Shop, api: str, tmp_path: Path) -> None:
+    node = {"model": "sandbox-small", "prompt": "{{ input.text }}"}
+    engine = await floor.deploy(workflow("s=signal a=llm", "s>a", s={"signal": "go"}, a=node, input=ONE_TEXT))
+    person = await floor.person()
+    waits = "select id from workflow_executions e where user_id = $1 and finished_at is null and exists"
+    waits += " (select from workflow_steps s where s.execution_id = e.id and s.status = 'waiting')"
+    other = serve(create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path, run_worker=True)))
+    async with sdk(api, person.key) as client, asyncio.timeout(20), AsyncExitStack() as beside:
+        for _ in range(2):
+            call = asyncio.create_task(say(client, engine))
+            while not (execution := await floor.operator.fetchval(waits, person.identity.user_id)):
+                await asyncio.sleep(0.01)
+            await floor.operator.fetchval("select signal_execution($1, 'go')", execution)
+            await call
+        await beside.enter_async_context(other)
+        for _ in range(3):
+            call = asyncio.create_task(say(client, engine))
+            while not (execution := await floor.operator.fetchval(waits, person.identity.user_id)):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)  # it is looked at rarely by now
+            await floor.operator.fetchval("select signal_execution($1, 'go')", execution)
+            answer = await call
+            assert answer.usage.total_tokens == answer.engine["charged_tokens"] > 0
 
 
 async def test_a_run_over_http_is_worked_for_while_it_is_waited_for(floor: Shop, api: str) -> None:

@@ -403,6 +403,7 @@ class Worker:
                 return
             log.warning("round_not_told", outcomes=len(done), error=str(error))
             self._leave_to_all(done)
+            attended.alone = False  # it does not hear of them
             return
         except asyncio.CancelledError:  # whoever waited does not any more; it may be told already, and then is stale
             self._leave_to_all(done)
