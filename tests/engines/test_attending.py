@@ -200,6 +200,24 @@ async def test_steps_of_other_pools_and_those_held_for_others_are_left(floor: Sh
     )
 
 
+async def test_all_who_wait_while_the_worker_begins_are_worked_for(floor: Shop, tmp_path: Path) -> None:
+    engine, person = await floor.deploy(asks()), await floor.person()
+    async with (
+        serve(create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path))) as address,
+        sdk(address, person.key) as client,
+        asyncio.timeout(10),
+    ):
+        async with floor.operator.transaction():
+            await floor.operator.execute("lock table worker_registry in exclusive mode")
+            calls = [asyncio.create_task(say(client, engine, REPLY)) for _ in range(3)]
+            begun = "select count(*) from workflow_executions where user_id = $1"
+            while await floor.operator.fetchval(begun, person.identity.user_id) < 3:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+        answers = await asyncio.gather(*calls)
+    assert [answer.choices[0].message.content for answer in answers] == ["Two words"] * 3
+
+
 async def test_what_another_worker_computes_after_a_wait_is_in_the_usage(floor: Shop, api: str, tmp_path: Path) -> None:
     node = {"model": "sandbox-small", "prompt": "{{ input.text }}"}
     engine = await floor.deploy(workflow("s=signal a=llm", "s>a", s={"signal": "go"}, a=node, input=ONE_TEXT))

@@ -22,7 +22,7 @@ T = TypeVar("T")
 FIRST_S = 0.05
 """When a run is looked at first, unless a worker of this process tells of it; the pauses grow by half from there."""
 BEGIN_S = 2.0
-"""How long the first who waits lets a worker begin."""
+"""How long a worker may take to begin, from when somebody first waits."""
 KNOWN_S = 1.0
 """How long a caller who waits is believed to have their key or session still."""
 
@@ -38,6 +38,7 @@ class Ends:
         """Works for the runs that are waited for."""
         self.wanted = asyncio.Event()
         """Somebody has waited, so a worker is of use."""
+        self._begins_by = 0.0
 
     def work_with(self, worker: Worker) -> None:
         self.worker = worker
@@ -46,10 +47,11 @@ class Ends:
         """This process works for a run; None when it does not, or does for another who waits for the same."""
         if not self.wanted.is_set():
             self.wanted.set()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(BEGIN_S):
-                    while self.worker is None or not self.worker.ready:
-                        await asyncio.sleep(0.01)
+            self._begins_by = asyncio.get_running_loop().time() + BEGIN_S
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._begins_by):
+                while self.worker is None or not self.worker.ready:
+                    await asyncio.sleep(0.01)
         return self.worker.attend(tenant_id, execution_id, words) if self.worker else None
 
     def about_to_attend(self) -> AbstractContextManager[None]:
