@@ -269,25 +269,39 @@ async def test_through_a_pooler_that_lends_sessions(floor: Shop, tmp_path: Path)
 
 
 @asynccontextmanager
-async def waited_for(floor: Shop, home: Path) -> AsyncIterator[tuple[Worker, Attended]]:
-    """A worker for those alone who wait in its process, and a run that it attends."""
+async def at_work(floor: Shop, home: Path, *, polls: bool) -> AsyncIterator[Worker]:
     settings = settings_for(floor.room.cluster, floor.room.name, home)
     signer = load_signer(settings)
-    execution = await floor.room.start(await floor.flow(workflow("a b", "a>b")))
     with addresses(settings, signer) as where:
-        made = worker_alone(settings, options_of(settings, polls=False), where, signer)
+        made = worker_alone(settings, options_of(settings, polls=polls), where, signer)
         async with made as worker, working(worker), asyncio.timeout(20):
             while not worker.ready:
                 await asyncio.sleep(0.01)
-            attended = worker.attend(DEFAULT_TENANT, execution)
-            assert attended is not None
-            yield worker, attended
+            yield worker
+
+
+@asynccontextmanager
+async def waited_for(floor: Shop, home: Path) -> AsyncIterator[tuple[Worker, Attended]]:
+    """A worker for those alone who wait in its process, and a run that it attends."""
+    execution = await floor.room.start(await floor.flow(workflow("a b", "a>b")))
+    async with at_work(floor, home, polls=False) as worker:
+        attended = worker.attend(DEFAULT_TENANT, execution)
+        assert attended is not None
+        yield worker, attended
 
 
 async def looked_at_to_the_end(worker: Worker, attended: Attended) -> None:
     while attended.end is None:
         await worker.look(attended)
         await asyncio.sleep(0.02)
+
+
+async def test_steps_that_have_no_words_do_not_wait_for_a_start(floor: Shop, tmp_path: Path) -> None:
+    async with at_work(floor, tmp_path, polls=True) as worker:
+        with worker.about_to_attend():
+            execution = await floor.room.start(await floor.flow(workflow("a b", "a>b")))
+            while (await floor.room.execution(execution))["status"] != "succeeded":
+                await asyncio.sleep(0.02)
 
 
 async def test_what_a_look_that_is_cancelled_was_to_tell_is_told(floor: Shop, tmp_path: Path) -> None:

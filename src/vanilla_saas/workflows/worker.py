@@ -294,7 +294,7 @@ class Worker:
         began = loop.time()
         try:
             plan = await self._plan(step)
-            if self._starts and step.execution_id not in self._attended:
+            if self._starts and step.node == plan.speaker and step.execution_id not in self._attended:
                 await asyncio.wait(self._starts)  # one of them may be this run's, whose words somebody is to hear
             outcome = (await execute(step, plan, self._tooling_of(step), running.calls)).json()
         except asyncio.CancelledError:
