@@ -146,13 +146,15 @@ async def test_an_answer_that_something_else_may_change_is_said_at_the_end(
 
 
 async def test_a_worker_that_is_quicker_waits_for_who_hears_its_words(
-    floor: Shop, api: str, model: Upstream, monkeypatch: pytest.MonkeyPatch
+    floor: Shop, api: str, model: Upstream, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attend = Ends.attend
+    claimed = "select node from workflow_queue where execution_id = $1 and node > 0 and worker is not null"
 
-    async def slowly(ends: Ends, *of: Any) -> Attended | None:
-        await asyncio.sleep(0.5)
-        return await attend(ends, *of)
+    async def slowly(ends: Ends, tenant_id: uuid.UUID, execution_id: uuid.UUID, *words: Any) -> Attended | None:
+        while app.state.settings.run_worker and not await floor.operator.fetchrow(claimed, execution_id):
+            await asyncio.sleep(0.01)
+        return await attend(ends, tenant_id, execution_id, *words)
 
     monkeypatch.setattr(Ends, "attend", slowly)
     engine, person = await floor.deploy(SPEAKS["the only node"]), await floor.person()
