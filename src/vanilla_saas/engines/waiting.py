@@ -14,7 +14,7 @@ from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.workflows.attending import Attended, OpenWords
-from vanilla_saas.workflows.execution_events import AGAIN, POLL_S, SHARE, SLOWEST_S, Identify, Streams
+from vanilla_saas.workflows.execution_events import AGAIN, KNOWN_S, POLL_S, SHARE, SLOWEST_S, Identify, Streams
 from vanilla_saas.workflows.worker import Worker
 
 log = structlog.get_logger()
@@ -23,8 +23,6 @@ FIRST_S = 0.05
 """When a run is looked at first, unless a worker of this process tells of it; the pauses grow by half from there."""
 BEGIN_S = 2.0
 """How long a worker may take to begin, from when somebody first waits."""
-KNOWN_S = 1.0
-"""How long a caller who waits is believed to have their key or session still."""
 
 
 class Ends:

@@ -28,8 +28,8 @@ POLL_S = 0.25
 SHARE = 0.1
 """The most of the time that a stream spends looking: what takes long, or has to wait, is looked at less often."""
 SLOWEST_S = 5.0
-KNOWN_S = 1.0
-"""How long a caller is believed to have their key or session still."""
+KNOWN_S = 0.6
+"""How long a caller is believed to have their key or session still: with the pause between two looks below a second."""
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": still here\n\n"
 AGAIN = ("saturated", "database_unavailable")
@@ -189,7 +189,7 @@ async def looks(
         began = clock()
         try:
             async with streams.looks:
-                if clock() - known_at > KNOWN_S - POLL_S:  # at the next look it would be too late
+                if clock() - known_at >= KNOWN_S:
                     identity, known_at = await identify(), began
                 if clock() < look_at:
                     continue
