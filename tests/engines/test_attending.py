@@ -296,6 +296,29 @@ async def looked_at_to_the_end(worker: Worker, attended: Attended) -> None:
         await asyncio.sleep(0.02)
 
 
+async def test_after_what_was_told_nothing_is_looked_at_at_once(
+    floor: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, person = await floor.deploy(workflow("a b c d", "a>b b>c c>d")), await floor.person()
+    look, clock, ended = Worker.look, asyncio.get_running_loop().time, 0.0
+    pauses: list[float] = []
+
+    async def seen(worker: Worker, attended: Attended) -> None:
+        nonlocal ended
+        if not attended.done:
+            pauses.append(clock() - ended)
+        await look(worker, attended)
+        ended = clock()
+
+    app = create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path, run_worker=True))
+    async with serve(app) as address, sdk(address, person.key) as client:
+        await say(client, engine, extra_body={"input": {}})
+        monkeypatch.setattr(Worker, "look", seen)
+        for _ in range(3):
+            await say(client, engine, extra_body={"input": {}})
+    assert all(pause > 0.02 for pause in pauses), pauses
+
+
 async def test_steps_that_have_no_words_do_not_wait_for_a_start(floor: Shop, tmp_path: Path) -> None:
     async with at_work(floor, tmp_path, polls=True) as worker:
         with worker.about_to_attend():

@@ -72,10 +72,11 @@ class Ends:
         """One of the places, for the time of the block. Raises VanillaError `saturated`."""
         return self._streams.one()
 
-    def look(self, execution_id: str) -> None:
-        """A step of this run has ended: who waits for the run looks now."""
+    def look(self, execution_id: str, told: Attended | None = None) -> None:
+        """A step of this run has ended: who waits for the run looks now, but for the one whose look told it."""
         for news in self._waiting.get(execution_id, ()):
-            news.set()
+            if told is None or news is not told.news:
+                news.set()
 
     async def wait(
         self,

@@ -53,8 +53,8 @@ PLANS = 200
 """Definitions that are kept."""
 ToolingFor = Callable[[str], Tooling]
 """Makes what steps are computed with, for the id under which the worker is registered."""
-Told = Callable[[str], None]
-"""Hears of an execution, by id, that a step of it has ended and that the database knows."""
+Told = Callable[[str, Attended | None], None]
+"""Hears of an execution, by id, that a step of it has ended and that the database knows; and for whom that was told."""
 _UNREACHED = (VanillaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
@@ -227,7 +227,7 @@ class Worker:
         self._state = answer["state"]
         if self._told is not None:
             for execution in {one["execution_id"] for one in done if one["outcome"] in ("succeeded", "failed")}:
-                self._told(execution)
+                self._told(execution, None)
         for lease in answer["stale"]:
             log.info("step_lost", lease=lease)
         for claim in answer["steps"]:
@@ -412,7 +412,7 @@ class Worker:
             self._telling -= leases
         attended.heard(done, answer)
         if done and self._told is not None:
-            self._told(str(attended.execution_id))
+            self._told(str(attended.execution_id), attended)
         self.take(answer["steps"])
 
     def _leave_to_all(self, done: list[dict[str, Any]]) -> None:
