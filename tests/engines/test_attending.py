@@ -319,6 +319,25 @@ async def test_after_what_was_told_nothing_is_looked_at_at_once(
     assert all(pause > 0.02 for pause in pauses), pauses
 
 
+async def test_a_run_that_this_process_alone_computes_is_looked_at_when_a_step_has_ended(
+    floor: Shop, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, person, looks = await floor.deploy(asks()), await floor.person(), []
+    look = Worker.look
+
+    async def seen(worker: Worker, attended: Attended) -> None:
+        looks.append(len(attended.done))
+        await look(worker, attended)
+
+    slow = f"sandbox: {json.dumps({'reply': 'slow', 'latency_ms': 800})}"
+    async with sdk(api, person.key) as client:
+        for _ in range(2):
+            await say(client, engine, REPLY)
+        monkeypatch.setattr(Worker, "look", seen)
+        await say(client, engine, slow)
+    assert looks == [1]
+
+
 async def test_steps_that_have_no_words_do_not_wait_for_a_start(floor: Shop, tmp_path: Path) -> None:
     async with at_work(floor, tmp_path, polls=True) as worker:
         with worker.about_to_attend():

@@ -137,6 +137,8 @@ class Ends:
     async def _look(self, one: "_Waiting[T]") -> T | None:
         if one.attended is None or self.worker is None or not self.worker.ready:
             return await self._find(one)
+        if one.attended.alone and one.attended.running and not one.tells:
+            return None  # nobody else changes it; were it cancelled, its steps would be taken away, which is news
         if one.tells:
             await self.worker.look(one.attended)
         else:
