@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from vanilla_saas.console import page_router, redirect, render
 from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.engines import store
+from vanilla_saas.engines import starts, store
 from vanilla_saas.engines.models import Ref, Slug
 from vanilla_saas.tenancy import store as tenancy_store
 from vanilla_saas.tenancy.identity import KEY_PREFIX, Caller, acting, new_token, token_hash
@@ -122,15 +122,20 @@ async def copy(request: Request, caller: PageCaller, copy: str, notice: str = ""
 @router.post("/engines/my/{copy}/run")
 async def run_copy(request: Request, caller: PageCaller, copy: str) -> Response:
     form = await request.form()
-    tenant_id, key = caller.identity.tenant_id, form.get("key")
-    async with acting(request, caller) as connection:
+    async with acting(request, caller, read_only=True) as connection:
         found = await _own_copy(connection, caller, copy)
-        told = await store.resolve(connection, tenant_id, None, found["ref"])
-        shown = defaults_of(told.get("parameters") or {}) | found["overlay"]
-        values = forms.read(forms.fields_of(told.get("input"), shown), form)
-        started = await store.start(
-            connection, tenant_id, found["ref"], values, key=key if isinstance(key, str) and key else None
-        )
+        told = await store.resolve(connection, caller.identity.tenant_id, None, found["ref"])
+    shown = defaults_of(told.get("parameters") or {}) | found["overlay"]
+    values = forms.read(forms.fields_of(told.get("input"), shown), form)
+    return await start(request, caller, found["ref"], values, form.get("key"))
+
+
+async def start(request: Request, caller: Caller, ref: str, values: dict[str, Any], key: object) -> Response:
+    """Runs an engine with the values of a form, which `key` makes one run however often it is sent."""
+    started = await starts.start(
+        lambda: acting(request, caller), caller.identity.tenant_id, ref, values,
+        key=key if isinstance(key, str) and key else None,
+    )  # fmt: skip
     return redirect(request, f"/runs/{started['execution_id']}")
 
 
@@ -152,16 +157,9 @@ async def change_copy(
 @router.post("/engines/my/{copy}/renew")
 async def renew_copy(request: Request, caller: PageCaller, copy: str) -> Response:
     """The version that the engine's name means to the person now, with the values that the copy has."""
-    tenant_id = caller.identity.tenant_id
     async with acting(request, caller) as connection:
         found = await _own_copy(connection, caller, copy)
-        cards = await store.cards(connection, tenant_id)
-        card = next((card for card in cards if card["engine_id"] == found["engine_id"]), None)
-        if card is None:
-            raise VanillaError("not_found", "no such engine", {"copy": copy})
-        await store.fork(
-            connection, tenant_id, card["slug"], copy, found["overlay"], is_default=found["is_default"]
-        )  # fmt: skip
+        await store.rebase(connection, caller.identity.tenant_id, found["id"])
     return _to_copy(request, copy, "renewed")
 
 
