@@ -32,6 +32,8 @@ from tests.engines.shop import Made, plain
 from tests.engines.test_engines import made_key
 from tests.orchestration.studio import agent, calls, says
 from vanilla_saas.engines.protocols.a2a_tasks import SCHEMAS, USAGE
+from vanilla_saas.workflows.attending import Attended
+from vanilla_saas.workflows.worker import Worker
 
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
@@ -309,12 +311,45 @@ async def test_a_key_of_an_engine_is_an_agent_of_that_one(desk: Served, doubling
             pass
 
 
-async def test_a_key_that_is_revoked_is_told_nothing_more(desk: Served) -> None:
+async def test_who_waits_looks_at_most_every_quarter_of_a_second_when_nothing_happens(
+    desk: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, engine, looks = await desk.shop.person(), await desk.shop.deploy(WAITS), 0
+    look = Worker.look
+
+    async def seen(worker: Worker, attended: Attended) -> None:
+        nonlocal looks
+        looks += 1
+        await look(worker, attended)
+
+    async with connected(desk, user, engine.slug) as client:
+        call = asyncio.create_task(sent(client, data()))
+        run = await desk.latest(user, "running")
+        await asyncio.sleep(0.5)  # the first looks are sooner
+        monkeypatch.setattr(Worker, "look", seen)
+        await asyncio.sleep(1)
+        assert 1 <= looks <= 4
+        await desk.shop.operator.fetchval("select signal_execution($1, 'go')", run)
+        assert state(await call) == "completed"
+
+
+async def test_a_client_that_leaves_its_stream_keeps_no_place(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
+    async with connected(desk, user, engine.slug, streaming=True) as client:
+        await anext(client.send_message(data()))
+        async with asyncio.timeout(5):
+            while desk.app.state.streams.open != 1:
+                await asyncio.sleep(0.01)
+    await desk.nobody_waits()
+    await desk.shop.operator.fetchval("select cancel_execution($1)", await desk.latest(user, "running"))
+
+
+async def test_a_key_that_is_revoked_is_told_nothing_more_within_a_second(desk: Served) -> None:
     user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
     async with connected(desk, user, engine.slug) as client:
         call = asyncio.create_task(sent(client, data()))
         await desk.latest(user, "running")
         await desk.shop.operator.execute("select revoke_api_key($1)", user.key_id)
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(1):
             with pytest.raises(InvalidRequestError, match="revoked"):
                 await call

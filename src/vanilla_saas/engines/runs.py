@@ -1,5 +1,7 @@
 """A run of an engine, whoever asks: waited for, told, and refused by the code of its failure."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -41,14 +43,30 @@ async def wait(ends: Ends, caller: Caller, execution_id: UUID, seconds: float, i
     """
     if not seconds or ends.full:
         return
+    async with aclosing(looks(ends, caller, execution_id, seconds, identify)) as looking:
+        async for _ in looking:
+            pass
+
+
+async def looks(
+    ends: Ends, caller: Caller, execution_id: UUID, seconds: float, identify: Identify
+) -> AsyncGenerator[bool | None]:
+    """As `wait`, for who watches: after each look at the run whether it is over.
+
+    Whoever comes when this process keeps nobody more who waits is not worked for.
+    """
 
     async def find(connection: asyncpg.Connection) -> bool | None:
         return await store.ended(connection, caller.identity.tenant_id, execution_id) or None
 
-    with ends.place():
-        attended = await ends.attend(caller.identity.tenant_id, execution_id)
+    full = ends.full
+    with nullcontext() if full else ends.place():
+        attended = None if full else await ends.attend(caller.identity.tenant_id, execution_id)
         try:
-            await ends.wait(execution_id, caller.identity, seconds, identify, find, attended=attended)
+            looking = ends.looks(execution_id, caller.identity, seconds, identify, find, attended=attended)
+            async with aclosing(looking) as found:
+                async for over in found:
+                    yield over
         finally:
             ends.leave(attended)
 

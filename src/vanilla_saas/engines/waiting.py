@@ -1,8 +1,8 @@
 """Waits for the end of a run, for whoever is answered with it. A run is durable: nothing here ends one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -94,12 +94,32 @@ class Ends:
         An attended run is worked for meanwhile, and asked only when it has ended; what `known` gives of it is enough.
         Between two looks no connection is held. Raises VanillaError when the key or session is not good any more.
         """
+        last = None
+        looks = self.looks(execution_id, identity, seconds, identify, find, gone, attended, known)
+        async with aclosing(looks):
+            async for found in looks:
+                last = found
+        return last
+
+    async def looks(
+        self,
+        execution_id: UUID,
+        identity: Identity,
+        seconds: float,
+        identify: Identify,
+        find: Callable[[asyncpg.Connection], Awaitable[T | None]],
+        gone: asyncio.Event | None = None,
+        attended: Attended | None = None,
+        known: Callable[[Attended], T | None] | None = None,
+    ) -> AsyncGenerator[T | None]:
+        """As `wait`, for who watches: after each look None, until there is what `find` gives."""
         name, news = str(execution_id), attended.news if attended else asyncio.Event()
         self._waiting.setdefault(name, set()).add(news)
         left = asyncio.create_task(_pass_on(gone, news)) if gone else None
         try:
-            waiting = _Waiting(name, identity, identify, find, gone or asyncio.Event(), news, attended, known)
-            return await self._wait(waiting, seconds)
+            one = _Waiting(name, identity, identify, find, gone or asyncio.Event(), news, attended, known)
+            async for found in self._looks(one, seconds):
+                yield found
         finally:
             if left:
                 left.cancel()
@@ -107,7 +127,7 @@ class Ends:
             if not self._waiting[name]:
                 del self._waiting[name]
 
-    async def _wait(self, one: "_Waiting[T]", seconds: float) -> T | None:
+    async def _looks(self, one: "_Waiting[T]", seconds: float) -> AsyncGenerator[T | None]:
         clock = asyncio.get_running_loop().time
         known_at, rest = clock(), 0.0
         until, pause = known_at + seconds, 0.0 if one.attended and not one.attended.running else FIRST_S
@@ -119,7 +139,7 @@ class Ends:
                     await one.news.wait()
             one.news.clear()
             if one.gone.is_set() or self.stopping:
-                return None
+                return
             looked, found = clock(), None
             try:
                 if looked - known_at >= KNOWN_S:
@@ -129,10 +149,11 @@ class Ends:
                 if error.name not in AGAIN:
                     raise
                 log.info("execution_not_seen", execution_id=one.name, error=error.name)
-            if found is not None or clock() >= until:
-                return found
             rest = min((clock() - looked) / SHARE, SLOWEST_S)
             pause = max(min(max(pause, FIRST_S) * 1.5, POLL_S), rest)
+            yield found
+            if found is not None or clock() >= until:
+                return
 
     async def _look(self, one: "_Waiting[T]") -> T | None:
         if one.attended is None or self.worker is None or not self.worker.ready:
