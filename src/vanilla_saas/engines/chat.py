@@ -97,7 +97,8 @@ class ChatEngines:
             opening = known.opening(worker, ref, given)
             if opening is None and not await known.takes(ref, given):
                 return None
-            admitted = opening and opening.body and Admitted.of(opening.body, streamed=known.speaks(worker, words))
+            heard = words is not None and opening is not None and opening.speaks
+            admitted = opening and opening.body and Admitted.of(opening.body, streamed=heard)
         except InvalidRequest:
             return None  # the engine may take something else by now, and its step says what is wrong
         meant = {name: known.found[name] for name in ("engine_id", "version", "source_id")}
@@ -215,10 +216,6 @@ class _Known:
     def _whole(self, given: Mapping[str, Any]) -> dict[str, Any]:
         declared = self.found["parameters"] or {}
         return {name: one["default"] for name, one in declared.items() if "default" in one} | dict(given)
-
-    def speaks(self, worker: Worker, words: Words | None) -> bool:
-        """Whether the words of the first call are those of the answer, and somebody hears them."""
-        return words is not None and self.workflow is not None and worker.begins_with_words(*self.workflow)
 
 
 def _run(

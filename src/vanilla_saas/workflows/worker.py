@@ -380,11 +380,6 @@ class Worker:
         alone = 1 if self.ready and (attended is None or not attended.running) else 0
         return max(min(self._options.capacity - len(self._running), 1000) if self.ready else 0, alone)
 
-    def begins_with_words(self, tenant_id: str, workflow_id: str, version: int) -> bool:
-        """Whether the first call of a run is also the one whose words are its answer."""
-        plan = self._plans.get((tenant_id, workflow_id, version))
-        return plan is not None and plan.first is not None and plan.first.id == plan.speaker
-
     async def look(self, attended: Attended) -> None:
         """A round for an attended run: tells what came of its steps, takes what can run, sees how it ended.
 
