@@ -214,8 +214,7 @@ class _Known:
         return self.found["source"] == "copy" or (ref or "").startswith("my/")
 
     def _whole(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        declared = self.found["parameters"] or {}
-        return {name: one["default"] for name, one in declared.items() if "default" in one} | dict(given)
+        return starts.defaults_of(self.found["parameters"]) | dict(given)
 
 
 def _run(

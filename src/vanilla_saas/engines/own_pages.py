@@ -12,18 +12,15 @@ from fastapi import Form, Request
 from fastapi.responses import Response
 
 from vanilla_saas.console import page_router, redirect, render
-from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import starts, store
 from vanilla_saas.engines.models import Ref, Slug
 from vanilla_saas.tenancy import store as tenancy_store
-from vanilla_saas.tenancy.identity import KEY_PREFIX, Caller, acting, new_token, token_hash
+from vanilla_saas.tenancy.identity import KEY_PREFIX, Caller, acting, new_token, prefix_of, token_hash
 from vanilla_saas.tenancy.page_session import PageCaller
 from vanilla_saas.workflows import forms
 
 router = page_router()
-SHOWN = 12
-"""Characters of a key that are kept, to recognise it by."""
 
 
 def parameter_fields(parameters: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> list[forms.Field]:
@@ -55,15 +52,6 @@ def hint_of(part: Mapping[str, Any]) -> str:
 
 def _sentence(text: str) -> str:
     return text if not text or text.endswith((".", "?", "!")) else f"{text}."
-
-
-def defaults_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: part["default"] for name, part in parameters.items() if "default" in part}
-
-
-def outside(caller: Caller) -> bool:
-    """Whether it is a super admin who has opened a tenant: they manage it and are none of its users."""
-    return caller.identity.role == "superadmin" and caller.identity.tenant_id != PLATFORM
 
 
 async def own_copies(connection: asyncpg.Connection, caller: Caller) -> list[dict[str, Any]]:
@@ -114,7 +102,7 @@ async def copy(request: Request, caller: PageCaller, copy: str, notice: str = ""
     parameters = told.get("parameters") or {}
     return render(
         request, "engines/copy.html", copy=found, told=told, card=card, notice=notice, key=secrets.token_urlsafe(16),
-        fields=forms.fields_of(told.get("input"), defaults_of(parameters) | found["overlay"]),
+        fields=forms.fields_of(told.get("input"), starts.defaults_of(parameters) | found["overlay"]),
         parameters=parameter_fields(parameters, found["overlay"]),
     )  # fmt: skip
 
@@ -125,7 +113,7 @@ async def run_copy(request: Request, caller: PageCaller, copy: str) -> Response:
     async with acting(request, caller, read_only=True) as connection:
         found = await _own_copy(connection, caller, copy)
         told = await store.resolve(connection, caller.identity.tenant_id, None, found["ref"])
-    shown = defaults_of(told.get("parameters") or {}) | found["overlay"]
+    shown = starts.defaults_of(told.get("parameters")) | found["overlay"]
     values = forms.read(forms.fields_of(told.get("input"), shown), form)
     return await start(request, caller, found["ref"], values, form.get("key"))
 
@@ -199,7 +187,7 @@ async def make_key(
         expires = datetime.now(UTC) + timedelta(days=lifetime_days)
     async with acting(request, caller) as connection:
         await store.create_key(
-            connection, caller.identity.tenant_id, ref, name=name.strip(), prefix=key[:SHOWN],
+            connection, caller.identity.tenant_id, ref, name=name.strip(), prefix=prefix_of(key),
             key_hash=token_hash(key), expires_at=expires, budget_tokens=budget_tokens,
         )  # fmt: skip
     return render(request, "tenancy/key_made.html", name=name.strip(), key=key, back=f"/engines/{quote(slug, safe='')}")

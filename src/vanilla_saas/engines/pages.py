@@ -12,12 +12,13 @@ from fastapi.responses import Response
 
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.engines import choice_pages, own_pages, store
+from vanilla_saas.engines import choice_pages, own_pages, starts, store
 from vanilla_saas.engines.models import Access, Alias, Mode, Slug, Target
-from vanilla_saas.engines.protocols.calls import base_of, called
+from vanilla_saas.engines.protocols.calls import called
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
 from vanilla_saas.tokens.store import find_level, find_user
+from vanilla_saas.web import base_of
 from vanilla_saas.workflows import documents, drafts, forms, run_view
 from vanilla_saas.workflows import store as workflow_store
 
@@ -128,7 +129,7 @@ async def engine(
         keys = await store.keys_of(connection, tenant_id, engine_id) if engine_id else []
     return render(
         request, "engines/engine.html", card=card, managed=managed, slug=slug, notice=notice, copies=own, keys=keys,
-        fields=forms.fields_of(card["input"], own_pages.defaults_of(card["parameters"])) if card else [],
+        fields=forms.fields_of(card["input"], starts.defaults_of(card["parameters"])) if card else [],
         parameters=own_pages.parameter_fields(card["parameters"]) if card else [], key=secrets.token_urlsafe(16),
         days=days, periods=PERIODS, called=called(slug), base=base_of(request),
     )  # fmt: skip
@@ -153,7 +154,7 @@ def _manages(caller: Caller) -> bool:
 
 
 async def _cards(connection: asyncpg.Connection, caller: Caller) -> list[dict[str, Any]]:
-    return [] if own_pages.outside(caller) else await store.cards(connection, caller.identity.tenant_id)
+    return [] if caller.outside else await store.cards(connection, caller.identity.tenant_id)
 
 
 async def _card(connection: asyncpg.Connection, caller: Caller, slug: str) -> dict[str, Any] | None:
@@ -204,7 +205,7 @@ async def run(request: Request, caller: PageCaller, slug: str) -> Response:
         card = await _card(connection, caller, slug)
         if card is None:
             raise VanillaError("not_found", "no such engine", {"engine": slug})
-        values = forms.read(forms.fields_of(card["input"], own_pages.defaults_of(card["parameters"])), form)
+        values = forms.read(forms.fields_of(card["input"], starts.defaults_of(card["parameters"])), form)
     return await own_pages.start(request, caller, slug, values, form.get("key"))
 
 

@@ -6,14 +6,12 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from fastapi import Request
 
-from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import ERROR_CODES, VanillaError
 from vanilla_saas.engines import store
 from vanilla_saas.engines.waiting import Ends
 from vanilla_saas.providers.engine_chat import SAME
-from vanilla_saas.tenancy.identity import Caller, identify
+from vanilla_saas.tenancy.identity import Caller
 from vanilla_saas.workflows.execution_events import Identify
 
 CODES = {code.name for code in ERROR_CODES}
@@ -23,16 +21,6 @@ SCOPE = "engine"
 def key_of_engine(caller: Caller) -> UUID | None:
     """The id of a key that runs one engine and opens nothing else; None for everybody else."""
     return caller.key_id if caller.scopes is not None and SCOPE in caller.scopes else None
-
-
-def again(request: Request, caller: Caller) -> Identify:
-    """Looks up whoever sent a request, as often as it is asked."""
-
-    async def look() -> Identity:
-        tenant = caller.identity.tenant_id if "x-vanilla-tenant" in request.headers else None
-        return (await identify(request.app.state.database, caller.token, tenant)).identity
-
-    return look
 
 
 async def wait(ends: Ends, caller: Caller, execution_id: UUID, seconds: float, identify: Identify) -> None:

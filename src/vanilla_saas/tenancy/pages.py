@@ -11,10 +11,10 @@ from vanilla_saas.console.security import forget_cookie, set_cookie
 from vanilla_saas.database.cursor import page_bounds, page_rows
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy import models, page_store, person_pages, sign_in, sign_in_pages, store
-from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, acting, new_token, token_hash
+from vanilla_saas.tenancy.identity import KEY_PREFIX, ONE_TIME_PREFIX, acting, new_token, prefix_of, token_hash
 from vanilla_saas.tenancy.page_session import TENANT_COOKIE, PageAdmin, PageCaller, PlatformCaller, opened_tenant
+from vanilla_saas.web import base_of
 
-PREFIX_LENGTH = 12
 """How much of a key is kept in the clear, to recognise it by."""
 OPENED_S = 8 * 3600
 
@@ -33,7 +33,7 @@ def _optional_number(text: str, name: str) -> int | None:
 
 
 def _link(request: Request, token: str) -> str:
-    return sign_in.password_link(request.app.state.settings.public_url or str(request.base_url), token)
+    return sign_in.password_link(base_of(request), token)
 
 
 @router.get("/")
@@ -144,7 +144,7 @@ async def create_key(
         await page_store.create_key(
             connection,
             name.strip(),
-            key[:PREFIX_LENGTH],
+            prefix_of(key),
             token_hash(key),
             scopes or [],
             _optional_number(lifetime_days, "lifetime_days"),

@@ -26,6 +26,7 @@ from vanilla_saas.tenancy.identity import (
     bearer_token,
     client_ip,
     new_token,
+    prefix_of,
     token_hash,
 )
 
@@ -335,7 +336,7 @@ async def create_key(request: Request, caller: Writer, body: models.KeyBody) -> 
             tenant_id,
             body.user_id,
             name=body.name,
-            prefix=key[:12],
+            prefix=prefix_of(key),
             key_hash=token_hash(key),
             scopes=body.scopes,
             expires_at=body.expires_at,

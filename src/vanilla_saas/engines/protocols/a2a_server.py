@@ -41,7 +41,7 @@ from vanilla_saas.engines.protocols import a2a_tasks as tasks
 from vanilla_saas.engines.protocols import calls
 from vanilla_saas.engines.protocols.calls import Offer, State
 from vanilla_saas.providers.estimate import InvalidRequest
-from vanilla_saas.tenancy.identity import Caller
+from vanilla_saas.tenancy.identity import Caller, again
 
 log = structlog.get_logger()
 T = TypeVar("T", bound=Message)
@@ -207,13 +207,13 @@ class Methods(RequestHandler):
 
     async def _looks(self, found: State) -> AsyncGenerator[State]:
         """The run until it has ended, the time is over or the process stops."""
-        clock, again = asyncio.get_running_loop().time, runs.again(self._request, self._caller)
+        clock, identify = asyncio.get_running_loop().time, again(self._request, self._caller)
         yield found
         if found[0]["finished_at"] is not None:
             return
         execution_id, seen = found[0]["execution_id"], clock()
         ends = self._request.app.state.ends
-        async with aclosing(runs.looks(ends, self._caller, execution_id, calls.WAIT_S, again)) as looks:
+        async with aclosing(runs.looks(ends, self._caller, execution_id, calls.WAIT_S, identify)) as looks:
             async for over in looks:
                 if over or clock() - seen >= LOOK_S:
                     yield await self._state(execution_id)
