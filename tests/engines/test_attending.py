@@ -26,6 +26,7 @@ from vanilla_saas.checks import BOOKS, run_checks
 from vanilla_saas.database.connection import addresses
 from vanilla_saas.database.context import ContextSigner, load_signer
 from vanilla_saas.database.exit_at import EXIT_CODE
+from vanilla_saas.engines import chat
 from vanilla_saas.workflows.attending import Attended
 from vanilla_saas.workflows.worker import Worker
 from vanilla_saas.workflows.working import options_of, worker_alone, working
@@ -105,6 +106,29 @@ async def test_declared_defaults_and_copies_are_in_the_input(floor: Shop, api: s
             assert (await say(client, "my/mine")).choices[0].message.content == "sadly"
             given = {"input": {"text": "x", "tone": "loudly"}}
             assert (await say(client, engine, extra_body=given)).choices[0].message.content == "loudly"
+
+
+async def test_of_what_callers_meant_so_much_is_kept_whoever_calls(
+    floor: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "KNOWN", 3)
+    monkeypatch.setattr(chat, "VERSIONS", 2)
+    engines = [await floor.deploy(asks()) for _ in range(3)]
+    people = [await floor.person() for _ in range(2)]
+    app = create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path))
+    async with serve(app) as address:
+        kept = app.state.gateway._engines
+        for person in people:
+            async with sdk(address, person.key) as client:
+                for engine in engines[:2]:
+                    for _ in range(2):
+                        assert (await say(client, engine, REPLY)).choices[0].message.content == "Two words"
+        # what a version takes is kept once for all
+        assert (len(kept._known), len(kept._takes)) == (3, 2)
+        async with sdk(address, people[0].key) as client:
+            for engine in [*engines, *engines]:
+                assert (await say(client, engine, REPLY)).choices[0].message.content == "Two words"
+        assert (len(kept._known), len(kept._takes)) == (3, 2)
 
 
 async def test_an_idempotency_key_finds_its_run_by_the_same_statement(floor: Shop, api: str) -> None:
