@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -314,21 +315,20 @@ async def test_a_key_of_an_engine_is_an_agent_of_that_one(desk: Served, doubling
 async def test_who_waits_looks_at_most_every_quarter_of_a_second_when_nothing_happens(
     desk: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    user, engine, looks = await desk.shop.person(), await desk.shop.deploy(WAITS), 0
-    look = Worker.look
+    user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
+    look, clock, began = Worker.look, asyncio.get_running_loop().time, [0.0]
 
     async def seen(worker: Worker, attended: Attended) -> None:
-        nonlocal looks
-        looks += 1
+        began.append(clock())
         await look(worker, attended)
 
-    async with connected(desk, user, engine.slug) as client:
+    monkeypatch.setattr(Worker, "look", seen)
+    async with connected(desk, user, engine.slug) as client, asyncio.timeout(20):
         call = asyncio.create_task(sent(client, data()))
         run = await desk.latest(user, "running")
-        await asyncio.sleep(0.5)  # the first looks are sooner
-        monkeypatch.setattr(Worker, "look", seen)
-        await asyncio.sleep(1)
-        assert 1 <= looks <= 4
+        while len(began) < 10:
+            await asyncio.sleep(0.02)
+        assert min(later - sooner for sooner, later in pairwise(began[-4:])) > 0.2  # the first are sooner
         await desk.shop.operator.fetchval("select signal_execution($1, 'go')", run)
         assert state(await call) == "completed"
 

@@ -267,6 +267,16 @@ async def test_what_another_worker_computes_after_a_wait_is_in_the_usage(floor: 
             assert answer.usage.total_tokens == answer.engine["charged_tokens"] > 0
 
 
+@pytest.mark.parametrize(
+    ("outcome", "running", "alone"),
+    [("succeeded", 1, True), ("waiting", 1, False), ("gate", 1, False), ("succeeded", 0, False)],
+)
+def test_a_run_is_one_process_alone_while_no_other_can_have_a_step(outcome: str, running: int, alone: bool) -> None:
+    attended = Attended(DEFAULT_TENANT, uuid.uuid4(), running=running, alone=True)
+    attended.heard([{"outcome": outcome}], {"end": None, "elsewhere": False, "stale": [], "steps": []})
+    assert attended.alone == alone
+
+
 async def test_a_run_over_http_is_worked_for_while_it_is_waited_for(floor: Shop, api: str) -> None:
     engine, person = await floor.deploy(asks()), await floor.person()
     headers = {"Authorization": f"Bearer {person.key}"}

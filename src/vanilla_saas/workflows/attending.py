@@ -44,6 +44,7 @@ class Attended:
                     self.used[name] += call[name]
         self.end = answer["end"]
         ours = self.running or self.done or answer["steps"]
-        waits = any(outcome["outcome"] == "waiting" for outcome in told) or (self.end is None and not ours)
+        # a gate may ask people
+        waits = any(one["outcome"] in ("waiting", "gate") for one in told) or (self.end is None and not ours)
         if waits or answer["elsewhere"] or answer["stale"]:
             self.alone = False
