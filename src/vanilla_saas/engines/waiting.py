@@ -129,28 +129,34 @@ class Ends:
 
     async def _looks(self, one: "_Waiting[T]", seconds: float) -> AsyncGenerator[T | None]:
         clock = asyncio.get_running_loop().time
-        known_at, rest = clock(), 0.0
-        until, pause = known_at + seconds, 0.0 if one.attended and not one.attended.running else FIRST_S
+        soonest = clock()
+        until, ask_at = soonest + seconds, soonest + KNOWN_S
+        pause = 0.0 if one.attended and not one.attended.running else FIRST_S
+        latest = min(soonest + pause, until)
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(pause, max(until - clock(), 0))):
+                async with asyncio.timeout_at(min(latest, ask_at)):
                     if not one.works:
-                        await asyncio.sleep(rest)  # a worker may tell of a thousand steps a second
+                        await asyncio.sleep(soonest - clock())  # a worker may tell of a thousand steps a second
                     await one.news.wait()
-            one.news.clear()
             if one.gone.is_set() or self.stopping:
                 return
-            looked, found = clock(), None
+            began, found = clock(), None
             try:
-                if looked - known_at >= KNOWN_S:
-                    one.identity, known_at = await one.identify(), looked
+                if began >= ask_at:
+                    ask_at = began + POLL_S
+                    one.identity, ask_at = await one.identify(), began + KNOWN_S
+                if began < latest and (not one.news.is_set() or (began < soonest and not one.works)):
+                    continue
+                one.news.clear()
                 found = await self._look(one)
             except VanillaError as error:
                 if error.name not in AGAIN:
                     raise
                 log.info("execution_not_seen", execution_id=one.name, error=error.name)
-            rest = min((clock() - looked) / SHARE, SLOWEST_S)
+            rest = min((clock() - began) / SHARE, SLOWEST_S)
             pause = max(min(max(pause, FIRST_S) * 1.5, POLL_S), rest)
+            soonest, latest = clock() + rest, min(clock() + pause, until)
             yield found
             if found is not None or clock() >= until:
                 return
