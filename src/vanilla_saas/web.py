@@ -2,14 +2,14 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 from uuid import UUID, uuid4
 
 import structlog
 from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,6 +40,17 @@ def tell_replay(response: Response, replayed: bool) -> None:
     """Marks an answer that was given before."""
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
+
+
+def base_of(request: Request) -> str:
+    """The address of this installation, as it is configured or as the request has it."""
+    return str(request.app.state.settings.public_url or request.base_url).rstrip("/")
+
+
+def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """Server-sent events, which nothing on the way keeps or holds back."""
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 def install_problems(app: FastAPI) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -32,6 +33,8 @@ from tests.engines.shop import Made, plain
 from tests.engines.test_engines import made_key
 from tests.orchestration.studio import agent, calls, says
 from vanilla_saas.engines.protocols.a2a_tasks import SCHEMAS, USAGE
+from vanilla_saas.workflows.attending import Attended
+from vanilla_saas.workflows.worker import Worker
 
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
@@ -309,12 +312,44 @@ async def test_a_key_of_an_engine_is_an_agent_of_that_one(desk: Served, doubling
             pass
 
 
-async def test_a_key_that_is_revoked_is_told_nothing_more(desk: Served) -> None:
+async def test_who_waits_looks_at_most_every_quarter_of_a_second_when_nothing_happens(
+    desk: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
+    look, clock, began = Worker.look, asyncio.get_running_loop().time, [0.0]
+
+    async def seen(worker: Worker, attended: Attended) -> None:
+        began.append(clock())
+        await look(worker, attended)
+
+    monkeypatch.setattr(Worker, "look", seen)
+    async with connected(desk, user, engine.slug) as client, asyncio.timeout(20):
+        call = asyncio.create_task(sent(client, data()))
+        run = await desk.latest(user, "running")
+        while len(began) < 10:
+            await asyncio.sleep(0.02)
+        assert min(later - sooner for sooner, later in pairwise(began[-4:])) > 0.2  # the first are sooner
+        await desk.shop.operator.fetchval("select signal_execution($1, 'go')", run)
+        assert state(await call) == "completed"
+
+
+async def test_a_client_that_leaves_its_stream_keeps_no_place(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
+    async with connected(desk, user, engine.slug, streaming=True) as client:
+        await anext(client.send_message(data()))
+        async with asyncio.timeout(5):
+            while desk.app.state.streams.open != 1:
+                await asyncio.sleep(0.01)
+    await desk.nobody_waits()
+    await desk.shop.operator.fetchval("select cancel_execution($1)", await desk.latest(user, "running"))
+
+
+async def test_a_key_that_is_revoked_is_told_nothing_more_within_a_second(desk: Served) -> None:
     user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
     async with connected(desk, user, engine.slug) as client:
         call = asyncio.create_task(sent(client, data()))
         await desk.latest(user, "running")
         await desk.shop.operator.execute("select revoke_api_key($1)", user.key_id)
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(1):
             with pytest.raises(InvalidRequestError, match="revoked"):
                 await call

@@ -5,6 +5,7 @@ import json
 import signal
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.conftest import LONG, TEST_KEY, Person, serve, settings_for
+from tests.conftest import DEFAULT_TENANT, LONG, TEST_KEY, Person, serve, settings_for
 from tests.engines.shop import Made, Shop
 from tests.engines.test_chat import ONE_TEXT, asks, code, only_run, say, sdk
 from tests.pgbouncer import pgbouncer
@@ -22,8 +23,13 @@ from tests.workflows.hands import workflow
 from tests.workflows.proof.invariants import require_invariants
 from vanilla_saas.app import create_app
 from vanilla_saas.checks import BOOKS, run_checks
-from vanilla_saas.database.context import ContextSigner
+from vanilla_saas.database.connection import addresses
+from vanilla_saas.database.context import ContextSigner, load_signer
 from vanilla_saas.database.exit_at import EXIT_CODE
+from vanilla_saas.engines import chat
+from vanilla_saas.workflows.attending import Attended
+from vanilla_saas.workflows.worker import Worker
+from vanilla_saas.workflows.working import options_of, worker_alone, working
 
 REPLY = f"sandbox: {json.dumps({'reply': 'Two words'})}"
 
@@ -100,6 +106,29 @@ async def test_declared_defaults_and_copies_are_in_the_input(floor: Shop, api: s
             assert (await say(client, "my/mine")).choices[0].message.content == "sadly"
             given = {"input": {"text": "x", "tone": "loudly"}}
             assert (await say(client, engine, extra_body=given)).choices[0].message.content == "loudly"
+
+
+async def test_of_what_callers_meant_so_much_is_kept_whoever_calls(
+    floor: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "KNOWN", 3)
+    monkeypatch.setattr(chat, "VERSIONS", 2)
+    engines = [await floor.deploy(asks()) for _ in range(3)]
+    people = [await floor.person() for _ in range(2)]
+    app = create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path))
+    async with serve(app) as address:
+        kept = app.state.gateway._engines
+        for person in people:
+            async with sdk(address, person.key) as client:
+                for engine in engines[:2]:
+                    for _ in range(2):
+                        assert (await say(client, engine, REPLY)).choices[0].message.content == "Two words"
+        # what a version takes is kept once for all
+        assert (len(kept._known), len(kept._takes)) == (3, 2)
+        async with sdk(address, people[0].key) as client:
+            for engine in [*engines, *engines]:
+                assert (await say(client, engine, REPLY)).choices[0].message.content == "Two words"
+        assert (len(kept._known), len(kept._takes)) == (3, 2)
 
 
 async def test_an_idempotency_key_finds_its_run_by_the_same_statement(floor: Shop, api: str) -> None:
@@ -195,6 +224,59 @@ async def test_steps_of_other_pools_and_those_held_for_others_are_left(floor: Sh
     )
 
 
+async def test_all_who_wait_while_the_worker_begins_are_worked_for(floor: Shop, tmp_path: Path) -> None:
+    engine, person = await floor.deploy(asks()), await floor.person()
+    async with (
+        serve(create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path))) as address,
+        sdk(address, person.key) as client,
+        asyncio.timeout(10),
+    ):
+        async with floor.operator.transaction():
+            await floor.operator.execute("lock table worker_registry in exclusive mode")
+            calls = [asyncio.create_task(say(client, engine, REPLY)) for _ in range(3)]
+            begun = "select count(*) from workflow_executions where user_id = $1"
+            while await floor.operator.fetchval(begun, person.identity.user_id) < 3:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+        answers = await asyncio.gather(*calls)
+    assert [answer.choices[0].message.content for answer in answers] == ["Two words"] * 3
+
+
+async def test_what_another_worker_computes_after_a_wait_is_in_the_usage(floor: Shop, api: str, tmp_path: Path) -> None:
+    node = {"model": "sandbox-small", "prompt": "{{ input.text }}"}
+    engine = await floor.deploy(workflow("s=signal a=llm", "s>a", s={"signal": "go"}, a=node, input=ONE_TEXT))
+    person = await floor.person()
+    waits = "select id from workflow_executions e where user_id = $1 and finished_at is null and exists"
+    waits += " (select from workflow_steps s where s.execution_id = e.id and s.status = 'waiting')"
+    other = serve(create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path, run_worker=True)))
+    async with sdk(api, person.key) as client, asyncio.timeout(20), AsyncExitStack() as beside:
+        for _ in range(2):
+            call = asyncio.create_task(say(client, engine))
+            while not (execution := await floor.operator.fetchval(waits, person.identity.user_id)):
+                await asyncio.sleep(0.01)
+            await floor.operator.fetchval("select signal_execution($1, 'go')", execution)
+            await call
+        await beside.enter_async_context(other)
+        for _ in range(3):
+            call = asyncio.create_task(say(client, engine))
+            while not (execution := await floor.operator.fetchval(waits, person.identity.user_id)):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)  # it is looked at rarely by now
+            await floor.operator.fetchval("select signal_execution($1, 'go')", execution)
+            answer = await call
+            assert answer.usage.total_tokens == answer.engine["charged_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "running", "alone"),
+    [("succeeded", 1, True), ("waiting", 1, False), ("gate", 1, False), ("succeeded", 0, False)],
+)
+def test_a_run_is_one_process_alone_while_no_other_can_have_a_step(outcome: str, running: int, alone: bool) -> None:
+    attended = Attended(DEFAULT_TENANT, uuid.uuid4(), running=running, alone=True)
+    attended.heard([{"outcome": outcome}], {"end": None, "elsewhere": False, "stale": [], "steps": []})
+    assert attended.alone == alone
+
+
 async def test_a_run_over_http_is_worked_for_while_it_is_waited_for(floor: Shop, api: str) -> None:
     engine, person = await floor.deploy(asks()), await floor.person()
     headers = {"Authorization": f"Bearer {person.key}"}
@@ -218,6 +300,115 @@ async def test_through_a_pooler_that_lends_sessions(floor: Shop, tmp_path: Path)
     assert "".join(words) == "Two words"
     assert len([word for word in words if word]) > 1
     assert len(await charged(floor, person)) == 4
+
+
+@asynccontextmanager
+async def at_work(floor: Shop, home: Path, *, polls: bool) -> AsyncIterator[Worker]:
+    settings = settings_for(floor.room.cluster, floor.room.name, home)
+    signer = load_signer(settings)
+    with addresses(settings, signer) as where:
+        made = worker_alone(settings, options_of(settings, polls=polls), where, signer)
+        async with made as worker, working(worker), asyncio.timeout(20):
+            while not worker.ready:
+                await asyncio.sleep(0.01)
+            yield worker
+
+
+@asynccontextmanager
+async def waited_for(floor: Shop, home: Path) -> AsyncIterator[tuple[Worker, Attended]]:
+    """A worker for those alone who wait in its process, and a run that it attends."""
+    execution = await floor.room.start(await floor.flow(workflow("a b", "a>b")))
+    async with at_work(floor, home, polls=False) as worker:
+        attended = worker.attend(DEFAULT_TENANT, execution)
+        assert attended is not None
+        yield worker, attended
+
+
+async def looked_at_to_the_end(worker: Worker, attended: Attended) -> None:
+    while attended.end is None:
+        await worker.look(attended)
+        await asyncio.sleep(0.02)
+
+
+async def test_after_what_was_told_nothing_is_looked_at_at_once(
+    floor: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, person = await floor.deploy(workflow("a b c d", "a>b b>c c>d")), await floor.person()
+    look, clock, ended = Worker.look, asyncio.get_running_loop().time, 0.0
+    pauses: list[float] = []
+
+    async def seen(worker: Worker, attended: Attended) -> None:
+        nonlocal ended
+        if not attended.done:
+            pauses.append(clock() - ended)
+        await look(worker, attended)
+        ended = clock()
+
+    app = create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path, run_worker=True))
+    async with serve(app) as address, sdk(address, person.key) as client:
+        await say(client, engine, extra_body={"input": {}})
+        monkeypatch.setattr(Worker, "look", seen)
+        for _ in range(3):
+            await say(client, engine, extra_body={"input": {}})
+    assert all(pause > 0.02 for pause in pauses), pauses
+
+
+async def test_a_run_that_this_process_alone_computes_is_looked_at_when_a_step_has_ended(
+    floor: Shop, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, person, looks = await floor.deploy(asks()), await floor.person(), []
+    look = Worker.look
+
+    async def seen(worker: Worker, attended: Attended) -> None:
+        looks.append(len(attended.done))
+        await look(worker, attended)
+
+    slow = f"sandbox: {json.dumps({'reply': 'slow', 'latency_ms': 800})}"
+    async with sdk(api, person.key) as client:
+        for _ in range(2):
+            await say(client, engine, REPLY)
+        monkeypatch.setattr(Worker, "look", seen)
+        await say(client, engine, slow)
+    assert looks == [1]
+
+
+async def test_steps_that_have_no_words_do_not_wait_for_a_start(floor: Shop, tmp_path: Path) -> None:
+    async with at_work(floor, tmp_path, polls=True) as worker:
+        with worker.about_to_attend():
+            execution = await floor.room.start(await floor.flow(workflow("a b", "a>b")))
+            while (await floor.room.execution(execution))["status"] != "succeeded":
+                await asyncio.sleep(0.02)
+
+
+async def test_what_a_look_that_is_cancelled_was_to_tell_is_told(floor: Shop, tmp_path: Path) -> None:
+    waits = "select exists (select from pg_locks where not granted)"
+    async with waited_for(floor, tmp_path) as (worker, attended):
+        await worker.look(attended)
+        while not attended.done:
+            await asyncio.sleep(0.01)
+        async with floor.operator.transaction():
+            locked = "select from workflow_executions where id = $1 for update"
+            await floor.operator.execute(locked, attended.execution_id)
+            look = asyncio.create_task(worker.look(attended))
+            while not await floor.operator.fetchval(waits):
+                await asyncio.sleep(0.01)
+            look.cancel()
+            await asyncio.gather(look, return_exceptions=True)
+        await looked_at_to_the_end(worker, attended)
+    found = await steps(floor, str(attended.execution_id))
+    assert (found["a"], found["b"]) == (("succeeded", 1), ("succeeded", 1))
+
+
+async def test_steps_whose_answer_was_lost_are_handed_back_by_who_looks_for_nobody_elses_work(
+    floor: Shop, tmp_path: Path
+) -> None:
+    async with waited_for(floor, tmp_path) as (worker, attended):
+        lost = "select vanilla.tick_run($1, '[]', 10, $2, $3)"
+        answer = await floor.runtime.fetchval(lost, worker.id, attended.tenant_id, attended.execution_id)
+        assert [step["node"] for step in answer["steps"]] == ["a"]
+        await looked_at_to_the_end(worker, attended)
+    assert attended.end is not None
+    assert attended.end["status"] == "succeeded"
 
 
 MOMENTS = {

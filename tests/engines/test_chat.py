@@ -18,6 +18,8 @@ from vanilla_saas.app import create_app
 from vanilla_saas.engines import chat, waiting
 from vanilla_saas.providers import gateway
 from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.workflows.attending import Attended
+from vanilla_saas.workflows.worker import Worker
 
 ONE_TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
@@ -379,8 +381,31 @@ async def test_a_revoked_key_whose_runs_go_on_is_not_told_the_end(floor: Shop, a
         execution = await only_run(floor, person)
         await floor.ask(person, "revoke_api_key", key_id, p_cancel_runs=False)
         with pytest.raises(openai.AuthenticationError):
-            await asyncio.wait_for(waiting, 2.5)
+            await asyncio.wait_for(waiting, 1)
     assert (await floor.room.execution(uuid.UUID(execution)))["status"] == "running"
+
+
+async def test_a_revoked_key_is_told_within_a_second_however_slow_looks_are(
+    floor: Shop, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looked = Worker.look, 0
+
+    async def slowly(worker: Worker, attended: Attended) -> None:
+        nonlocal looked
+        await asyncio.sleep(0.15)
+        await look(worker, attended)
+        looked += 1
+
+    monkeypatch.setattr(Worker, "look", slowly)
+    engine, person = await floor.deploy(waits()), await floor.person()
+    async with sdk(api, person.key) as client, asyncio.timeout(20):
+        waiting = asyncio.create_task(whole(client, engine, streamed=False))
+        while looked < 2:  # the next is a second and a half later
+            await asyncio.sleep(0.01)
+        await floor.ask(floor.admin, "revoke_api_key", person.key_id)
+        with pytest.raises(openai.AuthenticationError):
+            await asyncio.wait_for(waiting, 1)
+    assert looked == 2
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])

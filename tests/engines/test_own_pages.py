@@ -66,6 +66,19 @@ async def test_a_copy_is_made_with_values_changed_and_renewed(floor: Shop, api: 
         assert (await look(http, "/engines/my/three"))[0] == 404
 
 
+async def test_a_copy_is_not_run_with_an_input_that_does_not_fit(floor: Shop, api: str) -> None:
+    schema = {"type": "object", "properties": {"text": {"type": "string", "minLength": 3}}, "required": ["text"]}
+    engine, user = await floor.deploy(plain(input=schema)), await floor.person()
+    await floor.ask(user, "fork_engine", engine.slug, "mine")
+    begun = "select count(*) from workflow_executions where user_id = $1"
+    async with signed_in(api, floor.room.people, user) as http:
+        refused = await submit(http, "/engines/my/mine/run", FRAGMENT, **{"field.text": "x"})
+        assert (refused[0], await floor.operator.fetchval(begun, user.identity.user_id)) == (422, 0)
+        assert 'data-field="input.text"' in refused[1]
+        assert (await submit(http, "/engines/my/mine/run", **{"field.text": "xyz"}))[0] == 303
+    assert await floor.operator.fetchval(begun, user.identity.user_id) == 1
+
+
 async def test_what_does_not_fit_is_said_at_its_field(floor: Shop, api: str) -> None:
     engine = await floor.deploy(plain(input=INPUT), p_parameters=DECLARED)
     user = await floor.person()

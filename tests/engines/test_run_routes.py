@@ -14,7 +14,6 @@ from tests.engines.shop import Made, Shop, plain
 from tests.tokens.test_routes import get, post
 from tests.workflows.test_events import following
 from vanilla_saas.app import create_app
-from vanilla_saas.workflows import execution_events
 
 INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 WAITS = {"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []}
@@ -242,17 +241,18 @@ async def test_a_key_of_an_engine_follows_what_it_began_and_nothing_else(
     assert streams.open == 0
 
 
-async def test_a_revoked_key_is_not_told_the_end(
-    http: aiohttp.ClientSession, floor: Shop, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cancels", [True, False], ids=["its runs end", "its runs go on"])
+async def test_a_revoked_key_is_told_nothing_more_within_a_second(
+    http: aiohttp.ClientSession, floor: Shop, cancels: bool
 ) -> None:
-    monkeypatch.setattr(execution_events, "KEEP_ALIVE_S", 0.1)
     engine, user = await floor.deploy(WAITS), await floor.person()
     key = await key_for(http, floor, user, engine.slug)
     begun, _ = await post(http, key, "/engines/run", {}, status=202)
     async with following(http, key, begun["events"]) as events:
         assert (await anext(events))[0] == "progress"
-        await floor.operator.execute("select revoke_api_key($1)", key.key_id)
-        told = [event async for event in events if event[0]]
+        await floor.operator.execute("select revoke_api_key($1, p_cancel_runs => $2)", key.key_id, cancels)
+        async with asyncio.timeout(1):
+            told = [event async for event in events if event[0]]
     assert [(name, problem["code"]) for name, problem in told] == [("error", "authentication_failed")]
 
 

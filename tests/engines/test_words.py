@@ -1,9 +1,11 @@
 """Words of a run's last model call go to the client while they are generated: the official SDK, a served API."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import openai
 import pytest
@@ -16,6 +18,10 @@ from tests.engines.upstream import Answer, Upstream, upstream
 from tests.workflows.hands import workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.engines.waiting import Ends
+from vanilla_saas.providers.engine_chat import EngineEnd, EngineRun, Engines, Words
+from vanilla_saas.providers.gateway import Gateway
+from vanilla_saas.providers.metering import MeteredCalls
+from vanilla_saas.tenancy.identity import Caller
 from vanilla_saas.workflows.attending import Attended
 
 NODE = {"model": "sandbox-small", "prompt": "{{ input.text }}", "max_output_tokens": 200}
@@ -140,13 +146,15 @@ async def test_an_answer_that_something_else_may_change_is_said_at_the_end(
 
 
 async def test_a_worker_that_is_quicker_waits_for_who_hears_its_words(
-    floor: Shop, api: str, model: Upstream, monkeypatch: pytest.MonkeyPatch
+    floor: Shop, api: str, model: Upstream, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attend = Ends.attend
+    claimed = "select node from workflow_queue where execution_id = $1 and node > 0 and worker is not null"
 
-    async def slowly(ends: Ends, *of: Any) -> Attended | None:
-        await asyncio.sleep(0.5)
-        return await attend(ends, *of)
+    async def slowly(ends: Ends, tenant_id: uuid.UUID, execution_id: uuid.UUID, *words: Any) -> Attended | None:
+        while app.state.settings.run_worker and not await floor.operator.fetchrow(claimed, execution_id):
+            await asyncio.sleep(0.01)
+        return await attend(ends, tenant_id, execution_id, *words)
 
     monkeypatch.setattr(Ends, "attend", slowly)
     engine, person = await floor.deploy(SPEAKS["the only node"]), await floor.person()
@@ -231,7 +239,7 @@ async def test_a_key_that_is_revoked_hears_no_more_within_a_second(floor: Shop, 
         await heard.until("One ")
         await floor.ask(floor.admin, "revoke_api_key", person.key_id)
         with pytest.raises(openai.APIError) as ended:
-            await asyncio.wait_for(heard.rest(), 2.5)
+            await asyncio.wait_for(heard.rest(), 1)
         assert ended.value.code == "authentication_failed"
         with pytest.raises(openai.AuthenticationError):
             await say(client, engine)
@@ -241,6 +249,53 @@ async def test_a_key_that_is_revoked_hears_no_more_within_a_second(floor: Shop, 
         while await status(floor, person) == "running":
             await asyncio.sleep(0.02)
     await paid(floor, person, 12)  # the run goes on
+
+
+class Speaking:
+    """In place of what runs engines: a run that speaks and ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.words: Any = None
+        self.over = asyncio.Event()
+
+    def place(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    async def start(self, *of: Any, words: Words, **more: Any) -> EngineRun:
+        self.words = words
+        return EngineRun(uuid.uuid4(), "e", 1, "stable", "reference", "engine/e", 0, cast(Caller, None))
+
+    async def end(self, *of: Any) -> EngineEnd:
+        await self.over.wait()
+        return EngineEnd("succeeded", None, None, "One two", 1, 1, 1, 0, 0)
+
+    def leave(self, run: EngineRun) -> None:
+        pass
+
+
+async def test_what_comes_while_a_slow_client_is_sent_something_is_not_left_until_the_next_news() -> None:
+    speaking, never, sent = Speaking(), asyncio.Event(), ""
+    asked = b'{"model": "engine/e", "messages": [], "stream": true}'
+    scope = {"path": "/v1/chat/completions", "method": "POST", "headers": [(b"authorization", b"Bearer x")]}
+    receiving = iter([{"type": "http.request", "body": asked}])
+
+    async def receive() -> Any:
+        return next(receiving, None) or await never.wait()
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        sent += message.get("body", b"").decode()
+        if message["type"] == "http.response.body":
+            if "One" in sent:
+                speaking.over.set()
+            elif not speaking.over.is_set():
+                speaking.words.open()("One ")
+            await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(1):
+        await Gateway(cast(MeteredCalls, None), 1000, cast(Engines, speaking))(scope, receive, send)
+    assert re.findall(r'"content":"([^"]+)"', sent) == ["One ", "two"]
+    assert sent.endswith("data: [DONE]\n\n")
 
 
 async def test_a_client_that_leaves_while_it_is_spoken_to_ends_no_run(

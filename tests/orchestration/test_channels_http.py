@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import orjson
 import pytest
 
 from tests.conftest import TEST_KEY, Cluster, People, Person
 from tests.tokens.test_cli import Cli
+from tests.workflows.test_events import following
 from vanilla_saas.client import ApiError, Client
 
 TERMS: dict[str, Any] = {
@@ -229,6 +231,23 @@ async def test_a_live_view_tells_who_has_the_floor(ada: Client, pair: tuple[Pers
     path = f"{api}/api/v1/channels/{channel}/events"
     async with aiohttp.ClientSession(headers=wrong) as http, http.get(path) as answer:
         assert (answer.status, (await answer.json())["param"]) == (400, "Last-Event-ID")
+
+
+async def test_a_revoked_key_hears_nothing_more_of_a_channel_within_a_second(
+    ada: Client, bo: Client, pair: tuple[Person, Person], api: str, operator: asyncpg.Connection
+) -> None:
+    made = await ada.channels.open("desk", both(pair))
+    channel, who = made["channel_id"], made["participants"]
+    async with (
+        aiohttp.ClientSession(api) as http,
+        following(http, pair[0], f"/api/v1/channels/{channel}/events") as events,
+    ):
+        assert (await anext(events))[0] == "channel"
+        await operator.execute("select revoke_api_key($1)", pair[0].key_id)
+        async with asyncio.timeout(1):
+            told = [event async for event in events]
+        assert [(name, data["code"]) for name, data in told] == [("error", "authentication_failed")]
+        await bo.channels.send(channel, who["bo"], "Only for us.")
 
 
 @pytest.fixture

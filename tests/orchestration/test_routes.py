@@ -1,5 +1,6 @@
 """Agents over HTTP: saved with every problem named, run within a budget, watched, cancelled."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from tests.conftest import Person
 from tests.orchestration.studio import Studio, agent, calls, says
+from tests.workflows.test_events import following
 from vanilla_saas.client import Client
 
 
@@ -152,6 +154,21 @@ async def events(http: aiohttp.ClientSession, who: Person, run_id: str, seen: st
         blocks = (await answer.text()).split("\n\n")
     found = [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks if "event: " in block]
     return [(one["event"], one["id"], orjson.loads(one["data"])) for one in found]
+
+
+async def test_a_revoked_key_is_told_nothing_more_of_a_run_within_a_second(
+    desk: Studio, http: aiohttp.ClientSession
+) -> None:
+    person = await desk.shop.person()
+    slug = await saved(http, person, says("Never.", latency_ms=60_000))
+    run = await ask(http, person, "POST", f"agents/{slug}/runs", {}, 202)
+    async with following(http, person, f"agent-runs/{run['run_id']}/events") as events:
+        assert (await anext(events))[0] == "progress"
+        await desk.shop.operator.execute("select revoke_api_key($1)", person.key_id)
+        async with asyncio.timeout(1):
+            told = [event async for event in events]
+    assert (told[-1][0], told[-1][1]["code"]) == ("error", "authentication_failed")
+    assert "end" not in [name for name, _ in told]
 
 
 async def test_a_run_is_cancelled_and_its_budget_comes_back(desk: Studio, http: aiohttp.ClientSession) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 import orjson
@@ -159,6 +160,22 @@ async def test_a_quiet_stream_shows_that_it_lives_and_ends_when_the_key_is_revok
         told = [event async for event in events]
         name, problem = told[-1]
         assert (name, problem["code"]) == ("error", "authentication_failed")
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["goes on", "ends at once"])
+async def test_a_revoked_key_is_told_neither_more_nor_the_end(
+    desk: Room, http: aiohttp.ClientSession, ends: bool
+) -> None:
+    person = await desk.people.user()
+    execution = await started(desk, http, person)
+    async with watching(http, person, execution) as events:
+        await anext(events)
+        await desk.operator.fetchval("select revoke_api_key($1)", person.key_id)
+        if ends:
+            await desk.operator.execute("select cancel_execution($1)", UUID(execution))
+        async with asyncio.timeout(1):
+            told = [event async for event in events]
+    assert [(name, problem["code"]) for name, problem in told] == [("error", "authentication_failed")]
 
 
 async def test_streams_end_when_the_process_is_told_to_stop(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vanilla_saas.workflows import schemas
+from vanilla_saas.workflows.executions import require_fit
 from vanilla_saas.workflows.schemas import Mismatch, SchemaError, check_pattern, check_schema, mismatches, search
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["b"]}
@@ -88,3 +89,15 @@ def test_what_is_seen_to_fit_at_once_fits(seed: int) -> None:
         if schemas.fits(one, given):
             assert schemas.mismatches(one, given) == []
     assert schemas.fits({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, {"a": "x"})
+
+
+async def test_an_input_that_is_seen_to_fit_is_not_looked_at_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def elsewhere(*of: object, **more: object) -> dict[str, object]:
+        asked.append(more["instance"])
+        return {"value": []}
+
+    monkeypatch.setattr(schemas, "ask", elsewhere)
+    await require_fit([{"type": "object", "required": ["a"]}, {"minimum": 1}], {"a": 1}, "input")
+    assert asked == [{"a": 1}]

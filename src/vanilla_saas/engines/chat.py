@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -28,12 +28,14 @@ from vanilla_saas.providers.step_metering import Admitted
 from vanilla_saas.tenancy.identity import Caller, identify
 from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, token_hash
 from vanilla_saas.workflows.attending import Attended
-from vanilla_saas.workflows.execution.opening import Opening
 from vanilla_saas.workflows.executions import refuse_budget, require_fit
-from vanilla_saas.workflows.worker import Worker
 
+K = TypeVar("K")
+V = TypeVar("V")
 KNOWN = 10_000
 """Of so many callers and references it is kept what they meant."""
+VERSIONS = 200
+"""Of so many versions of engines it is kept what they take, which may be large."""
 WAIT_S = 600.0
 """How long a call waits for the end of its run: as long as a model call may take."""
 
@@ -45,6 +47,7 @@ class ChatEngines:
         self._database = database
         self._ends = ends
         self._known: dict[tuple[bytes, str | None], _Known] = {}
+        self._takes: dict[tuple[str, int], _Takes] = {}
 
     def place(self) -> AbstractContextManager[None]:
         return self._ends.place()
@@ -76,7 +79,7 @@ class ChatEngines:
             if row["engine_ref"] is None:
                 started = await starts.start(acting, identity.tenant_id, ref, given or {}, key=idempotency_key)
                 if row["budget_tokens"] is None and found["denied_reason"] is None:
-                    self._keep(token_hash(token), ref, _Known(caller, found))
+                    self._keep(token_hash(token), ref, caller, found)
             else:
                 started = await starts.start_by_key(
                     self._database, token_hash(token), ref, given or {}, idempotency_key, request_id or "", client_ip
@@ -91,17 +94,18 @@ class ChatEngines:
         """One statement starts the run, when the reference means what it did the last time; None: it did not."""
         hashed, is_key = token_hash(token), token.startswith(KEY_PREFIX)
         known, worker = self._known.get((hashed, ref)), self._ends.worker
-        if known is None or worker is None or not worker.ready:
+        takes = self._takes.get(known.version) if known else None
+        if known is None or takes is None or worker is None or not worker.ready:
             return None
         try:
-            given = input_of(body, known.found["engine"], known.found["input"], known.found["parameters"])
-            opening = known.opening(worker, ref, given)
-            if opening is None and not await known.takes(ref, given):
+            given = input_of(body, known.engine, takes.input, takes.parameters)
+            opening = worker.opening(*known.workflow, takes.whole(given)) if known.workflow else None
+            if opening is None and not await takes.fits(given):
                 return None
-            admitted = opening and opening.body and Admitted.of(opening.body, streamed=known.speaks(worker, words))
+            heard = words is not None and opening is not None and opening.speaks
+            admitted = opening and opening.body and Admitted.of(opening.body, streamed=heard)
         except InvalidRequest:
             return None  # the engine may take something else by now, and its step says what is wrong
-        meant = {name: known.found[name] for name in ("engine_id", "version", "source_id")}
         try:
             answer = await self._database.call(
                 store.BEGIN,
@@ -110,7 +114,7 @@ class ChatEngines:
                 ref,
                 given,
                 idempotency_key,
-                meant | {"checked": opening is not None},
+                known.meant | {"checked": opening is not None},
                 worker.id,
                 worker.room(),
                 admitted.asked() | {"node": opening.node} if admitted and opening else None,
@@ -131,12 +135,16 @@ class ChatEngines:
         if admitted:
             admitted.answer = answer["call"]
         worker.take(steps, admitted or None)
-        return _run(started, known.found["engine"], body, known.caller, attended)
+        return _run(started, known.engine, body, known.caller, attended)
 
-    def _keep(self, hashed: bytes, ref: str | None, known: "_Known") -> None:
-        if len(self._known) >= KNOWN:
-            self._known.pop(next(iter(self._known)))
-        self._known[hashed, ref] = known
+    def _keep(self, hashed: bytes, ref: str | None, caller: Caller, found: Mapping[str, Any]) -> None:
+        """Nothing of a copy, which has values of its own."""
+        if found["source"] == "copy" or (ref or "").startswith("my/"):
+            return
+        meant = {name: found[name] for name in ("engine_id", "version", "source_id")}
+        known = _Known(caller, found["engine"], meant)
+        _put(self._known, (hashed, ref), known, KNOWN)
+        _put(self._takes, known.version, _Takes(found["input"], found["parameters"]), VERSIONS)
 
     async def _attend(self, caller: Caller, started: Mapping[str, Any], words: Words | None) -> Attended | None:
         execution_id = UUID(started["execution_id"])
@@ -190,36 +198,40 @@ class _Known:
     """What a reference meant to a caller the last time; whether it still does, and who they are, SQL sees each time."""
 
     caller: Caller
-    found: Mapping[str, Any]
+    engine: str
+    meant: dict[str, Any]
     workflow: tuple[str, str, int] | None = None
     """Tenant, id and version, as soon as a step of it was seen."""
 
-    def opening(self, worker: Worker, ref: str | None, given: Mapping[str, Any]) -> Opening | None:
-        """None as well of a copy, which has values of its own."""
-        if self.workflow is None or self._is_copy(ref):
-            return None
-        return worker.opening(*self.workflow, self._whole(given))
+    @property
+    def version(self) -> tuple[str, int]:
+        return self.meant["engine_id"], self.meant["version"]
 
-    async def takes(self, ref: str | None, given: Mapping[str, Any]) -> bool:
-        """Whether the input fits the schema; False as well of a copy."""
-        if self._is_copy(ref):
-            return False
+
+@dataclass(frozen=True, slots=True)
+class _Takes:
+    """What a version of an engine takes, whoever calls it."""
+
+    input: Any
+    parameters: Mapping[str, Any] | None
+
+    def whole(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return starts.defaults_of(self.parameters) | dict(given)
+
+    async def fits(self, given: Mapping[str, Any]) -> bool:
         try:
-            await require_fit([self.found["input"]], self._whole(given), "input")
+            await require_fit([self.input], self.whole(given), "input")
         except VanillaError:
             return False
         return True
 
-    def _is_copy(self, ref: str | None) -> bool:
-        return self.found["source"] == "copy" or (ref or "").startswith("my/")
 
-    def _whole(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        declared = self.found["parameters"] or {}
-        return {name: one["default"] for name, one in declared.items() if "default" in one} | dict(given)
-
-    def speaks(self, worker: Worker, words: Words | None) -> bool:
-        """Whether the words of the first call are those of the answer, and somebody hears them."""
-        return words is not None and self.workflow is not None and worker.begins_with_words(*self.workflow)
+def _put(kept: dict[K, V], key: K, value: V, most: int) -> None:
+    """What was put first goes when there are so many."""
+    kept.pop(key, None)
+    if len(kept) >= most:
+        kept.pop(next(iter(kept)))
+    kept[key] = value
 
 
 def _run(

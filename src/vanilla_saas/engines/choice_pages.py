@@ -10,7 +10,6 @@ from fastapi.responses import Response
 from vanilla_saas.console import page_router, render
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import store
-from vanilla_saas.engines.own_pages import outside
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
 from vanilla_saas.tokens.store import find_user
@@ -53,7 +52,7 @@ async def choice(
     return render(
         request, "engines/choice.html", status=problem["status"] if problem else 200, rows=rows, problem=problem,
         user=user, ref=ref, sources=SOURCES, reasons=REASONS, manages=caller.identity.role != "user",
-        asked=problem is None and (bool(user) or not outside(caller)), path="/engines/choice",
+        asked=problem is None and (bool(user) or not caller.outside), path="/engines/choice",
     )  # fmt: skip
 
 
@@ -62,7 +61,7 @@ async def _candidates(connection: asyncpg.Connection, caller: Caller, user: str,
     user_id: UUID = caller.identity.user_id
     if user:
         user_id = (await find_user(connection, caller.tenant, user))[1]
-    elif outside(caller):
+    elif caller.outside:
         return []
     rows = await store.explain(connection, tenant_id, user_id, ref or None)
     named = {str(copy["id"]): copy["ref"] for copy in await store.copies(connection, tenant_id, user_id)}

@@ -12,19 +12,16 @@ from fastapi import Form, Request
 from fastapi.responses import Response
 
 from vanilla_saas.console import page_router, redirect, render
-from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.engines import store
+from vanilla_saas.engines import starts, store
 from vanilla_saas.engines.models import Ref, Slug
 from vanilla_saas.tenancy import store as tenancy_store
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
-from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, prefix_of, token_hash
 from vanilla_saas.workflows import forms
 
 router = page_router()
-SHOWN = 12
-"""Characters of a key that are kept, to recognise it by."""
 
 
 def parameter_fields(parameters: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> list[forms.Field]:
@@ -56,15 +53,6 @@ def hint_of(part: Mapping[str, Any]) -> str:
 
 def _sentence(text: str) -> str:
     return text if not text or text.endswith((".", "?", "!")) else f"{text}."
-
-
-def defaults_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: part["default"] for name, part in parameters.items() if "default" in part}
-
-
-def outside(caller: Caller) -> bool:
-    """Whether it is a super admin who has opened a tenant: they manage it and are none of its users."""
-    return caller.identity.role == "superadmin" and caller.identity.tenant_id != PLATFORM
 
 
 async def own_copies(connection: asyncpg.Connection, caller: Caller) -> list[dict[str, Any]]:
@@ -115,7 +103,7 @@ async def copy(request: Request, caller: PageCaller, copy: str, notice: str = ""
     parameters = told.get("parameters") or {}
     return render(
         request, "engines/copy.html", copy=found, told=told, card=card, notice=notice, key=secrets.token_urlsafe(16),
-        fields=forms.fields_of(told.get("input"), defaults_of(parameters) | found["overlay"]),
+        fields=forms.fields_of(told.get("input"), starts.defaults_of(parameters) | found["overlay"]),
         parameters=parameter_fields(parameters, found["overlay"]),
     )  # fmt: skip
 
@@ -123,15 +111,20 @@ async def copy(request: Request, caller: PageCaller, copy: str, notice: str = ""
 @router.post("/engines/my/{copy}/run")
 async def run_copy(request: Request, caller: PageCaller, copy: str) -> Response:
     form = await request.form()
-    tenant_id, key = caller.identity.tenant_id, form.get("key")
-    async with acting(request, caller) as connection:
+    async with acting(request, caller, read_only=True) as connection:
         found = await _own_copy(connection, caller, copy)
-        told = await store.resolve(connection, tenant_id, None, found["ref"])
-        shown = defaults_of(told.get("parameters") or {}) | found["overlay"]
-        values = forms.read(forms.fields_of(told.get("input"), shown), form)
-        started = await store.start(
-            connection, tenant_id, found["ref"], values, key=key if isinstance(key, str) and key else None
-        )
+        told = await store.resolve(connection, caller.identity.tenant_id, None, found["ref"])
+    shown = starts.defaults_of(told.get("parameters")) | found["overlay"]
+    values = forms.read(forms.fields_of(told.get("input"), shown), form)
+    return await start(request, caller, found["ref"], values, form.get("key"))
+
+
+async def start(request: Request, caller: Caller, ref: str, values: dict[str, Any], key: object) -> Response:
+    """Runs an engine with the values of a form, which `key` makes one run however often it is sent."""
+    started = await starts.start(
+        lambda: acting(request, caller), caller.identity.tenant_id, ref, values,
+        key=key if isinstance(key, str) and key else None,
+    )  # fmt: skip
     return redirect(request, f"/runs/{started['execution_id']}")
 
 
@@ -153,16 +146,9 @@ async def change_copy(
 @router.post("/engines/my/{copy}/renew")
 async def renew_copy(request: Request, caller: PageCaller, copy: str) -> Response:
     """The version that the engine's name means to the person now, with the values that the copy has."""
-    tenant_id = caller.identity.tenant_id
     async with acting(request, caller) as connection:
         found = await _own_copy(connection, caller, copy)
-        cards = await store.cards(connection, tenant_id)
-        card = next((card for card in cards if card["engine_id"] == found["engine_id"]), None)
-        if card is None:
-            raise VanillaError("not_found", "no such engine", {"copy": copy})
-        await store.fork(
-            connection, tenant_id, card["slug"], copy, found["overlay"], is_default=found["is_default"]
-        )  # fmt: skip
+        await store.rebase(connection, caller.identity.tenant_id, found["id"])
     return _to_copy(request, copy, "renewed")
 
 
@@ -202,7 +188,7 @@ async def make_key(
         expires = datetime.now(UTC) + timedelta(days=lifetime_days)
     async with acting(request, caller) as connection:
         await store.create_key(
-            connection, caller.identity.tenant_id, ref, name=name.strip(), prefix=key[:SHOWN],
+            connection, caller.identity.tenant_id, ref, name=name.strip(), prefix=prefix_of(key),
             key_hash=token_hash(key), expires_at=expires, budget_tokens=budget_tokens,
         )  # fmt: skip
     return render(request, "tenancy/key_made.html", name=name.strip(), key=key, back=f"/engines/{quote(slug, safe='')}")

@@ -14,10 +14,11 @@ from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, r
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import choice_pages, own_pages, starts, store
 from vanilla_saas.engines.models import Access, Alias, Mode, Slug, Target
-from vanilla_saas.engines.protocols.calls import base_of, called
+from vanilla_saas.engines.protocols.calls import called
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
 from vanilla_saas.tokens.store import find_level, find_user
+from vanilla_saas.web import base_of
 from vanilla_saas.workflows import documents, drafts, forms, run_view
 from vanilla_saas.workflows import store as workflow_store
 
@@ -128,7 +129,7 @@ async def engine(
         keys = await store.keys_of(connection, tenant_id, engine_id) if engine_id else []
     return render(
         request, "engines/engine.html", card=card, managed=managed, slug=slug, notice=notice, copies=own, keys=keys,
-        fields=forms.fields_of(card["input"], own_pages.defaults_of(card["parameters"])) if card else [],
+        fields=forms.fields_of(card["input"], starts.defaults_of(card["parameters"])) if card else [],
         parameters=own_pages.parameter_fields(card["parameters"]) if card else [], key=secrets.token_urlsafe(16),
         days=days, periods=PERIODS, called=called(slug), base=base_of(request),
     )  # fmt: skip
@@ -153,7 +154,7 @@ def _manages(caller: Caller) -> bool:
 
 
 async def _cards(connection: asyncpg.Connection, caller: Caller) -> list[dict[str, Any]]:
-    return [] if own_pages.outside(caller) else await store.cards(connection, caller.identity.tenant_id)
+    return [] if caller.outside else await store.cards(connection, caller.identity.tenant_id)
 
 
 async def _card(connection: asyncpg.Connection, caller: Caller, slug: str) -> dict[str, Any] | None:
@@ -170,13 +171,13 @@ async def _managed(connection: asyncpg.Connection, caller: Caller, slug: str, da
     tenant_id = caller.identity.tenant_id
     rows = [row for row in await store.deployed(connection, tenant_id) if slug == row["slug"]]
     engine_id = rows[0]["id"] if rows else await store.offered_id(connection, tenant_id, slug)
-    end, aliases = datetime.now(UTC), _meant(rows[0]) if rows else {}
+    end = datetime.now(UTC)
     report = await store.report(connection, tenant_id, engine_id, end - timedelta(days=days), end)
     latest = await _latest(connection, caller, slug)
     return {
         "id": engine_id,
         "own": rows[0] if rows else None,
-        "aliases": aliases,
+        "aliases": _meant(rows[0]) if rows else {},
         "versions": await store.versions(connection, tenant_id, engine_id) if rows else [],
         "latest": latest,
         "declared": documents.dump_yaml(latest["parameters"]) if latest and latest["parameters"] else "",
@@ -185,34 +186,27 @@ async def _managed(connection: asyncpg.Connection, caller: Caller, slug: str, da
         "levels": await store.access(connection, tenant_id, engine_id),
         "assignments": await store.assignments(connection, tenant_id, engine_id),
         "copies": await store.copies_of(connection, tenant_id, engine_id),
-        "report": _side_by_side(report, aliases),
+        "report": _side_by_side(report),
         "of_platform": caller.identity.role == "superadmin",
     }
 
 
-def _side_by_side(report: list[dict[str, Any]], aliases: dict[str, Any]) -> list[dict[str, Any]]:
+def _side_by_side(report: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Versions that ran as columns: stable, the canary beside it, then the others, newest first."""
-    meant = {one["version"]: alias for alias, one in reversed(aliases.items())}
     place = {"stable": 0, "canary": 1}
-    columns = [row | {"alias": meant.get(row["version"])} for row in report]
-    return sorted(columns, key=lambda row: (place.get(row["alias"] or "", 2), -row["version"]))
+    return sorted(report, key=lambda row: (place.get(row["alias"] or "", 2), -row["version"]))
 
 
 @router.post("/engines/{slug}/run")
 async def run(request: Request, caller: PageCaller, slug: str) -> Response:
     """Runs what the name means to the person, with the form that was filled in."""
     form = await request.form()
-    key = form.get("key")
-    async with acting(request, caller) as connection:
+    async with acting(request, caller, read_only=True) as connection:
         card = await _card(connection, caller, slug)
         if card is None:
             raise VanillaError("not_found", "no such engine", {"engine": slug})
-        values = forms.read(forms.fields_of(card["input"], own_pages.defaults_of(card["parameters"])), form)
-    started = await starts.start(
-        lambda: acting(request, caller), caller.identity.tenant_id, slug, values,
-        key=key if isinstance(key, str) and key else None,
-    )  # fmt: skip
-    return redirect(request, f"/runs/{started['execution_id']}")
+        values = forms.read(forms.fields_of(card["input"], starts.defaults_of(card["parameters"])), form)
+    return await own_pages.start(request, caller, slug, values, form.get("key"))
 
 
 @router.post("/engines/{slug}/promote")

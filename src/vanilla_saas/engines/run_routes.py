@@ -11,10 +11,16 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import runs, starts, store
 from vanilla_saas.engines.models import MOST_WAIT_S, KeyBody, Run, RunBody, Started
 from vanilla_saas.tenancy import store as tenancy_store
-from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting, client_ip
+from vanilla_saas.tenancy.identity import (
+    Caller,
+    CurrentCaller,
+    acting,
+    again,
+    client_ip,
+)
 from vanilla_saas.tenancy.models import NewKey
-from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
-from vanilla_saas.web import tell_replay
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, prefix_of, token_hash
+from vanilla_saas.web import event_stream, tell_replay
 from vanilla_saas.workflows import execution_events
 from vanilla_saas.workflows.execution_routes import Key, require_spender
 
@@ -69,7 +75,7 @@ async def _by_key(request: Request, caller: Caller, body: RunBody, key: str | No
 
 async def _told(request: Request, caller: Caller, execution_id: UUID, wait_s: float) -> store.Answer:
     key_id = runs.key_of_engine(caller)
-    await runs.wait(request.app.state.ends, caller, execution_id, wait_s, runs.again(request, caller))
+    await runs.wait(request.app.state.ends, caller, execution_id, wait_s, again(request, caller))
     async with acting(request, caller, read_only=True) as connection:
         found = await store.run(connection, caller.identity.tenant_id, execution_id, key_id)
     return runs.told(found, key_id)
@@ -109,10 +115,8 @@ async def events(request: Request, caller: CurrentCaller, execution_id: UUID) ->
 
     async with acting(request, caller, read_only=True) as connection:
         first = await look(connection)
-    return StreamingResponse(
-        execution_events.events(database, caller.identity, first, streams, runs.again(request, caller), look),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    return event_stream(
+        execution_events.events(database, caller.identity, first, streams, again(request, caller), look)
     )
 
 
@@ -127,7 +131,7 @@ async def create_key(request: Request, caller: CurrentCaller, body: KeyBody) -> 
             tenant_id,
             body.ref,
             name=body.name,
-            prefix=key[:12],
+            prefix=prefix_of(key),
             key_hash=token_hash(key),
             expires_at=body.expires_at,
             budget_tokens=body.budget_tokens,

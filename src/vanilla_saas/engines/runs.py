@@ -1,17 +1,17 @@
 """A run of an engine, whoever asks: waited for, told, and refused by the code of its failure."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, nullcontext
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-from fastapi import Request
 
-from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import ERROR_CODES, VanillaError
 from vanilla_saas.engines import store
 from vanilla_saas.engines.waiting import Ends
 from vanilla_saas.providers.engine_chat import SAME
-from vanilla_saas.tenancy.identity import Caller, identify
+from vanilla_saas.tenancy.identity import Caller
 from vanilla_saas.workflows.execution_events import Identify
 
 CODES = {code.name for code in ERROR_CODES}
@@ -23,16 +23,6 @@ def key_of_engine(caller: Caller) -> UUID | None:
     return caller.key_id if caller.scopes is not None and SCOPE in caller.scopes else None
 
 
-def again(request: Request, caller: Caller) -> Identify:
-    """Looks up whoever sent a request, as often as it is asked."""
-
-    async def look() -> Identity:
-        tenant = caller.identity.tenant_id if "x-vanilla-tenant" in request.headers else None
-        return (await identify(request.app.state.database, caller.token, tenant)).identity
-
-    return look
-
-
 async def wait(ends: Ends, caller: Caller, execution_id: UUID, seconds: float, identify: Identify) -> None:
     """Returns when the run is over, when the time is, when the process stops or keeps nobody more who waits.
 
@@ -41,14 +31,30 @@ async def wait(ends: Ends, caller: Caller, execution_id: UUID, seconds: float, i
     """
     if not seconds or ends.full:
         return
+    async with aclosing(looks(ends, caller, execution_id, seconds, identify)) as looking:
+        async for _ in looking:
+            pass
+
+
+async def looks(
+    ends: Ends, caller: Caller, execution_id: UUID, seconds: float, identify: Identify
+) -> AsyncGenerator[bool | None]:
+    """As `wait`, for who watches: after each look at the run whether it is over.
+
+    Whoever comes when this process keeps nobody more who waits is not worked for.
+    """
 
     async def find(connection: asyncpg.Connection) -> bool | None:
         return await store.ended(connection, caller.identity.tenant_id, execution_id) or None
 
-    with ends.place():
-        attended = await ends.attend(caller.identity.tenant_id, execution_id)
+    full = ends.full
+    with nullcontext() if full else ends.place():
+        attended = None if full else await ends.attend(caller.identity.tenant_id, execution_id)
         try:
-            await ends.wait(execution_id, caller.identity, seconds, identify, find, attended=attended)
+            looking = ends.looks(execution_id, caller.identity, seconds, identify, find, attended=attended)
+            async with aclosing(looking) as found:
+                async for over in found:
+                    yield over
         finally:
             ends.leave(attended)
 

@@ -1,5 +1,6 @@
 """A run of an engine is begun, whoever asks: what it is given fits the schema of its input, or nothing is written."""
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -7,6 +8,11 @@ from vanilla_saas.database.pool import Database
 from vanilla_saas.engines import store
 from vanilla_saas.workflows.drafts import Transaction
 from vanilla_saas.workflows.executions import require_fit
+
+
+def defaults_of(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the parameters of an engine are when nobody says them."""
+    return {name: one["default"] for name, one in (parameters or {}).items() if "default" in one}
 
 
 async def start(

@@ -8,7 +8,7 @@ import asyncpg
 
 from vanilla_saas.database.connection import connect_admin
 from vanilla_saas.tenancy import passwords
-from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, prefix_of, token_hash
 
 DEFAULT_TENANT = UUID("00000000-0000-7000-8000-000000000001")
 DEMO_EMAIL = "demo@localhost"
@@ -68,7 +68,7 @@ async def make_key(connection: asyncpg.Connection, user_id: UUID, name: str) -> 
     await connection.fetchval(
         "select create_api_key($1, $2, $3, '{chat,read}', p_user_id => $4, p_tenant_id => $5)",
         name,
-        key[:12],
+        prefix_of(key),
         token_hash(key),
         user_id,
         DEFAULT_TENANT,

@@ -4,31 +4,19 @@ The number of a message is the id of its event, so that a stream that breaks off
 is told in `workflows/execution_events.py`.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
-
-import orjson
-import structlog
 
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.orchestration import channel_store as store
-from vanilla_saas.workflows.execution_events import (
-    AGAIN,
-    KEEP_ALIVE,
-    KEEP_ALIVE_S,
-    POLL_S,
-    SHARE,
-    SLOWEST_S,
-    Identify,
-    Streams,
-)
+from vanilla_saas.workflows.execution_events import KEEP_ALIVE, Identify, Seen, Streams, event, looks
 
-log = structlog.get_logger()
 Answer = dict[str, Any]
+View = tuple[Answer, list[Answer]]
+"""A channel, and messages of it."""
 PAGE = 500
 """Messages that are read at once."""
 STATE = (
@@ -45,7 +33,7 @@ def begin_after(after: int | None, last_seen: str | None) -> int:
     return int(last_seen)
 
 
-async def look(database: Database, identity: Identity, channel_id: UUID, after: int) -> tuple[Answer, list[Answer]]:
+async def look(database: Database, identity: Identity, channel_id: UUID, after: int) -> View:
     """The channel, and messages after a number. Raises VanillaError `not_found`."""
     async with database.transaction(identity, read_only=True) as connection:
         channel = await store.read(connection, identity.tenant_id, channel_id)
@@ -57,7 +45,7 @@ async def look(database: Database, identity: Identity, channel_id: UUID, after: 
 async def events(
     database: Database,
     identity: Identity,
-    first: tuple[Answer, list[Answer]],
+    first: View,
     after: int,
     streams: Streams,
     identify: Identify,
@@ -68,54 +56,41 @@ async def events(
     """
     with streams.one():
         try:
-            async for event in _events(database, identity, first, after, streams, identify):
-                yield event
+            async for told in _events(database, identity, first, after, streams, identify):
+                yield told
         except VanillaError as error:
-            yield _event("error", error.problem())
+            yield event("error", error.problem())
 
 
 async def _events(
     database: Database,
     identity: Identity,
-    first: tuple[Answer, list[Answer]],
+    first: View,
     after: int,
     streams: Streams,
     identify: Identify,
 ) -> AsyncIterator[bytes]:
-    clock = asyncio.get_running_loop().time
-    channel_id, told, told_at, looked_s = UUID(first[0]["id"]), None, clock(), 0.0
-    channel, messages = first
+    async def seen(identity: Identity) -> Seen[View]:
+        return _seen(await look(database, identity, UUID(first[0]["id"]), after))
+
+    told = None
     yield b"retry: 1000\n\n"
-    while True:
-        for message in messages:
-            yield _event("message", message, message["seq"])
-            after = message["seq"]
-        if len(messages) < PAGE:
-            state = {name: channel[name] for name in STATE}
-            if state["status"] == "closed":
-                yield _event("end", state)
-                return
-            if state != told:
-                yield _event("channel", state)
-                told = state
-            await asyncio.sleep(max(POLL_S, min(looked_s / SHARE, SLOWEST_S)))
-        if streams.stopping:
-            return
-        began, messages = clock(), []
-        if began - told_at >= KEEP_ALIVE_S:
-            identity, told_at = await identify(), clock()
+    async for one in looks(streams, identity, identify, seen, _seen(first)):
+        if one is None:
             yield KEEP_ALIVE
-        try:
-            async with streams.looks:
-                channel, messages = await look(database, identity, channel_id, after)
-        except VanillaError as error:
-            if error.name not in AGAIN:
-                raise
-            log.info("channel_not_seen", channel_id=str(channel_id), error=error.name)
             continue
-        looked_s = clock() - began
+        channel, messages = one.found
+        for message in messages:
+            yield event("message", message, str(message["seq"]))
+            after = message["seq"]
+        state = {name: channel[name] for name in STATE}
+        if one.over:
+            yield event("end", state)
+        elif state != told and not one.more:
+            yield event("channel", state)
+            told = state
 
 
-def _event(name: str, data: Answer, id: int | None = None) -> bytes:
-    identified = b"" if id is None else b"id: %d\n" % id
-    return identified + b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data, default=str) + b"\n\n"
+def _seen(view: View) -> Seen[View]:
+    more = len(view[1]) >= PAGE
+    return Seen(view, over=view[0]["status"] == "closed" and not more, more=more)

@@ -31,9 +31,9 @@ from vanilla_saas.orchestration.channel_models import (
     SentMessage,
     SpokenMessage,
 )
-from vanilla_saas.orchestration.routes import LastSeen, again
-from vanilla_saas.tenancy.identity import CurrentCaller, acting
-from vanilla_saas.web import tell_replay
+from vanilla_saas.orchestration.routes import LastSeen
+from vanilla_saas.tenancy.identity import CurrentCaller, acting, again
+from vanilla_saas.web import event_stream, tell_replay
 from vanilla_saas.workflows.execution_routes import Key
 
 router = APIRouter(prefix="/api/v1", tags=["channels"])
@@ -182,8 +182,4 @@ async def events(
     place = channel_events.begin_after(after, last_seen)
     streams.refuse_when_full()
     first = await channel_events.look(database, caller.identity, channel_id, place)
-    return StreamingResponse(
-        channel_events.events(database, caller.identity, first, place, streams, again(request, caller)),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-    )
+    return event_stream(channel_events.events(database, caller.identity, first, place, streams, again(request, caller)))

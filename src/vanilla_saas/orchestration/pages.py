@@ -8,7 +8,6 @@ from fastapi import Form, Query, Request
 from fastapi.responses import Response
 
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
-from vanilla_saas.database.context import PLATFORM
 from vanilla_saas.orchestration import drafts, page_store, run_pages, store
 from vanilla_saas.orchestration.models import Slug
 from vanilla_saas.tenancy.identity import Caller, acting
@@ -41,7 +40,7 @@ async def agents(request: Request, caller: PageCaller) -> Response:
         costs = await page_store.costs(connection, tenant_id)
     return render(
         request, "orchestration/agents.html", rows=rows, costs=costs, days=page_store.COST_DAYS,
-        own=caller.identity.user_id, first=FIRST, may_own=not _outside(caller),
+        own=caller.identity.user_id, first=FIRST, may_own=not caller.outside,
     )  # fmt: skip
 
 
@@ -73,13 +72,8 @@ async def agent(
         text=await asyncio.to_thread(drafts.as_text, definition), turns_to=drafts.turns_to(definition), known=known,
         cost=costs.get(found["id"]), days=page_store.COST_DAYS, runs=runs, took=took, key=secrets.token_urlsafe(16),
         mine=caller.identity.role != "user" or found["user_id"] == caller.identity.user_id,
-        runnable=found["status"] == "active" and not _outside(caller), notice=notice,
+        runnable=found["status"] == "active" and not caller.outside, notice=notice,
     )  # fmt: skip
-
-
-def _outside(caller: Caller) -> bool:
-    """Whether it is a super admin who has opened a tenant: they manage it and are none of its users."""
-    return caller.identity.role == "superadmin" and caller.identity.tenant_id != PLATFORM
 
 
 @router.post("/agents/{slug}/save")

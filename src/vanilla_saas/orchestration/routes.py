@@ -7,7 +7,6 @@ import asyncpg
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from vanilla_saas.database.context import Identity
 from vanilla_saas.database.cursor import decode_cursor, encode_cursor
 from vanilla_saas.orchestration import drafts, run_events, store
 from vanilla_saas.orchestration.definition import AgentRef
@@ -30,9 +29,8 @@ from vanilla_saas.orchestration.models import (
     StartedAgentRun,
     State,
 )
-from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting, identify
-from vanilla_saas.web import OfUser, SlugOrId, tell_replay
-from vanilla_saas.workflows.execution_events import Identify
+from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting, again
+from vanilla_saas.web import OfUser, SlugOrId, event_stream, tell_replay
 from vanilla_saas.workflows.execution_routes import Cursor, Key, Limit, require_spender
 
 router = APIRouter(prefix="/api/v1", tags=["agents"])
@@ -166,21 +164,7 @@ async def events(
     database, streams = request.app.state.database, request.app.state.streams
     streams.refuse_when_full()
     first = await run_events.whole(database, caller.identity, run_id)
-    return StreamingResponse(
-        run_events.events(database, caller.identity, first, last_seen, streams, again(request, caller)),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-    )
-
-
-def again(request: Request, caller: Caller) -> Identify:
-    """Looks the caller of a stream up again."""
-
-    async def look() -> Identity:
-        tenant = caller.identity.tenant_id if "x-vanilla-tenant" in request.headers else None
-        return (await identify(request.app.state.database, caller.token, tenant)).identity
-
-    return look
+    return event_stream(run_events.events(database, caller.identity, first, last_seen, streams, again(request, caller)))
 
 
 async def _told(request: Request, caller: Caller, run_id: UUID, wait_s: float) -> store.Answer:

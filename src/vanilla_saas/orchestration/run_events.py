@@ -1,30 +1,18 @@
 """A tree of runs as it goes, as server-sent events, each with an id from which a stream that broke off goes on."""
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
 import orjson
-import structlog
 
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.orchestration import store
-from vanilla_saas.workflows.execution_events import (
-    AGAIN,
-    KEEP_ALIVE,
-    KEEP_ALIVE_S,
-    POLL_S,
-    SHARE,
-    SLOWEST_S,
-    Identify,
-    Streams,
-)
+from vanilla_saas.workflows.execution_events import KEEP_ALIVE, Identify, Seen, Streams, event, looks
 
-log = structlog.get_logger()
 Answer = dict[str, Any]
 
 
@@ -56,41 +44,34 @@ async def events(
     """
     with streams.one():
         try:
-            async for event in _events(database, identity, first, seen, streams, identify):
-                yield event
+            async for told in _events(database, identity, first, seen, streams, identify):
+                yield told
         except VanillaError as error:
-            yield _event("error", error.problem(), "")
+            yield event("error", error.problem())
 
 
 async def _events(
     database: Database, identity: Identity, first: Answer, seen: str | None, streams: Streams, identify: Identify
 ) -> AsyncIterator[bytes]:
-    known, clock = first, asyncio.get_running_loop().time
+    async def look(identity: Identity) -> Seen[Answer]:
+        return _seen(await whole(database, identity, first["run_id"], known))
+
+    known = first
     yield b"retry: 1000\n\n"
     if seen != id_of(first):
-        yield _event("progress", first, id_of(first))
-    looked_s, told_at = 0.0, clock()
-    while known["finished_at"] is None:
-        await asyncio.sleep(max(POLL_S, min(looked_s / SHARE, SLOWEST_S)))
-        if streams.stopping:
-            return
-        began = clock()
-        if began - told_at >= KEEP_ALIVE_S:
-            identity, told_at = await identify(), clock()
+        yield event("progress", first, id_of(first))
+    async for one in looks(streams, identity, identify, look, _seen(first)):
+        if one is None:
             yield KEEP_ALIVE
-        try:
-            async with streams.looks:
-                found = await whole(database, identity, first["run_id"], known)
-        except VanillaError as error:
-            if error.name not in AGAIN:
-                raise
-            log.info("run_not_seen", run_id=str(first["run_id"]), error=error.name)
-            continue
-        looked_s = clock() - began
-        if found != known and found["finished_at"] is None:
-            yield _event("progress", changes(known, found), id_of(found))
-        known = found
-    yield _event("end", known, id_of(known))
+        elif one.over:
+            yield event("end", one.found, id_of(one.found))
+        elif one.found != known:
+            yield event("progress", changes(known, one.found), id_of(one.found))
+            known = one.found
+
+
+def _seen(tree: Answer) -> Seen[Answer]:
+    return Seen(tree, over=tree["finished_at"] is not None)
 
 
 def changes(before: Answer, after: Answer) -> Answer:
@@ -101,8 +82,3 @@ def changes(before: Answer, after: Answer) -> Answer:
 
 def id_of(tree: Answer) -> str:
     return hashlib.sha256(orjson.dumps(tree, default=str)).hexdigest()[:20]
-
-
-def _event(name: str, data: Answer, id: str) -> bytes:
-    identified = b"id: " + id.encode() + b"\n" if id else b""
-    return identified + b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data, default=str) + b"\n\n"

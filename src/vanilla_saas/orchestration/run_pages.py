@@ -13,6 +13,7 @@ from vanilla_saas.orchestration import page_store, page_view, run_events, store
 from vanilla_saas.orchestration.models import State
 from vanilla_saas.tenancy.identity import Caller, acting, identify
 from vanilla_saas.tenancy.page_session import PageCaller, opened_tenant, session_token
+from vanilla_saas.web import event_stream
 from vanilla_saas.workflows.run_view import fingerprint, shown, took
 
 router = page_router()
@@ -61,11 +62,7 @@ async def events(
     async def again() -> Identity:
         return (await identify(database, session_token(request), opened_tenant(request))).identity
 
-    return StreamingResponse(
-        run_events.events(database, caller.identity, first, last_seen, streams, again),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-    )
+    return event_stream(run_events.events(database, caller.identity, first, last_seen, streams, again))
 
 
 async def _shown(request: Request, caller: Caller, run_id: UUID) -> dict[str, Any]:

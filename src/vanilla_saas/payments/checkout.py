@@ -9,16 +9,15 @@ from vanilla_saas.database.pool import Database
 from vanilla_saas.payments import store
 from vanilla_saas.payments.accounts import api_key
 from vanilla_saas.payments.stripe_api import Stripe, connected, require_stripe
-from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy.identity import Caller, acting
+from vanilla_saas.web import base_of
 
 PAGE = "/billing"
 
 
 def _back(request: Request) -> str:
     """The page to return to: as people reach it, else where this request came to, which the payer chose themselves."""
-    settings: Settings = request.app.state.settings
-    return (settings.public_url or str(request.base_url)).rstrip("/") + PAGE
+    return base_of(request) + PAGE
 
 
 async def _customer(database: Database, stripe: Stripe, begun: dict[str, Any]) -> str:

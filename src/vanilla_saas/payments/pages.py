@@ -17,6 +17,7 @@ from vanilla_saas.payments.models import Kind, PaymentAccount
 from vanilla_saas.tenancy import page_store
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageAdmin, PageCaller
+from vanilla_saas.web import base_of
 
 PAGE = 25
 EVENTS = 25
@@ -88,7 +89,7 @@ async def settings(request: Request, caller: PageAdmin, notice: str = "") -> Res
         levels = await page_store.levels(connection, tenant_id)
         events = await store.events(connection, tenant_id, EVENTS)
     seller = PaymentAccount.of(row) if row else None
-    base = (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
+    base = base_of(request)
     return render(
         request, "payments/settings.html", seller=seller, base=base, prices=prices, levels=levels, events=events,
         money=money, notice=notice,

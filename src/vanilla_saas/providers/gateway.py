@@ -4,6 +4,7 @@ two database calls. Errors have OpenAI's shape, so that its SDKs raise the class
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -191,18 +192,17 @@ class Gateway:
         waiting.add_done_callback(lambda _: words.news.set())
         try:
             while not waiting.done():
+                words.news.clear()  # before sending: what comes meanwhile is news
                 if said:
                     await send({"type": "http.response.body", "body": said, "more_body": True})
-                words.news.clear()
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(KEEP_ALIVE_S):
                         await words.news.wait()
-                except TimeoutError:
-                    said = KEEP_ALIVE
-                    continue
                 if words.changed:
                     raise AnswerChanged(run)
-                said = engine_chat.words_chunk(run, text) if (text := words.take()) else b""
+                said = b"" if words.news.is_set() else KEEP_ALIVE
+                if text := words.take():
+                    said = engine_chat.words_chunk(run, text)
             end = waiting.result()
             return b"" if end is None else said + b"".join(engine_chat.last_chunks(run, end, body, words))
         except (VanillaError, EngineFailed) as error:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import orjson
 from fastapi import Form, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, render
 from vanilla_saas.database.context import PLATFORM
@@ -24,6 +24,7 @@ from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageCaller, PlatformCaller
 from vanilla_saas.tenancy.secret_tokens import token_hash
 from vanilla_saas.tokens import page_store as wallet_store
+from vanilla_saas.web import event_stream
 
 HINT_LENGTH = 4
 """How many of a provider key's last characters stay readable, to recognise it by."""
@@ -92,9 +93,7 @@ async def call(
         async for name, data in metered_chat(request.app.state, session_token=caller.token, body=body):
             yield b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(data))
 
-    return StreamingResponse(
-        events(), media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
-    )
+    return event_stream(events())
 
 
 @router.get("/executions/{execution_id}")

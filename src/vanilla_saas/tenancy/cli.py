@@ -20,7 +20,7 @@ from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show
 from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import models, passwords, person_cli, sign_in, store
 from vanilla_saas.tenancy.person_cli import Who, user_id_of
-from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, ONE_TIME_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, ONE_TIME_PREFIX, new_token, prefix_of, token_hash
 
 tenants = typer.Typer(no_args_is_help=True, help="Tenants: the customer organisations of the platform.")
 users = typer.Typer(no_args_is_help=True, help="Users of a tenant; super admins are those of the tenant platform.")
@@ -304,7 +304,7 @@ def create_key(
             within,
             await user_id_of(connection, within, user),
             name=name,
-            prefix=key[:12],
+            prefix=prefix_of(key),
             key_hash=token_hash(key),
             scopes=[scope.strip() for scope in scopes.split(",")],
             expires_at=until,
@@ -312,7 +312,7 @@ def create_key(
         )
 
     made = as_operator(run)
-    tell(f"{key}\nShown once. Its id is {made}.", {"id": made, "key": key, "prefix": key[:12]}, as_json)
+    tell(f"{key}\nShown once. Its id is {made}.", {"id": made, "key": key, "prefix": prefix_of(key)}, as_json)
 
 
 @keys.command("revoke")

@@ -1,6 +1,6 @@
 """Who a request is: a session or an API key, looked up at every request, so that revocation is immediate."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ import asyncpg
 import structlog
 from fastapi import Depends, Request
 
-from vanilla_saas.database.context import Identity
+from vanilla_saas.database.context import PLATFORM, Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, SESSION_PREFIX, token_hash
@@ -29,6 +29,11 @@ class Caller:
     display_name: str = ""
     token: str = ""
     key_id: UUID | None = None
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is a super admin who has opened a tenant: they manage it and are none of its users."""
+        return self.identity.role == "superadmin" and self.identity.tenant_id != PLATFORM
 
     def require_scope(self, scope: str) -> None:
         if self.scopes is not None and scope not in self.scopes and "admin" not in self.scopes:
@@ -124,6 +129,16 @@ async def _key_or_caller(request: Request) -> bytes | Caller:
 
 KeyOrCaller = Annotated[bytes | Caller, Depends(_key_or_caller)]
 """FastAPI dependency for a statement that looks up a key itself: the key's hash, unproven; of a session, the caller."""
+
+
+def again(request: Request, caller: Caller) -> Callable[[], Awaitable[Identity]]:
+    """Looks whoever sent a request up again, as often as it is asked."""
+
+    async def look() -> Identity:
+        tenant = caller.identity.tenant_id if "x-vanilla-tenant" in request.headers else None
+        return (await identify(request.app.state.database, caller.token, tenant)).identity
+
+    return look
 
 
 def client_ip(request: Request) -> str:

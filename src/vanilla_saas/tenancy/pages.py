@@ -13,9 +13,9 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy import models, page_store, person_pages, sign_in, sign_in_pages, store
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import TENANT_COOKIE, PageAdmin, PageCaller, PlatformCaller, opened_tenant
-from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, ONE_TIME_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, ONE_TIME_PREFIX, new_token, prefix_of, token_hash
+from vanilla_saas.web import base_of
 
-PREFIX_LENGTH = 12
 """How much of a key is kept in the clear, to recognise it by."""
 OPENED_S = 8 * 3600
 
@@ -34,7 +34,7 @@ def _optional_number(text: str, name: str) -> int | None:
 
 
 def _link(request: Request, token: str) -> str:
-    return sign_in.password_link(request.app.state.settings.public_url or str(request.base_url), token)
+    return sign_in.password_link(base_of(request), token)
 
 
 @router.get("/")
@@ -145,7 +145,7 @@ async def create_key(
         await page_store.create_key(
             connection,
             name.strip(),
-            key[:PREFIX_LENGTH],
+            prefix_of(key),
             token_hash(key),
             scopes or [],
             _optional_number(lifetime_days, "lifetime_days"),

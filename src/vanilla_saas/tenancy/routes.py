@@ -24,7 +24,14 @@ from vanilla_saas.tenancy.identity import (
     bearer_token,
     client_ip,
 )
-from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, ONE_TIME_PREFIX, SESSION_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import (
+    KEY_PREFIX,
+    ONE_TIME_PREFIX,
+    SESSION_PREFIX,
+    new_token,
+    prefix_of,
+    token_hash,
+)
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/api/v1", tags=["tenancy"])
@@ -332,7 +339,7 @@ async def create_key(request: Request, caller: Writer, body: models.KeyBody) -> 
             tenant_id,
             body.user_id,
             name=body.name,
-            prefix=key[:12],
+            prefix=prefix_of(key),
             key_hash=token_hash(key),
             scopes=body.scopes,
             expires_at=body.expires_at,

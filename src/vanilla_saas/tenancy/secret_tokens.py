@@ -11,6 +11,11 @@ def new_token(prefix: str) -> str:
     return prefix + secrets.token_urlsafe(32)
 
 
+def prefix_of(key: str) -> str:
+    """What of a key is kept and shown, to recognise it by."""
+    return key[:12]
+
+
 def token_hash(token: str) -> bytes:
     """What the database keeps of a token: its SHA-256. The token has 256 random bits, so no salt is needed."""
     return hashlib.sha256(token.encode()).digest()

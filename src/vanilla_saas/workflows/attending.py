@@ -29,7 +29,11 @@ class Attended:
     end: dict[str, Any] | None = None
     """How it ended: status, reason, error, output, charged_tokens."""
     alone: bool = False
-    """Whether nobody else has computed any of it, so that `used` is all that its model calls used."""
+    """Whether nobody else can have computed any of it, so that `used` is all that its model calls used.
+
+    Once somebody can, because something waits or is left in the queue, it is false for good: what they had by the next
+    look is not seen from here.
+    """
     used: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TOKENS, 0))
 
     def heard(self, told: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
@@ -39,5 +43,8 @@ class Attended:
                 for name in TOKENS:
                     self.used[name] += call[name]
         self.end = answer["end"]
-        if answer["elsewhere"] or answer["stale"]:
+        ours = self.running or self.done or answer["steps"]
+        # a gate may ask people
+        waits = any(one["outcome"] in ("waiting", "gate") for one in told) or (self.end is None and not ours)
+        if waits or answer["elsewhere"] or answer["stale"]:
             self.alone = False

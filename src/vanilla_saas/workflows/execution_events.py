@@ -1,7 +1,7 @@
 """Executions as they go, as server-sent events: the whole at first, then what changed, then the end.
 
 Between two looks no connection is held, and each look has a context of its own, so a stream may last for days. Who may
-not look any more, because the key or session was revoked, is told so within a quarter of a minute.
+not look any more, because the key or session was revoked, is told so within a second, and never the end.
 """
 
 import asyncio
@@ -9,7 +9,8 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -22,10 +23,13 @@ from vanilla_saas.database.pool import Database
 from vanilla_saas.workflows import execution_store as store
 
 log = structlog.get_logger()
+T = TypeVar("T")
 POLL_S = 0.25
 SHARE = 0.1
 """The most of the time that a stream spends looking: what takes long, or has to wait, is looked at less often."""
 SLOWEST_S = 5.0
+KNOWN_S = 0.6
+"""How long a caller is believed to have their key or session still: with the pause between two looks below a second."""
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": still here\n\n"
 AGAIN = ("saturated", "database_unavailable")
@@ -33,6 +37,17 @@ Identify = Callable[[], Awaitable[Identity]]
 """Looks the caller up again. Raises VanillaError when the key or session is not good any more."""
 Look = Callable[[asyncpg.Connection], Awaitable[dict[str, Any]]]
 """Something with a `finished_at`, as it is now; all of it each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(Generic[T]):
+    """What a look found."""
+
+    found: T
+    over: bool = False
+    """Nothing comes after it: the caller is looked up again before it is told."""
+    more: bool = False
+    """There is more already, and no pause before it is looked at."""
 
 
 class Streams:
@@ -116,10 +131,10 @@ async def events(
     """
     with streams.one():
         try:
-            async for event in _events(database, identity, first, streams, identify, look):
-                yield event
+            async for told in _events(database, identity, first, streams, identify, look):
+                yield told
         except VanillaError as error:
-            yield _event("error", error.problem())
+            yield event("error", error.problem())
 
 
 async def _events(
@@ -130,32 +145,67 @@ async def _events(
     identify: Identify,
     look: Look | None,
 ) -> AsyncIterator[bytes]:
-    known, clock = first, asyncio.get_running_loop().time
-    yield b"retry: 1000\n\n" + _event("progress", first)
-    looked_s, told_at = 0.0, clock()
-    while known["finished_at"] is None:
-        await asyncio.sleep(max(POLL_S, min(looked_s / SHARE, SLOWEST_S)))
+    async def seen(identity: Identity) -> Seen[dict[str, Any]]:
+        async with database.transaction(identity, read_only=True) as connection:
+            found = await (look(connection) if look else store.watch(connection, UUID(first["id"])))
+            if look is None and found["finished_at"] is not None:
+                found = await store.progress(connection, identity.tenant_id, UUID(first["id"]))
+        return Seen(found, over=found["finished_at"] is not None)
+
+    known = first
+    yield b"retry: 1000\n\n" + event("progress", first)
+    async for one in looks(streams, identity, identify, seen, Seen(first, over=first["finished_at"] is not None)):
+        if one is None:
+            yield KEEP_ALIVE
+        elif one.over:
+            yield event("end", one.found)
+        elif changed := changes(known, one.found):
+            yield event("progress", changed)
+            known = one.found
+
+
+async def looks(
+    streams: Streams,
+    identity: Identity,
+    identify: Identify,
+    look: Callable[[Identity], Awaitable[Seen[T]]],
+    seen: Seen[T],
+) -> AsyncIterator[Seen[T] | None]:
+    """What was `seen` first, then what each look finds, until it is over or the process stops; None: a sign of life.
+
+    Raises VanillaError when the key or session is not good any more.
+    """
+    clock = asyncio.get_running_loop().time
+    known_at = told_at = look_at = clock()
+    yield seen
+    while not seen.over:
+        if not seen.more:
+            await asyncio.sleep(POLL_S)
         if streams.stopping:
             return
+        if clock() - told_at >= KEEP_ALIVE_S:
+            told_at = clock()
+            yield None
         began = clock()
-        if began - told_at >= KEEP_ALIVE_S:
-            identity, told_at = await identify(), clock()
-            yield KEEP_ALIVE
         try:
-            async with streams.looks, database.transaction(identity, read_only=True) as connection:
-                found = await (look(connection) if look else store.watch(connection, UUID(first["id"])))
+            async with streams.looks:
+                if clock() - known_at >= KNOWN_S:
+                    identity, known_at = await identify(), began
+                if clock() < look_at:
+                    continue
+                found = await look(identity)
+                if found.over:
+                    await identify()
         except VanillaError as error:
             if error.name not in AGAIN:
                 raise
-            log.info("execution_not_seen", execution_id=first.get("id"), error=error.name)
+            log.info("stream_not_seen", error=error.name)
+            seen = Seen(seen.found)
             continue
-        looked_s = clock() - began
-        if (changed := changes(known, found)) and found["finished_at"] is None:
-            yield _event("progress", changed)
-        known = found
-    if look is None and known is not first:
-        known = await whole(database, identity, UUID(first["id"]))
-    yield _event("end", known)
+        if not found.more:
+            look_at = clock() + min((clock() - began) / SHARE, SLOWEST_S)
+        seen = found
+        yield seen
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -166,5 +216,6 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return changed | ({"steps": steps} if steps else {})
 
 
-def _event(name: str, data: dict[str, Any]) -> bytes:
-    return b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"
+def event(name: str, data: Any, id: str = "") -> bytes:
+    identified = b"id: " + id.encode() + b"\n" if id else b""
+    return identified + b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data, default=str) + b"\n\n"

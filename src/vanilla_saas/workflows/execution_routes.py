@@ -7,10 +7,9 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from vanilla_saas.database.context import Identity
 from vanilla_saas.database.cursor import decode_cursor, encode_cursor
-from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting, identify
-from vanilla_saas.web import OfUser, SlugOrId, tell_replay
+from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting, again
+from vanilla_saas.web import OfUser, SlugOrId, event_stream, tell_replay
 from vanilla_saas.workflows import execution_events, execution_store, executions
 from vanilla_saas.workflows import store as workflow_store
 from vanilla_saas.workflows.execution_models import (
@@ -162,16 +161,7 @@ async def events(request: Request, caller: CurrentCaller, execution_id: UUID) ->
     database, streams = request.app.state.database, request.app.state.streams
     streams.refuse_when_full()
     first = await execution_events.whole(database, caller.identity, execution_id)
-
-    async def again() -> Identity:
-        tenant = caller.identity.tenant_id if "x-vanilla-tenant" in request.headers else None
-        return (await identify(database, caller.token, tenant)).identity
-
-    return StreamingResponse(
-        execution_events.events(database, caller.identity, first, streams, again),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-    )
+    return event_stream(execution_events.events(database, caller.identity, first, streams, again(request, caller)))
 
 
 @router.post("/workflow-executions/{execution_id}/cancel")

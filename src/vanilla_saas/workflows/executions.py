@@ -3,7 +3,6 @@
 Whether a value fits a schema is looked at here, before anything is written; all other rules are the database's.
 """
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
@@ -13,7 +12,7 @@ import asyncpg
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.workflows import execution_store as store
 from vanilla_saas.workflows.drafts import Transaction
-from vanilla_saas.workflows.schemas import SchemaError, mismatches
+from vanilla_saas.workflows.schemas import SchemaError, unfit
 from vanilla_saas.workflows.store import find
 
 
@@ -131,7 +130,7 @@ async def require_fit(schemas: Iterable[object], value: object, what: str) -> No
         if schema is None:
             continue
         try:
-            wrong = await asyncio.to_thread(mismatches, schema, value)
+            wrong = await unfit(schema, value)
         except SchemaError as error:
             raise VanillaError("invalid_input", f"The {what} could not be checked: {error.message}") from error
         found += [

@@ -4,6 +4,7 @@ Schemas are draft 2020-12 unless `$schema` says otherwise; references point into
 Regular expressions are RE2's (https://github.com/google/re2/wiki/Syntax): no text makes one slow.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,11 @@ def mismatches(schema: object, instance: object) -> list[Mismatch]:
     """The first twenty; none when the instance is valid."""
     found = _ask("schema", "validate", schema=_text(schema), instance=instance)["value"]
     return [Mismatch(".".join(map(str, error["path"])), error["message"], _pointer(error["path"])) for error in found]
+
+
+async def unfit(schema: object, instance: object) -> list[Mismatch]:
+    """`mismatches`, which are looked for elsewhere unless it is seen at once that there are none."""
+    return [] if fits(schema, instance) else await asyncio.to_thread(mismatches, schema, instance)
 
 
 def _pointer(path: Iterable[str | int]) -> str:

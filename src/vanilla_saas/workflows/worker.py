@@ -53,8 +53,8 @@ PLANS = 200
 """Definitions that are kept."""
 ToolingFor = Callable[[str], Tooling]
 """Makes what steps are computed with, for the id under which the worker is registered."""
-Told = Callable[[str], None]
-"""Hears of an execution, by id, that a step of it has ended and that the database knows."""
+Told = Callable[[str, Attended | None], None]
+"""Hears of an execution, by id, that a step of it has ended and that the database knows; and for whom that was told."""
 _UNREACHED = (VanillaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
@@ -227,7 +227,7 @@ class Worker:
         self._state = answer["state"]
         if self._told is not None:
             for execution in {one["execution_id"] for one in done if one["outcome"] in ("succeeded", "failed")}:
-                self._told(execution)
+                self._told(execution, None)
         for lease in answer["stale"]:
             log.info("step_lost", lease=lease)
         for claim in answer["steps"]:
@@ -294,7 +294,7 @@ class Worker:
         began = loop.time()
         try:
             plan = await self._plan(step)
-            if self._starts and step.execution_id not in self._attended:
+            if self._starts and step.node == plan.speaker and step.execution_id not in self._attended:
                 await asyncio.wait(self._starts)  # one of them may be this run's, whose words somebody is to hear
             outcome = (await execute(step, plan, self._tooling_of(step), running.calls)).json()
         except asyncio.CancelledError:
@@ -362,9 +362,8 @@ class Worker:
         """Nobody waits for it any more: what this worker has of it ends as any other step."""
         self._attended.pop(str(attended.execution_id), None)
         if attended.done:
-            self._done += attended.done
+            self._leave_to_all(attended.done)
             attended.done = []
-            self._woken.set()
 
     def take(self, claims: Sequence[Mapping[str, Any]], admitted: Admitted | None = None) -> None:
         """Computes steps that a statement has claimed for this worker; `admitted` is the call of the only one."""
@@ -380,11 +379,6 @@ class Worker:
         """How many steps of an attended run it takes: one always, who waits has a place; more within its capacity."""
         alone = 1 if self.ready and (attended is None or not attended.running) else 0
         return max(min(self._options.capacity - len(self._running), 1000) if self.ready else 0, alone)
-
-    def begins_with_words(self, tenant_id: str, workflow_id: str, version: int) -> bool:
-        """Whether the first call of a run is also the one whose words are its answer."""
-        plan = self._plans.get((tenant_id, workflow_id, version))
-        return plan is not None and plan.first is not None and plan.first.id == plan.speaker
 
     async def look(self, attended: Attended) -> None:
         """A round for an attended run: tells what came of its steps, takes what can run, sees how it ended.
@@ -403,15 +397,23 @@ class Worker:
                 await self._begin_again(worker, error.message)
                 return
             log.warning("round_not_told", outcomes=len(done), error=str(error))
-            self._done += done  # the round of all knows what to do with what cannot be told
-            self._woken.set()
+            self._leave_to_all(done)
+            attended.alone = False  # it does not hear of them
             return
+        except asyncio.CancelledError:  # whoever waited does not any more; it may be told already, and then is stale
+            self._leave_to_all(done)
+            raise
         finally:
             self._telling -= leases
         attended.heard(done, answer)
         if done and self._told is not None:
-            self._told(str(attended.execution_id))
+            self._told(str(attended.execution_id), attended)
         self.take(answer["steps"])
+
+    def _leave_to_all(self, done: list[dict[str, Any]]) -> None:
+        """The round of all tells them, and knows what to do with what cannot be told."""
+        self._done += done
+        self._woken.set()
 
     async def _plan(self, step: Step) -> Plan:
         key = (step.tenant_id, step.workflow_id, step.version)
@@ -433,8 +435,6 @@ class Worker:
     async def _look_at_leases(self) -> None:
         """Stops what was cancelled or taken away; hands back what the answer to a lost round had given it."""
         known = set(self._running)
-        if not known and not self._state:
-            return
         held = {row["lease"]: row for row in await self._database.call(store.LEASES, self._worker)}
         for lease in known - held.keys():
             if running := self._running.get(lease):

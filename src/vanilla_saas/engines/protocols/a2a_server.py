@@ -4,8 +4,8 @@ Only this file imports the library, so whoever is never asked for `/a2a` has non
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
 from uuid import UUID
@@ -41,13 +41,13 @@ from vanilla_saas.engines.protocols import a2a_tasks as tasks
 from vanilla_saas.engines.protocols import calls
 from vanilla_saas.engines.protocols.calls import Offer, State
 from vanilla_saas.providers.estimate import InvalidRequest
-from vanilla_saas.tenancy.identity import Caller
+from vanilla_saas.tenancy.identity import Caller, again
 
 log = structlog.get_logger()
 T = TypeVar("T", bound=Message)
 MOST_LISTED = 100
-LOOK_S = 0.25
-"""How long a look waits for the end at once: what else changes is told as late as that."""
+LOOK_S = 0.1
+"""The least between two looks at all of a run that goes on, however often one of its steps ends."""
 _BAD_PARAMS = {"invalid_request", "invalid_input", "idempotency_key_reused"}
 
 
@@ -102,8 +102,9 @@ class Methods(RequestHandler):
         """Begins a run and tells of it to its end; a client that leaves subscribes again."""
         with _refusals():
             found = await self._state(await self._begin(params))
-            async for event in self._events(found):
-                yield event
+            async with aclosing(self._events(found)) as events:
+                async for event in events:
+                    yield event
 
     async def on_subscribe_to_task(
         self, params: types.SubscribeToTaskRequest, context: ServerCallContext
@@ -113,8 +114,9 @@ class Methods(RequestHandler):
             found = await self._state(_id(params.id))
             if found[0]["finished_at"] is not None:
                 raise UnsupportedOperationError("The task has ended.")
-            async for event in self._events(found):
-                yield event
+            async with aclosing(self._events(found)) as events:
+                async for event in events:
+                    yield event
 
     async def on_get_task(self, params: types.GetTaskRequest, context: ServerCallContext) -> types.Task:
         with _refusals():
@@ -196,41 +198,42 @@ class Methods(RequestHandler):
 
     async def _settled(self, found: State) -> State:
         """The run when it has ended or asks people, or as it is when the time is over or the client has left."""
-        async for last in self._looks(found):
-            found = last
-            if tasks.state_of(last[0]) in tasks.ENDED | tasks.ASKS or await self._request.is_disconnected():
-                break
+        async with aclosing(self._looks(found)) as looks:
+            async for last in looks:
+                found = last
+                if tasks.state_of(last[0]) in tasks.ENDED | tasks.ASKS or await self._request.is_disconnected():
+                    break
         return found
 
-    async def _looks(self, found: State) -> AsyncIterator[State]:
+    async def _looks(self, found: State) -> AsyncGenerator[State]:
         """The run until it has ended, the time is over or the process stops."""
-        clock, ends = asyncio.get_running_loop().time, self._request.app.state.ends
-        known_at = begun = clock()
+        clock, identify = asyncio.get_running_loop().time, again(self._request, self._caller)
         yield found
-        while found[0]["finished_at"] is None and clock() - begun < calls.WAIT_S and not ends.stopping:
-            before = clock()
-            await calls.ended(self._request, self._caller, found[0]["execution_id"], LOOK_S)
-            await asyncio.sleep(max(LOOK_S - (clock() - before), 0) if ends.full else 0)
-            if clock() - known_at >= 1:
-                await runs.again(self._request, self._caller)()
-                known_at = clock()
-            found = await self._state(found[0]["execution_id"])
-            yield found
+        if found[0]["finished_at"] is not None:
+            return
+        execution_id, seen = found[0]["execution_id"], clock()
+        ends = self._request.app.state.ends
+        async with aclosing(runs.looks(ends, self._caller, execution_id, calls.WAIT_S, identify)) as looks:
+            async for over in looks:
+                if over or clock() - seen >= LOOK_S:
+                    yield await self._state(execution_id)
+                    seen = clock()
 
-    async def _events(self, found: State) -> AsyncIterator[Event]:
+    async def _events(self, found: State) -> AsyncGenerator[Event]:
         """The task, then each state that it takes, and each thing that is made."""
         yield self._task(found)
         known, told = tasks.state_of(found[0]), {one["artifactId"] for one in tasks.artifacts(found[0], found[2])}
-        async for run, tree, made in self._looks(found):
-            ids = {"taskId": str(run["execution_id"]), "contextId": tasks.context_of(run)}
-            for one in tasks.artifacts(run, made):
-                if one["artifactId"] not in told:
-                    told.add(one["artifactId"])
-                    yield ParseDict(ids | {"artifact": one, "lastChunk": True}, types.TaskArtifactUpdateEvent())
-            if (state := tasks.state_of(run)) != known:
-                known = state
-                told_usage = {"metadata": {tasks.USAGE: tasks.usage(run, tree)}}
-                yield ParseDict(ids | {"status": tasks.status(run)} | told_usage, types.TaskStatusUpdateEvent())
+        async with aclosing(self._looks(found)) as looks:
+            async for run, tree, made in looks:
+                ids = {"taskId": str(run["execution_id"]), "contextId": tasks.context_of(run)}
+                for one in tasks.artifacts(run, made):
+                    if one["artifactId"] not in told:
+                        told.add(one["artifactId"])
+                        yield ParseDict(ids | {"artifact": one, "lastChunk": True}, types.TaskArtifactUpdateEvent())
+                if (state := tasks.state_of(run)) != known:
+                    known = state
+                    told_usage = {"metadata": {tasks.USAGE: tasks.usage(run, tree)}}
+                    yield ParseDict(ids | {"status": tasks.status(run)} | told_usage, types.TaskStatusUpdateEvent())
 
     def _task(self, found: State, params: Any = None) -> types.Task:
         run, tree, made = found

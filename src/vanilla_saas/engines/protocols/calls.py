@@ -11,7 +11,7 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import runs, starts
 from vanilla_saas.engines import store as engine_store
 from vanilla_saas.engines.protocols import store
-from vanilla_saas.tenancy.identity import Caller, acting, client_ip
+from vanilla_saas.tenancy.identity import Caller, acting, again, client_ip
 from vanilla_saas.tenancy.secret_tokens import token_hash
 from vanilla_saas.workflows import execution_store
 from vanilla_saas.workflows.execution_routes import require_spender
@@ -55,11 +55,6 @@ class Offer:
         if self.kind == "agent":
             return AGENT + self.slug
         return called(self.slug)
-
-
-def base_of(request: Request) -> str:
-    """The address of this installation, as it is configured or as the request has it."""
-    return (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
 
 
 def called(slug: str) -> str:
@@ -166,7 +161,7 @@ async def ended(request: Request, caller: Caller, execution_id: UUID, seconds: f
     Raises VanillaError when the key or session is not good any more.
     """
     ends = request.app.state.ends
-    await runs.wait(ends, caller, execution_id, seconds, runs.again(request, caller))
+    await runs.wait(ends, caller, execution_id, seconds, again(request, caller))
     return await found(request, caller, execution_id)
 
 

@@ -29,6 +29,7 @@ from vanilla_saas.engines import runs
 from vanilla_saas.engines.protocols import calls
 from vanilla_saas.engines.protocols.calls import Called, Offer
 from vanilla_saas.engines.protocols.store import Answer
+from vanilla_saas.engines.starts import defaults_of
 from vanilla_saas.providers.engine_chat import text_of
 from vanilla_saas.tenancy.identity import Caller
 
@@ -146,8 +147,7 @@ def _tool(offer: Offer) -> Tool:
 
 def _input(offer: Offer) -> dict[str, Any]:
     """Its schema; what has a default need not be sent."""
-    schema, declared = offer.input | {"type": "object"}, offer.parameters or {}
-    filled = {name: one["default"] for name, one in declared.items() if "default" in one}
+    schema, filled = offer.input | {"type": "object"}, defaults_of(offer.parameters)
     if filled:
         fields = dict(schema.get("properties") or {})
         schema["properties"] = fields | {n: {**fields[n], "default": v} for n, v in filled.items() if n in fields}

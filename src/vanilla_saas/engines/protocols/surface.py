@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines.protocols import calls
 from vanilla_saas.tenancy.identity import caller_of
+from vanilla_saas.web import base_of
 
 if TYPE_CHECKING:
     from vanilla_saas.engines.protocols.mcp_server import McpServer
@@ -95,7 +96,7 @@ async def a2a(request: Request) -> Response:
     except VanillaError as error:
         return refused(request, error)
     if asks_card:
-        answer: Response = server.card(offer, f"{calls.base_of(request)}/a2a/{name}")
+        answer: Response = server.card(offer, f"{base_of(request)}/a2a/{name}")
     else:
         answer = await server.answer(request, caller, offer)
     return answer

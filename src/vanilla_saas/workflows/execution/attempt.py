@@ -80,10 +80,8 @@ class Attempt:
         return await asyncio.to_thread(rendered)
 
     async def mismatches(self, field: str, schema: object, instance: object) -> list[Mismatch]:
-        if schemas.fits(schema, instance):
-            return []
         try:
-            return await asyncio.to_thread(schemas.mismatches, schema, instance)
+            return await schemas.unfit(schema, instance)
         except SchemaError as error:
             raise of_text(error, field) from None
 

@@ -18,6 +18,8 @@ class Opening:
     """The first node, a model call whose words need nothing but the input."""
     body: Mapping[str, Any] | None = None
     """The call."""
+    speaks: bool = False
+    """Whether the words of the call are those of the run's answer."""
 
 
 def opening(plan: Plan, given: Mapping[str, Any]) -> Opening | None:
@@ -27,9 +29,10 @@ def opening(plan: Plan, given: Mapping[str, Any]) -> Opening | None:
         return None
     if definition.input is not None and not schemas.fits(definition.input, given):
         return None
-    node: Any = plan.first
-    if not isinstance(node, Llm) or node.json_schema is not None:
+    first = plan.first
+    node: Any = first
+    if first is None or not isinstance(node, Llm) or node.json_schema is not None:
         return Opening()
     texts = {field: prompts.filled(template, {"input": given}) for field, _, template in templates_of(node)}
     said = {field: text for field, text in texts.items() if text is not None}
-    return Opening(plan.first.id, body_of(node, said)) if len(said) == len(texts) and plan.first else Opening()
+    return Opening(first.id, body_of(node, said), first.id == plan.speaker) if len(said) == len(texts) else Opening()
