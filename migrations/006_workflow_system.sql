@@ -1538,7 +1538,8 @@ begin
             and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = p_step.node));
         begin
             perform vanilla.start_child(v_execution, p_step, p_wait);
-        exception when sqlstate 'VS400' or sqlstate 'VS403' or sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS422' then
+        exception when others then      -- of this step alone: the outcomes beside it count
+            if sqlstate not like 'VS%' then raise; end if;
             get stacked diagnostics v_detail = pg_exception_detail;
             perform vanilla.fail_step(p_step, jsonb_build_object('code', coalesce(p_wait ->> 'of', 'workflow') || '_not_started', 'message', sqlerrm, 'details', nullif(v_detail, '')::jsonb));
             return;

@@ -2546,7 +2546,8 @@ begin
                     jsonb_build_object('bid_for', v_call.task, 'most_tokens', v_call.most_tokens, 'answer', 'JSON: price_tokens (what the work may cost), eta_s, plan. Do not do the work yet.'),
                     v_share, '{"depth": 0, "children": 0, "turns": 3}', vanilla.bid_schema()));
             v_started := v_started + 1;
-        exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then null;      -- it does not bid
+        exception when others then      -- it does not bid
+            if sqlstate not like 'VS%' then raise; end if;
         end;
     end loop;
     return v_started;
@@ -2658,7 +2659,8 @@ begin
                         jsonb_build_object('tokens', v_bid.price_tokens), v_call.accept)
                     where b.tenant_id = v_call.tenant_id and b.id = v_bid.id;
                 v_started := v_started + 1;
-            exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then
+            exception when others then
+                if sqlstate not like 'VS%' then raise; end if;
                 update public.contract_bids b set state = 'failed', decided_at = vanilla.clock() where b.tenant_id = v_call.tenant_id and b.id = v_bid.id;
                 perform vanilla.award_contract(v_call);
             end;
@@ -2709,7 +2711,8 @@ begin
             v_version := vanilla.agent_of(v_run.tenant_id, v_run.user_id, coalesce((select x.value ->> 'agent' from jsonb_array_elements(v_speaker.definition -> 'delegates') x
                 where split_part(x.value ->> 'agent', '@', 1) = substr(v_row.name, 13)), substr(v_row.name, 13)));
             v_made := vanilla.start_child_run(p_execution, p_step, v_run, v_version, coalesce(v_row.arguments -> 'message', v_row.arguments), v_share);
-        exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then
+        exception when others then
+            if sqlstate not like 'VS%' then raise; end if;
             update public.agent_run_steps s set status = 'failed', result = jsonb_build_object('error', sqlerrm), finished_at = vanilla.clock()
                 where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
             continue;
