@@ -2556,7 +2556,7 @@ $f$;
 comment on function vanilla.announce_contract(public.workflow_executions, public.workflow_queue, public.agent_runs, public.agent_run_steps) is
     'Puts a task out to the bidders of the agent that has the word: each bids in a run of its own. Returns how many were asked.';
 
-create or replace function vanilla.award_contract(p_call public.contract_calls) returns public.contract_bids
+create or replace function vanilla.award_contract(p_call public.contract_calls) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
@@ -2570,15 +2570,16 @@ begin
         order by case p_call.rule when 'score' then b.score else b.price_tokens end, b.eta_s nulls last, b.id limit 1;
     if not found then
         update public.contract_calls c set state = 'failed', closed_at = v_now where c.tenant_id = p_call.tenant_id and c.id = p_call.id;
-        return null;
+        update public.agent_run_steps s set status = 'failed', finished_at = v_now, result = '{"error": "Nobody who bid could do it."}'
+            where s.tenant_id = p_call.tenant_id and s.run_id = p_call.run_id and s.n = p_call.n;
+        return;
     end if;
-    update public.contract_bids b set state = 'accepted', decided_at = v_now where b.tenant_id = v_best.tenant_id and b.id = v_best.id returning * into v_best;
+    update public.contract_bids b set state = 'accepted', decided_at = v_now where b.tenant_id = v_best.tenant_id and b.id = v_best.id;
     update public.contract_calls c set state = 'awarded' where c.tenant_id = p_call.tenant_id and c.id = p_call.id;
-    return v_best;
 end
 $f$;
 comment on function vanilla.award_contract(public.contract_calls) is
-    'Gives a task to the best of the bids that stand and have not failed: the lowest price, or the lowest by what became of the bidder''s work before. Null, and the call has failed, when there is none.';
+    'Gives a task to the best of the bids that stand and have not failed: the lowest price, or the lowest by what became of the bidder''s work before. When there is none the call has failed, and the run is told.';
 
 create or replace function vanilla.read_bids(p_call public.contract_calls) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2609,7 +2610,7 @@ begin
             continue when exists (select from public.contract_bids b join public.agent_runs r on r.tenant_id = b.tenant_id and r.id = b.run_id
                 where b.tenant_id = v_call.tenant_id and b.call_id = v_call.id and r.finished_at is null);
             perform vanilla.read_bids(v_call);
-            v_bid := vanilla.award_contract(v_call);
+            perform vanilla.award_contract(v_call);
         else
             select * into v_bid from public.contract_bids b where b.tenant_id = v_call.tenant_id and b.call_id = v_call.id and b.state = 'accepted';
             select * into v_work from public.agent_runs r where r.tenant_id = v_bid.tenant_id and r.id = v_bid.work_run_id and r.finished_at is not null;
@@ -2625,11 +2626,7 @@ begin
                     where s.tenant_id = v_call.tenant_id and s.run_id = v_call.run_id and s.n = v_call.n;
                 continue;
             end if;
-            v_bid := vanilla.award_contract(v_call);
-        end if;
-        if v_bid.id is null then
-            update public.agent_run_steps s set status = 'failed', finished_at = vanilla.clock(), result = '{"error": "Nobody who bid could do it."}'
-                where s.tenant_id = v_call.tenant_id and s.run_id = v_call.run_id and s.n = v_call.n;
+            perform vanilla.award_contract(v_call);
         end if;
     end loop;
 end
