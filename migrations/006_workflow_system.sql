@@ -2031,9 +2031,10 @@ declare
     v_cost bigint := 0;
     v_output jsonb;
 begin
-    if p_done ->> 'outcome' <> 'succeeded' or p_done ->> 'item' is not null or starts_with(p_done ->> 'node', '$') then return null; end if;
+    if p_done ->> 'outcome' <> 'succeeded' or p_done ->> 'item' is not null or p_done ? 'run' or starts_with(p_done ->> 'node', '$') then return null; end if;
     select e.user_id, e.workflow_id, e.version into v_execution from public.workflow_executions e
-        where e.tenant_id = v_tenant and e.id = v_id and e.status = 'running' and e.hold_id is null and e.parent_execution_id is null and e.slot is null for no key update;
+        where e.tenant_id = v_tenant and e.id = v_id and e.status = 'running' and e.hold_id is null and e.allocation_id is null and e.parent_execution_id is null and e.slot is null
+        for no key update;
     if not found then return null; end if;
     -- its row is locked: the queue has what it will have
     select q.node, q.attempt, q.claimed_at, n.name, d.node as last, s.charged, s.cost into v_step
