@@ -2781,7 +2781,8 @@ begin
         end if;
     end if;
     if p_step is not null and (p_step ->> 'run_id' is not null or v_caller.allocation_id is not null) then      -- a budget pays, which the wallet has reserved already (009)
-        v_held := vanilla.hold_turn(v_caller.tenant_id, v_caller.allocation_id, p_step, v_call, v_prompt, v_output, p_choices, p_output_limit is null, p_ttl, p_execution_id);
+        v_held := vanilla.hold_turn(v_caller.tenant_id, v_caller.allocation_id, p_step, v_call || jsonb_build_object('api_key_id', v_caller.key_id), v_prompt, v_output, p_choices,
+            p_output_limit is null, p_ttl, p_execution_id);
         v_needed := (v_held ->> 'amount')::bigint;
         v_output := (v_held ->> 'output_limit')::bigint;
         v_clamped := (v_held ->> 'clamped')::boolean;
@@ -2834,12 +2835,16 @@ begin
         if not found then perform vanilla.refuse('VS430', 'the step is being taken from this worker'); end if;
     end if;
     if v_caller.budget_tokens is not null then
-        update public.api_keys set used_tokens = used_tokens + v_needed
-            where tenant_id = v_caller.tenant_id and id = v_caller.key_id and used_tokens + v_needed <= budget_tokens;
-        if not found then
-            select * into v_key from public.api_keys where tenant_id = v_caller.tenant_id and id = v_caller.key_id;
+        select * into v_key from public.api_keys where tenant_id = v_caller.tenant_id and id = v_caller.key_id for no key update;
+        -- what a budget holds for a call is the key's as long as it is held
+        select v_key.used_tokens + coalesce(sum(h.amount), 0) into v_key.used_tokens from public.allocation_holds h
+            where h.tenant_id = v_caller.tenant_id and h.state = 'open' and h.call ->> 'api_key_id' = v_caller.key_id::text and h.id is distinct from v_entry.hold_id;
+        if v_key.used_tokens + v_needed > v_key.budget_tokens then
             perform vanilla.refuse('VS429', 'the budget of this key is used up', jsonb_build_object('limit', v_key.budget_tokens,
                 'used', v_key.used_tokens, 'needed', v_needed, 'resets_at', null), 'An admin can make a key with a larger budget.');
+        end if;
+        if v_held is null then
+            update public.api_keys set used_tokens = used_tokens + v_needed where tenant_id = v_caller.tenant_id and id = v_caller.key_id;
         end if;
     end if;
     return jsonb_build_object('tenant_id', v_caller.tenant_id, 'user_id', v_payer, 'hold_id', v_entry.hold_id, 'execution_id', p_execution_id,
@@ -2904,9 +2909,9 @@ begin
     end if;
     if v_hold.api_key_id is not null then
         update public.api_keys k set last_used_at = vanilla.clock(),
-            -- a late settlement finds the reserved part given back already
+            -- a late settlement finds the reserved part given back already; what a budget holds was never added
             used_tokens = case when k.budget_tokens is null then k.used_tokens
-                else greatest(k.used_tokens + v_charged - case when v_entry.metadata ? 'late' then 0 else v_hold.requested end, 0) end
+                else greatest(k.used_tokens + v_charged - case when v_entry.metadata ? 'late' or v_hold.reference_type = 'resource_allocation' then 0 else v_hold.requested end, 0) end
         where k.tenant_id = p_tenant_id and k.id = v_hold.api_key_id
           and (k.budget_tokens is not null or k.last_used_at is null or k.last_used_at < vanilla.clock() - interval '1 minute');
     end if;

@@ -1879,8 +1879,9 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
     v_call public.user_token_holds;
 begin
-    select h.tenant_id, h.id, h.user_id, h.amount, h.amount, 'resource_allocation', h.allocation_id, h.execution_id, h.call, h.created_at
-        into v_call.tenant_id, v_call.id, v_call.user_id, v_call.amount, v_call.requested, v_call.reference_type, v_call.reference_id, v_call.execution_id, v_call.call, v_call.created_at
+    select h.tenant_id, h.id, h.user_id, h.amount, h.amount, 'resource_allocation', h.allocation_id, h.execution_id, (h.call ->> 'api_key_id')::uuid, h.call, h.created_at
+        into v_call.tenant_id, v_call.id, v_call.user_id, v_call.amount, v_call.requested, v_call.reference_type, v_call.reference_id, v_call.execution_id, v_call.api_key_id, v_call.call,
+            v_call.created_at
         from public.allocation_holds h where h.tenant_id = p_tenant_id and h.id = p_hold_id;
     return v_call;
 end
