@@ -2776,9 +2776,6 @@ begin
         v_entry.reference_type := 'workflow_execution';
         v_entry.reference_id := v_caller.execution_id;
         v_call := v_call || jsonb_build_object('lease', p_step -> 'lease');
-        if v_caller.hold_id is not null then
-            perform vanilla.draw_estimate(v_caller.tenant_id, v_caller.hold_id, v_needed);
-        end if;
     end if;
     if p_step is not null and (p_step ->> 'run_id' is not null or v_caller.allocation_id is not null) then      -- a budget pays, which the wallet has reserved already (009)
         v_held := vanilla.hold_turn(v_caller.tenant_id, v_caller.allocation_id, p_step, v_call || jsonb_build_object('api_key_id', v_caller.key_id), v_prompt, v_output, p_choices,
@@ -2788,6 +2785,13 @@ begin
         v_clamped := (v_held ->> 'clamped')::boolean;
         v_entry.hold_id := (v_held ->> 'hold_id')::uuid;
         v_entry.available_after := (v_held ->> 'left')::bigint;
+    end if;
+    if p_step is not null then      -- the estimate after the budget: allocations, holds, then the wallet
+        if v_caller.hold_id is not null then
+            perform vanilla.draw_estimate(v_caller.tenant_id, v_caller.hold_id, v_needed);
+        end if;
+    end if;
+    if v_held is not null then
         if v_limits is not null then
             perform from public.user_token_wallets w where w.tenant_id = v_caller.tenant_id and w.user_id = v_payer for update;
         end if;

@@ -3297,7 +3297,7 @@ begin
     select array_agg(e.tenant_id), array_agg(e.id) into v_tenants, v_ids from public.workflow_executions e where e.tenant_id = p_user.tenant_id and e.user_id = p_user.id;
     if v_ids is not null then
         select l.tenants, l.ids into v_tenants, v_ids from vanilla.lock_executions(v_tenants, v_ids) l;
-        perform vanilla.lock_money(v_tenants, v_ids);
+        perform vanilla.lock_money(v_tenants, v_ids, vanilla.lock_trees(p_user));      -- with the budgets that are no execution's, which end after these
     end if;
     for v_execution in select e.* from public.workflow_executions e where e.tenant_id = p_user.tenant_id and e.user_id = p_user.id and e.finished_at is null
             order by e.depth, e.id loop

@@ -1412,18 +1412,33 @@ create or replace function vanilla.job_allocations(p_limit integer) returns json
 language sql volatile set search_path = pg_catalog, pg_temp as $f$ select vanilla.allocation_reap(p_limit) $f$;
 comment on function vanilla.job_allocations(integer) is 'Job: ends up to p_limit allocations whose time is over and releases steps that were not settled in time.';
 
+create or replace function vanilla.lock_trees(p_user public.users) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_root record;
+    v_holds jsonb := '[]';
+begin
+    for v_root in select a.id, a.hold_id from public.resource_allocations a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and a.parent_id is null
+            and a.state = 'open' order by a.id loop
+        perform vanilla.lock_subtree(p_user.tenant_id, v_root.id);
+        v_holds := v_holds || jsonb_build_object('tenant_id', p_user.tenant_id, 'hold_id', v_root.hold_id);
+    end loop;
+    return v_holds;
+end
+$f$;
+comment on function vanilla.lock_trees(public.users) is 'Locks the open allocations of a user, trees and all; returns their holds in the wallet, which come next, as lock_money takes them.';
+
 create or replace function vanilla.forget_allocations(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
-    v_roots uuid[] := array(select a.id from public.resource_allocations a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and a.parent_id is null
-        and a.state = 'open' order by a.id);
     v_id uuid;
 begin
-    -- all of them before their holds, and those before the wallet
-    foreach v_id in array v_roots loop perform vanilla.lock_subtree(p_user.tenant_id, v_id); end loop;
-    perform from public.user_token_holds h where h.tenant_id = p_user.tenant_id and h.id in (
-        select a.hold_id from public.resource_allocations a where a.tenant_id = p_user.tenant_id and a.id = any (v_roots)) order by h.id for update;
-    foreach v_id in array v_roots loop perform vanilla.allocation_end(p_user.tenant_id, v_id, 'closed', 'erased'); end loop;
+    -- all of them before their holds, and those before the wallet; who has had executions has them locked already
+    perform vanilla.lock_money('{}', '{}', vanilla.lock_trees(p_user));
+    for v_id in select a.id from public.resource_allocations a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and a.parent_id is null
+            and a.state = 'open' order by a.id loop
+        perform vanilla.allocation_end(p_user.tenant_id, v_id, 'closed', 'erased');
+    end loop;
     update public.allocation_holds h set call = null, usage = '{}' from public.resource_allocations a
         where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and h.tenant_id = a.tenant_id and h.allocation_id = a.id and (h.call is not null or h.usage <> '{}');
     update public.resource_allocations a set idempotency_key = null, request_hash = null, top_ups = '{}'
