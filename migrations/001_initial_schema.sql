@@ -2445,29 +2445,45 @@ end
 $f$;
 comment on function vanilla.register_user(text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
 
-create or replace function vanilla.make_api_key(p_user public.users, p_key public.api_keys) returns uuid
+create or replace function vanilla.require_place(p_user public.users, p_restriction text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_most bigint;
-    v_keys bigint;
+    v_have bigint;
+begin
+    select (l.restrictions ->> p_restriction)::bigint into v_most from public.user_token_wallets w
+        join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
+        where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id;
+    if v_most is null then return; end if;
+    -- two who make the last one meet here; before hold_open, whose lock both of them would have
+    perform from public.users u where u.tenant_id = p_user.tenant_id and u.id = p_user.id for no key update;
+    if p_restriction = 'api_keys' then
+        select count(*) into v_have from public.api_keys k
+            where k.tenant_id = p_user.tenant_id and k.user_id = p_user.id and k.revoked_at is null and k.expires_at > vanilla.clock();
+    elsif p_restriction = 'workflows' then      -- 006
+        select count(*) into v_have from public.ai_workflows w where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id and w.status = 'active';
+    else      -- 009
+        select count(*) into v_have from public.agents a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and a.status = 'active';
+    end if;
+    if v_have >= v_most then
+        perform vanilla.refuse('VS429', format('the level allows %s %s', v_most, replace(p_restriction, 'api_keys', 'API keys')), jsonb_build_object(
+            'restriction', p_restriction, 'limit', v_most, 'used', v_have, 'resets_at', null),
+            case p_restriction when 'api_keys' then 'Revoke' else 'Retire' end || ' one, or ask an admin for another level.');
+    end if;
+end
+$f$;
+comment on function vanilla.require_place(public.users, text) is
+    'Refuses when a user has as many api_keys, workflows or agents as the level allows; else nobody makes another of theirs until this commits.';
+
+create or replace function vanilla.make_api_key(p_user public.users, p_key public.api_keys) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
     v_id uuid := vanilla.uuid7();
 begin
     if p_key.expires_at <= vanilla.clock() then
         perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
     end if;
-    select (l.restrictions ->> 'api_keys')::bigint into v_most from public.user_token_wallets w
-        join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
-        where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id;
-    if v_most is not null then
-        -- two who make the last one meet here
-        perform from public.users where tenant_id = p_user.tenant_id and id = p_user.id for no key update;
-        select count(*) into v_keys from public.api_keys k
-            where k.tenant_id = p_user.tenant_id and k.user_id = p_user.id and k.revoked_at is null and k.expires_at > vanilla.clock();
-        if v_keys >= v_most then
-            perform vanilla.refuse('VS429', format('the level allows %s API keys', v_most), jsonb_build_object('restriction', 'api_keys',
-                'limit', v_most, 'used', v_keys, 'resets_at', null), 'Revoke one, or ask an admin for another level.');
-        end if;
-    end if;
+    perform vanilla.require_place(p_user, 'api_keys');
     perform vanilla.hold_open(p_user);
     begin
         insert into public.api_keys (tenant_id, id, user_id, name, prefix, key_hash, scopes, budget_tokens, expires_at, engine_tenant_id, engine_id, engine_ref, created_at)

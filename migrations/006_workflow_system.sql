@@ -600,8 +600,6 @@ declare
     v_now timestamptz := vanilla.clock();
     v_user public.users;
     v_workflow public.ai_workflows;
-    v_most bigint;
-    v_have bigint;
 begin
     if v_tenant is null then
         v_tenant := (vanilla.find_user(null, p_user_id)).tenant_id;
@@ -612,18 +610,7 @@ begin
         if p_expected_revision > 0 then
             perform vanilla.refuse('VS404', 'no such workflow', jsonb_build_object('slug', p_slug));
         end if;
-        select (l.restrictions ->> 'workflows')::bigint into v_most from public.user_token_wallets w
-            join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
-            where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id;
-        if v_most is not null then
-            -- two who make the last one meet here
-            perform from public.users u where u.tenant_id = v_user.tenant_id and u.id = v_user.id for no key update;
-            select count(*) into v_have from public.ai_workflows w where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id and w.status = 'active';
-            if v_have >= v_most then
-                perform vanilla.refuse('VS429', format('the level allows %s workflows', v_most), jsonb_build_object('restriction', 'workflows',
-                    'limit', v_most, 'used', v_have, 'resets_at', null), 'Retire one, or ask an admin for another level.');
-            end if;
-        end if;
+        perform vanilla.require_place(v_user, 'workflows');
         perform vanilla.hold_open(v_user);
     elsif p_expected_revision = 0 or vanilla.claim(5) = 'user' and v_workflow.user_id <> vanilla.claim(4)::uuid then
         perform vanilla.refuse('VS409', format('the name %s is taken', p_slug), '{"param": "slug"}', 'Choose another slug.');

@@ -1665,7 +1665,6 @@ declare
     v_hash bytea := sha256(convert_to(p_definition::text, 'UTF8'));
     v_user public.users;
     v_agent public.agents;
-    v_most bigint;
 begin
     if v_problem is not null then
         perform vanilla.refuse('VS422', 'the agent is not valid', jsonb_build_object('param', 'definition'), v_problem);
@@ -1678,16 +1677,8 @@ begin
         perform vanilla.refuse('VS409', format('%s is another user''s agent', p_slug), '{"param": "user_id"}', 'Leave the user out to change it.');
     elsif v_agent.id is null then
         v_user := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
+        perform vanilla.require_place(v_user, 'agents');
         perform vanilla.hold_open(v_user);
-        select (l.restrictions ->> 'agents')::bigint into v_most from public.user_token_wallets w
-            join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id;
-        if v_most is not null then
-            perform from public.users u where u.tenant_id = v_user.tenant_id and u.id = v_user.id for no key update;      -- two who make the last one meet here
-            if (select count(*) from public.agents a where a.tenant_id = v_user.tenant_id and a.user_id = v_user.id and a.status = 'active') >= v_most then
-                perform vanilla.refuse('VS429', format('the level allows %s agents', v_most), jsonb_build_object('restriction', 'agents', 'limit', v_most,
-                    'used', v_most, 'resets_at', null), 'Retire one, or ask an admin for another level.');
-            end if;
-        end if;
     end if;
     begin
         if v_agent.id is null then
