@@ -2891,7 +2891,7 @@ begin
             'Restart it when another has ended.');
     end if;
     update public.workflow_executions e set status = 'running', reason = null, error = null, output = null, finished_at = null, version = v_version.version,
-            slot = v_execution.slot, slot_limit = case when v_execution.slot is not null then e.slot_limit end
+            allocation_id = null, slot = v_execution.slot, slot_limit = case when v_execution.slot is not null then e.slot_limit end
         where e.tenant_id = v_execution.tenant_id and e.id = v_execution.id returning * into v_execution;
     perform vanilla.open_execution_budget(v_execution, v_version.definition);
     insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
