@@ -3620,8 +3620,9 @@ begin
     if v_agreement.status <> 'suspended' then
         perform vanilla.refuse('VS409', format('the agreement is %s', v_agreement.status), jsonb_build_object('status', v_agreement.status));
     elsif p_party is not null and (v_agreement.suspended_by <> p_party or v_agreement.suspended_by is null and exists (
-            select from public.agreement_violations x where x.tenant_id = v_agreement.tenant_id and x.agreement_id = v_agreement.id and x.party = p_party
-            order by x.id desc limit v_agreement.violations)) then
+            select from (select v.party from public.agreement_violations v where v.tenant_id = v_agreement.tenant_id and v.agreement_id = v_agreement.id
+                order by v.id desc limit v_agreement.violations) x      -- those since it was last resumed
+            where x.party = p_party)) then
         perform vanilla.refuse('VS403', 'it is for another party to resume it', jsonb_build_object('suspended_by', v_agreement.suspended_by),
             'The party that suspended it resumes it; after violations one that made none, or an admin.');
     end if;
@@ -3629,7 +3630,7 @@ begin
 end
 $f$;
 comment on function public.agreement_resume(uuid, text, uuid) is
-    'A suspended agreement goes on, and violations count from 0: by the party that suspended it; after too many violations, by one that made none; by an admin.';
+    'A suspended agreement goes on, and violations count from 0: by the party that suspended it; after too many violations, by one that made none of them; by an admin.';
 
 create or replace function public.agreement_terminate(p_agreement_id uuid, p_party text default null, p_reason text default '', p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
