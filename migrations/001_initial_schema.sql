@@ -2954,6 +2954,27 @@ $f$;
 comment on function vanilla.settle_call(uuid, uuid, text, bigint, bigint, bigint, bigint, boolean, text, integer, integer) is
     'After a model call, in one round trip: charges what was used, returns the rest, writes the execution. A second call changes nothing.';
 
+create or replace function vanilla.settle_calls(p_tenant_id uuid, p_calls jsonb, out charged bigint, out cost_micros bigint)
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_call record;
+    v_settled jsonb;
+begin
+    charged := 0;
+    cost_micros := 0;
+    for v_call in select * from jsonb_to_recordset(p_calls) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint, estimated boolean,
+            error_code text, latency_ms integer, first_token_ms integer) order by c.hold_id
+    loop
+        v_settled := vanilla.settle_call(p_tenant_id, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
+            v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
+        charged := charged + coalesce((v_settled ->> 'charged')::bigint, 0);
+        cost_micros := cost_micros + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
+    end loop;
+end
+$f$;
+comment on function vanilla.settle_calls(uuid, jsonb) is
+    'Settles the model calls of a step or a turn as a worker tells them, the one that answered and those before it that did not: tokens and micros of USD of all of them.';
+
 create or replace function vanilla.list_models(p_key_hash bytea, p_session_hash bytea default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
 declare

@@ -1581,8 +1581,6 @@ declare
     v_branches text[];
     v_found bigint[];
     v_paused uuid[];
-    v_call record;
-    v_settled jsonb;
     v_charged bigint;
     v_cost bigint;
     v_plain boolean;
@@ -1655,16 +1653,7 @@ begin
             perform vanilla.release_step_holds(v.tenant_id, v.execution_id, v.lease);
             continue;
         end if;
-        v_charged := 0;
-        v_cost := 0;
-        for v_call in select * from jsonb_to_recordset(coalesce(v.calls, '[]')) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint,
-                estimated boolean, error_code text, latency_ms integer, first_token_ms integer)
-        loop
-            v_settled := vanilla.settle_call(v.tenant_id, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
-                v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
-            v_charged := v_charged + coalesce((v_settled ->> 'charged')::bigint, 0);
-            v_cost := v_cost + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
-        end loop;
+        select c.charged, c.cost_micros into v_charged, v_cost from vanilla.settle_calls(v.tenant_id, v.calls) c;
         -- of a call whose admission was not answered the worker knows nothing
         perform vanilla.release_step_holds(v.tenant_id, v.execution_id, v_step.lease);
         if v_charged > 0 or v_cost > 0 then
@@ -2012,10 +2001,8 @@ declare
     v_lease constant bigint := p_done ->> 'lease';
     v_execution record;
     v_step record;
-    v_call record;
-    v_settled jsonb;
-    v_charged bigint := 0;
-    v_cost bigint := 0;
+    v_charged bigint;
+    v_cost bigint;
     v_output jsonb;
 begin
     if p_done ->> 'outcome' <> 'succeeded' or p_done ->> 'item' is not null or p_done ? 'run' or starts_with(p_done ->> 'node', '$') then return null; end if;
@@ -2035,14 +2022,7 @@ begin
           and not exists (select from public.workflow_queue o where o.tenant_id = v_tenant and o.execution_id = v_id and (o.node, o.item) <> (q.node, q.item))
           and not exists (select from public.workflow_timers t where t.tenant_id = v_tenant and t.execution_id = v_id);
     if not found then return null; end if;
-    for v_call in select * from jsonb_to_recordset(coalesce(p_done -> 'calls', '[]')) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint,
-            estimated boolean, error_code text, latency_ms integer, first_token_ms integer) order by c.hold_id
-    loop
-        v_settled := vanilla.settle_call(v_tenant, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
-            v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
-        v_charged := v_charged + coalesce((v_settled ->> 'charged')::bigint, 0);
-        v_cost := v_cost + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
-    end loop;
+    select c.charged, c.cost_micros into v_charged, v_cost from vanilla.settle_calls(v_tenant, p_done -> 'calls') c;
     if exists (select from public.user_token_holds h where h.tenant_id = v_tenant and h.reference_id = v_id and h.state = 'open') then
         perform vanilla.release_step_holds(v_tenant, v_id);
     end if;

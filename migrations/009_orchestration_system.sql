@@ -1939,28 +1939,6 @@ end
 $f$;
 comment on function vanilla.release_run_calls(uuid, uuid, bigint) is 'Returns what model calls of an execution with a budget and of the runs in it, or of one lease, still hold.';
 
-create or replace function vanilla.settle_turn(p_run public.agent_runs, p_calls jsonb) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_call record;
-    v_settled jsonb;
-    v_charged bigint := 0;
-    v_cost bigint := 0;
-begin
-    for v_call in select * from jsonb_to_recordset(p_calls) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint, estimated boolean,
-            error_code text, latency_ms integer, first_token_ms integer)
-    loop
-        v_settled := vanilla.settle_call(p_run.tenant_id, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
-            v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
-        v_charged := v_charged + coalesce((v_settled ->> 'charged')::bigint, 0);
-        v_cost := v_cost + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
-    end loop;
-    return jsonb_build_object('charged', v_charged, 'cost_micros', v_cost);
-end
-$f$;
-comment on function vanilla.settle_turn(public.agent_runs, jsonb) is
-    'Settles the model calls of a turn as a worker tells them, the one that answered and those before it that did not; tokens and micros of USD.';
-
 -- runs -------------------------------------------------------------------------------------------------------------
 -- A run is a step of an execution of 006. One that nobody wrote a workflow for has this one, of a single node.
 create or replace function vanilla.agent_flow(p_version public.agent_versions) returns void
@@ -2327,7 +2305,7 @@ declare
     v_run public.agent_runs := vanilla.run_of_step(v_step);
     v_speaker public.agent_versions;
     v_call record;
-    v_settled jsonb;
+    v_settled record;
     v_kind text;
     v_hash bytea;
     v_found record;
@@ -2346,14 +2324,14 @@ begin
     if v_run.parent_run_id is not null and jsonb_path_exists(p_answer, '$.calls[*] ? (@.name like_regex "^delegate_to_" || @.name == "contract_out")') then
         perform from public.agent_runs r where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id for no key update;      -- before money: its own turns have it first too
     end if;
-    v_settled := vanilla.settle_turn(v_run, p_calls);
-    update public.workflow_steps s set charged_tokens = s.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = s.cost_micros + (v_settled ->> 'cost_micros')::bigint
+    v_settled := vanilla.settle_calls(v_run.tenant_id, p_calls);
+    update public.workflow_steps s set charged_tokens = s.charged_tokens + v_settled.charged, cost_micros = s.cost_micros + v_settled.cost_micros
         where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item in (-1, v_step.item);
     v_n := v_n + 1;
     v_said := v_n;
     insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
-        values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, (v_settled ->> 'charged')::bigint,
-            (v_settled ->> 'cost_micros')::bigint, v_now, v_now);
+        values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, v_settled.charged, v_settled.cost_micros,
+            v_now, v_now);
     if v_calls > 0 and not p_wrap_up then
         if p_turn >= (v_run.limits ->> 'turns')::integer then v_stop := 'max_turns'; end if;
         if v_run.deadline_at <= v_now then v_stop := 'deadline'; end if;
@@ -2401,7 +2379,7 @@ begin
     end if;
     update public.agent_runs r set turns = p_turn, chat = v_run.chat, speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version, path = v_run.path,
             tool_calls = r.tool_calls + (select count(*) from public.agent_run_steps s where s.tenant_id = r.tenant_id and s.run_id = r.id and s.turn = p_turn and s.kind = 'tool' and s.status <> 'refused'),
-            charged_tokens = r.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = r.cost_micros + (v_settled ->> 'cost_micros')::bigint
+            charged_tokens = r.charged_tokens + v_settled.charged, cost_micros = r.cost_micros + v_settled.cost_micros
         where r.tenant_id = v_run.tenant_id and r.id = v_run.id returning * into v_run;
     perform vanilla.count_anew(v_step);
     return vanilla.run_view(v_run) || jsonb_build_object('stop', v_stop);
@@ -2842,20 +2820,24 @@ $f$;
 comment on function vanilla.agents_ended(public.workflow_executions, public.workflow_queue, boolean) is
     'A run that waits for those it asked goes on when all have ended; bids that are late are not waited for; when its time is over they are cancelled, and it fails.';
 
-create or replace function vanilla.delete_runs(p_tenant_id uuid, p_executions uuid[]) returns void
+create or replace function vanilla.drop_runs(p_tenant_id uuid, p_runs uuid[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
-declare
-    v_runs uuid[] := array(select r.id from public.agent_runs r join public.agent_runs t on t.tenant_id = r.tenant_id and t.id = r.root_run_id
-        where t.tenant_id = p_tenant_id and t.execution_id = any (p_executions));
 begin
-    if v_runs = '{}' then return; end if;
-    delete from public.contract_bids b using public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (v_runs) and b.tenant_id = c.tenant_id and b.call_id = c.id;
-    delete from public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (v_runs);
-    delete from public.run_artifacts a where a.tenant_id = p_tenant_id and a.run_id = any (v_runs);
-    delete from public.agent_run_state s where s.tenant_id = p_tenant_id and s.root_run_id = any (v_runs);
-    delete from public.agent_run_steps s where s.tenant_id = p_tenant_id and s.run_id = any (v_runs);
-    delete from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = any (v_runs);
+    if p_runs = '{}' then return; end if;
+    delete from public.contract_bids b using public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (p_runs) and b.tenant_id = c.tenant_id and b.call_id = c.id;
+    delete from public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (p_runs);
+    delete from public.run_artifacts a where a.tenant_id = p_tenant_id and a.run_id = any (p_runs);
+    delete from public.agent_run_state s where s.tenant_id = p_tenant_id and s.root_run_id = any (p_runs);
+    delete from public.agent_run_steps s where s.tenant_id = p_tenant_id and s.run_id = any (p_runs);
+    delete from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = any (p_runs);
 end
+$f$;
+comment on function vanilla.drop_runs(uuid, uuid[]) is 'Deletes runs, whole trees of them, with all that is theirs.';
+
+create or replace function vanilla.delete_runs(p_tenant_id uuid, p_executions uuid[]) returns void
+language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+    select vanilla.drop_runs(p_tenant_id, array(select r.id from public.agent_runs r join public.agent_runs t on t.tenant_id = r.tenant_id and t.id = r.root_run_id
+        where t.tenant_id = p_tenant_id and t.execution_id = any (p_executions)))
 $f$;
 comment on function vanilla.delete_runs(uuid, uuid[]) is 'Deletes the trees of runs that began in these executions.';
 
@@ -2864,12 +2846,7 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqsc
 declare
     v_agents uuid[];
 begin
-    delete from public.contract_bids b where b.tenant_id = p_user.tenant_id and b.user_id = p_user.id;
-    delete from public.contract_calls c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id;
-    delete from public.run_artifacts a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id;
-    delete from public.agent_run_state s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
-    delete from public.agent_run_steps s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
-    delete from public.agent_runs r where r.tenant_id = p_user.tenant_id and r.user_id = p_user.id;
+    perform vanilla.drop_runs(p_user.tenant_id, array(select r.id from public.agent_runs r where r.tenant_id = p_user.tenant_id and r.user_id = p_user.id));
     -- what is shared, or somebody else has run, is the tenant's by now
     delete from public.agent_versions v where v.tenant_id = p_user.tenant_id and v.user_id = p_user.id and not v.shared
         and not exists (select from public.agent_runs r where r.tenant_id = v.tenant_id and v.agent_id in (r.agent_id, r.speaker_id));
@@ -2889,9 +2866,7 @@ create or replace function public.start_agent(p_ref text, p_input jsonb default 
     p_priority integer default null, p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_self boolean := vanilla.claim(4) is not null and coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid;
-    v_tenant uuid := case when v_self then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
-    v_user public.users := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
+    v_user public.users := vanilla.engine_user(p_user_id, p_tenant_id);
     v_version public.agent_versions;
     v_started jsonb;
     v_execution public.workflow_executions;
