@@ -247,7 +247,7 @@ create table if not exists public.agent_runs (
     constraint agent_runs_finished_check check ((state in ('completed', 'failed', 'canceled', 'rejected')) = (finished_at is not null)
         and (finished_at is null) = (stop_reason is null)),
     constraint agent_runs_stop_check check (stop_reason in ('done', 'max_turns', 'max_tool_calls', 'max_depth', 'max_children', 'budget_exhausted', 'deadline',
-        'loop_detected', 'cycle_refused', 'agreement_violated', 'quality_failed', 'canceled', 'provider_failed', 'failed')),
+        'loop_detected', 'cycle_refused', 'canceled', 'provider_failed', 'failed')),
     constraint agent_runs_depth_check check (depth >= 0 and cardinality(path) > depth)
 ) with (fillfactor = 80);
 create unique index if not exists agent_runs_step_idx on public.agent_runs (tenant_id, execution_id, node, item) where finished_at is null;
@@ -2654,22 +2654,28 @@ $f$;
 comment on function vanilla.start_contracts(public.workflow_executions, public.workflow_queue, public.agent_runs) is
     'Announces the tasks that a run has put out, and starts the work of those that were awarded, with the price as its budget. Returns how many runs it started.';
 
-create or replace function vanilla.late_bids(p_execution public.workflow_executions, p_step public.workflow_queue) returns void
+create or replace function vanilla.open_contracts(p_step public.workflow_queue) returns setof public.contract_calls
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+    select c.* from public.agent_runs r join public.contract_calls c on c.tenant_id = r.tenant_id and c.run_id = r.id and c.state = 'open'
+    where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item and r.finished_at is null
+$f$;
+comment on function vanilla.open_contracts(public.workflow_queue) is 'The tasks that the run under way of a step has put out and that nobody has got yet.';
+
+create or replace function vanilla.late_bids(p_step public.workflow_queue) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_bid record;
 begin
-    for v_bid in select b.id, r.execution_id from public.agent_runs p
-            join public.contract_calls c on c.tenant_id = p.tenant_id and c.run_id = p.id and c.state = 'open' and c.deadline_at <= vanilla.clock()
+    for v_bid in select b.id, r.execution_id from vanilla.open_contracts(p_step) c
             join public.contract_bids b on b.tenant_id = c.tenant_id and b.call_id = c.id and b.state = 'asked'
             join public.agent_runs r on r.tenant_id = b.tenant_id and r.id = b.run_id and r.finished_at is null
-            where p.tenant_id = p_step.tenant_id and p.execution_id = p_step.execution_id and p.node = p_step.node and p.item = p_step.item and p.finished_at is null order by r.execution_id loop
+            where c.deadline_at <= vanilla.clock() order by r.execution_id loop
         update public.contract_bids b set state = 'late' where b.tenant_id = p_step.tenant_id and b.id = v_bid.id;
         perform vanilla.cancel_one(p_step.tenant_id, v_bid.execution_id, 'late');
     end loop;
 end
 $f$;
-comment on function vanilla.late_bids(public.workflow_executions, public.workflow_queue) is 'Ends the runs of bidders that have not bid in time.';
+comment on function vanilla.late_bids(public.workflow_queue) is 'Ends the runs of bidders that have not bid in time.';
 
 create or replace function vanilla.start_delegates(p_execution public.workflow_executions, p_step public.workflow_queue) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2690,8 +2696,8 @@ begin
     for v_row in select * from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate' and s.status = 'open'
             and s.child_run_id is null order by s.n loop
         begin
-            v_version := vanilla.agent_of(v_run.tenant_id, v_run.user_id, coalesce((select x.value ->> 'agent' from jsonb_array_elements(v_speaker.definition -> 'delegates') x
-                where split_part(x.value ->> 'agent', '@', 1) = substr(v_row.name, 13)), substr(v_row.name, 13)));
+            v_version := vanilla.agent_of(v_run.tenant_id, v_run.user_id, (select x.value ->> 'agent' from jsonb_array_elements(v_speaker.definition -> 'delegates') x
+                where split_part(x.value ->> 'agent', '@', 1) = substr(v_row.name, 13)));
             v_made := vanilla.start_child_run(p_execution, p_step, v_run, v_version, coalesce(v_row.arguments -> 'message', v_row.arguments), v_share);
         exception when others then
             if sqlstate not like 'VS%' then raise; end if;
@@ -2733,7 +2739,7 @@ comment on function vanilla.end_run(public.agent_runs, text, text, jsonb, jsonb)
 
 create or replace function vanilla.stop_reason(p_code text) returns text language sql immutable
     return case when p_code in ('max_turns', 'max_tool_calls', 'max_depth', 'max_children', 'budget_exhausted', 'deadline', 'loop_detected', 'cycle_refused',
-            'agreement_violated', 'quality_failed', 'canceled') then p_code
+            'canceled') then p_code
         when p_code in ('provider_error', 'rate_limited', 'timeout', 'provider_not_ready', 'model_not_found', 'unsupported_model') then 'provider_failed'
         when p_code = 'insufficient_tokens' then 'budget_exhausted'
         when p_code = 'cancelled' then 'canceled'
@@ -2753,7 +2759,7 @@ begin
     end if;
 end
 $f$;
-comment on function vanilla.end_step_run(public.workflow_queue, text, jsonb, jsonb) is 'The run of a step that has its outcome ends with it.';
+comment on function vanilla.end_step_run(public.workflow_queue, text, jsonb, jsonb) is 'The run of a step that has its outcome ends with it; steps that are no agent, and items of a map that are none, have no run.';
 
 create or replace function vanilla.end_runs(p_tenant_id uuid, p_execution_id uuid, p_status text, p_error jsonb default null, p_nodes smallint[] default null) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
@@ -2778,9 +2784,7 @@ comment on function vanilla.end_runs(uuid, uuid, text, jsonb, smallint[]) is 'Ru
 create or replace function vanilla.agents_due(p_step public.workflow_queue) returns timestamptz
 language sql stable set search_path = pg_catalog, pg_temp as $f$
     select least(vanilla.clock() + make_interval(secs => n.timeout_s), (
-            select min(c.deadline_at) from public.agent_runs r join public.contract_calls c on c.tenant_id = r.tenant_id and c.run_id = r.id and c.state = 'open'
-            where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item and r.finished_at is null
-              and c.deadline_at > vanilla.clock()))
+            select min(c.deadline_at) from vanilla.open_contracts(p_step) c where c.deadline_at > vanilla.clock()))
         from public.workflow_nodes n where n.tenant_id = p_step.tenant_id and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = p_step.node
 $f$;
 comment on function vanilla.agents_due(public.workflow_queue) is 'How long a run waits for those it asked: as long as its node lets an attempt run, or until the next bids are due.';
@@ -2792,10 +2796,8 @@ declare
     v_running uuid[];
     v_id uuid;
 begin
-    v_late := not p_told and exists (select from public.agent_runs r join public.contract_calls c on c.tenant_id = r.tenant_id and c.run_id = r.id and c.state = 'open'
-        where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item and r.finished_at is null
-          and c.deadline_at <= vanilla.clock());
-    if v_late then perform vanilla.late_bids(p_execution, p_step); end if;
+    v_late := not p_told and exists (select from vanilla.open_contracts(p_step) c where c.deadline_at <= vanilla.clock());
+    if v_late then perform vanilla.late_bids(p_step); end if;
     v_running := array(select e.id from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id
         and e.parent_node = p_step.node and e.parent_item = p_step.item and e.finished_at is null order by e.id);
     if p_told and v_running <> '{}' then return; end if;      -- the last one of them tells again
