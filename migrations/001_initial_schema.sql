@@ -2445,29 +2445,45 @@ end
 $f$;
 comment on function vanilla.register_user(text, text, text, text) is 'A visitor becomes a user of a tenant that takes registrations, with the default level''s tokens.';
 
-create or replace function vanilla.make_api_key(p_user public.users, p_key public.api_keys) returns uuid
+create or replace function vanilla.require_place(p_user public.users, p_restriction text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_most bigint;
-    v_keys bigint;
+    v_have bigint;
+begin
+    select (l.restrictions ->> p_restriction)::bigint into v_most from public.user_token_wallets w
+        join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
+        where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id;
+    if v_most is null then return; end if;
+    -- two who make the last one meet here; before hold_open, whose lock both of them would have
+    perform from public.users u where u.tenant_id = p_user.tenant_id and u.id = p_user.id for no key update;
+    if p_restriction = 'api_keys' then
+        select count(*) into v_have from public.api_keys k
+            where k.tenant_id = p_user.tenant_id and k.user_id = p_user.id and k.revoked_at is null and k.expires_at > vanilla.clock();
+    elsif p_restriction = 'workflows' then      -- 006
+        select count(*) into v_have from public.ai_workflows w where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id and w.status = 'active';
+    else      -- 009
+        select count(*) into v_have from public.agents a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and a.status = 'active';
+    end if;
+    if v_have >= v_most then
+        perform vanilla.refuse('VS429', format('the level allows %s %s', v_most, replace(p_restriction, 'api_keys', 'API keys')), jsonb_build_object(
+            'restriction', p_restriction, 'limit', v_most, 'used', v_have, 'resets_at', null),
+            case p_restriction when 'api_keys' then 'Revoke' else 'Retire' end || ' one, or ask an admin for another level.');
+    end if;
+end
+$f$;
+comment on function vanilla.require_place(public.users, text) is
+    'Refuses when a user has as many api_keys, workflows or agents as the level allows; else nobody makes another of theirs until this commits.';
+
+create or replace function vanilla.make_api_key(p_user public.users, p_key public.api_keys) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
     v_id uuid := vanilla.uuid7();
 begin
     if p_key.expires_at <= vanilla.clock() then
         perform vanilla.refuse('VS400', 'the expiry is in the past', '{"param": "expires_at"}');
     end if;
-    select (l.restrictions ->> 'api_keys')::bigint into v_most from public.user_token_wallets w
-        join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
-        where w.tenant_id = p_user.tenant_id and w.user_id = p_user.id;
-    if v_most is not null then
-        -- two who make the last one meet here
-        perform from public.users where tenant_id = p_user.tenant_id and id = p_user.id for no key update;
-        select count(*) into v_keys from public.api_keys k
-            where k.tenant_id = p_user.tenant_id and k.user_id = p_user.id and k.revoked_at is null and k.expires_at > vanilla.clock();
-        if v_keys >= v_most then
-            perform vanilla.refuse('VS429', format('the level allows %s API keys', v_most), jsonb_build_object('restriction', 'api_keys',
-                'limit', v_most, 'used', v_keys, 'resets_at', null), 'Revoke one, or ask an admin for another level.');
-        end if;
-    end if;
+    perform vanilla.require_place(p_user, 'api_keys');
     perform vanilla.hold_open(p_user);
     begin
         insert into public.api_keys (tenant_id, id, user_id, name, prefix, key_hash, scopes, budget_tokens, expires_at, engine_tenant_id, engine_id, engine_ref, created_at)
@@ -2776,17 +2792,22 @@ begin
         v_entry.reference_type := 'workflow_execution';
         v_entry.reference_id := v_caller.execution_id;
         v_call := v_call || jsonb_build_object('lease', p_step -> 'lease');
-        if v_caller.hold_id is not null then
-            perform vanilla.draw_estimate(v_caller.tenant_id, v_caller.hold_id, v_needed);
-        end if;
     end if;
     if p_step is not null and (p_step ->> 'run_id' is not null or v_caller.allocation_id is not null) then      -- a budget pays, which the wallet has reserved already (009)
-        v_held := vanilla.hold_turn(v_caller.tenant_id, v_caller.allocation_id, p_step, v_call, v_prompt, v_output, p_choices, p_output_limit is null, p_ttl, p_execution_id);
+        v_held := vanilla.hold_turn(v_caller.tenant_id, v_caller.allocation_id, p_step, v_call || jsonb_build_object('api_key_id', v_caller.key_id), v_prompt, v_output, p_choices,
+            p_output_limit is null, p_ttl, p_execution_id);
         v_needed := (v_held ->> 'amount')::bigint;
         v_output := (v_held ->> 'output_limit')::bigint;
         v_clamped := (v_held ->> 'clamped')::boolean;
         v_entry.hold_id := (v_held ->> 'hold_id')::uuid;
         v_entry.available_after := (v_held ->> 'left')::bigint;
+    end if;
+    if p_step is not null then      -- the estimate after the budget: allocations, holds, then the wallet
+        if v_caller.hold_id is not null then
+            perform vanilla.draw_estimate(v_caller.tenant_id, v_caller.hold_id, v_needed);
+        end if;
+    end if;
+    if v_held is not null then
         if v_limits is not null then
             perform from public.user_token_wallets w where w.tenant_id = v_caller.tenant_id and w.user_id = v_payer for update;
         end if;
@@ -2834,12 +2855,16 @@ begin
         if not found then perform vanilla.refuse('VS430', 'the step is being taken from this worker'); end if;
     end if;
     if v_caller.budget_tokens is not null then
-        update public.api_keys set used_tokens = used_tokens + v_needed
-            where tenant_id = v_caller.tenant_id and id = v_caller.key_id and used_tokens + v_needed <= budget_tokens;
-        if not found then
-            select * into v_key from public.api_keys where tenant_id = v_caller.tenant_id and id = v_caller.key_id;
+        select * into v_key from public.api_keys where tenant_id = v_caller.tenant_id and id = v_caller.key_id for no key update;
+        -- what a budget holds for a call is the key's as long as it is held
+        select v_key.used_tokens + coalesce(sum(h.amount), 0) into v_key.used_tokens from public.allocation_holds h
+            where h.tenant_id = v_caller.tenant_id and h.state = 'open' and h.call ->> 'api_key_id' = v_caller.key_id::text and h.id is distinct from v_entry.hold_id;
+        if v_key.used_tokens + v_needed > v_key.budget_tokens then
             perform vanilla.refuse('VS429', 'the budget of this key is used up', jsonb_build_object('limit', v_key.budget_tokens,
                 'used', v_key.used_tokens, 'needed', v_needed, 'resets_at', null), 'An admin can make a key with a larger budget.');
+        end if;
+        if v_held is null then
+            update public.api_keys set used_tokens = used_tokens + v_needed where tenant_id = v_caller.tenant_id and id = v_caller.key_id;
         end if;
     end if;
     return jsonb_build_object('tenant_id', v_caller.tenant_id, 'user_id', v_payer, 'hold_id', v_entry.hold_id, 'execution_id', p_execution_id,
@@ -2904,9 +2929,9 @@ begin
     end if;
     if v_hold.api_key_id is not null then
         update public.api_keys k set last_used_at = vanilla.clock(),
-            -- a late settlement finds the reserved part given back already
+            -- a late settlement finds the reserved part given back already; what a budget holds was never added
             used_tokens = case when k.budget_tokens is null then k.used_tokens
-                else greatest(k.used_tokens + v_charged - case when v_entry.metadata ? 'late' then 0 else v_hold.requested end, 0) end
+                else greatest(k.used_tokens + v_charged - case when v_entry.metadata ? 'late' or v_hold.reference_type = 'resource_allocation' then 0 else v_hold.requested end, 0) end
         where k.tenant_id = p_tenant_id and k.id = v_hold.api_key_id
           and (k.budget_tokens is not null or k.last_used_at is null or k.last_used_at < vanilla.clock() - interval '1 minute');
     end if;
@@ -2928,6 +2953,27 @@ end
 $f$;
 comment on function vanilla.settle_call(uuid, uuid, text, bigint, bigint, bigint, bigint, boolean, text, integer, integer) is
     'After a model call, in one round trip: charges what was used, returns the rest, writes the execution. A second call changes nothing.';
+
+create or replace function vanilla.settle_calls(p_tenant_id uuid, p_calls jsonb, out charged bigint, out cost_micros bigint)
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_call record;
+    v_settled jsonb;
+begin
+    charged := 0;
+    cost_micros := 0;
+    for v_call in select * from jsonb_to_recordset(p_calls) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint, estimated boolean,
+            error_code text, latency_ms integer, first_token_ms integer) order by c.hold_id
+    loop
+        v_settled := vanilla.settle_call(p_tenant_id, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
+            v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
+        charged := charged + coalesce((v_settled ->> 'charged')::bigint, 0);
+        cost_micros := cost_micros + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
+    end loop;
+end
+$f$;
+comment on function vanilla.settle_calls(uuid, jsonb) is
+    'Settles the model calls of a step or a turn as a worker tells them, the one that answered and those before it that did not: tokens and micros of USD of all of them.';
 
 create or replace function vanilla.list_models(p_key_hash bytea, p_session_hash bytea default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$

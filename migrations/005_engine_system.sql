@@ -748,7 +748,7 @@ begin
     return vanilla.find_user(case when v_self then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end, coalesce(p_user_id, vanilla.claim(4)::uuid));
 end
 $f$;
-comment on function vanilla.engine_user(uuid, uuid) is 'For whom an engine is looked for: the caller, or a user whom an admin of the tenant or the operator names.';
+comment on function vanilla.engine_user(uuid, uuid) is 'For whom something is looked for or begun: the caller, or a user whom an admin of the tenant or the operator names.';
 
 create or replace function public.resolve_engine(p_user_id uuid default null, p_ref text default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$

@@ -600,8 +600,6 @@ declare
     v_now timestamptz := vanilla.clock();
     v_user public.users;
     v_workflow public.ai_workflows;
-    v_most bigint;
-    v_have bigint;
 begin
     if v_tenant is null then
         v_tenant := (vanilla.find_user(null, p_user_id)).tenant_id;
@@ -612,18 +610,7 @@ begin
         if p_expected_revision > 0 then
             perform vanilla.refuse('VS404', 'no such workflow', jsonb_build_object('slug', p_slug));
         end if;
-        select (l.restrictions ->> 'workflows')::bigint into v_most from public.user_token_wallets w
-            join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
-            where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id;
-        if v_most is not null then
-            -- two who make the last one meet here
-            perform from public.users u where u.tenant_id = v_user.tenant_id and u.id = v_user.id for no key update;
-            select count(*) into v_have from public.ai_workflows w where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id and w.status = 'active';
-            if v_have >= v_most then
-                perform vanilla.refuse('VS429', format('the level allows %s workflows', v_most), jsonb_build_object('restriction', 'workflows',
-                    'limit', v_most, 'used', v_have, 'resets_at', null), 'Retire one, or ask an admin for another level.');
-            end if;
-        end if;
+        perform vanilla.require_place(v_user, 'workflows');
         perform vanilla.hold_open(v_user);
     elsif p_expected_revision = 0 or vanilla.claim(5) = 'user' and v_workflow.user_id <> vanilla.claim(4)::uuid then
         perform vanilla.refuse('VS409', format('the name %s is taken', p_slug), '{"param": "slug"}', 'Choose another slug.');
@@ -1538,7 +1525,8 @@ begin
             and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = p_step.node));
         begin
             perform vanilla.start_child(v_execution, p_step, p_wait);
-        exception when sqlstate 'VS400' or sqlstate 'VS403' or sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS422' then
+        exception when others then      -- of this step alone: the outcomes beside it count
+            if sqlstate not like 'VS%' then raise; end if;
             get stacked diagnostics v_detail = pg_exception_detail;
             perform vanilla.fail_step(p_step, jsonb_build_object('code', coalesce(p_wait ->> 'of', 'workflow') || '_not_started', 'message', sqlerrm, 'details', nullif(v_detail, '')::jsonb));
             return;
@@ -1593,8 +1581,6 @@ declare
     v_branches text[];
     v_found bigint[];
     v_paused uuid[];
-    v_call record;
-    v_settled jsonb;
     v_charged bigint;
     v_cost bigint;
     v_plain boolean;
@@ -1667,16 +1653,7 @@ begin
             perform vanilla.release_step_holds(v.tenant_id, v.execution_id, v.lease);
             continue;
         end if;
-        v_charged := 0;
-        v_cost := 0;
-        for v_call in select * from jsonb_to_recordset(coalesce(v.calls, '[]')) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint,
-                estimated boolean, error_code text, latency_ms integer, first_token_ms integer)
-        loop
-            v_settled := vanilla.settle_call(v.tenant_id, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
-                v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
-            v_charged := v_charged + coalesce((v_settled ->> 'charged')::bigint, 0);
-            v_cost := v_cost + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
-        end loop;
+        select c.charged, c.cost_micros into v_charged, v_cost from vanilla.settle_calls(v.tenant_id, v.calls) c;
         -- of a call whose admission was not answered the worker knows nothing
         perform vanilla.release_step_holds(v.tenant_id, v.execution_id, v_step.lease);
         if v_charged > 0 or v_cost > 0 then
@@ -2024,15 +2001,14 @@ declare
     v_lease constant bigint := p_done ->> 'lease';
     v_execution record;
     v_step record;
-    v_call record;
-    v_settled jsonb;
-    v_charged bigint := 0;
-    v_cost bigint := 0;
+    v_charged bigint;
+    v_cost bigint;
     v_output jsonb;
 begin
-    if p_done ->> 'outcome' <> 'succeeded' or p_done ->> 'item' is not null or starts_with(p_done ->> 'node', '$') then return null; end if;
+    if p_done ->> 'outcome' <> 'succeeded' or p_done ->> 'item' is not null or p_done ? 'run' or starts_with(p_done ->> 'node', '$') then return null; end if;
     select e.user_id, e.workflow_id, e.version into v_execution from public.workflow_executions e
-        where e.tenant_id = v_tenant and e.id = v_id and e.status = 'running' and e.hold_id is null and e.parent_execution_id is null and e.slot is null for no key update;
+        where e.tenant_id = v_tenant and e.id = v_id and e.status = 'running' and e.hold_id is null and e.allocation_id is null and e.parent_execution_id is null and e.slot is null
+        for no key update;
     if not found then return null; end if;
     -- its row is locked: the queue has what it will have
     select q.node, q.attempt, q.claimed_at, n.name, d.node as last, s.charged, s.cost into v_step
@@ -2046,14 +2022,7 @@ begin
           and not exists (select from public.workflow_queue o where o.tenant_id = v_tenant and o.execution_id = v_id and (o.node, o.item) <> (q.node, q.item))
           and not exists (select from public.workflow_timers t where t.tenant_id = v_tenant and t.execution_id = v_id);
     if not found then return null; end if;
-    for v_call in select * from jsonb_to_recordset(coalesce(p_done -> 'calls', '[]')) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint,
-            estimated boolean, error_code text, latency_ms integer, first_token_ms integer) order by c.hold_id
-    loop
-        v_settled := vanilla.settle_call(v_tenant, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
-            v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
-        v_charged := v_charged + coalesce((v_settled ->> 'charged')::bigint, 0);
-        v_cost := v_cost + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
-    end loop;
+    select c.charged, c.cost_micros into v_charged, v_cost from vanilla.settle_calls(v_tenant, p_done -> 'calls') c;
     if exists (select from public.user_token_holds h where h.tenant_id = v_tenant and h.reference_id = v_id and h.state = 'open') then
         perform vanilla.release_step_holds(v_tenant, v_id);
     end if;
@@ -2902,7 +2871,7 @@ begin
             'Restart it when another has ended.');
     end if;
     update public.workflow_executions e set status = 'running', reason = null, error = null, output = null, finished_at = null, version = v_version.version,
-            slot = v_execution.slot, slot_limit = case when v_execution.slot is not null then e.slot_limit end
+            allocation_id = null, slot = v_execution.slot, slot_limit = case when v_execution.slot is not null then e.slot_limit end
         where e.tenant_id = v_execution.tenant_id and e.id = v_execution.id returning * into v_execution;
     perform vanilla.open_execution_budget(v_execution, v_version.definition);
     insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
@@ -3295,7 +3264,7 @@ begin
     select array_agg(e.tenant_id), array_agg(e.id) into v_tenants, v_ids from public.workflow_executions e where e.tenant_id = p_user.tenant_id and e.user_id = p_user.id;
     if v_ids is not null then
         select l.tenants, l.ids into v_tenants, v_ids from vanilla.lock_executions(v_tenants, v_ids) l;
-        perform vanilla.lock_money(v_tenants, v_ids);
+        perform vanilla.lock_money(v_tenants, v_ids, vanilla.lock_trees(p_user));      -- with the budgets that are no execution's, which end after these
     end if;
     for v_execution in select e.* from public.workflow_executions e where e.tenant_id = p_user.tenant_id and e.user_id = p_user.id and e.finished_at is null
             order by e.depth, e.id loop

@@ -247,7 +247,7 @@ create table if not exists public.agent_runs (
     constraint agent_runs_finished_check check ((state in ('completed', 'failed', 'canceled', 'rejected')) = (finished_at is not null)
         and (finished_at is null) = (stop_reason is null)),
     constraint agent_runs_stop_check check (stop_reason in ('done', 'max_turns', 'max_tool_calls', 'max_depth', 'max_children', 'budget_exhausted', 'deadline',
-        'loop_detected', 'cycle_refused', 'agreement_violated', 'quality_failed', 'canceled', 'provider_failed', 'failed')),
+        'loop_detected', 'cycle_refused', 'canceled', 'provider_failed', 'failed')),
     constraint agent_runs_depth_check check (depth >= 0 and cardinality(path) > depth)
 ) with (fillfactor = 80);
 create unique index if not exists agent_runs_step_idx on public.agent_runs (tenant_id, execution_id, node, item) where finished_at is null;
@@ -1412,18 +1412,33 @@ create or replace function vanilla.job_allocations(p_limit integer) returns json
 language sql volatile set search_path = pg_catalog, pg_temp as $f$ select vanilla.allocation_reap(p_limit) $f$;
 comment on function vanilla.job_allocations(integer) is 'Job: ends up to p_limit allocations whose time is over and releases steps that were not settled in time.';
 
+create or replace function vanilla.lock_trees(p_user public.users) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_root record;
+    v_holds jsonb := '[]';
+begin
+    for v_root in select a.id, a.hold_id from public.resource_allocations a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and a.parent_id is null
+            and a.state = 'open' order by a.id loop
+        perform vanilla.lock_subtree(p_user.tenant_id, v_root.id);
+        v_holds := v_holds || jsonb_build_object('tenant_id', p_user.tenant_id, 'hold_id', v_root.hold_id);
+    end loop;
+    return v_holds;
+end
+$f$;
+comment on function vanilla.lock_trees(public.users) is 'Locks the open allocations of a user, trees and all; returns their holds in the wallet, which come next, as lock_money takes them.';
+
 create or replace function vanilla.forget_allocations(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
-    v_roots uuid[] := array(select a.id from public.resource_allocations a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and a.parent_id is null
-        and a.state = 'open' order by a.id);
     v_id uuid;
 begin
-    -- all of them before their holds, and those before the wallet
-    foreach v_id in array v_roots loop perform vanilla.lock_subtree(p_user.tenant_id, v_id); end loop;
-    perform from public.user_token_holds h where h.tenant_id = p_user.tenant_id and h.id in (
-        select a.hold_id from public.resource_allocations a where a.tenant_id = p_user.tenant_id and a.id = any (v_roots)) order by h.id for update;
-    foreach v_id in array v_roots loop perform vanilla.allocation_end(p_user.tenant_id, v_id, 'closed', 'erased'); end loop;
+    -- all of them before their holds, and those before the wallet; who has had executions has them locked already
+    perform vanilla.lock_money('{}', '{}', vanilla.lock_trees(p_user));
+    for v_id in select a.id from public.resource_allocations a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and a.parent_id is null
+            and a.state = 'open' order by a.id loop
+        perform vanilla.allocation_end(p_user.tenant_id, v_id, 'closed', 'erased');
+    end loop;
     update public.allocation_holds h set call = null, usage = '{}' from public.resource_allocations a
         where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id and h.tenant_id = a.tenant_id and h.allocation_id = a.id and (h.call is not null or h.usage <> '{}');
     update public.resource_allocations a set idempotency_key = null, request_hash = null, top_ups = '{}'
@@ -1650,7 +1665,6 @@ declare
     v_hash bytea := sha256(convert_to(p_definition::text, 'UTF8'));
     v_user public.users;
     v_agent public.agents;
-    v_most bigint;
 begin
     if v_problem is not null then
         perform vanilla.refuse('VS422', 'the agent is not valid', jsonb_build_object('param', 'definition'), v_problem);
@@ -1663,16 +1677,8 @@ begin
         perform vanilla.refuse('VS409', format('%s is another user''s agent', p_slug), '{"param": "user_id"}', 'Leave the user out to change it.');
     elsif v_agent.id is null then
         v_user := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
+        perform vanilla.require_place(v_user, 'agents');
         perform vanilla.hold_open(v_user);
-        select (l.restrictions ->> 'agents')::bigint into v_most from public.user_token_wallets w
-            join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id where w.tenant_id = v_user.tenant_id and w.user_id = v_user.id;
-        if v_most is not null then
-            perform from public.users u where u.tenant_id = v_user.tenant_id and u.id = v_user.id for no key update;      -- two who make the last one meet here
-            if (select count(*) from public.agents a where a.tenant_id = v_user.tenant_id and a.user_id = v_user.id and a.status = 'active') >= v_most then
-                perform vanilla.refuse('VS429', format('the level allows %s agents', v_most), jsonb_build_object('restriction', 'agents', 'limit', v_most,
-                    'used', v_most, 'resets_at', null), 'Retire one, or ask an admin for another level.');
-            end if;
-        end if;
     end if;
     begin
         if v_agent.id is null then
@@ -1879,8 +1885,9 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
     v_call public.user_token_holds;
 begin
-    select h.tenant_id, h.id, h.user_id, h.amount, h.amount, 'resource_allocation', h.allocation_id, h.execution_id, h.call, h.created_at
-        into v_call.tenant_id, v_call.id, v_call.user_id, v_call.amount, v_call.requested, v_call.reference_type, v_call.reference_id, v_call.execution_id, v_call.call, v_call.created_at
+    select h.tenant_id, h.id, h.user_id, h.amount, h.amount, 'resource_allocation', h.allocation_id, h.execution_id, (h.call ->> 'api_key_id')::uuid, h.call, h.created_at
+        into v_call.tenant_id, v_call.id, v_call.user_id, v_call.amount, v_call.requested, v_call.reference_type, v_call.reference_id, v_call.execution_id, v_call.api_key_id, v_call.call,
+            v_call.created_at
         from public.allocation_holds h where h.tenant_id = p_tenant_id and h.id = p_hold_id;
     return v_call;
 end
@@ -1931,28 +1938,6 @@ begin
 end
 $f$;
 comment on function vanilla.release_run_calls(uuid, uuid, bigint) is 'Returns what model calls of an execution with a budget and of the runs in it, or of one lease, still hold.';
-
-create or replace function vanilla.settle_turn(p_run public.agent_runs, p_calls jsonb) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_call record;
-    v_settled jsonb;
-    v_charged bigint := 0;
-    v_cost bigint := 0;
-begin
-    for v_call in select * from jsonb_to_recordset(p_calls) as c (hold_id uuid, status text, input bigint, output bigint, cached bigint, reasoning bigint, estimated boolean,
-            error_code text, latency_ms integer, first_token_ms integer)
-    loop
-        v_settled := vanilla.settle_call(p_run.tenant_id, v_call.hold_id, v_call.status, v_call.input, v_call.output, v_call.cached, v_call.reasoning, v_call.estimated,
-            v_call.error_code, v_call.latency_ms, v_call.first_token_ms);
-        v_charged := v_charged + coalesce((v_settled ->> 'charged')::bigint, 0);
-        v_cost := v_cost + coalesce((v_settled ->> 'cost_micros')::bigint, 0);
-    end loop;
-    return jsonb_build_object('charged', v_charged, 'cost_micros', v_cost);
-end
-$f$;
-comment on function vanilla.settle_turn(public.agent_runs, jsonb) is
-    'Settles the model calls of a turn as a worker tells them, the one that answered and those before it that did not; tokens and micros of USD.';
 
 -- runs -------------------------------------------------------------------------------------------------------------
 -- A run is a step of an execution of 006. One that nobody wrote a workflow for has this one, of a single node.
@@ -2320,7 +2305,7 @@ declare
     v_run public.agent_runs := vanilla.run_of_step(v_step);
     v_speaker public.agent_versions;
     v_call record;
-    v_settled jsonb;
+    v_settled record;
     v_kind text;
     v_hash bytea;
     v_found record;
@@ -2339,14 +2324,14 @@ begin
     if v_run.parent_run_id is not null and jsonb_path_exists(p_answer, '$.calls[*] ? (@.name like_regex "^delegate_to_" || @.name == "contract_out")') then
         perform from public.agent_runs r where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id for no key update;      -- before money: its own turns have it first too
     end if;
-    v_settled := vanilla.settle_turn(v_run, p_calls);
-    update public.workflow_steps s set charged_tokens = s.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = s.cost_micros + (v_settled ->> 'cost_micros')::bigint
+    v_settled := vanilla.settle_calls(v_run.tenant_id, p_calls);
+    update public.workflow_steps s set charged_tokens = s.charged_tokens + v_settled.charged, cost_micros = s.cost_micros + v_settled.cost_micros
         where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item in (-1, v_step.item);
     v_n := v_n + 1;
     v_said := v_n;
     insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
-        values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, (v_settled ->> 'charged')::bigint,
-            (v_settled ->> 'cost_micros')::bigint, v_now, v_now);
+        values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, v_settled.charged, v_settled.cost_micros,
+            v_now, v_now);
     if v_calls > 0 and not p_wrap_up then
         if p_turn >= (v_run.limits ->> 'turns')::integer then v_stop := 'max_turns'; end if;
         if v_run.deadline_at <= v_now then v_stop := 'deadline'; end if;
@@ -2394,7 +2379,7 @@ begin
     end if;
     update public.agent_runs r set turns = p_turn, chat = v_run.chat, speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version, path = v_run.path,
             tool_calls = r.tool_calls + (select count(*) from public.agent_run_steps s where s.tenant_id = r.tenant_id and s.run_id = r.id and s.turn = p_turn and s.kind = 'tool' and s.status <> 'refused'),
-            charged_tokens = r.charged_tokens + (v_settled ->> 'charged')::bigint, cost_micros = r.cost_micros + (v_settled ->> 'cost_micros')::bigint
+            charged_tokens = r.charged_tokens + v_settled.charged, cost_micros = r.cost_micros + v_settled.cost_micros
         where r.tenant_id = v_run.tenant_id and r.id = v_run.id returning * into v_run;
     perform vanilla.count_anew(v_step);
     return vanilla.run_view(v_run) || jsonb_build_object('stop', v_stop);
@@ -2546,7 +2531,8 @@ begin
                     jsonb_build_object('bid_for', v_call.task, 'most_tokens', v_call.most_tokens, 'answer', 'JSON: price_tokens (what the work may cost), eta_s, plan. Do not do the work yet.'),
                     v_share, '{"depth": 0, "children": 0, "turns": 3}', vanilla.bid_schema()));
             v_started := v_started + 1;
-        exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then null;      -- it does not bid
+        exception when others then      -- it does not bid
+            if sqlstate not like 'VS%' then raise; end if;
         end;
     end loop;
     return v_started;
@@ -2555,7 +2541,7 @@ $f$;
 comment on function vanilla.announce_contract(public.workflow_executions, public.workflow_queue, public.agent_runs, public.agent_run_steps) is
     'Puts a task out to the bidders of the agent that has the word: each bids in a run of its own. Returns how many were asked.';
 
-create or replace function vanilla.award_contract(p_call public.contract_calls) returns public.contract_bids
+create or replace function vanilla.award_contract(p_call public.contract_calls) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
@@ -2569,15 +2555,16 @@ begin
         order by case p_call.rule when 'score' then b.score else b.price_tokens end, b.eta_s nulls last, b.id limit 1;
     if not found then
         update public.contract_calls c set state = 'failed', closed_at = v_now where c.tenant_id = p_call.tenant_id and c.id = p_call.id;
-        return null;
+        update public.agent_run_steps s set status = 'failed', finished_at = v_now, result = '{"error": "Nobody who bid could do it."}'
+            where s.tenant_id = p_call.tenant_id and s.run_id = p_call.run_id and s.n = p_call.n;
+        return;
     end if;
-    update public.contract_bids b set state = 'accepted', decided_at = v_now where b.tenant_id = v_best.tenant_id and b.id = v_best.id returning * into v_best;
+    update public.contract_bids b set state = 'accepted', decided_at = v_now where b.tenant_id = v_best.tenant_id and b.id = v_best.id;
     update public.contract_calls c set state = 'awarded' where c.tenant_id = p_call.tenant_id and c.id = p_call.id;
-    return v_best;
 end
 $f$;
 comment on function vanilla.award_contract(public.contract_calls) is
-    'Gives a task to the best of the bids that stand and have not failed: the lowest price, or the lowest by what became of the bidder''s work before. Null, and the call has failed, when there is none.';
+    'Gives a task to the best of the bids that stand and have not failed: the lowest price, or the lowest by what became of the bidder''s work before. When there is none the call has failed, and the run is told.';
 
 create or replace function vanilla.read_bids(p_call public.contract_calls) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2608,7 +2595,7 @@ begin
             continue when exists (select from public.contract_bids b join public.agent_runs r on r.tenant_id = b.tenant_id and r.id = b.run_id
                 where b.tenant_id = v_call.tenant_id and b.call_id = v_call.id and r.finished_at is null);
             perform vanilla.read_bids(v_call);
-            v_bid := vanilla.award_contract(v_call);
+            perform vanilla.award_contract(v_call);
         else
             select * into v_bid from public.contract_bids b where b.tenant_id = v_call.tenant_id and b.call_id = v_call.id and b.state = 'accepted';
             select * into v_work from public.agent_runs r where r.tenant_id = v_bid.tenant_id and r.id = v_bid.work_run_id and r.finished_at is not null;
@@ -2624,11 +2611,7 @@ begin
                     where s.tenant_id = v_call.tenant_id and s.run_id = v_call.run_id and s.n = v_call.n;
                 continue;
             end if;
-            v_bid := vanilla.award_contract(v_call);
-        end if;
-        if v_bid.id is null then
-            update public.agent_run_steps s set status = 'failed', finished_at = vanilla.clock(), result = '{"error": "Nobody who bid could do it."}'
-                where s.tenant_id = v_call.tenant_id and s.run_id = v_call.run_id and s.n = v_call.n;
+            perform vanilla.award_contract(v_call);
         end if;
     end loop;
 end
@@ -2658,7 +2641,8 @@ begin
                         jsonb_build_object('tokens', v_bid.price_tokens), v_call.accept)
                     where b.tenant_id = v_call.tenant_id and b.id = v_bid.id;
                 v_started := v_started + 1;
-            exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then
+            exception when others then
+                if sqlstate not like 'VS%' then raise; end if;
                 update public.contract_bids b set state = 'failed', decided_at = vanilla.clock() where b.tenant_id = v_call.tenant_id and b.id = v_bid.id;
                 perform vanilla.award_contract(v_call);
             end;
@@ -2670,22 +2654,28 @@ $f$;
 comment on function vanilla.start_contracts(public.workflow_executions, public.workflow_queue, public.agent_runs) is
     'Announces the tasks that a run has put out, and starts the work of those that were awarded, with the price as its budget. Returns how many runs it started.';
 
-create or replace function vanilla.late_bids(p_execution public.workflow_executions, p_step public.workflow_queue) returns void
+create or replace function vanilla.open_contracts(p_step public.workflow_queue) returns setof public.contract_calls
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+    select c.* from public.agent_runs r join public.contract_calls c on c.tenant_id = r.tenant_id and c.run_id = r.id and c.state = 'open'
+    where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item and r.finished_at is null
+$f$;
+comment on function vanilla.open_contracts(public.workflow_queue) is 'The tasks that the run under way of a step has put out and that nobody has got yet.';
+
+create or replace function vanilla.late_bids(p_step public.workflow_queue) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_bid record;
 begin
-    for v_bid in select b.id, r.execution_id from public.agent_runs p
-            join public.contract_calls c on c.tenant_id = p.tenant_id and c.run_id = p.id and c.state = 'open' and c.deadline_at <= vanilla.clock()
+    for v_bid in select b.id, r.execution_id from vanilla.open_contracts(p_step) c
             join public.contract_bids b on b.tenant_id = c.tenant_id and b.call_id = c.id and b.state = 'asked'
             join public.agent_runs r on r.tenant_id = b.tenant_id and r.id = b.run_id and r.finished_at is null
-            where p.tenant_id = p_step.tenant_id and p.execution_id = p_step.execution_id and p.node = p_step.node and p.item = p_step.item and p.finished_at is null order by r.execution_id loop
+            where c.deadline_at <= vanilla.clock() order by r.execution_id loop
         update public.contract_bids b set state = 'late' where b.tenant_id = p_step.tenant_id and b.id = v_bid.id;
         perform vanilla.cancel_one(p_step.tenant_id, v_bid.execution_id, 'late');
     end loop;
 end
 $f$;
-comment on function vanilla.late_bids(public.workflow_executions, public.workflow_queue) is 'Ends the runs of bidders that have not bid in time.';
+comment on function vanilla.late_bids(public.workflow_queue) is 'Ends the runs of bidders that have not bid in time.';
 
 create or replace function vanilla.start_delegates(p_execution public.workflow_executions, p_step public.workflow_queue) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2706,10 +2696,11 @@ begin
     for v_row in select * from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate' and s.status = 'open'
             and s.child_run_id is null order by s.n loop
         begin
-            v_version := vanilla.agent_of(v_run.tenant_id, v_run.user_id, coalesce((select x.value ->> 'agent' from jsonb_array_elements(v_speaker.definition -> 'delegates') x
-                where split_part(x.value ->> 'agent', '@', 1) = substr(v_row.name, 13)), substr(v_row.name, 13)));
+            v_version := vanilla.agent_of(v_run.tenant_id, v_run.user_id, (select x.value ->> 'agent' from jsonb_array_elements(v_speaker.definition -> 'delegates') x
+                where split_part(x.value ->> 'agent', '@', 1) = substr(v_row.name, 13)));
             v_made := vanilla.start_child_run(p_execution, p_step, v_run, v_version, coalesce(v_row.arguments -> 'message', v_row.arguments), v_share);
-        exception when sqlstate 'VS404' or sqlstate 'VS409' or sqlstate 'VS402' or sqlstate 'VS429' then
+        exception when others then
+            if sqlstate not like 'VS%' then raise; end if;
             update public.agent_run_steps s set status = 'failed', result = jsonb_build_object('error', sqlerrm), finished_at = vanilla.clock()
                 where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
             continue;
@@ -2748,7 +2739,7 @@ comment on function vanilla.end_run(public.agent_runs, text, text, jsonb, jsonb)
 
 create or replace function vanilla.stop_reason(p_code text) returns text language sql immutable
     return case when p_code in ('max_turns', 'max_tool_calls', 'max_depth', 'max_children', 'budget_exhausted', 'deadline', 'loop_detected', 'cycle_refused',
-            'agreement_violated', 'quality_failed', 'canceled') then p_code
+            'canceled') then p_code
         when p_code in ('provider_error', 'rate_limited', 'timeout', 'provider_not_ready', 'model_not_found', 'unsupported_model') then 'provider_failed'
         when p_code = 'insufficient_tokens' then 'budget_exhausted'
         when p_code = 'cancelled' then 'canceled'
@@ -2768,7 +2759,7 @@ begin
     end if;
 end
 $f$;
-comment on function vanilla.end_step_run(public.workflow_queue, text, jsonb, jsonb) is 'The run of a step that has its outcome ends with it.';
+comment on function vanilla.end_step_run(public.workflow_queue, text, jsonb, jsonb) is 'The run of a step that has its outcome ends with it; steps that are no agent, and items of a map that are none, have no run.';
 
 create or replace function vanilla.end_runs(p_tenant_id uuid, p_execution_id uuid, p_status text, p_error jsonb default null, p_nodes smallint[] default null) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
@@ -2793,9 +2784,7 @@ comment on function vanilla.end_runs(uuid, uuid, text, jsonb, smallint[]) is 'Ru
 create or replace function vanilla.agents_due(p_step public.workflow_queue) returns timestamptz
 language sql stable set search_path = pg_catalog, pg_temp as $f$
     select least(vanilla.clock() + make_interval(secs => n.timeout_s), (
-            select min(c.deadline_at) from public.agent_runs r join public.contract_calls c on c.tenant_id = r.tenant_id and c.run_id = r.id and c.state = 'open'
-            where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item and r.finished_at is null
-              and c.deadline_at > vanilla.clock()))
+            select min(c.deadline_at) from vanilla.open_contracts(p_step) c where c.deadline_at > vanilla.clock()))
         from public.workflow_nodes n where n.tenant_id = p_step.tenant_id and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = p_step.node
 $f$;
 comment on function vanilla.agents_due(public.workflow_queue) is 'How long a run waits for those it asked: as long as its node lets an attempt run, or until the next bids are due.';
@@ -2807,10 +2796,8 @@ declare
     v_running uuid[];
     v_id uuid;
 begin
-    v_late := not p_told and exists (select from public.agent_runs r join public.contract_calls c on c.tenant_id = r.tenant_id and c.run_id = r.id and c.state = 'open'
-        where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item and r.finished_at is null
-          and c.deadline_at <= vanilla.clock());
-    if v_late then perform vanilla.late_bids(p_execution, p_step); end if;
+    v_late := not p_told and exists (select from vanilla.open_contracts(p_step) c where c.deadline_at <= vanilla.clock());
+    if v_late then perform vanilla.late_bids(p_step); end if;
     v_running := array(select e.id from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id
         and e.parent_node = p_step.node and e.parent_item = p_step.item and e.finished_at is null order by e.id);
     if p_told and v_running <> '{}' then return; end if;      -- the last one of them tells again
@@ -2835,20 +2822,24 @@ $f$;
 comment on function vanilla.agents_ended(public.workflow_executions, public.workflow_queue, boolean) is
     'A run that waits for those it asked goes on when all have ended; bids that are late are not waited for; when its time is over they are cancelled, and it fails.';
 
-create or replace function vanilla.delete_runs(p_tenant_id uuid, p_executions uuid[]) returns void
+create or replace function vanilla.drop_runs(p_tenant_id uuid, p_runs uuid[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
-declare
-    v_runs uuid[] := array(select r.id from public.agent_runs r join public.agent_runs t on t.tenant_id = r.tenant_id and t.id = r.root_run_id
-        where t.tenant_id = p_tenant_id and t.execution_id = any (p_executions));
 begin
-    if v_runs = '{}' then return; end if;
-    delete from public.contract_bids b using public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (v_runs) and b.tenant_id = c.tenant_id and b.call_id = c.id;
-    delete from public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (v_runs);
-    delete from public.run_artifacts a where a.tenant_id = p_tenant_id and a.run_id = any (v_runs);
-    delete from public.agent_run_state s where s.tenant_id = p_tenant_id and s.root_run_id = any (v_runs);
-    delete from public.agent_run_steps s where s.tenant_id = p_tenant_id and s.run_id = any (v_runs);
-    delete from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = any (v_runs);
+    if p_runs = '{}' then return; end if;
+    delete from public.contract_bids b using public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (p_runs) and b.tenant_id = c.tenant_id and b.call_id = c.id;
+    delete from public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (p_runs);
+    delete from public.run_artifacts a where a.tenant_id = p_tenant_id and a.run_id = any (p_runs);
+    delete from public.agent_run_state s where s.tenant_id = p_tenant_id and s.root_run_id = any (p_runs);
+    delete from public.agent_run_steps s where s.tenant_id = p_tenant_id and s.run_id = any (p_runs);
+    delete from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = any (p_runs);
 end
+$f$;
+comment on function vanilla.drop_runs(uuid, uuid[]) is 'Deletes runs, whole trees of them, with all that is theirs.';
+
+create or replace function vanilla.delete_runs(p_tenant_id uuid, p_executions uuid[]) returns void
+language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+    select vanilla.drop_runs(p_tenant_id, array(select r.id from public.agent_runs r join public.agent_runs t on t.tenant_id = r.tenant_id and t.id = r.root_run_id
+        where t.tenant_id = p_tenant_id and t.execution_id = any (p_executions)))
 $f$;
 comment on function vanilla.delete_runs(uuid, uuid[]) is 'Deletes the trees of runs that began in these executions.';
 
@@ -2857,12 +2848,7 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqsc
 declare
     v_agents uuid[];
 begin
-    delete from public.contract_bids b where b.tenant_id = p_user.tenant_id and b.user_id = p_user.id;
-    delete from public.contract_calls c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id;
-    delete from public.run_artifacts a where a.tenant_id = p_user.tenant_id and a.user_id = p_user.id;
-    delete from public.agent_run_state s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
-    delete from public.agent_run_steps s where s.tenant_id = p_user.tenant_id and s.user_id = p_user.id;
-    delete from public.agent_runs r where r.tenant_id = p_user.tenant_id and r.user_id = p_user.id;
+    perform vanilla.drop_runs(p_user.tenant_id, array(select r.id from public.agent_runs r where r.tenant_id = p_user.tenant_id and r.user_id = p_user.id));
     -- what is shared, or somebody else has run, is the tenant's by now
     delete from public.agent_versions v where v.tenant_id = p_user.tenant_id and v.user_id = p_user.id and not v.shared
         and not exists (select from public.agent_runs r where r.tenant_id = v.tenant_id and v.agent_id in (r.agent_id, r.speaker_id));
@@ -2882,9 +2868,7 @@ create or replace function public.start_agent(p_ref text, p_input jsonb default 
     p_priority integer default null, p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_self boolean := vanilla.claim(4) is not null and coalesce(p_user_id, vanilla.claim(4)::uuid) = vanilla.claim(4)::uuid;
-    v_tenant uuid := case when v_self then vanilla.own_tenant(p_tenant_id) else vanilla.acting_tenant(p_tenant_id) end;
-    v_user public.users := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
+    v_user public.users := vanilla.engine_user(p_user_id, p_tenant_id);
     v_version public.agent_versions;
     v_started jsonb;
     v_execution public.workflow_executions;
@@ -3613,8 +3597,9 @@ begin
     if v_agreement.status <> 'suspended' then
         perform vanilla.refuse('VS409', format('the agreement is %s', v_agreement.status), jsonb_build_object('status', v_agreement.status));
     elsif p_party is not null and (v_agreement.suspended_by <> p_party or v_agreement.suspended_by is null and exists (
-            select from public.agreement_violations x where x.tenant_id = v_agreement.tenant_id and x.agreement_id = v_agreement.id and x.party = p_party
-            order by x.id desc limit v_agreement.violations)) then
+            select from (select v.party from public.agreement_violations v where v.tenant_id = v_agreement.tenant_id and v.agreement_id = v_agreement.id
+                order by v.id desc limit v_agreement.violations) x      -- those since it was last resumed
+            where x.party = p_party)) then
         perform vanilla.refuse('VS403', 'it is for another party to resume it', jsonb_build_object('suspended_by', v_agreement.suspended_by),
             'The party that suspended it resumes it; after violations one that made none, or an admin.');
     end if;
@@ -3622,7 +3607,7 @@ begin
 end
 $f$;
 comment on function public.agreement_resume(uuid, text, uuid) is
-    'A suspended agreement goes on, and violations count from 0: by the party that suspended it; after too many violations, by one that made none; by an admin.';
+    'A suspended agreement goes on, and violations count from 0: by the party that suspended it; after too many violations, by one that made none of them; by an admin.';
 
 create or replace function public.agreement_terminate(p_agreement_id uuid, p_party text default null, p_reason text default '', p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$

@@ -174,3 +174,25 @@ async def test_nothing_that_lets_somebody_in_slips_past_the_closing_of_the_tenan
         tenant,
     )
     assert alive == 0
+
+
+async def test_two_who_save_the_last_agent_of_a_level_wait_in_a_row_and_not_in_a_ring(
+    cluster: Cluster, database_name: str, people: People
+) -> None:
+    person = await people.user(tenant_id=await people.tenant())
+    await people.operator.execute(
+        """update levels set restrictions = '{"agents": 1}' where tenant_id = $1 and is_default""",
+        person.identity.tenant_id,
+    )
+    save = """select save_agent($1, '{"instructions": "Help.", "model": "m"}', p_user_id => $2)"""
+    async with pair(cluster, database_name) as two:
+        async with people.operator.transaction():  # whoever else looks after the user lets both come as far as they can
+            await people.operator.execute("select from users where id = $1 for share", person.identity.user_id)
+            saving = []
+            for connection, slug in zip(two, ("one", "two"), strict=True):
+                saving.append(asyncio.ensure_future(connection.fetchval(save, slug, person.identity.user_id)))
+                assert await done_or_waiting(people.operator, connection.get_server_pid(), saving[-1])
+        async with asyncio.timeout(30):
+            made = await asyncio.gather(*saving, return_exceptions=True)
+    (refused,) = [found for found in made if isinstance(found, asyncpg.PostgresError)]
+    assert refused.sqlstate == "VS429", refused

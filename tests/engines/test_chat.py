@@ -116,6 +116,24 @@ async def test_an_engine_answers_as_a_model_and_costs_what_its_model_calls_did(f
     assert (await floor.room.execution(uuid.UUID(card["execution_id"])))["status"] == "succeeded"
 
 
+async def test_an_engine_with_a_budget_tells_its_usage_and_gives_back_the_rest(floor: Shop, api: str) -> None:
+    engine, person = await floor.deploy(asks() | {"budget_tokens": 2000}), await floor.person(balance=5000)
+    async with sdk(api, person.key) as client:
+        answers = [await say(client, engine) for _ in range(2)]  # the second begins in one statement
+    rows = await floor.operator.fetch(
+        "select input_tokens, output_tokens, charged_tokens from ai_executions where user_id = $1 order by id",
+        person.identity.user_id,
+    )
+    assert [
+        (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.engine["charged_tokens"])
+        for answer in answers
+    ] == [tuple(row) for row in rows]
+    states = "select array_agg(distinct state) from resource_allocations where user_id = $1"
+    assert await floor.operator.fetchval(states, person.identity.user_id) == ["closed"]
+    wallet = await floor.room.people.wallet(person)
+    assert (wallet["available_tokens"], wallet["reserved_tokens"]) == (5000 - sum(row[2] for row in rows), 0)
+
+
 async def test_a_stream_has_the_text_the_usage_and_the_run(floor: Shop, api: str) -> None:
     engine, person = await floor.deploy(asks()), await floor.person()
     long = "word " * 2500

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import DEFAULT_TENANT
 from tests.engines.shop import PLATFORM, Made, Shop, asking, plain
 from tests.workflows.hands import Step, workflow
+from tests.workflows.test_claims import call
 from vanilla_saas.database.errors import VanillaError, from_postgres
 from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 
@@ -667,6 +668,23 @@ async def test_model_calls_of_a_run_count_on_its_keys_budget(floor: Shop) -> Non
     await floor.operator.execute("update api_keys set used_tokens = 60 where id = $1", key_id)
     with pytest.raises(VanillaError, match="budget of this key"):
         await by_key(floor, key)
+
+
+async def test_a_key_keeps_what_calls_that_a_budget_pays_do_not_use(floor: Shop) -> None:
+    engine = await floor.deploy(asking(budget_tokens=500))
+    key, key_id = await made_key(floor, await floor.person(), engine.slug, p_budget_tokens=60)
+    await by_key(floor, key)
+    await by_key(floor, key)
+    async with floor.room.worker() as hands:
+        first, second = await hands.tick()
+        await call(hands, first)
+        with pytest.raises(asyncpg.PostgresError, match="budget of this key"):
+            await call(hands, second)
+        again = await hands.one(first.done("handed_back"))  # what it may have used is not known
+        await hands.tick(again.done(output=1, calls=[await call(hands, again)]), second.done(output=1))
+    (paid,) = await floor.operator.fetch("select charged_tokens from ai_executions where api_key_id = $1", key_id)
+    used = await floor.operator.fetchval("select used_tokens from api_keys where id = $1", key_id)
+    assert used == paid["charged_tokens"] > 0
 
 
 async def test_a_key_does_not_follow_its_name_to_another_engine(floor: Shop) -> None:

@@ -79,8 +79,15 @@ SURVIVORS: dict[str, str] = {
         "only its allocation's id is read, under which it is looked for again",
     "tenant comparison: vanilla.forget_allocations: a.tenant_id = p_user.tenant_id (1)":
         "the same ids once more, looked for in the tenant",
-    "tenant comparison: vanilla.forget_allocations: a.tenant_id = p_user.tenant_id (2)":
+    "status check: vanilla.lock_trees: a.state = 'open'": "more is locked than ends",
+    "tenant comparison: vanilla.lock_trees: a.tenant_id = p_user.tenant_id":
         "the same ids once more, looked for in the tenant",
+    "status check: vanilla.open_contracts: c.state = 'open'":
+        "when a task is somebody's no bid for it is waited for: tests/orchestration/test_contracts.py",
+    "tenant comparison: vanilla.open_contracts: c.tenant_id = r.tenant_id": "the twin's is due when its own is",
+    "tenant comparison: vanilla.open_contracts: r.tenant_id = p_step.tenant_id": "the twin's is due when its own is",
+    "tenant comparison: vanilla.require_place: a.tenant_id = p_user.tenant_id":
+        "the twin's agents are retired, and those do not count",
     "status check: vanilla.fire_timer: s.status = 'waiting'":
         "an answer that comes too late, which takes two sessions: tests/workflows/proof/test_found.py",
     "status check: vanilla.complete_executions: s.status = 'succeeded'":

@@ -139,7 +139,10 @@ BREAK = {
         ENDED + QUEUED.format("id", "user_id", "made"),
     ],
     "retention_settings": [
-        "delete from system_configurations where key = 'retention.events_days'",
+        *[
+            f"delete from system_configurations where key = 'retention.{log}_days'"
+            for log in ("events", "usage_events", "resource_performance_metrics", "system_metrics")
+        ],
         "alter table system_configurations drop constraint system_configurations_retention_check;"
         " update system_configurations set value = '30' where key = 'retention.audit_logs_days'",
         "alter table system_configurations drop constraint system_configurations_retention_check;"

@@ -221,6 +221,20 @@ async def test_violations_are_counted_and_suspend(talk: Hall) -> None:
     assert "secret" not in str(read["latest_violations"])
 
 
+async def test_after_violations_who_has_made_none_since_it_was_resumed_resumes_it(talk: Hall) -> None:
+    agreement = await talk.agree(TASK)
+    channel = await talk.open_bound(agreement)
+    for _ in range(3):
+        await talk.send(channel, "bo", "request", GOOD)
+    await talk.ask("agreement_resume", agreement, "ada")
+    answers = [await talk.send(channel, "ada", "request", {"n": "no"}) for _ in range(3)]
+    assert [answer["refused"]["suspended"] for answer in answers] == [False, False, True]
+    with pytest.raises(VanillaError, match="for another party"):
+        await talk.ask("agreement_resume", agreement, "ada")
+    await talk.ask("agreement_resume", agreement, "bo")
+    await talk.say(channel, "ada", "request", body=GOOD)
+
+
 async def test_what_was_agreed_does_not_change_for_anybody(talk: Hall) -> None:
     agreement = await talk.agree(TASK)
     proposed = await talk.propose(TASK)

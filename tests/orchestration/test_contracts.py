@@ -1,5 +1,6 @@
 """Contract net: a task is put out to bids, exactly one gets it, and the next one when the work fails."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from tests.conftest import Person
 from tests.orchestration.studio import Studio, agent, calls, says
-from tests.orchestration.test_runs import journal_told, settled
+from tests.orchestration.test_runs import CHILD_CALLS, journal_told, settled
 
 TASK = calls(("contract_out", {"message": "Paint the fence."}))
 COLOUR = {"type": "object", "properties": {"colour": {"enum": ["green", "blue"]}}, "required": ["colour"]}
@@ -85,6 +86,23 @@ async def test_nobody_who_can_do_it_is_told_to_the_model(desk: Studio) -> None:
     (row,) = [step for step in await desk.steps(found["id"]) if step["kind"] == "contract"]
     assert (row["status"], row["result"]) == ("failed", {"error": "Nobody who bid could do it."})
     assert found["stop_reason"] == "done"
+
+
+async def test_a_winner_that_cannot_start_and_is_the_last_ends_the_call(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    only = await bidder(desk, bid(1000, latency_ms=1500))
+    boss = await desk.save(agent(TASK, says("Painted."), contract={"bidders": [only]}))
+    run_id = await desk.start(person, boss)
+    async with asyncio.timeout(20):
+        while not await desk.shop.operator.fetchval(CHILD_CALLS, run_id):
+            await asyncio.sleep(0.02)
+    lock = "update user_token_wallets set status = 'locked' where user_id = $1"
+    await desk.shop.operator.execute(lock, person.identity.user_id)
+    found = await desk.ended(run_id)
+    assert await bids(desk, found) == {only: ("failed", 1000)}
+    (row,) = [step for step in await desk.steps(run_id) if step["kind"] == "contract"]
+    assert (row["status"], row["result"]) == ("failed", {"error": "Nobody who bid could do it."})
+    await settled(desk, found)
 
 
 async def test_a_call_is_awarded_once(desk: Studio) -> None:

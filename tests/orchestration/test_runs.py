@@ -30,6 +30,11 @@ select exists (select from agent_runs c
     join allocation_holds h on h.tenant_id = c.tenant_id and h.allocation_id = c.allocation_id
     where c.parent_run_id = $1 and h.state = 'open')
 """
+OWN_CALLS = """
+select exists (select from agent_runs r
+    join allocation_holds h on h.tenant_id = r.tenant_id and h.allocation_id = r.allocation_id
+    where r.id = $1 and h.state = 'open')
+"""
 
 
 async def settled(desk: Studio, run: dict[str, Any]) -> None:
@@ -494,3 +499,22 @@ async def test_an_agent_keeps_what_it_makes(desk: Studio) -> None:
     )
     assert [tuple(row) for row in kept] == [("poem.md", "text/markdown", "# Poem")]
     assert [s["status"] for s in await desk.steps(run["id"]) if s["kind"] == "tool"] == ["done", "failed"]
+
+
+async def test_who_cannot_be_asked_because_the_wallet_is_locked_holds_up_nobody(desk: Studio) -> None:
+    person, other = await desk.shop.person(), await desk.shop.person()
+    writer = await desk.save(agent(says("Written.")))
+    wanted = calls((f"delegate_to_{writer}", {"message": "Write"}), latency_ms=1500)
+    run_id = await desk.start(person, await desk.save(agent(wanted, says("All."), delegates=[writer])))
+    async with asyncio.timeout(20):
+        while not await desk.shop.operator.fetchval(OWN_CALLS, run_id):
+            await asyncio.sleep(0.02)
+    lock = "update user_token_wallets set status = 'locked' where user_id = $1"
+    await desk.shop.operator.execute(lock, person.identity.user_id)
+    run = await desk.ended(run_id)
+    (row,) = [step for step in await desk.steps(run_id) if step["kind"] == "delegate"]
+    assert (row["status"], row["result"]) == ("failed", {"error": "the wallet is locked"})
+    assert run["state"] == "failed"
+    beside = await desk.ended(await desk.start(other, writer))
+    assert beside["stop_reason"] == "done"
+    await settled(desk, run)

@@ -355,3 +355,17 @@ async def test_people_are_asked_anew_and_children_that_were_left_are_ended(desk:
         ]
         await require_invariants(desk.operator)
         await desk.operator.fetchval("select cancel_execution($1)", execution)
+
+
+async def test_what_goes_on_without_a_budget_is_paid_by_the_wallet(desk: Room) -> None:
+    person = await desk.people.user(balance=1000)
+    shape = await desk.publish(workflow("a", budget_tokens=500), person)
+    execution = await desk.start(shape)
+    async with desk.worker() as hands:
+        await hands.tick((await hands.one()).failed())
+        await desk.restart(execution, version=await desk.publish_next(shape, workflow("a")))
+        step = await hands.one()
+        await hands.tick(step.done(calls=[await call(hands, step)]))
+    found = await desk.execution(execution)
+    assert (found["status"], found["charged_tokens"] > 0) == ("succeeded", True)
+    await require_invariants(desk.operator)

@@ -309,3 +309,21 @@ async def test_a_child_that_a_join_did_not_wait_for_ends_too(desk: Room) -> None
     assert await desk.tend() == 0  # it tells its parent, which has ended
     timers = "select count(*) from workflow_timers where execution_id = any ($1)"
     assert await desk.operator.fetchval(timers, [execution, uuid.UUID(begun.execution_id)]) == 0
+
+
+async def test_the_run_of_an_only_step_that_somebody_waits_for_ends_with_it(desk: Room) -> None:
+    person = await desk.people.user(balance=1000)
+    definition = {"instructions": "You help.", "model": "sandbox-small"}
+    await desk.operator.fetchval("select save_agent('only', $1, p_user_id => $2)", definition, person.identity.user_id)
+    flow = workflow("a=agent", a={"ref": "only", "input": "{'message': 'Hi'}"})
+    execution = await desk.start(await desk.publish(flow, person), person=person)
+    async with desk.worker() as hands:
+        step = await hands.one()
+        lease = {**step.claim, "worker": str(hands.worker)}
+        run = await hands.connection.fetchval("select vanilla.begin_run($1, 'only', '{}')", lease)
+        done = step.done(output={"text": "Hello"}, run=run["run_id"])
+        tick = "select vanilla.tick_run($1, $2, 1, $3, $4)"
+        told = await hands.connection.fetchval(tick, hands.worker, [done], uuid.UUID(step.tenant_id), execution)
+    assert (told["end"]["status"], told["end"]["output"]) == ("succeeded", {"a": {"text": "Hello"}})
+    state = "select state from agent_runs where id = $1"
+    assert await desk.operator.fetchval(state, uuid.UUID(run["run_id"])) == "completed"

@@ -430,3 +430,22 @@ async def test_a_workflow_that_cannot_be_started_ends_its_step_and_not_its_worke
         assert await hands.tick(one.done("waiting", wait=wait, state=None), other.done(output=1)) == []
     assert (await desk.execution(outer))["reason"] == "workflow_not_started"
     assert (await desk.execution(beside))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(("budget", "status"), [(200_000, "active"), (10, "locked")])
+async def test_a_workflow_that_cannot_have_its_tokens_ends_its_step_and_not_its_workers_round(
+    desk: Room, budget: int, status: str
+) -> None:
+    person = await desk.people.user(balance=1000)
+    part = await desk.publish(workflow("x", budget_tokens=budget), person)
+    slug = await desk.operator.fetchval("select slug from ai_workflows where id = $1", part)
+    outer = await desk.start(await desk.publish(workflow("a=workflow", a={"ref": slug}), person), person=person)
+    beside = await desk.start(await desk.publish(workflow("a")))
+    lock = "update user_token_wallets set status = $2 where user_id = $1"
+    await desk.operator.execute(lock, person.identity.user_id, status)
+    async with desk.worker() as hands:
+        one, other = sorted(await hands.tick(), key=lambda step: step.execution_id != str(outer))
+        wait = {"kind": "execution", "ref": slug, "input": {}}
+        assert await hands.tick(one.done("waiting", wait=wait, state=None), other.done(output=1)) == []
+    assert (await desk.execution(outer))["reason"] == "workflow_not_started"
+    assert (await desk.execution(beside))["status"] == "succeeded"

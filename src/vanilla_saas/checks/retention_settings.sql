@@ -6,6 +6,7 @@ from (values ('retention.ai_executions_days', '90', 7), ('retention.audit_logs_d
              ('retention.webhook_deliveries_days', '30', 7), ('retention.sign_ins_days', '30', 7),
              ('retention.worker_event_logs_days', '90', 7), ('retention.routing_metrics_days', '30', 7), ('retention.routing_decisions_days', '30', 7),
              ('retention.engine_executions_days', '90', 7), ('retention.channel_messages_days', '90', 7), ('retention.agreements_days', '365', 7),
+             ('retention.usage_events_days', '7', 7), ('retention.resource_performance_metrics_days', '90', 7), ('retention.system_metrics_days', '30', 7),
              ('retention.whole_months', 'false', null), ('retention.export', 'false', null)) k (key, usual, least)
 left join public.system_configurations s on s.tenant_id = vanilla.platform() and s.key = k.key
 where case

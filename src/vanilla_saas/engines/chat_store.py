@@ -15,9 +15,15 @@ cross join lateral (
         coalesce(sum(a.output_tokens), 0)::bigint as output_tokens,
         coalesce(sum(a.cached_input_tokens), 0)::bigint as cached_tokens,
         coalesce(sum(a.reasoning_tokens), 0)::bigint as reasoning_tokens
-    from public.user_token_holds h
-    join public.ai_executions a on a.tenant_id = h.tenant_id and a.id = h.execution_id and a.created_at >= e.started_at
-    where h.tenant_id = e.tenant_id and h.reference_id = e.id and h.reference_type = 'workflow_execution') u
+    from (
+        select h.execution_id from public.user_token_holds h
+        where h.tenant_id = e.tenant_id and h.reference_id = e.id and h.reference_type = 'workflow_execution'
+        union all
+        select h.execution_id from public.allocation_holds h
+        where h.tenant_id = e.tenant_id and h.allocation_id = e.allocation_id
+            and h.call ->> 'workflow_execution_id' = e.id::text) h
+    join public.ai_executions a on a.tenant_id = e.tenant_id and a.id = h.execution_id
+        and a.created_at >= e.started_at) u
 where e.tenant_id = $1 and e.id = $2 and e.finished_at is not null
 """
 """No row: it has not ended."""

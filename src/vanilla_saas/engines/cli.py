@@ -14,7 +14,7 @@ from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show
 from vanilla_saas.engines import compare_cli, run_cli, store
 from vanilla_saas.engines.models import Access, Alias, Mode, Target
 from vanilla_saas.tenancy.cli import expiry
-from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, prefix_of, token_hash
 from vanilla_saas.tokens.store import find_level, find_user
 from vanilla_saas.workflows import drafts
 from vanilla_saas.workflows import store as workflow_store
@@ -402,12 +402,12 @@ def key(
     async def run(connection: asyncpg.Connection) -> UUID:
         owner, user_id = await find_user(connection, tenant, user)
         return await store.create_key(
-            connection, owner, ref, name=name, prefix=secret[:12], key_hash=token_hash(secret), expires_at=until,
+            connection, owner, ref, name=name, prefix=prefix_of(secret), key_hash=token_hash(secret), expires_at=until,
             budget_tokens=budget, user_id=user_id,
         )  # fmt: skip
 
     made = as_operator(run)
-    tell(f"{secret}\nShown once. Its id is {made}.", {"id": made, "key": secret, "prefix": secret[:12]}, as_json)
+    tell(f"{secret}\nShown once. Its id is {made}.", {"id": made, "key": secret, "prefix": prefix_of(secret)}, as_json)
 
 
 engines.command("run")(run_cli.run)

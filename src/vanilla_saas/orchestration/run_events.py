@@ -1,17 +1,15 @@
 """A tree of runs as it goes, as server-sent events, each with an id from which a stream that broke off goes on."""
 
-import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
-
-import orjson
 
 from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.orchestration import store
 from vanilla_saas.workflows.execution_events import KEEP_ALIVE, Identify, Seen, Streams, event, looks
+from vanilla_saas.workflows.run_view import fingerprint
 
 Answer = dict[str, Any]
 
@@ -58,15 +56,15 @@ async def _events(
 
     known = first
     yield b"retry: 1000\n\n"
-    if seen != id_of(first):
-        yield event("progress", first, id_of(first))
+    if seen != fingerprint(first):
+        yield event("progress", first, fingerprint(first))
     async for one in looks(streams, identity, identify, look, _seen(first)):
         if one is None:
             yield KEEP_ALIVE
         elif one.over:
-            yield event("end", one.found, id_of(one.found))
+            yield event("end", one.found, fingerprint(one.found))
         elif one.found != known:
-            yield event("progress", changes(known, one.found), id_of(one.found))
+            yield event("progress", changes(known, one.found), fingerprint(one.found))
             known = one.found
 
 
@@ -78,7 +76,3 @@ def changes(before: Answer, after: Answer) -> Answer:
     """`after` with only those of its runs that are new or differ, each of them whole."""
     was = {run["id"]: run for run in before["runs"]}
     return after | {"runs": [run for run in after["runs"] if was.get(run["id"]) != run]}
-
-
-def id_of(tree: Answer) -> str:
-    return hashlib.sha256(orjson.dumps(tree, default=str)).hexdigest()[:20]

@@ -12,8 +12,6 @@ STOPS: Mapping[str, str] = {
     "deadline": "Its time is over.",
     "loop_detected": "It made a call again that had had the same answer each time.",
     "cycle_refused": "It wanted to turn to an agent that it came from.",
-    "agreement_violated": "A message broke the agreement of its channel.",
-    "quality_failed": "Its answer was not good enough.",
     "provider_failed": "The model did not answer, also when it was tried again.",
     "canceled": "Somebody ended it.",
     "failed": "It failed.",
