@@ -154,8 +154,8 @@ async def publish(
     definition: Answer,
     user_id: UUID | None,
     shared: bool | None = None,
-) -> None:
-    """Makes the latest version of a workflow what the file says."""
+) -> UUID:
+    """Makes the latest version of a workflow what the file says; its id."""
     try:
         found = await store.find(connection, owner, slug)
     except VanillaError as error:
@@ -169,6 +169,7 @@ async def publish(
     made = await drafts.publish(partial(nullcontext, connection), owner, slug)
     if not made["unchanged"]:
         typer.echo(f"{slug} is published: version {made['version']}.", err=True)
+    return UUID(made["id"])
 
 
 async def _watch(connection: asyncpg.Connection, owner: UUID, execution: UUID, quiet: bool) -> Answer:
