@@ -238,3 +238,37 @@ async def test_a_step_beyond_its_deadline_that_fails_lets_the_next_in(floor: Sho
             )
             await floor.room.tend()
         assert sorted(await one_by_one(hands)) == ["after", "b"]
+
+
+async def test_both_modes_give_the_same_outputs_at_the_same_charge(floor: Shop, tmp_path: Path) -> None:
+    say = {"model": "sandbox-small", "prompt": 'sandbox: {"reply": "{{ input.x }}"}'}
+    shape = workflow(
+        "a=llm b=llm each=map end",
+        "a>end b>end each>end",
+        a=say,
+        b=say,
+        each={"over": "[1, 2, 3]", "item": {"kind": "llm", **say}},
+        end={"value": "[steps.a.output.text, steps.b.output.text] + steps.each.output.map(one, one.text)"},
+        output="steps.end.output",
+    )
+    app = create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path, run_worker=True))
+    user, found = await floor.person(), []
+    async with serve(app) as address, aiohttp.ClientSession(address) as http:
+        for mode in ("sequential", "parallel"):
+            engine = await floor.deploy(shape, p_mode=mode)
+            ran, _ = await post(http, user, "/engines/run", {"ref": engine.slug, "input": {"x": "Hi"}, "wait_s": 20})
+            run = uuid.UUID(ran["execution_id"])
+            nodes = await floor.operator.fetch(
+                "select node, item, status, output, charged_tokens, cost_micros from workflow_steps"
+                " where execution_id = $1 order by node, item", run
+            )  # fmt: skip
+            entries = await floor.operator.fetch(
+                "select direction, (metadata ->> 'actual')::bigint as actual from user_token_ledger"
+                " where reference_id = $1 and direction = 'settle' order by actual", run
+            )  # fmt: skip
+            total = sum(entry["actual"] for entry in entries)
+            assert (len(entries), total) == (5, ran["charged_tokens"])
+            assert sum(node["charged_tokens"] for node in nodes if node["item"] == -1) == total > 0
+            found.append((ran["output"], ran["cost_micros"], list(map(tuple, nodes)), list(map(tuple, entries))))
+    assert found[0] == found[1]
+    assert found[0][0] == ["Hi"] * 5
