@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TEST_KEY
 from tests.engines.shop import Shop, plain
 from tests.engines.test_engines import offered
-from tests.tokens.test_cli import Cli
+from tests.tokens.test_cli import Cli, shell
 
 TONE = {"tone": {"type": "string", "enum": ["kind", "short"], "default": "kind"}}
 INPUT = {"type": "object", "properties": {"tone": {"type": "string"}, "n": {"type": "integer"}}}
@@ -17,18 +16,7 @@ INPUT = {"type": "object", "properties": {"tone": {"type": "string"}, "n": {"typ
 
 @pytest.fixture
 def vs(monkeypatch: pytest.MonkeyPatch, floor: Shop, tmp_path: Path) -> Cli:
-    cluster, name = floor.room.cluster, floor.room.name
-    for variable, value in {
-        "DATABASE_URL": cluster.url(database=name),
-        "VANILLA_SAAS_APP_URL": cluster.url("vanilla_app", name),
-        "VANILLA_SAAS_RUNTIME_URL": cluster.url("vanilla_runtime", name),
-        "VANILLA_SAAS_HOME": str(tmp_path),
-        "VANILLA_SAAS_CONTEXT_KEY": TEST_KEY,
-        "VANILLA_SAAS_SECRET_KEY": "c3" * 32,
-        "COLUMNS": "200",
-    }.items():
-        monkeypatch.setenv(variable, value)
-    return Cli()
+    return shell(monkeypatch, floor.room.cluster, floor.room.name, tmp_path)
 
 
 async def test_an_engine_is_deployed_promoted_rolled_back_and_retired(vs: Cli, floor: Shop, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import aiohttp
 import orjson
 import pytest
 
-from tests.conftest import TEST_KEY, Cluster, People, Person
-from tests.tokens.test_cli import Cli
+from tests.conftest import Cluster, People, Person
+from tests.tokens.test_cli import Cli, shell
 from vanilla_saas.client import ApiError, Client
 
 TERMS: dict[str, Any] = {
@@ -233,11 +233,7 @@ async def test_a_live_view_tells_who_has_the_floor(ada: Client, pair: tuple[Pers
 
 @pytest.fixture
 def vs(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, database_name: str, tmp_path: Path) -> Cli:
-    monkeypatch.setenv("DATABASE_URL", cluster.url(database=database_name))
-    monkeypatch.setenv("VANILLA_SAAS_HOME", str(tmp_path))
-    monkeypatch.setenv("VANILLA_SAAS_CONTEXT_KEY", TEST_KEY)
-    monkeypatch.setenv("COLUMNS", "200")
-    return Cli()
+    return shell(monkeypatch, cluster, database_name, tmp_path)
 
 
 async def test_commands_agree_speak_read_and_close(vs: Cli, pair: tuple[Person, Person], tmp_path: Path) -> None:
