@@ -441,5 +441,6 @@ def key(
     tell(f"{secret}\nShown once. Its id is {made}.", {"id": made, "key": secret, "prefix": secret[:12]}, as_json)
 
 
+engines.command("preview")(run_cli.preview)
 engines.command("run")(run_cli.run)
 engines.command("compare")(compare_cli.compare)
