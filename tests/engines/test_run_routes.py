@@ -10,14 +10,12 @@ import pytest
 from fastapi import FastAPI
 
 from tests.conftest import Person, serve, settings_for
+from tests.engines.served import INPUT, WAITS
 from tests.engines.shop import Made, Shop, plain
 from tests.tokens.test_routes import get, post
 from tests.workflows.test_events import following
 from vanilla_saas.app import create_app
 from vanilla_saas.workflows import execution_events
-
-INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-WAITS = {"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []}
 
 
 @pytest.fixture(scope="module")

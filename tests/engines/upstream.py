@@ -56,7 +56,6 @@ class Upstream:
         await response.write(b"data: [DONE]\n\n")
         return response
 
-
     async def _held(self, request: web.Request) -> None:
         go, left = self.go, self.left
         while not go.is_set():
