@@ -1084,6 +1084,7 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 declare
     v_found record;
     v_version public.engine_versions;
+    v_run public.engine_executions;
 begin
     perform vanilla.check_start(p_input, p_idempotency_key, p_priority);
     if p_idempotency_key is not null and vanilla.started_before(p_user, p_idempotency_key, vanilla.run_hash(p_ref, p_input, p_priority, p_api_key_id)) is not null then
@@ -1092,11 +1093,14 @@ begin
     v_found := vanilla.runnable_engine(p_user, p_ref);
     select * into v_version from public.engine_versions v
         where v.tenant_id = v_found.engine_tenant_id and v.engine_id = v_found.engine_id and v.version = v_found.version;
+    v_run := vanilla.estimate_run(v_version, p_user.tenant_id);
     return jsonb_build_object('replayed', false, 'engine_id', v_found.engine_id, 'engine', v_found.engine, 'version', v_found.version, 'alias', v_found.alias,
-        'source', v_found.source, 'input', vanilla.run_input(v_version, p_user.tenant_id, v_found.source_id, p_input), 'schema', v_version.config -> 'input');
+        'source', v_found.source, 'input', vanilla.run_input(v_version, p_user.tenant_id, v_found.source_id, p_input), 'schema', v_version.config -> 'input',
+        'price_hash', encode(v_run.price_hash, 'hex'), 'prices_changed', v_run.price_hash <> v_version.price_hash,
+        'estimate', jsonb_build_object('p50', v_run.estimate_p50, 'p95', v_run.estimate_p95, 'runs', v_run.estimated_from));
 end
 $f$;
-comment on function vanilla.preview_run(public.users, text, jsonb, text, integer, uuid) is 'What run_engine would start, refused as it refuses: version, whole input and its schema; or replayed.';
+comment on function vanilla.preview_run(public.users, text, jsonb, text, integer, uuid) is 'What run_engine would start, refused as it refuses: version, whole input and its schema, prices, what those before it cost; or replayed.';
 
 create or replace function vanilla.run_engine(p_user public.users, p_ref text, p_input jsonb, p_idempotency_key text, p_priority integer, p_api_key_id uuid default null,
     p_within jsonb default null, p_begin jsonb default null) returns jsonb
@@ -1136,13 +1140,7 @@ begin
                 and x.created_at > vanilla.clock() - interval '1 second' order by x.created_at desc limit 1;
         end if;
         if v_run.price_hash is null then
-            select sha256(convert_to(coalesce(jsonb_object_agg(m.slug, m.price) filter (where m.slug is not null), '{}')::text, 'UTF8')) into v_run.price_hash
-                from vanilla.known_models(p_user.tenant_id, array(select jsonb_object_keys(v_version.config -> 'models'))) m;
-            v_run.tenant_id := p_user.tenant_id;
-            v_run.engine_id := v_version.engine_id;
-            v_run.version := v_version.version;
-            select percentile_disc(0.5) within group (order by b.charged), percentile_disc(0.95) within group (order by b.charged), count(*)
-                into v_run.estimate_p50, v_run.estimate_p95, v_run.estimated_from from vanilla.runs_before(v_run) b (charged);
+            v_run := vanilla.estimate_run(v_version, p_user.tenant_id);
         end if;
         v_run.config_hash := v_version.hash;
         v_run.tenant_id := p_user.tenant_id;
@@ -1179,6 +1177,23 @@ end
 $f$;
 comment on function vanilla.runs_before(public.engine_executions) is 'What those of the last 50 runs of a version in a tenant cost that succeeded.';
 
+create or replace function vanilla.estimate_run(p_version public.engine_versions, p_tenant_id uuid) returns public.engine_executions
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_run public.engine_executions;
+begin
+    v_run.tenant_id := p_tenant_id;
+    v_run.engine_id := p_version.engine_id;
+    v_run.version := p_version.version;
+    select sha256(convert_to(coalesce(jsonb_object_agg(m.slug, m.price) filter (where m.slug is not null), '{}')::text, 'UTF8')) into v_run.price_hash
+        from vanilla.known_models(p_tenant_id, array(select jsonb_object_keys(p_version.config -> 'models'))) m;
+    select percentile_disc(0.5) within group (order by b.charged), percentile_disc(0.95) within group (order by b.charged), count(*)
+        into v_run.estimate_p50, v_run.estimate_p95, v_run.estimated_from from vanilla.runs_before(v_run) b (charged);
+    return v_run;
+end
+$f$;
+comment on function vanilla.estimate_run(public.engine_versions, uuid) is 'What a run of a version in a tenant would begin with: the hash of the prices of now, and what those before it cost.';
+
 create or replace function public.preview_engine(p_ref text default null, p_input jsonb default '{}', p_idempotency_key text default null, p_priority integer default null,
     p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
@@ -1187,7 +1202,7 @@ begin
 end
 $f$;
 comment on function public.preview_engine(text, jsonb, text, integer, uuid, uuid) is
-    'What execute_engine would run with the same arguments, and refuses what it refuses: version, source, the input with the copy''s values and defaults, and the schema that it must fit; replayed when the idempotency key has started it. Starts nothing.';
+    'What execute_engine would run with the same arguments, and refuses what it refuses: version, source, the input with the copy''s values and defaults, the schema that it must fit, what runs before it cost (estimate: p50, p95, runs), the hash of the prices of now, and whether they are others than when the version was deployed (prices_changed); replayed when the idempotency key has started it. Starts nothing.';
 
 create or replace function public.execute_engine(p_ref text default null, p_input jsonb default '{}', p_idempotency_key text default null, p_priority integer default null,
     p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb

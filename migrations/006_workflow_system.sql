@@ -209,7 +209,7 @@ comment on table public.workflow_executions is
     'Runs of workflows: written at the start, by pause, cancel and restart, and at the end. What happens meanwhile is in workflow_steps.';
 comment on column public.workflow_executions.reason is 'Why it failed or was cancelled, as a code: that of the step''s error, cancelled, deadline.';
 comment on column public.workflow_executions.at_once is
-    'So many of its steps are queued or run at the same time at most; more that could are ready and let in by let_in. Null: any number.';
+    'So many of its steps are queued or run at the same time at most, the fewer of what its engine says and what its payer''s level allows when it begins; more that could are ready and let in by let_in. Null: any number.';
 comment on column public.workflow_executions.api_key_id is 'The key of an engine that started it: its model calls count on the key''s budget.';
 comment on column public.workflow_executions.allocation_id is
     'Its budget (009), when the definition has budget_tokens: all calls of it and of what it starts are paid of that. A child has its parent''s, or a part.';
@@ -2334,6 +2334,11 @@ declare
     -- a child's calls draw on what there is: the estimate is of the whole
     v_estimate bigint := case when p_execution.parent_execution_id is null then (p_definition ->> 'estimate_tokens')::bigint end;
 begin
+    -- more at a time would only be refused by the level, call by call
+    p_execution.at_once := least(p_execution.at_once, (select greatest(r.most, 1) from public.user_token_wallets w
+        join public.levels l on l.tenant_id = w.tenant_id and l.id = w.level_id
+        cross join lateral (select (l.restrictions ->> 'concurrent_executions')::bigint as most) r
+        where w.tenant_id = p_execution.tenant_id and w.user_id = p_execution.user_id and r.most <= 1000));
     insert into public.workflow_executions select (p_execution).* on conflict (tenant_id, user_id, idempotency_key) where idempotency_key is not null do nothing;
     if not found then return false; end if;
     insert into public.workflow_steps (tenant_id, execution_id, node, item, user_id, status, undecided, taken, started_at, finished_at)

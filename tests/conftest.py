@@ -151,6 +151,17 @@ class Person:
         return {"authorization": f"Bearer {self.key}"}
 
 
+@asynccontextmanager
+async def as_person(connection: asyncpg.Connection, who: Person | Identity) -> AsyncIterator[None]:
+    """A transaction of the operator's connection as the login of requests has it for somebody."""
+    identity = who if isinstance(who, Identity) else who.identity
+    async with connection.transaction():
+        await connection.execute("set local role vanilla_app")
+        token = ContextSigner(bytes.fromhex(TEST_KEY)).sign(identity)
+        await connection.execute("select vanilla.set_context($1)", token)
+        yield
+
+
 @dataclass
 class People:
     """Makes users, keys and tenants through the product's own functions."""

@@ -18,8 +18,12 @@ import aiohttp
 import asyncpg
 
 from tests.conftest import TEST_KEY, Cluster
-from vanilla_saas.database import embedded
+from vanilla_saas.database import embedded, postmaster
+from vanilla_saas.database.context import ContextSigner
+from vanilla_saas.database.embedded import EmbeddedServer
+from vanilla_saas.database.migrator import migrate
 from vanilla_saas.database.pool import _prepare
+from vanilla_saas.settings import Settings
 
 COMMAND = Path(sys.executable).with_name("vanilla-saas")
 START_SECONDS = 90.0
@@ -145,6 +149,7 @@ class Running:
         """Kills it and its children, whatever state it is in."""
         try:
             if self.process.poll() is None:
+                self.send(signal.SIGCONT)
                 self.send(signal.SIGTERM)
                 await self.wait()
         finally:
@@ -154,6 +159,16 @@ class Running:
             self._last = (self.out, self.err)
             for file in self._files:
                 file.close()
+
+    async def stands(self) -> None:
+        """Waits until it has stopped itself, as a moment that ends in `:stop` has it."""
+
+        async def stopped() -> bool:
+            assert self.process.poll() is None, self.err
+            state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return state == "T"
+
+        await eventually(stopped, 60, lambda: self.err)
 
     async def _ended(self) -> bool:
         return self.process.poll() is not None
@@ -182,6 +197,35 @@ async def reached(**where: Any) -> asyncpg.Connection:
     connection = await eventually(connect, 60)
     await _prepare(connection)
     return connection
+
+
+FAST = {"fsync": "off", "full_page_writes": "off"}
+"""A killed process loses nothing that the kernel has."""
+
+
+@asynccontextmanager
+async def own_server(database: str) -> AsyncIterator[tuple[EmbeddedServer, Path]]:
+    """A server that may be killed, with a migrated database in it, and its home."""
+    async with new_home() as home:
+        with await asyncio.to_thread(embedded.attach, Settings(home=home), FAST) as server:  # type: ignore[arg-type]
+            connection = await asyncpg.connect(server.dsn())
+            await connection.execute(f'create database "{database}"')
+            await connection.close()
+            await migrate(server.dsn(database=database), ContextSigner(bytes.fromhex(TEST_KEY)))
+            yield server, home
+
+
+async def kill_postgresql(data: Path) -> None:
+    """Kills the server of a data directory; returns when another has begun there."""
+    before = postmaster.postmaster_pid(data)
+    os.kill(before, signal.SIGKILL)
+
+    async def back() -> bool:
+        with suppress(OSError, ValueError, IndexError):
+            return postmaster.postmaster_pid(data) not in (0, before)
+        return False
+
+    await eventually(back, 60)
 
 
 def over(cluster: Cluster, database: str, home: Path, **more: str) -> Installation:

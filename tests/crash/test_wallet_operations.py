@@ -17,18 +17,13 @@ import asyncpg
 import pytest
 
 from tests.concurrency.test_operations import END_PERIOD
-from tests.conftest import LONG, TEST_KEY
-from tests.processes import eventually, new_home, reached
+from tests.conftest import LONG
+from tests.processes import eventually, own_server, reached
 from tests.tokens.support import Books, User
 from vanilla_saas.checks import BOOKS, run_checks
 from vanilla_saas.database import postmaster
-from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.embedded import EmbeddedServer, attach
-from vanilla_saas.database.migrator import migrate
-from vanilla_saas.settings import Settings
+from vanilla_saas.database.embedded import EmbeddedServer
 
-FAST = {"fsync": "off", "full_page_writes": "off"}
-"""A killed process loses nothing that the kernel has."""
 STOP = 4711
 CRASH_POINTS = f"""
 create function public.crash_point() returns trigger language plpgsql as $f$
@@ -134,24 +129,18 @@ class Victim:
 
 @pytest.fixture(scope="module")
 async def victim() -> AsyncIterator[Victim]:
-    async with new_home() as home:
-        server = await asyncio.to_thread(attach, Settings(home=home), FAST)  # type: ignore[arg-type]
-        with server:
-            connection = await asyncpg.connect(server.dsn())
-            await connection.execute("create database crash")
-            await connection.close()
-            made = Victim(server)
-            await migrate(made.url, ContextSigner(bytes.fromhex(TEST_KEY)))
-            async with made.connected() as operator:
-                await operator.execute(CRASH_POINTS)
-                made.tables = [
-                    row["name"]
-                    for row in await operator.fetch(
-                        "select c.oid::regclass::text as name from pg_class c where c.relkind in ('r', 'p')"
-                        " and c.relnamespace = 'public'::regnamespace and not c.relispartition"
-                    )
-                ]
-            yield made
+    async with own_server("crash") as (server, _):
+        made = Victim(server)
+        async with made.connected() as operator:
+            await operator.execute(CRASH_POINTS)
+            made.tables = [
+                row["name"]
+                for row in await operator.fetch(
+                    "select c.oid::regclass::text as name from pg_class c where c.relkind in ('r', 'p')"
+                    " and c.relnamespace = 'public'::regnamespace and not c.relispartition"
+                )
+            ]
+        yield made
 
 
 async def prepared(operator: asyncpg.Connection, name: str) -> tuple[User, str]:

@@ -13,6 +13,7 @@ from tests.workflows.hands import Room, room
 from vanilla_saas.database.context import ContextSigner, Identity
 from vanilla_saas.database.errors import from_postgres
 from vanilla_saas.database.pool import _prepare
+from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 
 SIGNER = ContextSigner(bytes.fromhex(TEST_KEY))
 PLATFORM = uuid.UUID(int=0)
@@ -91,6 +92,11 @@ class Shop:
 
     async def run(self, who: Person, ref: str | None = None, **values: Any) -> dict[str, Any]:
         return dict(await self.ask(who, "execute_engine", ref, values))
+
+    async def key(self, who: Person, ref: str, **named: Any) -> tuple[str, uuid.UUID]:
+        """A key of somebody's that runs one engine, with its id."""
+        key = new_token(KEY_PREFIX)
+        return key, await self.ask(who, "create_engine_key", ref, "for the site", key[:12], token_hash(key), **named)
 
     async def level(self, slug: str, tenant: uuid.UUID = DEFAULT_TENANT) -> uuid.UUID:
         found: uuid.UUID = await self.operator.fetchval(

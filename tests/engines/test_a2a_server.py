@@ -30,7 +30,6 @@ from google.protobuf.json_format import MessageToDict
 from tests.conftest import Cluster, Person
 from tests.engines.served import INPUT, WAITS, Served, served
 from tests.engines.shop import Made, plain
-from tests.engines.test_engines import made_key
 from tests.orchestration.studio import agent, calls, says
 from vanilla_saas.engines.protocols.a2a_tasks import SCHEMAS, USAGE
 from vanilla_saas.workflows.attending import Attended
@@ -300,7 +299,7 @@ async def test_ones_own_tasks_of_an_agent_are_listed_by_page_and_context(desk: S
 
 async def test_a_key_of_an_engine_is_an_agent_of_that_one(desk: Served, doubling: Made) -> None:
     user, other = await desk.shop.person(), await desk.shop.deploy()
-    key, twin = [(await made_key(desk.shop, user, doubling.slug))[0] for _ in range(2)]
+    key, twin = [(await desk.shop.key(user, doubling.slug))[0] for _ in range(2)]
     async with connected(desk, key, doubling.slug) as client:
         task = await sent(client, data(n=2))
         assert MessageToDict(task.artifacts[0].parts[0])["data"] == 4

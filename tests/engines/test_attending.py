@@ -189,9 +189,10 @@ async def test_a_tenant_at_its_cap_waits_for_its_turn(floor: Shop, api: str) -> 
             for _ in range(2):
                 await say(client, engine, REPLY)
             calls = [asyncio.create_task(say(client, engine, slow)) for _ in range(3)]
-            while not all(call.done() for call in calls):
-                seen.append(await floor.operator.fetchval(most))
-                await asyncio.sleep(0.02)
+            async with asyncio.timeout(20):
+                while not all(call.done() for call in calls):
+                    seen.append(await floor.operator.fetchval(most))
+                    await asyncio.sleep(0.02)
             assert [(await call).choices[0].message.content for call in calls] == ["slow"] * 3
     finally:
         await floor.ask(None, "set_workflow_share", person.identity.tenant_id, 1, None)

@@ -17,7 +17,6 @@ from tests.workflows.hands import workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.engines import chat, waiting
 from vanilla_saas.providers import gateway
-from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
 from vanilla_saas.workflows.attending import Attended
 from vanilla_saas.workflows.worker import Worker
 
@@ -88,12 +87,6 @@ async def only_run(floor: Shop, person: Person) -> str:
             await asyncio.sleep(0.01)
     assert len(found) == 1
     return str(found[0]["id"])
-
-
-async def engine_key(floor: Shop, person: Person, ref: str, **more: Any) -> tuple[str, uuid.UUID]:
-    key = new_token(KEY_PREFIX)
-    made = await floor.ask(person, "create_engine_key", ref, "test", key[:12], token_hash(key), **more)
-    return key, made
 
 
 async def test_an_engine_answers_as_a_model_and_costs_what_its_model_calls_did(floor: Shop, api: str) -> None:
@@ -280,7 +273,7 @@ async def test_only_engines_that_may_be_run_are_listed(floor: Shop, api: str) ->
     reader = await floor.room.people.user(scopes=["read"])
     for other in (budget, reader):
         assert await listed(other.key) & refs.keys() == set()
-    key, _ = await engine_key(floor, person, f"{may.slug}@1")
+    key, _ = await floor.key(person, f"{may.slug}@1")
     assert await listed(key) == {f"engine/{may.slug}@1"}
 
 
@@ -353,7 +346,7 @@ async def test_a_key_that_may_not_start_runs_starts_none(floor: Shop, api: str, 
 
 async def test_the_key_of_an_engine_runs_it_and_nothing_else(floor: Shop, api: str) -> None:
     engine, other, person = await floor.deploy(asks()), await floor.deploy(echo()), await floor.person()
-    key, key_id = await engine_key(floor, person, engine.slug, p_budget_tokens=1000)
+    key, key_id = await floor.key(person, engine.slug, p_budget_tokens=1000)
     async with sdk(api, key) as client:
         answer = await say(client, engine)
         assert answer.engine["source"] == "key"
@@ -376,7 +369,7 @@ async def test_a_revoked_key_starts_nothing_and_its_run_and_the_wait_for_it_end_
     floor: Shop, api: str, streamed: bool
 ) -> None:
     engine, person = await floor.deploy(waits()), await floor.person()
-    key, key_id = await engine_key(floor, person, engine.slug)
+    key, key_id = await floor.key(person, engine.slug)
 
     async with sdk(api, key) as client:
         waiting = asyncio.create_task(whole(client, engine, streamed=streamed))
@@ -393,7 +386,7 @@ async def test_a_revoked_key_starts_nothing_and_its_run_and_the_wait_for_it_end_
 
 async def test_a_revoked_key_whose_runs_go_on_is_not_told_the_end(floor: Shop, api: str) -> None:
     engine, person = await floor.deploy(waits()), await floor.person()
-    key, key_id = await engine_key(floor, person, engine.slug)
+    key, key_id = await floor.key(person, engine.slug)
     async with sdk(api, key) as client:
         waiting = asyncio.create_task(whole(client, engine, streamed=False))
         execution = await only_run(floor, person)

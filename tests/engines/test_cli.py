@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TEST_KEY
 from tests.engines.shop import Shop, plain
 from tests.engines.test_engines import offered
-from tests.tokens.test_cli import Cli
+from tests.tokens.test_cli import Cli, shell
 
 TONE = {"tone": {"type": "string", "enum": ["kind", "short"], "default": "kind"}}
 INPUT = {"type": "object", "properties": {"tone": {"type": "string"}, "n": {"type": "integer"}}}
@@ -17,18 +16,7 @@ INPUT = {"type": "object", "properties": {"tone": {"type": "string"}, "n": {"typ
 
 @pytest.fixture
 def vs(monkeypatch: pytest.MonkeyPatch, floor: Shop, tmp_path: Path) -> Cli:
-    cluster, name = floor.room.cluster, floor.room.name
-    for variable, value in {
-        "DATABASE_URL": cluster.url(database=name),
-        "VANILLA_SAAS_APP_URL": cluster.url("vanilla_app", name),
-        "VANILLA_SAAS_RUNTIME_URL": cluster.url("vanilla_runtime", name),
-        "VANILLA_SAAS_HOME": str(tmp_path),
-        "VANILLA_SAAS_CONTEXT_KEY": TEST_KEY,
-        "VANILLA_SAAS_SECRET_KEY": "c3" * 32,
-        "COLUMNS": "200",
-    }.items():
-        monkeypatch.setenv(variable, value)
-    return Cli()
+    return shell(monkeypatch, floor.room.cluster, floor.room.name, tmp_path)
 
 
 async def test_an_engine_is_deployed_promoted_rolled_back_and_retired(vs: Cli, floor: Shop, tmp_path: Path) -> None:
@@ -247,3 +235,86 @@ async def test_what_cannot_be_compared_is_refused_before_anything_runs(vs: Cli, 
     assert (await vs.refused("engines", "compare", *refs, "--user", "nobody@x.test", *who[2:])).name == "not_found"
     count = "select count(*) from engine_executions where user_id = $1"
     assert await floor.operator.fetchval(count, user.identity.user_id) == 0
+
+
+TONES = """
+slug: applied-{n}
+name: {name}
+parameters: {{tone: {{type: string, default: kind}}}}
+default_access: execute
+{more}
+workflow:
+  name: Applied
+  input: {{type: object, properties: {{tone: {{type: string}}}}}}
+  nodes: [{{id: a, kind: transform, value: "{value}"}}]
+  output: steps.a.output
+"""
+
+
+async def test_a_file_is_an_engine_and_again_it_is_nothing_new(vs: Cli, floor: Shop, tmp_path: Path) -> None:
+    user, n, file = await floor.person(), uuid.uuid4().hex[:8], tmp_path / "applied.yaml"
+    other = tmp_path / "other.yaml"
+    other.write_text(f"slug: checked-{n}\ntemplate: summarise_and_check\nset: {{max_words: 20}}\nmode: sequential\n")
+    command = ("engines", "apply", str(file), str(other), "--user", user.email)
+
+    async def applied(value: str, more: str = "", name: str = "Applied") -> tuple[int, bool]:
+        file.write_text(TONES.format(n=n, value=value, more=more, name=name))
+        one, two = await vs.json(*command)
+        assert (two["slug"], two["version"]) == (f"checked-{n}", 1)
+        return one["version"], one["changed"]
+
+    async def meant() -> dict[str, tuple[int, int]]:
+        shown = await vs.json("engines", "show", f"applied-{n}")
+        return {alias["alias"]: (alias["version"], alias["weight"]) for alias in shown["aliases"]}
+
+    assert await applied("input.tone") == (1, True)
+    assert await applied("input.tone") == (1, False)
+    assert await applied("input.tone", name="Renamed") == (1, True)
+    assert await applied("input.tone") == (1, True)
+    assert f"applied-{n} is already what its file says: version 1" in (await vs(*command)).stdout
+    assert await vs.json("engines", "run", f"applied-{n}", "--user", user.email) is not None
+    canary = "alias: canary\nweight: 10"
+    assert await applied("'2'", canary) == (2, True)
+    assert await applied("'2'", canary) == (2, False)
+    assert await meant() == {"stable": (1, 100), "canary": (2, 10)}
+    assert await applied("'2'") == (2, True)
+    assert await meant() == {"stable": (2, 100)}
+    assert await applied("'2'", "mode: sequential") == (3, True)
+    versions = (await vs.json("engines", "show", f"applied-{n}"))["data"]
+    assert [(version["version"], version["mode"], version["at_once"]) for version in versions] == [
+        (3, "sequential", 1),
+        (2, "parallel", None),
+        (1, "parallel", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ("template: summarise_and_check", ""),  # beside a workflow
+        ("set: {a: 1}", ""),
+        ("alias: canary", ""),  # of which part of the users?
+        ("weight: 5", ""),
+        ("modes: parallel", "modes"),
+        ("at_once: many", "at_once"),
+    ],
+)
+async def test_a_file_that_is_no_engine_is_refused_by_place(
+    vs: Cli, floor: Shop, tmp_path: Path, more: str, path: str
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    slug = uuid.uuid4().hex[:8]
+    good.write_text(TONES.format(n=slug, value="'1'", more="", name="Good"))
+    bad.write_text(TONES.format(n=slug, value="'2'", more=more, name="Bad"))
+    refused = await vs.refused("engines", "apply", str(good), str(bad), "--user", floor.admin.email)
+    assert (refused.name, [problem["path"] for problem in refused.detail["problems"]]) == ("invalid_definition", [path])
+    assert (await vs.refused("engines", "show", f"applied-{slug}")).name == "not_found"
+
+
+async def test_of_files_all_are_applied_or_none(vs: Cli, floor: Shop, tmp_path: Path) -> None:
+    good, bad, slug = tmp_path / "good.yaml", tmp_path / "bad.yaml", uuid.uuid4().hex[:8]
+    good.write_text(TONES.format(n=slug, value="'1'", more="", name="Good"))
+    bad.write_text(TONES.format(n=f"{slug}-b", value="1 +", more="", name="Bad"))
+    refused = await vs.refused("engines", "apply", str(good), str(bad), "--user", floor.admin.email)
+    assert refused.name == "invalid_definition"
+    assert (await vs.refused("engines", "show", f"applied-{slug}")).name == "not_found"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import serve, settings_for
 from tests.engines.shop import Shop, plain
-from tests.engines.test_engines import made_key, offered
+from tests.engines.test_engines import offered
 from vanilla_saas import client_http
 from vanilla_saas.app import create_app
 from vanilla_saas.client import ApiError, Client, WorkflowFailed
@@ -216,7 +216,7 @@ async def test_workflows_run_engines(address: str, floor: Shop) -> None:
 async def test_a_run_is_followed_with_a_key_of_the_engine(address: str, floor: Shop) -> None:
     waits = await floor.deploy({"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []})
     user = await floor.person()
-    key, _ = await made_key(floor, user, waits.slug)
+    key, _ = await floor.key(user, waits.slug)
     async with Client(address, key) as site, Client(address, user.key) as person:
         begun = await site.engines.start()
         told: list[tuple[str, bool]] = []

@@ -14,7 +14,7 @@ from tests.engines.shop import PLATFORM, Made, Shop, asking, plain
 from tests.workflows.hands import Step, workflow
 from tests.workflows.test_claims import call
 from vanilla_saas.database.errors import VanillaError, from_postgres
-from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, token_hash
+from vanilla_saas.tenancy.secret_tokens import token_hash
 
 CALL = {
     "status": "succeeded",
@@ -588,11 +588,6 @@ async def test_a_flow_that_an_engine_runs_is_neither_retired_nor_deleted(floor: 
 # keys
 
 
-async def made_key(shop: Shop, who: Any, ref: str, **named: Any) -> tuple[str, uuid.UUID]:
-    key = new_token(KEY_PREFIX)
-    return key, await shop.ask(who, "create_engine_key", ref, "for the site", key[:12], token_hash(key), **named)
-
-
 async def by_key(shop: Shop, key: str, ref: str | None = None, **values: Any) -> Any:
     try:
         return await shop.runtime.fetchval("select vanilla.execute_by_key($1, $2, $3)", token_hash(key), ref, values)
@@ -603,7 +598,7 @@ async def by_key(shop: Shop, key: str, ref: str | None = None, **values: Any) ->
 async def test_a_key_runs_its_engine_as_its_user_and_nothing_else(floor: Shop) -> None:
     engine, other = await floor.deploy(), await floor.deploy()
     user = await floor.person()
-    key, key_id = await made_key(floor, user, engine.slug)
+    key, key_id = await floor.key(user, engine.slug)
     run = await by_key(floor, key)
     assert (run["source"], run["engine_id"]) == ("key", str(engine.id))
     row = await floor.operator.fetchrow(
@@ -625,7 +620,7 @@ async def test_a_key_runs_its_engine_as_its_user_and_nothing_else(floor: Shop) -
 async def test_a_key_ends_with_its_revocation_its_expiry_and_what_allowed_it(floor: Shop) -> None:
     engine = await floor.deploy()
     user = await floor.person()
-    key, key_id = await made_key(floor, user, engine.slug)
+    key, key_id = await floor.key(user, engine.slug)
     await floor.ask(floor.admin, "set_engine", engine.id, p_default_access="read")
     with pytest.raises(VanillaError, match="read, not run"):
         await by_key(floor, key)
@@ -633,7 +628,7 @@ async def test_a_key_ends_with_its_revocation_its_expiry_and_what_allowed_it(flo
     await floor.ask(user, "revoke_api_key", key_id)
     with pytest.raises(VanillaError, match="wrong, revoked or expired"):
         await by_key(floor, key)
-    other, other_id = await made_key(floor, user, engine.slug)
+    other, other_id = await floor.key(user, engine.slug)
     await floor.operator.execute("update api_keys set expires_at = vanilla.clock() where id = $1", other_id)
     with pytest.raises(VanillaError, match="wrong, revoked or expired"):
         await by_key(floor, other)
@@ -642,7 +637,7 @@ async def test_a_key_ends_with_its_revocation_its_expiry_and_what_allowed_it(flo
 async def test_model_calls_of_a_run_count_on_its_keys_budget(floor: Shop) -> None:
     engine = await floor.deploy(asking())
     user = await floor.person()
-    key, key_id = await made_key(floor, user, engine.slug, p_budget_tokens=60)
+    key, key_id = await floor.key(user, engine.slug, p_budget_tokens=60)
     await by_key(floor, key)
     await by_key(floor, key)
     admit = "select vanilla.admit_call(null, null, null, 'sandbox-small', 10, 10, 40, 1, $1, false, '11 minutes', null, null, $2)"
@@ -672,7 +667,7 @@ async def test_model_calls_of_a_run_count_on_its_keys_budget(floor: Shop) -> Non
 
 async def test_a_key_keeps_what_calls_that_a_budget_pays_do_not_use(floor: Shop) -> None:
     engine = await floor.deploy(asking(budget_tokens=500))
-    key, key_id = await made_key(floor, await floor.person(), engine.slug, p_budget_tokens=60)
+    key, key_id = await floor.key(await floor.person(), engine.slug, p_budget_tokens=60)
     await by_key(floor, key)
     await by_key(floor, key)
     async with floor.room.worker() as hands:
@@ -690,7 +685,7 @@ async def test_a_key_keeps_what_calls_that_a_budget_pays_do_not_use(floor: Shop)
 async def test_a_key_does_not_follow_its_name_to_another_engine(floor: Shop) -> None:
     engine = await offered(floor)
     user = await floor.person()
-    key, _ = await made_key(floor, user, engine.slug)
+    key, _ = await floor.key(user, engine.slug)
     await floor.deploy(slug=engine.slug)
     with pytest.raises(VanillaError, match="no such engine"):
         await by_key(floor, key)

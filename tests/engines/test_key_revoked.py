@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import Person, serve, settings_for
 from tests.engines.shop import Made, Shop
-from tests.engines.test_engines import made_key
 from tests.engines.test_routes import send
+from tests.processes import eventually
 from tests.tokens.test_routes import get, post
 from tests.workflows.hands import workflow
 from vanilla_saas.app import create_app
@@ -43,20 +43,13 @@ async def admin(floor: Shop) -> Person:
 
 
 async def key_of(floor: Shop, user: Person, engine: Made) -> Person:
-    key, key_id = await made_key(floor, user, engine.slug, p_budget_tokens=100_000)
+    key, key_id = await floor.key(user, engine.slug, p_budget_tokens=100_000)
     return Person(user.identity, key, key_id)
 
 
 async def begin(http: aiohttp.ClientSession, key: Person, given: dict[str, Any] | None = None) -> uuid.UUID:
     begun, _ = await post(http, key, "/engines/run", {"input": given or {}}, status=202)
     return uuid.UUID(begun["execution_id"])
-
-
-async def until(what: Callable[[], Awaitable[Any]], seconds: float = 10) -> Any:
-    async with asyncio.timeout(seconds):
-        while not (found := await what()):
-            await asyncio.sleep(0.01)
-    return found
 
 
 async def test_a_model_call_that_is_under_way_is_given_up_and_the_next_step_never_begins(
@@ -66,13 +59,13 @@ async def test_a_model_call_that_is_under_way_is_given_up_and_the_next_step_neve
     key = await key_of(floor, user, engine)
     run = await begin(http, key, SLOW)
     reserved = "select reserved_tokens from user_token_wallets where user_id = $1"
-    await until(lambda: floor.operator.fetchval(reserved, user.identity.user_id))
+    await eventually(lambda: floor.operator.fetchval(reserved, user.identity.user_id))
     await send(http, "DELETE", admin, f"/keys/{key.key_id}", status=204)
 
     async def ended() -> bool:
         return (await floor.room.execution(run))["status"] != "running"
 
-    await until(ended, ENDS_S)
+    await eventually(ended, ENDS_S)
     row = await floor.room.execution(run)
     assert (row["status"], row["reason"], row["charged_tokens"]) == ("cancelled", "key_revoked", 0)
     steps = await floor.operator.fetch("select status from workflow_steps where execution_id = $1", run)
@@ -131,7 +124,7 @@ async def test_a_run_that_is_just_beginning_is_waited_for_and_ends_with_its_key(
     async with other.transaction():
         started = json.loads(await other.fetchval(start, token_hash(key.key)))
         revoking = asyncio.create_task(floor.ask(user, "revoke_api_key", key.key_id))
-        await until(lambda: floor.operator.fetchval(waiting))
+        await eventually(lambda: floor.operator.fetchval(waiting))
     await revoking
     await other.close()
     row = await floor.room.execution(uuid.UUID(started["execution_id"]))
@@ -156,7 +149,7 @@ async def test_keys_revoked_in_the_midst_of_their_calls_leave_nothing_held(
         async def so_far() -> bool:
             return bool(await floor.operator.fetchval(done, key.key_id) >= steps)
 
-        await until(so_far)
+        await eventually(so_far)
         await send(http, "DELETE", admin, f"/keys/{key.key_id}", status=204)
         for run in runs:
             row = await floor.operator.fetchrow("select status, reason from workflow_executions where id = $1", run)

@@ -20,7 +20,6 @@ from mcp_types import CallToolResult
 from tests.conftest import Cluster, Person
 from tests.engines.served import INPUT, WAITS, Served, served
 from tests.engines.shop import Made, plain
-from tests.engines.test_engines import made_key
 from tests.orchestration.studio import agent, says
 from vanilla_saas.engines.protocols import mcp_tools, surface
 
@@ -201,8 +200,8 @@ async def test_a_cancelled_request_of_a_session_cancels_its_run(desk: Served) ->
 
 async def test_a_key_of_an_engine_lists_and_runs_that_one(desk: Served, doubling: Made) -> None:
     user, other = await desk.shop.person(), await desk.shop.deploy()
-    key, _ = await made_key(desk.shop, user, doubling.slug)
-    twin, _ = await made_key(desk.shop, user, doubling.slug)
+    key, _ = await desk.shop.key(user, doubling.slug)
+    twin, _ = await desk.shop.key(user, doubling.slug)
     async with connected(desk, key) as client:
         listed = [tool.name for tool in (await client.list_tools()).tools]
         assert listed == [doubling.slug, "run_result", "run_cancel"]

@@ -1,12 +1,20 @@
 """One node at a time, or so many: in the order of the graph, and with the same end as without a limit."""
 
+import json
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from tests.conftest import Person, serve, settings_for
 from tests.engines.shop import Shop
+from tests.tokens.test_routes import post
 from tests.workflows.hands import Hands, Step, workflow
+from vanilla_saas.app import create_app
 
 
 async def held(shop: Shop, run: dict[str, Any]) -> int:
@@ -69,6 +77,45 @@ async def test_parallel_has_at_most_so_many(floor: Shop, at_once: int | None, mo
             left = max(left - 1, 0)
             assert await held(floor, run) == len(steps) <= most
     assert (await floor.room.execution(uuid.UUID(run["execution_id"])))["status"] == "succeeded"
+
+
+@asynccontextmanager
+async def at_a_time(floor: Shop, calls: int) -> AsyncIterator[Person]:
+    """Somebody whose level allows so many calls at a time."""
+    level = await floor.level("free")
+    await floor.ask(floor.admin, "set_level_restriction", level, "concurrent_executions", calls)
+    try:
+        yield await floor.person("free")
+    finally:
+        await floor.ask(floor.admin, "delete_level_restriction", level, "concurrent_executions")
+
+
+@pytest.mark.parametrize(
+    ("at_once", "calls", "most"), [(None, 2, 2), (3, 2, 2), (2, 4, 2), (None, 0, 1), (None, 5000, 5)]
+)
+async def test_a_level_bounds_them_too(floor: Shop, at_once: int | None, calls: int, most: int) -> None:
+    engine = await floor.deploy(workflow("a b c d e"), p_at_once=at_once)
+    async with at_a_time(floor, calls) as user:
+        run = await floor.run(user, engine.slug)
+        started = await floor.operator.fetchval(
+            "select start_workflow($1, p_user_id => $2)", engine.flow, user.identity.user_id
+        )
+    assert (await held(floor, run), await held(floor, started)) == (most, min(calls or 1, 5))
+    async with floor.room.worker() as hands:  # as they began, whatever the level says by now
+        ran = await hands.run(lambda step: step.done(output=1))
+    assert sorted(ran) == sorted(["a", "b", "c", "d", "e"] * 2)
+    for one in (run, started):
+        assert (await floor.room.execution(uuid.UUID(one["execution_id"])))["status"] == "succeeded"
+
+
+async def test_a_run_does_not_fail_by_its_own_calls_at_a_time(floor: Shop, tmp_path: Path) -> None:
+    slow = f"sandbox: {json.dumps({'reply': 'slow', 'latency_ms': 200})}"
+    asking = {"model": "sandbox-small", "prompt": slow, "retry": {"attempts": 1}}
+    engine = await floor.deploy(workflow("a=llm b=llm c=llm", a=asking, b=asking, c=asking))
+    app = create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path, run_worker=True))
+    async with at_a_time(floor, 1) as user, serve(app) as address, aiohttp.ClientSession(address) as http:
+        ran, _ = await post(http, user, "/engines/run", {"ref": engine.slug, "wait_s": 20})
+    assert (ran["status"], ran["error"]) == ("succeeded", None)
 
 
 async def test_items_of_a_map_take_places_too(floor: Shop) -> None:
@@ -191,3 +238,37 @@ async def test_a_step_beyond_its_deadline_that_fails_lets_the_next_in(floor: Sho
             )
             await floor.room.tend()
         assert sorted(await one_by_one(hands)) == ["after", "b"]
+
+
+async def test_both_modes_give_the_same_outputs_at_the_same_charge(floor: Shop, tmp_path: Path) -> None:
+    say = {"model": "sandbox-small", "prompt": 'sandbox: {"reply": "{{ input.x }}"}'}
+    shape = workflow(
+        "a=llm b=llm each=map end",
+        "a>end b>end each>end",
+        a=say,
+        b=say,
+        each={"over": "[1, 2, 3]", "item": {"kind": "llm", **say}},
+        end={"value": "[steps.a.output.text, steps.b.output.text] + steps.each.output.map(one, one.text)"},
+        output="steps.end.output",
+    )
+    app = create_app(settings_for(floor.room.cluster, floor.room.name, tmp_path, run_worker=True))
+    user, found = await floor.person(), []
+    async with serve(app) as address, aiohttp.ClientSession(address) as http:
+        for mode in ("sequential", "parallel"):
+            engine = await floor.deploy(shape, p_mode=mode)
+            ran, _ = await post(http, user, "/engines/run", {"ref": engine.slug, "input": {"x": "Hi"}, "wait_s": 20})
+            run = uuid.UUID(ran["execution_id"])
+            nodes = await floor.operator.fetch(
+                "select node, item, status, output, charged_tokens, cost_micros from workflow_steps"
+                " where execution_id = $1 order by node, item", run
+            )  # fmt: skip
+            entries = await floor.operator.fetch(
+                "select direction, (metadata ->> 'actual')::bigint as actual from user_token_ledger"
+                " where reference_id = $1 and direction = 'settle' order by actual", run
+            )  # fmt: skip
+            total = sum(entry["actual"] for entry in entries)
+            assert (len(entries), total) == (5, ran["charged_tokens"])
+            assert sum(node["charged_tokens"] for node in nodes if node["item"] == -1) == total > 0
+            found.append((ran["output"], ran["cost_micros"], list(map(tuple, nodes)), list(map(tuple, entries))))
+    assert found[0] == found[1]
+    assert found[0][0] == ["Hi"] * 5

@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import DEFAULT_TENANT, Person
 from tests.engines.shop import Made, Shop, plain
 from tests.engines.test_engines import offered, refused
+from tests.workflows.hands import workflow
 
 SHAPE = {"type": "object", "properties": {name: {} for name in ("tone", "size", "name", "loud")}}
 FIRST = {
@@ -51,6 +52,65 @@ async def test_a_copy_goes_to_what_the_name_means_or_to_what_is_named_and_a_run_
     assert (await floor.run(user, "my/mine"))["version"] == 2
     pinned = "select version from engine_executions where id = $1"
     assert await floor.operator.fetchval(pinned, uuid.UUID(run["execution_id"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "named", "copied"),
+    [
+        ("promote", 2, 1),
+        ("canary", 2, 1),
+        ("rollback", 2, 1),
+        ("retire", 2, None),
+        ("rebase", 1, 2),
+        ("rebase all", 1, 2),
+        ("fork", 1, 2),
+        ("delete", 1, None),
+    ],
+)
+async def test_what_runs_keeps_its_version_whatever_is_done_to_engine_and_copy(
+    floor: Shop, act: str, named: int, copied: int | None
+) -> None:
+    await floor.operator.execute("select cancel_execution(id) from workflow_executions where finished_at is null")
+    engine, user = await floor.deploy(workflow("a b", "a>b")), await floor.person()
+    await floor.ask(floor.admin, "deploy_engine", engine.slug, await floor.flow(workflow("c d", "c>d")))
+    for version in (2, 1):
+        await floor.ask(floor.admin, "promote_engine", engine.id, version)
+    copy = await copy_of(floor, user, engine, {})
+    runs = [uuid.UUID((await floor.run(user, ref))["execution_id"]) for ref in (engine.slug, "my/mine")]
+    async with floor.room.worker() as hands:
+        begun = await hands.tick()
+        match act:
+            case "promote":
+                await floor.ask(floor.admin, "promote_engine", engine.id, 2)
+            case "canary":
+                await floor.ask(floor.admin, "promote_engine", engine.id, 2, "canary", 100)
+            case "rollback":
+                await floor.ask(floor.admin, "rollback_engine", engine.id)
+            case "retire":
+                await floor.ask(floor.admin, "promote_engine", engine.id, 2)
+                await floor.ask(floor.admin, "retire_engine", engine.id, 1)
+            case "rebase":
+                await floor.ask(user, "rebase_engine_copy", copy, "2")
+            case "rebase all":
+                await floor.ask(floor.admin, "rebase_engine_copies", engine.id, "2")
+            case "fork":
+                await floor.ask(user, "fork_engine", f"{engine.slug}@2", "mine")
+            case "delete":
+                await floor.ask(user, "delete_engine_copy", copy)
+        ran = await hands.run(lambda step: step.done(output=1), *(step.done(output=1) for step in begun))
+    assert (sorted(step.node for step in begun), sorted(ran)) == (["a", "a"], ["b", "b"])
+    rows = await floor.operator.fetch(
+        "select e.status, e.version, r.version from workflow_executions e join engine_executions r using (tenant_id, id)"
+        " where id = any ($1)", runs
+    )  # fmt: skip
+    assert [tuple(row) for row in rows] == [("succeeded", 1, 1)] * 2
+    # it was done, and what begins now has it
+    assert (await floor.ask(user, "preview_engine", engine.slug))["version"] == named
+    if copied is not None:
+        assert (await floor.ask(user, "preview_engine", "my/mine"))["version"] == copied
+    else:
+        error = "not_found" if act == "delete" else "invalid_state"
+        await refused(floor, user, error, "preview_engine", "my/mine")
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,11 @@ import pytest
 from fastapi import FastAPI
 
 from tests.conftest import Person, serve, settings_for
+from tests.engines.served import INPUT, WAITS
 from tests.engines.shop import Made, Shop, plain
 from tests.tokens.test_routes import get, post
 from tests.workflows.test_events import following
 from vanilla_saas.app import create_app
-
-INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-WAITS = {"nodes": [{"id": "s", "kind": "signal", "signal": "go"}], "connections": []}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +73,28 @@ async def test_a_run_that_is_waited_for_answers_with_its_output(
     await post(http, user, "/engines/run", body, status=400, key="another")
     for wrong in ({"wait_s": 121}, {"wait_s": -1}, {"input": []}, {"priority": 10}, {"engine": "x"}):
         await post(http, user, "/engines/run", body | wrong, status=400)
+
+
+async def test_what_a_run_would_be_is_told_before_it(http: aiohttp.ClientSession, floor: Shop, doubling: Made) -> None:
+    user, reader = await floor.person(), await floor.room.people.user(scopes=["read"])
+    body = {"ref": doubling.slug, "input": {"n": 4}}
+    await post(http, user, "/engines/run", body | {"wait_s": 20})
+    told, _ = await post(http, user, "/engines/preview", body)
+    assert (told["engine"], told["version"], told["alias"], told["source"]) == (
+        doubling.slug, 1, "stable", "reference",
+    )  # fmt: skip
+    assert (told["input"], told["prices_changed"]) == ({"n": 4}, False)
+    assert (told["estimate"]["p50"], told["estimate"]["p95"]) == (0, 0)
+    ran, _ = await post(http, user, "/engines/run", body, status=202)
+    assert ran["estimate"] == told["estimate"]
+    problem, _ = await post(http, user, "/engines/preview", body | {"input": {"n": "x"}}, status=422)
+    assert (problem["code"], problem["problems"][0]["field"]) == ("invalid_input", "input.n")
+    await post(http, user, "/engines/preview", {"ref": "nobody"}, status=404)
+    await post(http, reader, "/engines/preview", body, status=403)
+    key = await key_for(http, floor, user, doubling.slug)
+    await post(http, key, "/engines/preview", body, status=403)
+    count = "select count(*) from engine_executions where user_id = $1"
+    assert await floor.operator.fetchval(count, user.identity.user_id) == 2
 
 
 async def test_one_that_is_not_over_by_then_goes_on(http: aiohttp.ClientSession, floor: Shop, app: FastAPI) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Person
 from tests.engines.shop import Made, Shop, asking, plain
-from tests.engines.test_engines import made_key, offered
+from tests.engines.test_engines import offered
 from tests.workflows.hands import Hands, Step, workflow
 from tests.workflows.test_claims import call
 
@@ -326,7 +326,7 @@ async def test_what_it_costs_is_paid_once_by_the_user_and_counted_for_the_engine
 async def test_calls_of_it_count_on_the_key_of_the_execution_it_is_in(floor: Shop) -> None:
     engine = await floor.deploy(asking())
     person = await floor.person()
-    _, key = await made_key(floor, person, engine.slug, p_budget_tokens=100)
+    _, key = await floor.key(person, engine.slug, p_budget_tokens=100)
     execution = await begun(floor, person, engine.slug)
     await floor.operator.execute("update workflow_executions set api_key_id = $2 where id = $1", execution, key)
     async with floor.room.worker() as hands:

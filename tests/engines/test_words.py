@@ -15,6 +15,7 @@ from tests.conftest import Person, serve, settings_for
 from tests.engines.shop import Made, Shop
 from tests.engines.test_chat import ONE_TEXT, only_run, say, sdk
 from tests.engines.upstream import Answer, Upstream, upstream
+from tests.processes import eventually
 from tests.workflows.hands import workflow
 from vanilla_saas.app import create_app
 from vanilla_saas.engines.waiting import Ends
@@ -25,6 +26,8 @@ from vanilla_saas.tenancy.identity import Caller
 from vanilla_saas.workflows.attending import Attended
 
 NODE = {"model": "sandbox-small", "prompt": "{{ input.text }}", "max_output_tokens": 200}
+HANGS_UP_S = 4.0
+"""A heartbeat, and what it does."""
 QUICK = {"retry": {"initial_ms": 100, "max_ms": 100}}
 SPEAKS = {
     "the only node": workflow("a=llm", a=NODE, input=ONE_TEXT),
@@ -296,6 +299,37 @@ async def test_what_comes_while_a_slow_client_is_sent_something_is_not_left_unti
         await Gateway(cast(MeteredCalls, None), 1000, cast(Engines, speaking))(scope, receive, send)
     assert re.findall(r'"content":"([^"]+)"', sent) == ["One ", "two"]
     assert sent.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("flow", [SPEAKS["the only node"], SILENT["another output"]], ids=["streamed", "whole"])
+async def test_a_key_that_is_revoked_in_the_midst_of_a_call_hangs_up_on_the_model(
+    floor: Shop, api: str, model: Upstream, flow: dict[str, Any]
+) -> None:
+    engine, person = await floor.deploy(flow), await floor.person()
+    key, key_id = await floor.key(person, engine.slug, p_budget_tokens=1000)
+    model.will(Answer(["One ", "two"], held=1))
+    async with sdk(api, key) as client:
+        call = asyncio.create_task(_heard(client, engine))
+
+        async def reserved() -> bool:
+            wallet = await floor.room.people.wallet(person)
+            return bool(model.asked and wallet["reserved_tokens"])
+
+        await eventually(reserved)
+        assert not model.left.is_set()
+        await floor.ask(floor.admin, "revoke_api_key", key_id)
+        await asyncio.wait_for(model.left.wait(), HANGS_UP_S)
+        with pytest.raises(openai.APIError):
+            await call
+    run = await floor.room.execution(uuid.UUID(await only_run(floor, person)))
+    assert (run["status"], run["reason"], run["charged_tokens"]) == ("cancelled", "key_revoked", 0)
+    assert [body["model"] for body in model.asked] == ["sandbox-small"]
+    await paid(floor, person, 0)
+    assert await floor.operator.fetchval("select used_tokens from api_keys where id = $1", key_id) == 0
+
+
+async def _heard(client: openai.AsyncOpenAI, engine: Made) -> None:
+    await (await listen(client, engine)).rest()
 
 
 async def test_a_client_that_leaves_while_it_is_spoken_to_ends_no_run(

@@ -25,25 +25,27 @@ class Upstream:
     answers: list[Answer] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     go: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Who asked has hung up before the held words."""
     url: str = ""
 
     def will(self, *answers: Answer) -> None:
-        self.answers, self.asked, self.go = list(answers), [], asyncio.Event()
+        self.answers, self.asked, self.go, self.left = list(answers), [], asyncio.Event(), asyncio.Event()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.asked.append(body)
-        answer, go = self.answers.pop(0), self.go
+        answer = self.answers.pop(0)
         if not body.get("stream"):
             if answer.held:
-                await go.wait()
+                await self._held(request)
             said = {"role": "assistant", "content": "".join(answer.words)}
             return web.json_response({"choices": [{"index": 0, "message": said}], "usage": _usage(answer)})
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for place, word in enumerate(answer.words):
             if place == len(answer.words) - answer.held:
-                await go.wait()
+                await self._held(request)
             await _send(response, {"choices": [{"index": 0, "delta": {"content": word}}]})
         if answer.cut:
             assert request.transport is not None
@@ -53,6 +55,14 @@ class Upstream:
         await _send(response, {"choices": [], "usage": _usage(answer)})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    async def _held(self, request: web.Request) -> None:
+        go, left = self.go, self.left
+        while not go.is_set():
+            if request.transport is None or request.transport.is_closing():
+                left.set()
+                return
+            await asyncio.sleep(0.01)
 
 
 def _usage(answer: Answer) -> dict[str, int]:

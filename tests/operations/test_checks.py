@@ -23,6 +23,10 @@ STEP = RUNNING + (
     "insert into workflow_steps (tenant_id, execution_id, node, item, user_id, status, waits_for)"
     " select tenant_id, id, 1, -1, user_id, {} from made"
 )
+CHARGED = (
+    "{}insert into workflow_steps (tenant_id, execution_id, node, item, user_id, status, charged_tokens, cost_micros)"
+    " select tenant_id, id, 1, -1, user_id, 'succeeded', {} from made"
+)
 QUEUED = (
     "insert into workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority,"
     " rank)"
@@ -63,7 +67,11 @@ BOOKS_BROKEN = {
         EXECUTION.replace("charged_tokens)", "charged_tokens, at_once)").format("'running'", "null, 0, 1")
         + QUEUED.format("id", "user_id", "made, generate_series(1, 2) n").replace(" 1, -1,", " n, -1,")
     ],
-    "executions_charged": [f"{ENDED} select from made"],
+    "executions_charged": [
+        f"{ENDED} select from made",
+        CHARGED.format(RUNNING, "5, 0"),
+        CHARGED.format(EXECUTION.format("'succeeded'", "now(), 0"), "0, 7"),
+    ],
     "executions_stuck": [
         f"{RUNNING} select from made",
         STEP.format("'ready', null"),

@@ -3,6 +3,7 @@
 import io
 import re
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.workflows.hands import room
 from vanilla_saas.database.connection import Addresses
 from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.errors import VanillaError
+from vanilla_saas.engines import store as engine_store
 from vanilla_saas.operations import (
     demo_agents,
     demo_analytics,
@@ -261,3 +263,32 @@ async def test_an_engine_is_promoted_under_a_run_that_keeps_its_version(
     monkeypatch.setattr(demo_engines.engines, "rollback", to_the_third)
     with pytest.raises(VanillaError, match="went wrong"):
         await demo_engines.show(operator, console, other.identity.user_id)
+
+
+async def test_the_engines_of_the_examples_stay_and_each_has_run_and_was_paid(
+    cluster: Cluster, signer: ContextSigner, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slugs = ["checked-summary", "plain-words", "three-views"]
+    async with room(cluster) as desk:
+        where = Addresses(*(cluster.url(login, desk.name) for login in ("postgres", "vanilla_app", "vanilla_runtime")))
+        settings, identity = settings_for(cluster, desk.name, tmp_path), desk.owner.identity
+        tour = partial(demo_engines.examples, desk.operator, where, signer, console, identity.user_id, settings)
+        await tour()
+        cards = await engine_store.cards(desk.operator, identity.tenant_id, identity.user_id)
+        assert [(card["slug"], card["access"], card["version"]) for card in cards] == [
+            (slug, "execute", 1) for slug in slugs
+        ]
+        rows = await desk.operator.fetch(
+            "select e.slug, x.status, x.charged_tokens, x.cost_micros from engine_executions r"
+            " join workflow_executions x on x.tenant_id = r.tenant_id and x.id = r.id"
+            " join ai_engines e on e.tenant_id = r.engine_tenant_id and e.id = r.engine_id order by e.slug"
+        )
+        assert [(row["slug"], row["status"]) for row in rows] == [(slug, "succeeded") for slug in slugs]
+        for row in rows:
+            assert f"{row['charged_tokens']} tokens, {row['cost_micros']} micros" in said(console)
+        assert f"the wallet paid {sum(row['charged_tokens'] for row in rows)}" in said(console)
+        await tour()
+        assert await desk.operator.fetchval("select count(*) from engine_versions") == len(slugs)
+        monkeypatch.setattr(demo_engines, "SPENT", demo_engines.SPENT.replace("spent_tokens", "spent_tokens * 2", 1))
+        with pytest.raises(VanillaError, match="were paid"):
+            await tour()

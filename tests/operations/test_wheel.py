@@ -44,7 +44,9 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_migrations(built: Pat
     (wheel,) = built.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = {name.removeprefix("src/") for name in tracked("src")}
-    assert names == package | {f"vanilla_saas/{name}" for name in tracked("migrations", "examples/support_desk")}
+    beside = tracked("migrations", "examples/engines", "examples/support_desk")
+    assert names == package | {f"vanilla_saas/{name}" for name in beside}
+    assert sum(name.startswith("vanilla_saas/examples/engines/") for name in names) == 3
 
 
 def test_the_source_distribution_holds_what_the_tests_and_containers_need(built: Path) -> None:

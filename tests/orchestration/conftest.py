@@ -4,7 +4,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Cluster, migrated_database
-from tests.orchestration.hall import CLOCK, Hall, hall
+from tests.orchestration.hall import Hall, hall
 from tests.orchestration.mortals import Ward
 from tests.orchestration.recorder import recorder
 from tests.orchestration.studio import BOTH_LOOPS, Studio, studio
@@ -58,7 +58,7 @@ async def desk(
 async def clocked_url(cluster: Cluster) -> AsyncIterator[str]:
     async with migrated_database(cluster, "test_talk") as name:
         connection = await asyncpg.connect(cluster.url(database=name))
-        await connection.execute(CLOCK)
+        await connection.execute(TEST_CLOCK)
         await connection.close()
         yield cluster.url(database=name)
 

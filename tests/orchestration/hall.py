@@ -12,10 +12,6 @@ from vanilla_saas.database.errors import VanillaError, from_postgres
 from vanilla_saas.database.pool import _prepare
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
-CLOCK = """
-create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe
-    as $f$ select coalesce(nullif(current_setting('vanilla_test.now', true), '')::timestamptz, clock_timestamp()) $f$
-"""
 NEVER = timedelta(hours=1)
 EMPTY = object()
 
@@ -182,4 +178,4 @@ async def hall(connection: asyncpg.Connection) -> Hall:
     return made
 
 
-__all__ = ["CLOCK", "EMPTY", "NEVER", "START", "Channel", "Hall", "VanillaError", "hall"]
+__all__ = ["EMPTY", "NEVER", "START", "Channel", "Hall", "VanillaError", "hall"]

@@ -13,14 +13,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.conftest import TEST_KEY, Cluster, People, Person, serve, settings_for
+from tests.conftest import Cluster, People, Person, as_person, serve, settings_for
 from tests.orchestration.recorder import Recorder
 from tests.orchestration.studio import agent, calls, says
 from tests.processes import Running, eventually, over, reached
 from tests.workflows.proof.invariants import require_invariants
 from vanilla_saas.app import create_app
 from vanilla_saas.checks import BOOKS, run_checks
-from vanilla_saas.database.context import ContextSigner
 from vanilla_saas.database.exit_at import EXIT_CODE
 from vanilla_saas.orchestration.definition import AgentDefinition
 
@@ -94,10 +93,7 @@ class Ward:
             connection.terminate()
 
     async def ask(self, who: Person, statement: str, *arguments: Any) -> Any:
-        signer = ContextSigner(bytes.fromhex(TEST_KEY))
-        async with self.operator() as operator, operator.transaction():
-            await operator.execute("set local role vanilla_app")
-            await operator.fetchval("select vanilla.set_context($1)", signer.sign(who.identity))
+        async with self.operator() as operator, as_person(operator, who):
             return await operator.fetchval(statement, *arguments)
 
     async def prepare(self) -> None:

@@ -12,8 +12,8 @@ import asyncpg
 import orjson
 import pytest
 
-from tests.conftest import TEST_KEY, Cluster, People, Person
-from tests.tokens.test_cli import Cli
+from tests.conftest import Cluster, People, Person
+from tests.tokens.test_cli import Cli, shell
 from tests.workflows.test_events import following
 from vanilla_saas.client import ApiError, Client
 
@@ -252,11 +252,7 @@ async def test_a_revoked_key_hears_nothing_more_of_a_channel_within_a_second(
 
 @pytest.fixture
 def vs(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, database_name: str, tmp_path: Path) -> Cli:
-    monkeypatch.setenv("DATABASE_URL", cluster.url(database=database_name))
-    monkeypatch.setenv("VANILLA_SAAS_HOME", str(tmp_path))
-    monkeypatch.setenv("VANILLA_SAAS_CONTEXT_KEY", TEST_KEY)
-    monkeypatch.setenv("COLUMNS", "200")
-    return Cli()
+    return shell(monkeypatch, cluster, database_name, tmp_path)
 
 
 async def test_commands_agree_speak_read_and_close(vs: Cli, pair: tuple[Person, Person], tmp_path: Path) -> None:

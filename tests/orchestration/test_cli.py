@@ -7,10 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from tests.conftest import TEST_KEY, Cluster
+from tests.conftest import Cluster
 from tests.engines.shop import Shop, shop
 from tests.orchestration.studio import Studio, agent, calls, says
-from tests.tokens.test_cli import Cli
+from tests.tokens.test_cli import Cli, shell
 from vanilla_saas.client import ApiError, Client
 
 
@@ -22,19 +22,8 @@ async def floor(cluster: Cluster) -> AsyncIterator[Shop]:
 
 @pytest.fixture
 def vs(monkeypatch: pytest.MonkeyPatch, floor: Shop, tmp_path: Path) -> Cli:
-    cluster, name = floor.room.cluster, floor.room.name
-    for variable, value in {
-        "DATABASE_URL": cluster.url(database=name),
-        "VANILLA_SAAS_APP_URL": cluster.url("vanilla_app", name),
-        "VANILLA_SAAS_RUNTIME_URL": cluster.url("vanilla_runtime", name),
-        "VANILLA_SAAS_HOME": str(tmp_path),
-        "VANILLA_SAAS_CONTEXT_KEY": TEST_KEY,
-        "VANILLA_SAAS_SECRET_KEY": "c3" * 32,
-        "VANILLA_SAAS_WORKER_TOOLS": '["tests.orchestration.hands"]',
-        "COLUMNS": "200",
-    }.items():
-        monkeypatch.setenv(variable, value)
-    return Cli()
+    tools = {"VANILLA_SAAS_WORKER_TOOLS": '["tests.orchestration.hands"]'}
+    return shell(monkeypatch, floor.room.cluster, floor.room.name, tmp_path, **tools)
 
 
 async def test_an_agent_of_a_file_is_saved_run_shown_and_retired(vs: Cli, floor: Shop, tmp_path: Path) -> None:

@@ -1,25 +1,16 @@
 """A worker is killed before and after every statement of a run, in model calls and in tools: the run is done once."""
 
-import asyncio
-import os
 import random
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import asyncpg
 import pytest
 
-from tests.conftest import LONG, TEST_KEY, Cluster
+from tests.conftest import LONG, Cluster
 from tests.orchestration.mortals import MODEL_STEPS, Ward
 from tests.orchestration.recorder import recorder
-from tests.processes import eventually, new_home
-from vanilla_saas.database import postmaster
-from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.embedded import attach
-from vanilla_saas.database.migrator import migrate
-from vanilla_saas.settings import Settings
+from tests.processes import kill_postgresql, own_server
 
 OF_RUN = {"begin_run": 8, "record_turn": 8, "record_call": 5, "admit_call": 8, "tick_worker+": 6}
 """Statements that bring the run on, and how many of each are tried; record_call: what tools gave and people said."""
@@ -74,53 +65,31 @@ async def test_a_run_whose_workers_are_killed_at_random_is_done_once(ward: Ward,
 
 
 @pytest.fixture(scope="module")
-async def own_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Ward, Path]]:
+async def mortal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Ward, Path]]:
     """A server whose postmaster is killed."""
-    fast = {"fsync": "off", "full_page_writes": "off"}
-    async with new_home() as home, recorder() as sandbox:
-        with await asyncio.to_thread(attach, Settings(home=home), fast) as server:  # type: ignore[arg-type]
-            connection = await asyncpg.connect(server.dsn())
-            await connection.execute("create database agents")
-            await connection.close()
-            await migrate(server.dsn(database="agents"), ContextSigner(bytes.fromhex(TEST_KEY)))
-            made = Ward(Cluster(str(server.socket_dir), 5432), "agents", tmp_path_factory.mktemp("home"), sandbox)
-            await made.prepare()
-            yield made, server.data_dir
+    async with own_server("agents") as (server, _), recorder() as sandbox:
+        made = Ward(Cluster(str(server.socket_dir), 5432), "agents", tmp_path_factory.mktemp("home"), sandbox)
+        await made.prepare()
+        yield made, server.data_dir
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("function", OF_RUN)
 async def test_a_run_whose_database_is_killed_goes_on_with_the_same_worker(
-    own_server: tuple[Ward, Path], function: str, when: str
+    mortal: tuple[Ward, Path], function: str, when: str
 ) -> None:
-    ward, data = own_server
+    ward, data = mortal
     run = await ward.start()
     running = ward.worker(VANILLA_SAAS_DEBUG_EXIT_AT=f"{function}:{when}:2:stop")
     try:
-        stands = Path(f"/proc/{running.process.pid}/stat")
-
-        async def still() -> bool:
-            assert running.process.poll() is None, running.err
-            return stands.read_text().rpartition(")")[2].split()[0] == "T"
-
-        await eventually(still, 60, lambda: running.err)
-        before = postmaster.postmaster_pid(data)
-        os.kill(before, signal.SIGKILL)
-
-        async def back() -> bool:
-            with suppress(OSError, ValueError, IndexError):
-                return postmaster.postmaster_pid(data) not in (0, before)
-            return False
-
-        await eventually(back, 60)
+        await running.stands()
+        await kill_postgresql(data)
         async with ward.operator():
             running.send(signal.SIGCONT)
         await ward.ended(run, 90, lambda: running.err)
         assert await running.stop() == 0, running.err
     finally:
-        if running.process.poll() is None:
-            running.send(signal.SIGCONT)
         await running.end()
     assert "Traceback" not in running.err
     await ward.require_done_once(run)

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from tests.concurrency.test_wallet import connections
-from tests.conftest import LONG, TEST_KEY, Cluster, Person, serve, settings_for
+from tests.conftest import LONG, Cluster, Person, as_person, serve, settings_for
 from tests.engines.shop import shop
 from tests.orchestration.recorder import recorder
 from tests.orchestration.studio import Studio, agent, calls, says
@@ -25,7 +25,6 @@ from tests.processes import eventually
 from tests.workflows.proof.invariants import require_invariants
 from vanilla_saas.app import create_app
 from vanilla_saas.checks import BOOKS, run_checks
-from vanilla_saas.database.context import ContextSigner
 
 SECONDS = 120 if LONG else 10
 AT_ONCE = 25
@@ -94,31 +93,27 @@ class Hunt:
                     print(name, error.as_dict())
             await asyncio.sleep(pause * self.dice.random())
 
-    async def as_person(self, connection: asyncpg.Connection, statement: str, *arguments: Any) -> Any:
-        signer = ContextSigner(bytes.fromhex(TEST_KEY))
-        async with connection.transaction():
-            await connection.execute("set local role vanilla_app")
-            await connection.fetchval("select vanilla.set_context($1)", signer.sign(self.person.identity))
-            return await connection.fetchval(statement, *arguments)
-
     async def start(self, connection: asyncpg.Connection) -> None:
         going = "select count(*) from agent_runs where finished_at is null and parent_run_id is null"
         if await connection.fetchval(going) < AT_ONCE:
             given = {"message": "Go"}
-            await self.as_person(connection, "select start_agent($1, $2)", self.dice.choice(self.slugs), given)
+            async with as_person(connection, self.person):
+                await connection.fetchval("select start_agent($1, $2)", self.dice.choice(self.slugs), given)
 
     async def cancel(self, connection: asyncpg.Connection) -> None:
         """Any execution of the tree: its root, or a child of which its parent waits to hear."""
         some = "select execution_id from agent_runs where finished_at is null order by random() limit 1"
         found = await connection.fetchval(some)
         if found is not None:
-            await self.as_person(connection, "select cancel_execution($1)", found)
+            async with as_person(connection, self.person):
+                await connection.fetchval("select cancel_execution($1)", found)
 
     async def top_up(self, connection: asyncpg.Connection) -> None:
         some = "select id from resource_allocations where state = 'open' order by random() limit 1"
         found = await connection.fetchval(some)
         if found is not None:
-            await self.as_person(connection, "select allocation_top_up($1, 10)", found)
+            async with as_person(connection, self.person):
+                await connection.fetchval("select allocation_top_up($1, 10)", found)
 
     async def bury(self, connection: asyncpg.Connection) -> None:
         """A worker that lives is thought dead."""

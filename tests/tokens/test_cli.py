@@ -33,13 +33,25 @@ class Cli:
         return json.loads((await self(*arguments, "--json", code=code)).stdout)
 
 
+def shell(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, database: str, home: Path, **more: str) -> Cli:
+    """Commands of an operator over a database of the tests' server."""
+    for name, value in {
+        "DATABASE_URL": cluster.url(database=database),
+        "VANILLA_SAAS_APP_URL": cluster.url("vanilla_app", database),
+        "VANILLA_SAAS_RUNTIME_URL": cluster.url("vanilla_runtime", database),
+        "VANILLA_SAAS_HOME": str(home),
+        "VANILLA_SAAS_CONTEXT_KEY": TEST_KEY,
+        "VANILLA_SAAS_SECRET_KEY": "c3" * 32,
+        "COLUMNS": "200",
+        **more,
+    }.items():
+        monkeypatch.setenv(name, value)
+    return Cli()
+
+
 @pytest.fixture
 def vs(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, database_name: str, tmp_path: Path) -> Cli:
-    monkeypatch.setenv("DATABASE_URL", cluster.url(database=database_name))
-    monkeypatch.setenv("VANILLA_SAAS_HOME", str(tmp_path))
-    monkeypatch.setenv("VANILLA_SAAS_CONTEXT_KEY", TEST_KEY)
-    monkeypatch.setenv("COLUMNS", "200")
-    return Cli()
+    return shell(monkeypatch, cluster, database_name, tmp_path)
 
 
 async def test_a_wallet_is_credited_debited_and_corrected(vs: Cli, people: People) -> None:

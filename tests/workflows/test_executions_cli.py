@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TEST_KEY
-from tests.tokens.test_cli import Cli
+from tests.tokens.test_cli import Cli, shell
 from tests.workflows.hands import Room, workflow
 
 FLOW = """
@@ -23,17 +22,7 @@ output: steps.double.output
 
 @pytest.fixture
 def vs(monkeypatch: pytest.MonkeyPatch, desk: Room, tmp_path: Path) -> Cli:
-    for name, value in {
-        "DATABASE_URL": desk.cluster.url(database=desk.name),
-        "VANILLA_SAAS_APP_URL": desk.cluster.url("vanilla_app", desk.name),
-        "VANILLA_SAAS_RUNTIME_URL": desk.cluster.url("vanilla_runtime", desk.name),
-        "VANILLA_SAAS_HOME": str(tmp_path),
-        "VANILLA_SAAS_CONTEXT_KEY": TEST_KEY,
-        "VANILLA_SAAS_SECRET_KEY": "c3" * 32,
-        "COLUMNS": "200",
-    }.items():
-        monkeypatch.setenv(name, value)
-    return Cli()
+    return shell(monkeypatch, desk.cluster, desk.name, tmp_path)
 
 
 async def test_a_file_is_published_run_here_and_its_output_printed(vs: Cli, desk: Room, tmp_path: Path) -> None:

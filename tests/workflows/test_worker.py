@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.conftest import serve, settings_for
+from tests.conftest import as_person, serve, settings_for
 from tests.workflows.execution.mcp_support import GOOD, left
 from tests.workflows.hands import Room, workflow
 from vanilla_saas.app import create_app
@@ -100,14 +100,7 @@ async def test_a_draft_waits_for_a_person_and_goes_on_with_the_edited_text(desk:
             await asyncio.sleep(0.02)
     assert approval["title"] == "Draft: A letter."
     admin = await desk.people.user("admin")
-    from tests.conftest import TEST_KEY
-    from vanilla_saas.database.context import ContextSigner
-
-    async with desk.operator.transaction():
-        await desk.operator.execute("set local role vanilla_app")
-        await desk.operator.fetchval(
-            "select vanilla.set_context($1)", ContextSigner(bytes.fromhex(TEST_KEY)).sign(admin.identity)
-        )
+    async with as_person(desk.operator, admin):
         await desk.operator.fetchval(
             "select decide_approval($1, 'approved', null, $2)", approval["id"], {"text": "Mine."}
         )

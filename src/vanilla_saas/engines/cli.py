@@ -11,7 +11,7 @@ import typer
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show, tell, tenant_id
-from vanilla_saas.engines import compare_cli, run_cli, store
+from vanilla_saas.engines import compare_cli, files, run_cli, store
 from vanilla_saas.engines.models import Access, Alias, Mode, Target
 from vanilla_saas.tenancy.cli import expiry
 from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, new_token, prefix_of, token_hash
@@ -64,6 +64,37 @@ def deploy(
     made = as_operator(run)
     again = " already" if made["unchanged"] else ""
     tell(f"{slug} is deployed{again}: version {made['version']}, {made['hash'][:12]}.", made, as_json)
+
+
+@engines.command("apply")
+def apply(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Engines in YAML, or JSON when it ends so.", exists=True, dir_okay=False
+        ),
+    ],
+    user: Annotated[
+        str | None, typer.Option(help="Whose a new workflow is: email, external id or UUID [the only user].")
+    ] = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Make engines what files say, flow included: all of them or none; applied again, nothing is deployed."""
+    read = [files.read(path) for path in paths]
+
+    async def run(connection: asyncpg.Connection) -> list[Answer]:
+        owner = await tenant_id(connection, tenant)
+        user_id = (await find_user(connection, tenant, user))[1] if user else None
+        return [await files.apply(connection, owner, file, user_id) for file in read]
+
+    made = as_operator(run)
+    if as_json:
+        show(made, True)
+        return
+    for one in made:
+        again = "" if one["changed"] else " already"
+        typer.echo(f"{one['slug']} is{again} what its file says: version {one['version']}, {one['hash'][:12]}.")
 
 
 @engines.command("list")
@@ -410,5 +441,6 @@ def key(
     tell(f"{secret}\nShown once. Its id is {made}.", {"id": made, "key": secret, "prefix": prefix_of(secret)}, as_json)
 
 
+engines.command("preview")(run_cli.preview)
 engines.command("run")(run_cli.run)
 engines.command("compare")(compare_cli.compare)

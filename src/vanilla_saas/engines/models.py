@@ -352,6 +352,26 @@ class Estimate(Answer):
     runs: int
 
 
+class PreviewBody(Body):
+    ref: Ref | None = Field(None, description="slug, slug@3, slug@canary, my/slug; left out: the one that is chosen")
+    input: dict[str, Any] = Field(default_factory=dict, description="fits the engine's input; at most 1 MiB")
+    user_id: UUID | None = Field(None, description="who would pay; admins only")
+
+
+class Preview(Answer):
+    """What a start would begin."""
+
+    engine_id: UUID
+    engine: str = Field(description="slug")
+    version: int
+    alias: Alias | None
+    source: str | None = Field(description="what chose it")
+    input: dict[str, Any] = Field(description="with the copy's values and the defaults")
+    estimate: Estimate
+    price_hash: str = Field(description="SHA-256 of the prices of its models now, hexadecimal")
+    prices_changed: bool = Field(description="whether they were others when the version was deployed")
+
+
 class Run(Answer):
     """A run of an engine; its execution is one of a workflow."""
 

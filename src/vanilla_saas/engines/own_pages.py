@@ -99,12 +99,14 @@ async def copy(request: Request, caller: PageCaller, copy: str, notice: str = ""
         found = await _own_copy(connection, caller, copy)
         told = await store.resolve(connection, tenant_id, None, found["ref"])
         cards = await store.cards(connection, tenant_id)
+        may = told["denied_reason"] is None
+        cost = await store.preview(connection, tenant_id, found["ref"], {}) if may else None
     card = next((card for card in cards if card["engine_id"] == found["engine_id"]), None)
     parameters = told.get("parameters") or {}
     return render(
         request, "engines/copy.html", copy=found, told=told, card=card, notice=notice, key=secrets.token_urlsafe(16),
         fields=forms.fields_of(told.get("input"), starts.defaults_of(parameters) | found["overlay"]),
-        parameters=parameter_fields(parameters, found["overlay"]),
+        parameters=parameter_fields(parameters, found["overlay"]), cost=cost,
     )  # fmt: skip
 
 

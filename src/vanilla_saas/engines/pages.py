@@ -127,11 +127,13 @@ async def engine(
         engine_id = card["engine_id"] if card else managed["id"] if managed else None
         own = [one for one in await own_pages.own_copies(connection, caller) if one["engine_id"] == engine_id]
         keys = await store.keys_of(connection, tenant_id, engine_id) if engine_id else []
+        runs = card is not None and card["access"] == "execute"
+        cost = await store.preview(connection, tenant_id, slug, {}) if runs else None
     return render(
         request, "engines/engine.html", card=card, managed=managed, slug=slug, notice=notice, copies=own, keys=keys,
         fields=forms.fields_of(card["input"], starts.defaults_of(card["parameters"])) if card else [],
         parameters=own_pages.parameter_fields(card["parameters"]) if card else [], key=secrets.token_urlsafe(16),
-        days=days, periods=PERIODS, called=called(slug), base=base_of(request),
+        days=days, periods=PERIODS, called=called(slug), base=base_of(request), cost=cost,
     )  # fmt: skip
 
 

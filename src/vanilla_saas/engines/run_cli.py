@@ -10,7 +10,7 @@ import asyncpg
 import typer
 
 from vanilla_saas.database.connection import Addresses
-from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, in_parts, tenant_id
+from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, in_parts, tell, tenant_id
 from vanilla_saas.engines import starts
 from vanilla_saas.tokens.store import find_user
 from vanilla_saas.workflows.run_cli import InputFields, InputFile, follow_to_the_end, read_input, tell_run
@@ -57,3 +57,30 @@ def run(
         return await follow_to_the_end(connection, where, owner, UUID(started["execution_id"]), as_json)
 
     tell_run(in_parts(act), follow, as_json)
+
+
+def preview(
+    user: Annotated[str, typer.Option(help="Who would run it: email, external id or UUID.")],
+    ref: Annotated[
+        str | None, typer.Argument(metavar="REF", help="slug, slug@3, slug@canary, my/slug [the one that is chosen].")
+    ] = None,
+    value: InputFields = None,
+    input_file: InputFile = None,
+    tenant: TenantSlug = "default",
+    as_json: AsJson = False,
+) -> None:
+    """What a run would begin and what those before it cost; refused as the run would be, and nothing is started."""
+    given = read_input(value or [], input_file)
+
+    async def act(connection: asyncpg.Connection) -> Answer:
+        owner, user_id = await find_user(connection, tenant, user)
+        return await starts.preview(partial(nullcontext, connection), owner, ref, given, user_id=user_id)
+
+    found = as_operator(act)
+    estimate = found["estimate"]
+    cost = "No run of it has ended well yet."
+    if estimate["runs"]:
+        runs, half, most = estimate["runs"], estimate["p50"], estimate["p95"]
+        cost = f"Of the last {runs} runs half cost at most {half} tokens, 95 % at most {most}."
+    changed = " Prices have changed since it was deployed." if found["prices_changed"] else ""
+    tell(f"{found['engine']}@{found['version']}, by {found['source']}. {cost}{changed}", found, as_json)

@@ -29,11 +29,26 @@ async def start(
 
     Raises VanillaError `invalid_input` naming fields, and before it what the engine is refused for.
     """
+    await preview(transaction, tenant_id, ref, given, key=key, priority=priority, user_id=user_id)
+    async with transaction() as connection:
+        return await store.start(connection, tenant_id, ref, given, key=key, priority=priority, user_id=user_id)
+
+
+async def preview(
+    transaction: Transaction,
+    tenant_id: UUID,
+    ref: str | None,
+    given: dict[str, Any],
+    *,
+    key: str | None = None,
+    priority: int | None = None,
+    user_id: UUID | None = None,
+) -> store.Answer:
+    """What `start` would begin, with what those before it cost; raises what it would."""
     async with transaction() as connection:
         found = await store.preview(connection, tenant_id, ref, given, key=key, priority=priority, user_id=user_id)
     await _require_fit(found)
-    async with transaction() as connection:
-        return await store.start(connection, tenant_id, ref, given, key=key, priority=priority, user_id=user_id)
+    return found
 
 
 async def start_by_key(

@@ -395,7 +395,7 @@ async def preview(
     priority: int | None = None,
     user_id: UUID | None = None,
 ) -> Answer:
-    """`preview_engine`: replayed, else the whole input and its schema. Raises what `start` would."""
+    """`preview_engine`: replayed, else the whole input, its schema, estimate and prices. Raises what `start` would."""
     told: Answer = await connection.fetchval(PREVIEW, ref, given, key, priority, user_id, tenant_id)
     return told
 

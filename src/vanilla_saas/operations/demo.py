@@ -82,6 +82,7 @@ async def _tour(where: Addresses, signer: ContextSigner, console: Console, url: 
         await demo_workflows.run(operator, where, signer, console, tourist.user_id)
         console.rule("9  An engine is promoted under a run", align="left")
         await demo_engines.show(operator, console, tourist.user_id)
+        await demo_engines.examples(operator, where, signer, console, tourist.user_id)
         console.rule("10  A support desk, and a team", align="left")
         await demo_agents.show(operator, where, signer, console, tourist.user_id)
         console.rule("11  Two tenants", align="left")

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +17,7 @@ from vanilla_saas.database.connection import Addresses
 from vanilla_saas.database.context import ContextSigner, Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
+from vanilla_saas.operations.examples import folder
 from vanilla_saas.orchestration import drafts, run_events, run_view, store
 from vanilla_saas.settings import Settings
 from vanilla_saas.tenancy import store as tenancy_store
@@ -56,17 +56,8 @@ async def show(
         await _team(operator, console, tenant_id, user_id)
 
 
-def _folder() -> Path:
-    """In the package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    for candidate in (package, package.parents[1]):
-        if (candidate / "examples" / "support_desk").is_dir():
-            return candidate / "examples" / "support_desk"
-    raise FileNotFoundError("the examples are neither in the package nor beside it")
-
-
 def _load_tools() -> None:
-    spec = importlib.util.spec_from_file_location(TOOLS, _folder() / "tools.py")
+    spec = importlib.util.spec_from_file_location(TOOLS, folder("support_desk") / "tools.py")
     assert spec is not None
     assert spec.loader is not None
     sys.modules[TOOLS] = module = importlib.util.module_from_spec(spec)
@@ -75,7 +66,7 @@ def _load_tools() -> None:
 
 def _scripted(file: str, *turns: Answer, **more: Any) -> Answer:
     """An agent of the examples; the sandbox plays what its model does."""
-    given = drafts.read((_folder() / file).read_bytes(), "yaml")
+    given = drafts.read((folder("support_desk") / file).read_bytes(), "yaml")
     script = orjson.dumps({"turns": turns}).decode()
     words = f"{given['instructions']}{{% raw %}}sandbox: {script}{{% endraw %}}"
     return drafts.document(given | {"instructions": words, "pool": POOL} | more)

@@ -101,17 +101,24 @@ async def begin(
     user_id: UUID | None = None,
 ) -> dict[str, Any]:
     """Makes a workflow of a template. Raises VanillaError `invalid_definition`; `invalid_state`: the slug is taken."""
-    async with transaction() as connection:
-        row = await store.template(connection, tenant_id, template)
-    fields = {name: row[name] for name in ("slug", "name", "description", "parameters", "definition")}
-    try:
-        definition = plain(await asyncio.to_thread(instantiate, WorkflowTemplate.model_validate(fields), parameters))
-    except DefinitionError as error:
-        raise _refusal(error.problems) from error
+    definition = await instance(transaction, tenant_id, template, parameters)
     async with transaction() as connection:
         return await store.save(
             connection, tenant_id, slug, definition, shared=shared, expected_revision=0, user_id=user_id
         )
+
+
+async def instance(
+    transaction: Transaction, tenant_id: UUID, template: str, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The definition that a template makes of parameters. Raises VanillaError `invalid_definition`."""
+    async with transaction() as connection:
+        row = await store.template(connection, tenant_id, template)
+    fields = {name: row[name] for name in ("slug", "name", "description", "parameters", "definition")}
+    try:
+        return plain(await asyncio.to_thread(instantiate, WorkflowTemplate.model_validate(fields), parameters))
+    except DefinitionError as error:
+        raise _refusal(error.problems) from error
 
 
 def _refusal(found: list[Problem]) -> VanillaError:

@@ -156,8 +156,8 @@ async def publish(
     definition: Answer,
     user_id: UUID | None,
     shared: bool | None = None,
-) -> None:
-    """Makes the latest version of a workflow what the file says."""
+) -> UUID:
+    """Makes the latest version of a workflow what the file says; its id."""
     try:
         found = await store.find(connection, owner, slug)
     except VanillaError as error:
@@ -171,6 +171,7 @@ async def publish(
     made = await drafts.publish(partial(nullcontext, connection), owner, slug)
     if not made["unchanged"]:
         typer.echo(f"{slug} is published: version {made['version']}.", err=True)
+    return UUID(made["id"])
 
 
 async def watched(

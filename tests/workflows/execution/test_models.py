@@ -131,6 +131,7 @@ async def test_a_provider_that_fails_costs_nothing(
         (VanillaError("insufficient_tokens", "the wallet cannot pay", {"needed": 5}), "insufficient_tokens", False),
         (VanillaError("model_not_found", "no such model"), "model_not_found", False),
         (VanillaError("limit_reached", "used up", {"retry_after_s": 9}), "limit_reached", False),
+        (VanillaError("limit_reached", "busy", {"restriction": "concurrent_executions"}), "limit_reached", True),
         (VanillaError("saturated", "busy", {"retry_after_s": 1}), "saturated", True),
         (VanillaError("database_unavailable", "away"), "saturated", True),
     ],

@@ -3,6 +3,7 @@
 import asyncpg
 
 from tests.processes import assert_books_are_clean
+from vanilla_saas.checks import checks
 
 EDGES = """
     select e.tenant_id, e.id as execution_id, e.status, n.node as from_node, x.node as to_node, x.branch
@@ -11,6 +12,7 @@ EDGES = """
     cross join lateral unnest(n.successors, n.branches) x (node, branch)
 """
 DECIDED = "(f.status in ('succeeded', 'skipped') or f.status = 'failed' and f.branch is not null)"
+(CHARGED,) = (check.sql for check in checks() if check.name == "executions_charged")
 WRONG: dict[str, str] = {
     "queued though it has ended": """
         select q.execution_id, q.node from workflow_queue q left join workflow_executions e on e.id = q.execution_id
@@ -72,11 +74,7 @@ WRONG: dict[str, str] = {
     "settled twice": """
         select hold_id from user_token_ledger where direction = 'settle' and metadata ->> 'final' is distinct from 'false'
         group by hold_id having count(*) > 1""",
-    "charged otherwise than the ledger says": """
-        select e.id, e.charged_tokens, l.charged from workflow_executions e cross join lateral (
-            select coalesce(sum((l.metadata ->> 'actual')::bigint), 0) as charged from user_token_ledger l
-            where l.reference_type = 'workflow_execution' and l.reference_id = e.id and l.direction = 'settle') l
-        where e.finished_at is not null and e.charged_tokens <> l.charged""",
+    "charged otherwise than its nodes, or than the ledger says": CHARGED,
     "more of a concurrency key than its limit": """
         select tenant_id, workflow_id, slot, count(*) from workflow_executions where finished_at is null and slot_held
         group by tenant_id, workflow_id, slot having count(*) > min(slot_limit)""",

@@ -1,7 +1,6 @@
 """A worker's process ends before and after every statement of its loop, or PostgreSQL does: the work is done once."""
 
 import asyncio
-import os
 import signal
 import time
 import uuid
@@ -14,23 +13,17 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.conftest import LONG, TEST_KEY, Cluster, People, serve, settings_for
-from tests.processes import Running, eventually, new_home, over, reached
+from tests.conftest import LONG, Cluster, People, as_person, serve, settings_for
+from tests.processes import Running, eventually, kill_postgresql, over, own_server, reached
 from tests.workflows.hands import Room, workflow
 from tests.workflows.proof.invariants import require_invariants
 from tests.workflows.proof.support import DEPLOY
 from vanilla_saas.app import create_app
 from vanilla_saas.checks import BOOKS, run_checks
-from vanilla_saas.database import postmaster
-from vanilla_saas.database.context import ContextSigner
-from vanilla_saas.database.embedded import EmbeddedServer, attach
+from vanilla_saas.database.embedded import EmbeddedServer
 from vanilla_saas.database.exit_at import EXIT_CODE
-from vanilla_saas.database.migrator import migrate
-from vanilla_saas.settings import Settings
 from vanilla_saas.workflows.definition import Definition, plain
 
-FAST = {"fsync": "off", "full_page_writes": "off"}
-"""A killed process loses nothing that the kernel has."""
 WORK_S = 15.0
 """Within this the work of a dead worker is done by another, though on a busy machine not always."""
 MODEL = {"model": "sandbox-small", "max_output_tokens": 50}
@@ -98,16 +91,13 @@ class Place:
     async def ended(self, executions: list[uuid.UUID], seconds: float, why: Any = lambda: "") -> None:
         """Approves what is asked until all have ended."""
         _, admin = self.people
-        token = ContextSigner(bytes.fromhex(TEST_KEY))
 
         async def look() -> bool:
             with suppress(asyncpg.PostgresError, OSError):
                 async with self.operator() as operator:
                     asked = "select id from workflow_approvals where status = 'open' and execution_id = any ($1)"
                     for row in await operator.fetch(asked, executions):
-                        async with operator.transaction():
-                            await operator.execute("set local role vanilla_app")
-                            await operator.fetchval("select vanilla.set_context($1)", token.sign(admin.identity))
+                        async with as_person(operator, admin):
                             await operator.fetchval("select decide_approval($1, 'approved')", row["id"])
                     left = "select count(*) from workflow_executions where finished_at is null and id = any ($1)"
                     return not await operator.fetchval(left, executions)
@@ -159,25 +149,20 @@ class Place:
 
 @pytest.fixture(scope="module")
 async def place() -> AsyncIterator[Place]:
-    async with new_home() as home:
-        with await asyncio.to_thread(attach, Settings(home=home), FAST) as server:  # type: ignore[arg-type]
-            connection = await asyncpg.connect(server.dsn())
-            await connection.execute("create database crash")
-            await connection.close()
-            await migrate(server.dsn(database="crash"), ContextSigner(bytes.fromhex(TEST_KEY)))
-            made = Place(server, home)
-            async with made.operator() as operator:
-                people = People(operator)
-                made.people = [await people.user(balance=10_000_000), await people.user("admin")]
-                room = Room(made.cluster, "crash", people, made.people[0])
-                made.shape = await room.publish(plain(Definition.model_validate({"name": "Test", **SHAPE})))
-                engine = await room.publish(plain(Definition.model_validate({"name": "Doubles", **ENGINE})))
-                await operator.fetchval(DEPLOY, "doubles", engine)
-                executions = await made.start(operator)
-            async with made.another():
-                await made.ended(executions, 60)
-            await made.require_done_once(executions)
-            yield made
+    async with own_server("crash") as (server, home):
+        made = Place(server, home)
+        async with made.operator() as operator:
+            people = People(operator)
+            made.people = [await people.user(balance=10_000_000), await people.user("admin")]
+            room = Room(made.cluster, "crash", people, made.people[0])
+            made.shape = await room.publish(plain(Definition.model_validate({"name": "Test", **SHAPE})))
+            engine = await room.publish(plain(Definition.model_validate({"name": "Doubles", **ENGINE})))
+            await operator.fetchval(DEPLOY, "doubles", engine)
+            executions = await made.start(operator)
+        async with made.another():
+            await made.ended(executions, 60)
+        await made.require_done_once(executions)
+        yield made
 
 
 BUSY = {"register_worker": 1, "tick_worker": 6, "tick_worker+": 12, "admit_call": 10, "tend_workflows": 3,
@@ -257,29 +242,13 @@ async def test_postgresql_that_is_killed_at_a_statement_loses_nothing_and_the_sa
         executions = await place.start(operator)
     running = place.worker(moment.removesuffix(":stop") + ":stop")
     try:
-        stands = f"/proc/{running.process.pid}/stat"
-
-        async def still() -> bool:
-            assert running.process.poll() is None, running.err
-            return Path(stands).read_text().rpartition(")")[2].split()[0] == "T"
-
-        await eventually(still, 60, lambda: running.err)
-        before = postmaster.postmaster_pid(place.server.data_dir)
-        os.kill(before, signal.SIGKILL)
-
-        async def back() -> bool:
-            with suppress(OSError, ValueError, IndexError):
-                return postmaster.postmaster_pid(place.server.data_dir) not in (0, before)
-            return False
-
-        await eventually(back, 60)
+        await running.stands()
+        await kill_postgresql(place.server.data_dir)
         async with place.operator():
             running.send(signal.SIGCONT)
         await place.ended(executions, 90, lambda: running.err)
         assert await running.stop() == 0, running.err
     finally:
-        if running.process.poll() is None:
-            running.send(signal.SIGCONT)
         await running.end()
     assert "Traceback" not in running.err
     # a call that was not admitted is another attempt's

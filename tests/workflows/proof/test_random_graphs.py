@@ -28,6 +28,10 @@ select vanilla.start_version(u, $2, 1, '{}', null, null, null, $3::smallint) ->>
 from users u where u.id = $1
 """
 """As an engine starts it, with a limit of steps at once."""
+CHARGED = """
+select sum((l.metadata ->> 'actual')::bigint)::bigint from user_token_ledger l
+where l.user_id = $1 and l.seq > $2 and l.direction = 'settle'
+"""
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +227,7 @@ async def end_of(run: Run) -> dict[str, Any]:
 
 @ours(EXAMPLES)
 @given(graph=graphs(), seed=st.integers(0, 2**32 - 1), at_once=st.sampled_from([None, 1, 2]))
-async def test_the_end_does_not_depend_on_the_schedule(
+async def test_the_end_and_the_charge_depend_neither_on_the_mode_nor_on_the_schedule(
     desk: Room, child: str, hands: list[Hands], graph: Graph, seed: int, at_once: int | None
 ) -> None:
     await clear(desk, hands)
@@ -231,9 +235,10 @@ async def test_the_end_does_not_depend_on_the_schedule(
     steps, codes = graph.outcome()
     event("fails" if codes else "succeeds")
     charges = []
-    for schedule in ("one after the other", "side by side", "with deaths"):
-        before = (await desk.people.wallet(desk.owner))["available_tokens"]
-        execution = uuid.UUID(await desk.operator.fetchval(START, desk.owner.identity.user_id, shape, at_once))
+    # as a sequential engine, as a parallel one, and as any of them
+    for schedule, most in (("one after the other", 1), ("side by side", None), ("with deaths", at_once)):
+        before = (await desk.people.wallet(desk.owner))["seq"]
+        execution = uuid.UUID(await desk.operator.fetchval(START, desk.owner.identity.user_id, shape, most))
         run = Run(desk, graph, child, execution, hands, random.Random(f"{seed} {schedule}"))
         match schedule:
             case "one after the other":
@@ -261,7 +266,7 @@ async def test_the_end_does_not_depend_on_the_schedule(
             assert ended == last, schedule
             # a child calls, and may be given up before it does
             if not any(graph.node(name).kind in WITHIN for name in graph.uncertain()):
-                charges.append(before - (await desk.people.wallet(desk.owner))["available_tokens"])
+                charges.append(await desk.operator.fetchval(CHARGED, desk.owner.identity.user_id, before) or 0)
         await run.time_passes()
         assert await broken(desk.operator) == {}
         left = await desk.operator.fetchrow(

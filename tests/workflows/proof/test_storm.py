@@ -12,13 +12,12 @@ import asyncpg
 import pytest
 
 from tests.concurrency.test_wallet import connections
-from tests.conftest import LONG, TEST_KEY, Cluster, Person
+from tests.conftest import LONG, Cluster, Person, as_person
 from tests.workflows.hands import Hands, Room, Step, room, workflow
 from tests.workflows.proof.graphs import WITHIN
 from tests.workflows.proof.invariants import require_invariants
 from tests.workflows.proof.support import DEPLOY
 from tests.workflows.test_claims import ADMIT, CALL, key
-from vanilla_saas.database.context import ContextSigner
 
 SECONDS = 120 if LONG else 8
 ASKED = {"kind": "approval", "title": "?", "prompt": "", "approvers": ["role:admin"], "quorum": 1, "deadline_s": 1}
@@ -180,7 +179,6 @@ async def test_nobody_waits_for_each_other(desk: Room, cluster: Cluster) -> None
     for _ in range(3):
         await storm.join()
     admin = await desk.people.user("admin")
-    signer = ContextSigner(bytes.fromhex(TEST_KEY))
     async with connections(cluster, desk.name, 16) as crowd:
         starter, tender, other_tender, burier, *askers = crowd[:8]
         workers = [await work(storm, crowd[n], crowd[n + 1]) for n in range(8, 16, 2)]
@@ -212,9 +210,7 @@ async def test_nobody_waits_for_each_other(desk: Room, cluster: Cluster) -> None
                 found = await connection.fetchval(
                     "select id from workflow_approvals where status = 'open' order by random() limit 1"
                 )
-                async with connection.transaction():
-                    await connection.execute("set local role vanilla_app")
-                    await connection.fetchval("select vanilla.set_context($1)", signer.sign(admin.identity))
+                async with as_person(connection, admin):
                     await connection.fetchval(
                         "select decide_approval($1, $2)", found, storm.dice.choice(["approved", "rejected"])
                     )

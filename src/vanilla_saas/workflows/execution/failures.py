@@ -51,12 +51,16 @@ def of_upstream(error: UpstreamError) -> Failure:
 
 
 def of_refusal(error: VanillaError) -> Failure:
-    """A call that was not admitted: its own name, but for what is our trouble and passes."""
+    """A call that was not admitted: its own name, but for what is our trouble and passes.
+
+    Other calls of the user pass as well, when the level allows so many at a time.
+    """
     message = error.message if error.hint is None else f"{error.message.rstrip('.')}. {error.hint}"
     after = error.detail.get("retry_after_s")
     if error.name in ("saturated", "database_unavailable"):
         return Failure("saturated", message, {"cause": error.name}, retryable=True, retry_after_s=after)
-    return Failure(error.name, message, error.detail, retry_after_s=after)
+    passes = error.detail.get("restriction") == "concurrent_executions"
+    return Failure(error.name, message, error.detail, retryable=passes or None, retry_after_s=after)
 
 
 def of_request(error: InvalidRequest) -> Failure:
