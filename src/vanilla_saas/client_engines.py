@@ -59,6 +59,20 @@ class Engines:
         answer = await self._client.call("POST", "/engines/run", body)
         return Begun(**{one.name: answer[one.name] for one in fields(Begun)})
 
+    async def preview(
+        self,
+        ref: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        *,
+        user_id: str | UUID | None = None,
+    ) -> dict[str, Any]:
+        """What a start of the same would begin, `estimate` (tokens: p50, p95 of so many runs) and `prices_changed`.
+
+        Nothing is started. `user_id` is who would pay, admins only. Raises ApiError as `start` does.
+        """
+        body = {"ref": ref, "input": dict(input or {}), "user_id": _text(user_id)}
+        return dict(await self._client.call("POST", "/engines/preview", body))
+
     async def get(self, execution_id: str | UUID, *, wait_s: float = 0) -> dict[str, Any]:
         """A run as it is now, or as soon as it is over, after `wait_s` at the latest."""
         path = path_of("engine-runs", execution_id)

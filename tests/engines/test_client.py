@@ -93,6 +93,8 @@ async def test_an_admin_deploys_promotes_permits_assigns_and_retires(address: st
         assert (await engines.promote(slug, 2))["alias"] == "stable"
         assert (await engines.rollback(slug))["version"] == 1
         assert (await engines.resolve(slug, **mine))["version"] == 1
+        told = await engines.preview(slug, {}, **mine)
+        assert (told["version"], told["estimate"]["runs"], told["prices_changed"]) == (1, 0, False)
         until = datetime.now(UTC) + timedelta(days=1)
         chosen = await engines.assign(slug, "user", user.identity.user_id, pin=2, priority=3, valid_to=until)
         assert (chosen["pin"], chosen["priority"], datetime.fromisoformat(chosen["valid_to"])) == ("2", 3, until)
