@@ -33,7 +33,7 @@ from vanilla_saas.workflows.execution.tooling import Tooling
 log = structlog.get_logger()
 
 HEARTBEAT_S = 3.0
-LEASES_S = 1.0
+LEASES_S = 0.5
 """How often a worker looks which of its leases were taken away."""
 TEND_S = 0.2
 """How often it does what time brings: attempts, ends of waits, deadlines."""
