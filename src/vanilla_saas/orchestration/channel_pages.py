@@ -11,7 +11,7 @@ from vanilla_saas.console import NavigationEntry, Room, page_router, redirect, r
 from vanilla_saas.orchestration import agreement_store, channel_store
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
-from vanilla_saas.workflows.run_view import fingerprint
+from vanilla_saas.workflows.execution_events import fingerprint
 
 router = page_router()
 SHOWN = 100

@@ -8,8 +8,7 @@ from vanilla_saas.database.context import Identity
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.orchestration import store
-from vanilla_saas.workflows.execution_events import KEEP_ALIVE, Identify, Seen, Streams, event, looks
-from vanilla_saas.workflows.run_view import fingerprint
+from vanilla_saas.workflows.execution_events import KEEP_ALIVE, Identify, Seen, Streams, event, fingerprint, looks
 
 Answer = dict[str, Any]
 

@@ -14,7 +14,8 @@ from vanilla_saas.orchestration.models import State
 from vanilla_saas.tenancy.identity import Caller, acting, identify
 from vanilla_saas.tenancy.page_session import PageCaller, opened_tenant, session_token
 from vanilla_saas.web import event_stream
-from vanilla_saas.workflows.run_view import fingerprint, shown, took
+from vanilla_saas.workflows.execution_events import fingerprint
+from vanilla_saas.workflows.run_view import shown, took
 
 router = page_router()
 

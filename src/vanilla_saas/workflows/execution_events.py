@@ -5,6 +5,7 @@ not look any more, because the key or session was revoked, is told so within a s
 """
 
 import asyncio
+import hashlib
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -214,6 +215,11 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     was = {step["node"]: step for step in before.get("steps", ())}
     steps = [step for step in after.get("steps", ()) if was.get(step["node"]) != step]
     return changed | ({"steps": steps} if steps else {})
+
+
+def fingerprint(value: Any) -> str:
+    """A short name of what was seen, the same as long as nothing of it changes."""
+    return hashlib.sha256(orjson.dumps(value, default=str)).hexdigest()[:20]
 
 
 def event(name: str, data: Any, id: str = "") -> bytes:

@@ -15,6 +15,7 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.tenancy.identity import Caller, acting
 from vanilla_saas.tenancy.page_session import PageCaller
 from vanilla_saas.workflows import execution_store, executions, forms, run_store, run_view, store
+from vanilla_saas.workflows.execution_events import fingerprint
 
 router = page_router()
 STATUSES = ("running", "paused", "succeeded", "failed", "cancelled")
@@ -106,7 +107,7 @@ async def _shown(request: Request, caller: Caller, run_id: UUID) -> dict[str, An
         "took": run_view.took(progress["started_at"], progress["finished_at"]),
         "input": run_view.shown(progress["input"]),
         "output": run_view.shown(progress["output"]) if progress["output"] is not None else None,
-        "seen": run_view.fingerprint([progress, {name: list(map(dict, rows)) for name, rows in beside.items()}]),
+        "seen": fingerprint([progress, {name: list(map(dict, rows)) for name, rows in beside.items()}]),
         **beside,
     }
 

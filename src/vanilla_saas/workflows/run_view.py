@@ -1,6 +1,5 @@
 """What the page of a run shows: steps with their times, the graph with the state of each node, what may be done."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -153,8 +152,3 @@ def shown(value: Any) -> tuple[str, bool]:
     """A value as text of at most MOST_TEXT characters, and whether that is not all of it."""
     text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     return text[:MOST_TEXT], len(text) > MOST_TEXT
-
-
-def fingerprint(value: Any) -> str:
-    """What a page says that it has seen, as long as nothing of it changes."""
-    return hashlib.sha256(orjson.dumps(value, default=str)).hexdigest()[:20]
