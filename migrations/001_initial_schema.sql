@@ -2649,6 +2649,7 @@ declare
     v_output bigint;
     v_needed bigint;
     v_held jsonb;
+    v_others bigint := 0;
     v_clamped boolean := false;
     v_least bigint;
     v_limits jsonb;
@@ -2855,16 +2856,17 @@ begin
         if not found then perform vanilla.refuse('VS430', 'the step is being taken from this worker'); end if;
     end if;
     if v_caller.budget_tokens is not null then
-        select * into v_key from public.api_keys where tenant_id = v_caller.tenant_id and id = v_caller.key_id for no key update;
-        -- what a budget holds for a call is the key's as long as it is held
-        select v_key.used_tokens + coalesce(sum(h.amount), 0) into v_key.used_tokens from public.allocation_holds h
-            where h.tenant_id = v_caller.tenant_id and h.state = 'open' and h.call ->> 'api_key_id' = v_caller.key_id::text and h.id is distinct from v_entry.hold_id;
-        if v_key.used_tokens + v_needed > v_key.budget_tokens then
-            perform vanilla.refuse('VS429', 'the budget of this key is used up', jsonb_build_object('limit', v_key.budget_tokens,
-                'used', v_key.used_tokens, 'needed', v_needed, 'resets_at', null), 'An admin can make a key with a larger budget.');
+        if p_step is not null then      -- what budgets hold for its other calls is the key's while they hold it
+            perform from public.api_keys where tenant_id = v_caller.tenant_id and id = v_caller.key_id for no key update;
+            select coalesce(sum(h.amount), 0) into v_others from public.allocation_holds h
+                where h.tenant_id = v_caller.tenant_id and h.state = 'open' and h.call ->> 'api_key_id' = v_caller.key_id::text and h.id is distinct from v_entry.hold_id;
         end if;
-        if v_held is null then
-            update public.api_keys set used_tokens = used_tokens + v_needed where tenant_id = v_caller.tenant_id and id = v_caller.key_id;
+        update public.api_keys set used_tokens = used_tokens + case when v_held is null then v_needed else 0 end
+            where tenant_id = v_caller.tenant_id and id = v_caller.key_id and used_tokens + v_others + v_needed <= budget_tokens;
+        if not found then
+            select * into v_key from public.api_keys where tenant_id = v_caller.tenant_id and id = v_caller.key_id;
+            perform vanilla.refuse('VS429', 'the budget of this key is used up', jsonb_build_object('limit', v_key.budget_tokens,
+                'used', v_key.used_tokens + v_others, 'needed', v_needed, 'resets_at', null), 'An admin can make a key with a larger budget.');
         end if;
     end if;
     return jsonb_build_object('tenant_id', v_caller.tenant_id, 'user_id', v_payer, 'hold_id', v_entry.hold_id, 'execution_id', p_execution_id,
