@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture.engine import ConjectureRunner
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -251,7 +252,9 @@ def place(cluster: Cluster) -> Iterator[Place]:
 
 
 @pytest.mark.parametrize("part", range(1 if not LONG else 10))
-def test_trees_live_as_the_rules_say(place: Place, part: int) -> None:
+def test_trees_live_as_the_rules_say(place: Place, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # five of six lives would be an earlier one with a value repeated, and come to half of the decisions
+    monkeypatch.setattr(ConjectureRunner, "generate_mutations_from", lambda *_: None)
     run_state_machine_as_test(seed(part)(type("LifeHere", (Life,), {"place": place})), settings=LIFE)
     assert place.run(place.trees.broken()) == []
 
