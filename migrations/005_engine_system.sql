@@ -1118,7 +1118,12 @@ begin
         v_started := vanilla.started_before(p_user, p_idempotency_key, v_hash);      -- whatever has become of the engine since
     end if;
     if v_started is null then
-        v_found := vanilla.runnable_engine(p_user, p_ref);
+        if p_within ? 'engine' then      -- chosen when the run of an agent began
+            select * into v_found from jsonb_to_record(p_within -> 'engine')
+                as f (engine_tenant_id uuid, engine_id uuid, version integer, alias text, source text, source_id uuid);
+        else
+            v_found := vanilla.runnable_engine(p_user, p_ref);
+        end if;
         if ((p_begin ->> 'engine_id')::uuid, (p_begin ->> 'version')::integer) <> (v_found.engine_id, v_found.version)
            or p_begin is not null and (p_begin ->> 'source_id')::uuid is distinct from v_found.source_id then
             return null;
@@ -1161,7 +1166,7 @@ begin
 end
 $f$;
 comment on function vanilla.run_engine(public.users, text, jsonb, text, integer, uuid, jsonb, jsonb) is
-    'Starts what a reference means to a user as an execution of 006, of its own or within another (see start_version), and writes down what was chosen; the same key and input answer with the first run. p_begin as of start_version: null when the reference means another version than it says.';
+    'Starts what a reference means to a user as an execution of 006, of its own or within another (see start_version), and writes down what was chosen; the same key and input answer with the first run. p_begin as of start_version: null when the reference means another version than it says; within, engine: what the reference meant when the run of an agent began.';
 
 create or replace function vanilla.runs_before(p_run public.engine_executions) returns setof bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off

@@ -10,7 +10,7 @@
 -- Agents and runs
 --   Tables:  agents, agent_versions, agent_runs, agent_run_steps, agent_run_state, run_artifacts
 --   Public:  save_agent, retire_agent, start_agent
---   Workers: begin_run, record_turn, record_call, make_call, each under the lease of the step that a run is
+--   Workers: begin_run, ask_engine, record_turn, record_call, make_call, each under the lease of the step that a run is
 --   Private: stop_of_call, hold_turn   whether a run may go on, before its next call
 --            give_word                 who speaks next in a group chat
 --            start_delegates, end_run  children and ends; 006 calls them where steps wait and end
@@ -236,6 +236,7 @@ create table if not exists public.agent_runs (
     deadline_at timestamptz,
     started_at timestamptz not null,
     finished_at timestamptz,
+    engines jsonb,
     constraint agent_runs_pkey primary key (tenant_id, id),
     constraint agent_runs_user_fkey foreign key (tenant_id, user_id) references public.users (tenant_id, id),
     constraint agent_runs_version_fkey foreign key (tenant_id, agent_id, version) references public.agent_versions (tenant_id, agent_id, version),
@@ -267,7 +268,8 @@ comment on column public.agent_runs.children is 'Of a root: how many runs its tr
 comment on column public.agent_runs.output_schema is 'Of a run that bids or works for a contract: what it has to answer, in place of the agent''s own schema.';
 comment on column public.agent_runs.chat is
     'Of a group chat: phase (speak, bid, over), messages so far, bids by member, and what ended it.';
-comment on column public.agent_runs.charged_tokens is 'What its own model calls were charged; of its children their own rows.';
+comment on column public.agent_runs.charged_tokens is 'What its own turns were charged: model calls, and of an engine all that its run started; of its children their own rows.';
+comment on column public.agent_runs.engines is 'Of agents with an engine that have had the word, by id@version: what the engine meant to the user then. It stays for the whole run.';
 
 create table if not exists public.agent_run_steps (
     tenant_id uuid not null,
@@ -289,6 +291,7 @@ create table if not exists public.agent_run_steps (
     cost_micros bigint not null default 0,
     created_at timestamptz not null,
     finished_at timestamptz,
+    child_execution_id uuid,
     constraint agent_run_steps_pkey primary key (tenant_id, run_id, n),
     constraint agent_run_steps_run_fkey foreign key (tenant_id, run_id) references public.agent_runs (tenant_id, id),
     constraint agent_run_steps_child_fkey foreign key (tenant_id, child_run_id) references public.agent_runs (tenant_id, id),
@@ -300,6 +303,7 @@ create index if not exists agent_run_steps_child_idx on public.agent_run_steps (
 comment on table public.agent_run_steps is
     'The journal of a run: a row for each model call, with the answer, and one for each tool call, handover and delegation that it asked for. What stands here is not done again.';
 comment on column public.agent_run_steps.arguments_hash is 'SHA-256 of name and arguments as PostgreSQL prints jsonb: two calls are the same when it is.';
+comment on column public.agent_run_steps.child_execution_id is 'Of a turn of an agent with an engine: the run of the engine. The turn is open until that has ended.';
 comment on column public.agent_run_steps.approval is 'What people said to a call that needs their approval: decision, comment, by.';
 
 create table if not exists public.contract_calls (
@@ -1616,8 +1620,12 @@ declare
 begin
     if jsonb_typeof(p_definition) is distinct from 'object' or octet_length(p_definition::text) > 262144 then
         return 'A definition is a JSON object of at most 256 KiB.';
-    elsif coalesce(p_definition ->> 'instructions', '') = '' or coalesce(p_definition ->> 'model', '') = '' then
-        return 'An agent has instructions and a model.';
+    elsif coalesce(p_definition ->> 'instructions', '') = '' or coalesce(p_definition ->> 'model', p_definition ->> 'engine', '') = '' then
+        return 'An agent has instructions and a model or an engine.';
+    elsif p_definition ->> 'engine' is not null then      -- its flow has these of its own
+        select f.key into v from jsonb_each(p_definition) f where f.value not in ('null', '[]')
+            and f.key in ('model', 'fallbacks', 'temperature', 'max_output_tokens', 'tools', 'handoffs', 'delegates', 'chat', 'contract') order by f.key limit 1;
+        if found then return format('An agent with an engine has no %s.', v.key); end if;
     end if;
     for v in select l.key, l.value from jsonb_each(vanilla.agent_limits(p_definition)) l loop
         if not v_most ? v.key then return format('There is no limit %s.', v.key); end if;
@@ -1764,7 +1772,8 @@ begin
     elsif not p_exact then      -- the agent's own limit is the most it takes, not what it must have
         v_tokens := least(v_tokens, greatest((vanilla.lock_wallet(p_run.tenant_id, p_run.user_id)).available_tokens, 1));
     end if;
-    v_limits := jsonb_build_object('requests', p_run.limits -> 'requests', 'tool_calls', nullif(p_run.limits -> 'tool_calls', '0'), 'wrap_up_tokens', v_tokens / 10);
+    v_limits := jsonb_build_object('requests', p_run.limits -> 'requests', 'tool_calls', nullif(p_run.limits -> 'tool_calls', '0'),
+        'wrap_up_tokens', case when p_run.engines ? (p_run.agent_id || '@' || p_run.version) then 0 else v_tokens / 10 end);      -- an engine has no last turn
     if v_above is null then
         v_opened := vanilla.allocation_open(p_run.tenant_id, p_run.user_id, v_tokens, v_limits, p_run.deadline_at, p_run.id);
     else
@@ -1841,6 +1850,19 @@ end
 $f$;
 comment on function vanilla.count_run_call(public.agent_runs) is 'Counts a tool call on the budget of a run and those above it; false when they have had all of theirs.';
 
+create or replace function vanilla.require_turn(p_run public.agent_runs, p_wrap_up boolean default false) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_run.deadline_at <= vanilla.clock() then
+        perform vanilla.refuse('VS429', 'the run''s time is over', jsonb_build_object('stop_reason', 'deadline', 'limit', p_run.limits -> 'seconds', 'resets_at', null));
+    elsif p_run.turns >= (p_run.limits ->> 'turns')::integer and not p_wrap_up then
+        perform vanilla.refuse('VS429', 'the run has had all of its turns', jsonb_build_object('stop_reason', 'max_turns', 'limit', p_run.limits -> 'turns', 'used', p_run.turns,
+            'resets_at', null));
+    end if;
+end
+$f$;
+comment on function vanilla.require_turn(public.agent_runs, boolean) is 'Refuses the next turn of a run that has no time or no turns left, with the stop reason; the last one with what is put by for it may be one more.';
+
 create or replace function vanilla.hold_turn(p_tenant_id uuid, p_allocation_id uuid, p_step jsonb, p_call jsonb, p_prompt bigint, p_output bigint, p_choices integer, p_clamp boolean, p_ttl interval,
     p_call_id uuid) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1858,12 +1880,7 @@ begin
         if not found then perform vanilla.refuse('VS409', 'no run of this step is under way', '{"stop_reason": "canceled"}'); end if;
         p_allocation_id := v_run.allocation_id;
     end if;
-    if v_run.deadline_at <= vanilla.clock() then
-        perform vanilla.refuse('VS429', 'the run''s time is over', jsonb_build_object('stop_reason', 'deadline', 'limit', v_run.limits -> 'seconds', 'resets_at', null));
-    elsif v_run.turns >= (v_run.limits ->> 'turns')::integer and not v_wrap_up then
-        perform vanilla.refuse('VS429', 'the run has had all of its turns', jsonb_build_object('stop_reason', 'max_turns', 'limit', v_run.limits -> 'turns', 'used', v_run.turns,
-            'resets_at', null));
-    end if;
+    perform vanilla.require_turn(v_run, v_wrap_up);
     v_node := vanilla.lock_allocation(p_tenant_id, p_allocation_id);
     if p_clamp and v_needed > vanilla.allocation_left(v_node, v_wrap_up) and v_weight > 0 then
         v_clamped := floor((vanilla.allocation_left(v_node, v_wrap_up) - vanilla.call_tokens(p_call, p_prompt, 0, 0)) / v_weight);
@@ -2122,6 +2139,24 @@ end
 $f$;
 comment on function vanilla.open_chat(public.agent_runs) is 'Opens the channel on which people watch a group chat: it has the id of the run, which alone speaks there, and its members take part.';
 
+create or replace function vanilla.pin_engine(p_run public.agent_runs) returns public.agent_runs
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_key text := p_run.speaker_id || '@' || p_run.speaker_version;
+    v_ref text := (select v.definition ->> 'engine' from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.speaker_id and v.version = p_run.speaker_version);
+    v_found record;
+begin
+    if v_ref is not null and not coalesce(p_run.engines ? v_key, false) then
+        v_found := vanilla.runnable_engine(vanilla.find_user(p_run.tenant_id, p_run.user_id), v_ref);
+        p_run.engines := coalesce(p_run.engines, '{}') || jsonb_build_object(v_key, jsonb_build_object('engine_tenant_id', v_found.engine_tenant_id, 'engine_id', v_found.engine_id,
+            'engine', v_found.engine, 'version', v_found.version, 'alias', v_found.alias, 'source', v_found.source, 'source_id', v_found.source_id));
+    end if;
+    return p_run;
+end
+$f$;
+comment on function vanilla.pin_engine(public.agent_runs) is
+    'The engine of who has the word, as the user of the run may run it now, written down once for the whole run; refused as a run of the engine would be.';
+
 create or replace function vanilla.insert_run(p_run public.agent_runs, p_parent public.agent_runs default null, p_share bigint default null, p_exact boolean default false)
 returns public.agent_runs
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2136,6 +2171,7 @@ begin
             'tool_calls', least((p_run.limits ->> 'tool_calls')::bigint, (p_parent.limits ->> 'tool_calls')::bigint));
     end if;
     if p_run.chat is not null then p_run := vanilla.give_word(p_run); end if;
+    p_run := vanilla.pin_engine(p_run);
     p_run.allocation_id := vanilla.open_run_budget(p_run, p_parent, p_share, p_exact);
     insert into public.agent_runs select (p_run).*;
     if p_run.chat is not null then perform vanilla.open_chat(p_run); end if;
@@ -2195,6 +2231,23 @@ $f$;
 comment on function vanilla.pick_model(uuid, text[], uuid, integer) is
     'The first of these models that does well now; the first of all when none does. The same turn of a run has the same answer while nothing changes.';
 
+create or replace function vanilla.stop_reason(p_code text) returns text language sql immutable
+    return case when p_code in ('max_turns', 'max_tool_calls', 'max_depth', 'max_children', 'budget_exhausted', 'deadline', 'loop_detected', 'cycle_refused',
+            'canceled') then p_code
+        when p_code in ('provider_error', 'rate_limited', 'timeout', 'provider_not_ready', 'model_not_found', 'unsupported_model') then 'provider_failed'
+        when p_code = 'insufficient_tokens' then 'budget_exhausted'
+        when p_code = 'cancelled' then 'canceled'
+        else 'failed' end;
+comment on function vanilla.stop_reason(text) is 'The stop reason of a run whose step ended with the code of an error.';
+
+create or replace function vanilla.engine_code(p_status text, p_error jsonb) returns text language sql immutable
+    return case when p_status = 'cancelled' then 'cancelled'
+        when p_error #>> '{details,stop_reason}' in ('budget_exhausted', 'deadline') then p_error #>> '{details,stop_reason}'
+        when vanilla.stop_reason(p_error ->> 'code') in ('budget_exhausted', 'provider_failed') then p_error ->> 'code'
+        else 'engine_failed' end;
+comment on function vanilla.engine_code(text, jsonb) is
+    'The code by which a run of an agent ends whose engine ended so, or was not started for that error: of its budget, time and models the same, of anything else engine_failed.';
+
 create or replace function vanilla.run_view(p_run public.agent_runs) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp
     return jsonb_build_object('run_id', p_run.id, 'root_run_id', p_run.root_run_id, 'parent_run_id', p_run.parent_run_id, 'state', p_run.state, 'turns', p_run.turns,
@@ -2202,6 +2255,9 @@ language sql stable set search_path = pg_catalog, pg_temp
         'model', (select vanilla.pick_model(p_run.tenant_id, array[v.definition ->> 'model'] || array(select jsonb_array_elements_text(coalesce(nullif(v.definition -> 'fallbacks', 'null'), '[]'))),
                 p_run.id, p_run.turns)
             from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.speaker_id and v.version = p_run.speaker_version),
+        'engine', (select g.pin || jsonb_build_object('input', v.config -> 'input', 'parameters', v.config -> 'parameters')
+            from (select p_run.engines -> (p_run.speaker_id || '@' || p_run.speaker_version) as pin) g
+            join public.engine_versions v on v.tenant_id = (g.pin ->> 'engine_tenant_id')::uuid and v.engine_id = (g.pin ->> 'engine_id')::uuid and v.version = (g.pin ->> 'version')::integer),
         'budget', vanilla.run_budget(p_run),
         'speaker', (select jsonb_build_object('agent_id', a.id, 'slug', a.slug, 'version', v.version, 'definition', v.definition,
                 -- what a tool of a model says of those it may turn to
@@ -2211,7 +2267,9 @@ language sql stable set search_path = pg_catalog, pg_temp
             from public.agents a join public.agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id
             where a.tenant_id = p_run.tenant_id and a.id = p_run.speaker_id and v.version = p_run.speaker_version),
         'steps', (select coalesce(jsonb_agg(jsonb_build_object('n', s.n, 'turn', s.turn, 'kind', s.kind, 'agent', a.slug, 'name', s.name, 'call_id', s.call_id, 'arguments', s.arguments,
-                'status', s.status, 'approval', s.approval, 'result', s.result, 'child_run_id', s.child_run_id) order by s.n), '[]')
+                'status', s.status, 'approval', s.approval, 'result', s.result, 'child_run_id', s.child_run_id, 'end', (
+                    select jsonb_build_object('execution_id', e.id, 'status', e.status, 'output', e.output, 'error', e.error, 'code', vanilla.engine_code(e.status, e.error))
+                    from public.workflow_executions e where s.status = 'open' and e.tenant_id = s.tenant_id and e.id = s.child_execution_id and e.finished_at is not null)) order by s.n), '[]')
             from public.agent_run_steps s join public.agents a on a.tenant_id = s.tenant_id and a.id = s.agent_id
             where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id));
 comment on function vanilla.run_view(public.agent_runs) is 'A run as its worker needs it: who has the word, budget, and everything that was done.';
@@ -2247,9 +2305,10 @@ begin
             if v_run.chat is not null then perform vanilla.tell_chat(v_run); end if;
         end if;
     end if;
-    update public.agent_runs r set state = 'working', speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version
+    v_run := vanilla.pin_engine(v_run);
+    update public.agent_runs r set state = 'working', speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version, engines = v_run.engines
         where r.tenant_id = v_run.tenant_id and r.id = v_run.id
-          and (r.state, r.speaker_id, r.speaker_version) is distinct from ('working', v_run.speaker_id, v_run.speaker_version);
+          and (r.state, r.speaker_id, r.speaker_version, r.engines) is distinct from ('working', v_run.speaker_id, v_run.speaker_version, v_run.engines);
     v_run.state := 'working';
     return vanilla.run_view(v_run);
 end
@@ -2297,6 +2356,37 @@ $f$;
 comment on function vanilla.stop_of_call(public.agent_runs, jsonb, text, text, bytea) is
     'Why a run must not make a call that its model asked for, as a stop reason; and which agent it leads to.';
 
+create or replace function vanilla.cost_within(p_tenant_id uuid, p_execution_id uuid, out charged bigint, out cost_micros bigint)
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+    with recursive within as (
+        select p_execution_id as id
+        union all
+        select e.id from within w join public.workflow_executions e on e.tenant_id = p_tenant_id and e.parent_execution_id = w.id)
+    select coalesce(sum(s.charged_tokens), 0)::bigint, coalesce(sum(s.cost_micros), 0)::bigint
+        from within w join public.workflow_steps s on s.tenant_id = p_tenant_id and s.execution_id = w.id and s.item = -1
+$f$;
+comment on function vanilla.cost_within(uuid, uuid) is 'What the steps of an execution and of all that it started were charged so far: tokens, and micros of USD.';
+
+create or replace function vanilla.ask_engine(p_lease jsonb, p_turn integer, p_input jsonb) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_step public.workflow_queue := vanilla.leased_step(p_lease);
+    v_run public.agent_runs := vanilla.run_of_step(v_step);
+    v_pin jsonb := v_run.engines -> (v_run.speaker_id || '@' || v_run.speaker_version);
+begin
+    if v_run.id is null or v_pin is null then perform vanilla.refuse('VS409', 'no run of this step with an engine is under way'); end if;
+    if exists (select from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.turn = p_turn) then return; end if;      -- it stands there
+    if v_run.turns + 1 <> p_turn then perform vanilla.refuse('VS409', 'turns are recorded in their order', jsonb_build_object('turns', v_run.turns)); end if;
+    perform vanilla.require_turn(v_run);
+    insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, name, arguments, created_at)
+        select v_run.tenant_id, v_run.id, coalesce(max(s.n), 0) + 1, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id,
+            format('engine/%s@%s', v_pin ->> 'engine', v_pin ->> 'version'), p_input, vanilla.clock()
+        from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id;
+end
+$f$;
+comment on function vanilla.ask_engine(jsonb, integer, jsonb) is
+    'Writes to the journal that a turn is a run of the agent''s engine, with its input: it starts when the step waits, and record_turn writes its answer. The same turn again changes nothing.';
+
 create or replace function vanilla.record_turn(p_lease jsonb, p_turn integer, p_calls jsonb, p_answer jsonb, p_wrap_up boolean default false) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -2306,6 +2396,7 @@ declare
     v_speaker public.agent_versions;
     v_call record;
     v_settled record;
+    v_asked_before record;
     v_kind text;
     v_hash bytea;
     v_found record;
@@ -2327,11 +2418,18 @@ begin
     v_settled := vanilla.settle_calls(v_run.tenant_id, p_calls);
     update public.workflow_steps s set charged_tokens = s.charged_tokens + v_settled.charged, cost_micros = s.cost_micros + v_settled.cost_micros
         where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item in (-1, v_step.item);
-    v_n := v_n + 1;
+    update public.agent_run_steps s set status = 'done', result = p_answer, finished_at = v_now,      -- of an engine, asked before
+            (charged_tokens, cost_micros) = (select c.charged, c.cost_micros from vanilla.cost_within(s.tenant_id, s.child_execution_id) c)
+        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.turn = p_turn returning s.charged_tokens as charged, s.cost_micros into v_asked_before;
+    if found then
+        v_settled := v_asked_before;
+    else
+        v_n := v_n + 1;
+        insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
+            values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, v_settled.charged, v_settled.cost_micros,
+                v_now, v_now);
+    end if;
     v_said := v_n;
-    insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
-        values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, v_settled.charged, v_settled.cost_micros,
-            v_now, v_now);
     if v_calls > 0 and not p_wrap_up then
         if p_turn >= (v_run.limits ->> 'turns')::integer then v_stop := 'max_turns'; end if;
         if v_run.deadline_at <= v_now then v_stop := 'deadline'; end if;
@@ -2677,6 +2775,45 @@ end
 $f$;
 comment on function vanilla.late_bids(public.workflow_queue) is 'Ends the runs of bidders that have not bid in time.';
 
+create or replace function vanilla.start_engine_turn(p_execution public.workflow_executions, p_step public.workflow_queue, p_run public.agent_runs) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_pin jsonb := p_run.engines -> (p_run.speaker_id || '@' || p_run.speaker_version);
+    v_row public.agent_run_steps;
+    v_budget jsonb;
+    v_made uuid;
+    v_detail text;
+begin
+    select * into v_row from public.agent_run_steps s where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.kind in ('model', 'bid') and s.status = 'open'
+        and s.child_execution_id is null;
+    if not found then return 0; end if;
+    begin
+        if p_execution.depth >= 5 then perform vanilla.refuse('VS409', 'executions start each other at most five deep', '{"limit": 5}'); end if;
+        -- of a flow that names its budget insert_execution carves that
+        if not exists (select from public.engine_versions e join public.workflow_versions f on f.tenant_id = e.tenant_id and f.workflow_id = e.workflow_id and f.version = e.workflow_version
+                where e.tenant_id = (v_pin ->> 'engine_tenant_id')::uuid and e.engine_id = (v_pin ->> 'engine_id')::uuid and e.version = (v_pin ->> 'version')::integer
+                  and f.definition ->> 'budget_tokens' is not null) then
+            v_budget := vanilla.allocation_carve(p_run.tenant_id, p_run.allocation_id, null, '{}', p_run.deadline_at);
+        end if;
+        v_made := (vanilla.run_engine(vanilla.find_user(p_run.tenant_id, p_run.user_id), v_pin ->> 'engine', v_row.arguments, null, p_execution.priority,
+            p_within => jsonb_build_object('depth', p_execution.depth + 1, 'parent_execution_id', p_execution.id, 'parent_node', p_step.node, 'parent_item', p_step.item,
+                'started_by', p_execution.started_by, 'api_key_id', p_execution.api_key_id, 'allocation_id', coalesce(v_budget ->> 'allocation_id', p_run.allocation_id::text),
+                'engine', v_pin)) ->> 'execution_id')::uuid;
+    exception when others then
+        if sqlstate not like 'VS%' then raise; end if;
+        get stacked diagnostics v_detail = pg_exception_detail;
+        update public.agent_run_steps s set status = 'failed', finished_at = vanilla.clock(), result = jsonb_build_object('error', sqlerrm, 'code',
+                coalesce(nullif(vanilla.engine_code(null, jsonb_build_object('details', nullif(v_detail, '')::jsonb)), 'engine_failed'), 'engine_not_started'))
+            where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
+        return 0;
+    end;
+    update public.agent_run_steps s set child_execution_id = v_made where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
+    return 1;
+end
+$f$;
+comment on function vanilla.start_engine_turn(public.workflow_executions, public.workflow_queue, public.agent_runs) is
+    'Starts the run of the engine that a turn was written down as, once, as a child execution with what is left of the run''s budget. Returns how many; one that cannot be started is told to the run.';
+
 create or replace function vanilla.start_delegates(p_execution public.workflow_executions, p_step public.workflow_queue) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -2708,7 +2845,7 @@ begin
         update public.agent_run_steps s set child_run_id = v_made where s.tenant_id = v_row.tenant_id and s.run_id = v_row.run_id and s.n = v_row.n;
         v_started := v_started + 1;
     end loop;
-    return v_started + vanilla.start_contracts(p_execution, p_step, v_run);
+    return v_started + vanilla.start_contracts(p_execution, p_step, v_run) + vanilla.start_engine_turn(p_execution, p_step, v_run);
 end
 $f$;
 comment on function vanilla.start_delegates(public.workflow_executions, public.workflow_queue) is
@@ -2719,6 +2856,12 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
 begin
+    with asked as (      -- an engine whose run gave no answer: it costs what it has cost
+        update public.agent_run_steps s set status = case p_state when 'failed' then 'failed' else 'refused' end, result = p_error, finished_at = v_now,
+                (charged_tokens, cost_micros) = (select c.charged, c.cost_micros from vanilla.cost_within(s.tenant_id, s.child_execution_id) c)
+            where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.status = 'open' and s.child_execution_id is not null returning s.charged_tokens, s.cost_micros)
+    update public.agent_runs r set charged_tokens = r.charged_tokens + a.charged_tokens, cost_micros = r.cost_micros + a.cost_micros
+        from asked a where r.tenant_id = p_run.tenant_id and r.id = p_run.id;
     update public.agent_run_steps s set status = 'refused', finished_at = v_now where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.status = 'open';
     update public.agent_runs r set state = p_state, stop_reason = p_stop_reason, output = p_output, error = p_error, finished_at = v_now
         where r.tenant_id = p_run.tenant_id and r.id = p_run.id and r.finished_at is null returning * into p_run;
@@ -2736,15 +2879,6 @@ begin
 end
 $f$;
 comment on function vanilla.end_run(public.agent_runs, text, text, jsonb, jsonb) is 'Ends a run: what it still wanted is refused, what is left of its budget goes back.';
-
-create or replace function vanilla.stop_reason(p_code text) returns text language sql immutable
-    return case when p_code in ('max_turns', 'max_tool_calls', 'max_depth', 'max_children', 'budget_exhausted', 'deadline', 'loop_detected', 'cycle_refused',
-            'canceled') then p_code
-        when p_code in ('provider_error', 'rate_limited', 'timeout', 'provider_not_ready', 'model_not_found', 'unsupported_model') then 'provider_failed'
-        when p_code = 'insufficient_tokens' then 'budget_exhausted'
-        when p_code = 'cancelled' then 'canceled'
-        else 'failed' end;
-comment on function vanilla.stop_reason(text) is 'The stop reason of a run whose step ended with the code of an error.';
 
 create or replace function vanilla.end_step_run(p_step public.workflow_queue, p_status text, p_output jsonb, p_error jsonb) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2784,10 +2918,12 @@ comment on function vanilla.end_runs(uuid, uuid, text, jsonb, smallint[]) is 'Ru
 create or replace function vanilla.agents_due(p_step public.workflow_queue) returns timestamptz
 language sql stable set search_path = pg_catalog, pg_temp as $f$
     select least(vanilla.clock() + make_interval(secs => n.timeout_s), (
-            select min(c.deadline_at) from vanilla.open_contracts(p_step) c where c.deadline_at > vanilla.clock()))
+            select min(c.deadline_at) from vanilla.open_contracts(p_step) c where c.deadline_at > vanilla.clock()), (
+            select r.deadline_at from public.agent_runs r join public.agent_run_steps s on s.tenant_id = r.tenant_id and s.run_id = r.id and s.status = 'open' and s.child_execution_id is not null
+            where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node and r.item = p_step.item and r.finished_at is null))
         from public.workflow_nodes n where n.tenant_id = p_step.tenant_id and n.workflow_id = p_step.workflow_id and n.version = p_step.version and n.node = p_step.node
 $f$;
-comment on function vanilla.agents_due(public.workflow_queue) is 'How long a run waits for those it asked: as long as its node lets an attempt run, or until the next bids are due.';
+comment on function vanilla.agents_due(public.workflow_queue) is 'How long a run waits for those it asked: as long as its node lets an attempt run, or until the next bids are due; for its engine no longer than it has time.';
 
 create or replace function vanilla.agents_ended(p_execution public.workflow_executions, p_step public.workflow_queue, p_told boolean) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
@@ -2902,7 +3038,7 @@ comment on function public.start_agent(text, jsonb, bigint, text, integer, uuid,
 
 grant execute on function public.save_agent(text, jsonb, boolean, uuid, uuid), public.retire_agent(uuid, uuid),
     public.start_agent(text, jsonb, bigint, text, integer, uuid, uuid) to vanilla_app, vanilla_operator;
-grant execute on function vanilla.begin_run(jsonb, text, jsonb), vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean), vanilla.record_call(jsonb, integer, text, jsonb),
+grant execute on function vanilla.begin_run(jsonb, text, jsonb), vanilla.ask_engine(jsonb, integer, jsonb), vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean), vanilla.record_call(jsonb, integer, text, jsonb),
     vanilla.make_call(jsonb, integer) to vanilla_runtime;
 
 -- metrics ----------------------------------------------------------------------------------------------------------

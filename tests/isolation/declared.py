@@ -82,8 +82,10 @@ NULLABLE = {
     "channel_messages": "body in_reply_to ended_by run_id",
     "agents": "user_id",
     "agent_versions": "user_id published_by",
-    "agent_runs": "parent_run_id stop_reason error output allocation_id chat deadline_at finished_at output_schema",
-    "agent_run_steps": "name call_id arguments arguments_hash approval result child_run_id finished_at",
+    "agent_runs": "parent_run_id stop_reason error output allocation_id chat deadline_at finished_at output_schema"
+    " engines",
+    "agent_run_steps": "name call_id arguments arguments_hash approval result child_run_id finished_at"
+    " child_execution_id",
     "agent_run_state": "value",
     "contract_calls": "most_tokens accept closed_at",
     "contract_bids": "price_tokens eta_s plan score run_id work_run_id decided_at",
@@ -527,6 +529,7 @@ EXECUTABLE = {
             "adjust_by_key",
             "admit_call",
             "apply_payment_event",
+            "ask_engine",
             "begin_engine",
             "begin_password_change",
             "begin_registration",

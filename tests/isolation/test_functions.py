@@ -282,6 +282,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.start_agent": (OK, {"p_ref": "'{word}-helper-0'", "p_tokens": "5"}),
     # a worker's lease is what names the tenant: this one is nobody's
     "vanilla.begin_run": ("VS409", {"p_lease": "'{{}}'", "p_ref": "'x'", "p_input": "'{{}}'"}),
+    "vanilla.ask_engine": ("VS409", {"p_lease": "'{{}}'", "p_turn": "1", "p_input": "'{{}}'"}),
     "vanilla.record_turn": ("VS409", {"p_lease": "'{{}}'", "p_turn": "1", "p_calls": "'[]'", "p_answer": "'{{}}'"}),
     "vanilla.make_call": ("VS409", {"p_lease": "'{{}}'", "p_n": "1"}),
     "vanilla.record_call": ("VS409", {"p_lease": "'{{}}'", "p_n": "1", "p_status": "'done'", "p_result": "'1'"}),

@@ -68,6 +68,17 @@ class Run:
     def steps(self) -> list[dict[str, Any]]:
         return list(self.view["steps"])
 
+    @property
+    def engine(self) -> Mapping[str, Any]:
+        """What the engine of the speaker is in this run: name, version, and what it takes."""
+        found: Mapping[str, Any] = self.view["engine"]
+        return found
+
+    def engine_turn(self) -> dict[str, Any] | None:
+        """A turn that was given to the engine and has no answer yet."""
+        last = self.steps[-1] if self.steps else None
+        return last if last and last["kind"] in ("model", "bid") and last["status"] != "done" else None
+
     def open_calls(self, kind: str) -> list[dict[str, Any]]:
         return [step for step in self.steps if step["status"] == "open" and step["kind"] == kind]
 

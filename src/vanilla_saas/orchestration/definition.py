@@ -1,10 +1,11 @@
-"""What an agent is: instructions, a model, tools, other agents that it may turn to, limits."""
+"""What an agent is: instructions, a model or an engine, tools, other agents that it may turn to, limits."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from vanilla_saas.workflows.fields import Approver, ModelName, Schema, Strict, Template
+from vanilla_saas.workflows.fields import Approver, EngineRef, ModelName, Schema, Strict, Template
 
 AgentRef = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}(@[1-9][0-9]{0,8})?$")]
 """A slug, and after an @ a version; without one the latest when the run turns to it."""
@@ -86,11 +87,19 @@ class Limits(Strict):
     seconds: int = Field(3600, ge=1, le=86_400)
 
 
+OF_MODELS = (
+    *("model", "fallbacks", "temperature", "max_output_tokens"),
+    *("tools", "handoffs", "delegates", "chat", "contract"),
+)
+"""What an agent with an engine has not: it calls nothing, and which models it asks is the engine's matter."""
+
+
 class AgentDefinition(Strict):
     name: str | None = Field(None, min_length=1, max_length=200)
     description: str = Field("", max_length=5000, description="what others read who may turn to it")
     instructions: Template
-    model: ModelName
+    engine: EngineRef | None = Field(None, description="in place of a model: each turn is a run of it")
+    model: ModelName | None = Field(None, validate_default=True)
     fallbacks: list[ModelName] = Field([], max_length=10, description="models that take over while `model` does badly")
     temperature: float | None = Field(None, ge=0, le=2)
     max_output_tokens: int | None = Field(None, ge=1, le=1_000_000)
@@ -103,6 +112,19 @@ class AgentDefinition(Strict):
     limits: Limits = Limits()
     loop: Literal["builtin", "pydantic_ai"] = Field("builtin", description="who drives it; pydantic_ai needs the extra")
     pool: str = Field("default", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="the workers that may run it")
+
+    @field_validator(*OF_MODELS)
+    @classmethod
+    def _beside_engine(cls, given: Any, info: ValidationInfo) -> Any:
+        if "engine" not in info.data:
+            return given
+        if info.data["engine"] is None:
+            if info.field_name == "model" and given is None:
+                raise PydanticCustomError("field_missing", "Name a model, or an engine.")
+        elif given not in (None, []):
+            message = "Remove {name}: an agent with an engine has none, and what its flow has is the engine's own."
+            raise PydanticCustomError("fields_exclusive", message, {"name": info.field_name})
+        return given
 
     def document(self) -> dict[str, JsonValue]:
         """As it is saved: every default written out, fields without a value left out."""

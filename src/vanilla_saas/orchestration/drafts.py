@@ -84,7 +84,7 @@ def _refusal(found: list[dict[str, str]], what: str) -> VanillaError:
 
 
 def read(
-    text: str | bytes, format: documents.Format, what: str = "agent", of: str = "instructions and a model"
+    text: str | bytes, format: documents.Format, what: str = "agent", of: str = "instructions and a model or an engine"
 ) -> Answer:
     """The object that a text of JSON or YAML is: `what` it says, an object `of` what. Raises `invalid_definition`."""
     try:

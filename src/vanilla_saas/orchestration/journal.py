@@ -9,6 +9,7 @@ from vanilla_saas.providers.step_metering import MeteredStepCalls, ModelAnswer, 
 from vanilla_saas.workflows.execution.steps import Step
 
 BEGIN = "select vanilla.begin_run($1::jsonb, $2, $3::jsonb)"
+ASK_ENGINE = "select vanilla.ask_engine($1::jsonb, $2, $3::jsonb)"
 RECORD_TURN = "select vanilla.record_turn($1::jsonb, $2, $3::jsonb, $4::jsonb, $5)"
 MAKE_CALL = "select vanilla.make_call($1::jsonb, $2)"
 RECORD_CALL = "select vanilla.record_call($1::jsonb, $2, $3, $4::jsonb)"
@@ -43,6 +44,10 @@ class Journal:
     ) -> ModelAnswer:
         """A model call that the budget of the run pays. Raises as `MeteredStepCalls.step_chat` does."""
         return await self.metered.step_chat(self._lease(step, run_id, wrap_up), body, calls)
+
+    async def ask_engine(self, step: Step, turn: int, given: Mapping[str, Any]) -> None:
+        """Writes down that a turn is a run of the engine with this input, which starts when the step waits."""
+        await self.database.call(ASK_ENGINE, asdict(self._lease(step)), turn, given)
 
     async def record_turn(
         self, step: Step, turn: int, calls: Sequence[Mapping[str, Any]], answer: Mapping[str, Any], *, wrap_up: bool

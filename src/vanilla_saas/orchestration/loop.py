@@ -19,6 +19,7 @@ from vanilla_saas.orchestration.definition import AgentTool
 from vanilla_saas.orchestration.journal import Journal
 from vanilla_saas.orchestration.stops import STOPS
 from vanilla_saas.providers.adapters import UpstreamError
+from vanilla_saas.providers.engine_chat import PREFIX, input_of, text_of
 from vanilla_saas.providers.estimate import InvalidRequest
 from vanilla_saas.providers.step_metering import ModelAnswer
 from vanilla_saas.workflows.execution.attempt import Attempt, of_call
@@ -83,6 +84,11 @@ class Turns:
                 return ended
             if state.is_behind():
                 state = await self.begin()
+            if (asked := state.engine_turn()) is not None:
+                if asked["status"] == "open" and asked["end"] is None:
+                    return waiting({"kind": "agents"})
+                state = await self._engine_answered(state, asked)
+                continue
             if state.open_calls("delegate") or state.open_calls("contract"):
                 return waiting({"kind": "agents"})
             corrections = await self._corrections(state)
@@ -96,12 +102,48 @@ class Turns:
 
     async def _go_on(self, state: Run, corrections: Mapping[int, str]) -> Run | Outcome:
         """The run after its next turn; an outcome when it has come to an end or waits."""
+        if state.definition.engine is not None:
+            return await self._ask_engine(state, corrections)
         if state.definition.loop == "pydantic_ai":
             return await pydantic_loop(self, state, corrections)
         body = await self.body(state, corrections)
         if functions := conversation.functions(state, await tools.described(self.attempt, state.definition)):
             body["tools"] = functions
         return await self.turn(state, body)
+
+    async def _ask_engine(self, state: Run, corrections: Mapping[int, str]) -> Run:
+        """The turn is a run of the engine, which is given the conversation as a chat with it would give it."""
+        if state.view["engine"] is None:
+            return await self.begin()  # it has just been given the word
+        said_ = (await self.body(state, corrections))["messages"]
+        found = state.engine
+        try:
+            chat = {"model": PREFIX + found["engine"], "messages": said_}
+            given = input_of(chat, found["engine"], found["input"], found["parameters"])
+        except InvalidRequest as error:
+            raise of_call(error) from None
+        try:
+            await self.journal.ask_engine(self.attempt.step, state.turns + 1, given)
+        except VanillaError as error:
+            if (stop := error.detail.get("stop_reason")) is None:
+                raise of_refusal(error) from None
+            raise _stopped(stop) from None
+        return await self.begin()
+
+    async def _engine_answered(self, state: Run, asked: Mapping[str, Any]) -> Run:
+        """The run of the engine has ended: its output is what the turn says. Raises Failure when it has none."""
+        end = asked["end"]
+        if end is None:
+            refused = asked["result"]
+            message = f"The engine could not be run: {refused['error']}."
+            raise Failure(refused["code"], message, {"engine": asked["name"]}, retryable=False)
+        if end["status"] != "succeeded":
+            error = end["error"] or {}
+            words = f": {error['message']}" if error.get("message") else "."
+            message = f"The run of {asked['name']} ended as {end['status']}{words}"
+            details = {"engine": asked["name"], "execution_id": end["execution_id"], "error": end["error"]}
+            raise Failure(end["code"], message, details, retryable=False)
+        return Run(await self._keep_turn(state, {"text": text_of(end["output"]), "calls": []}, []))
 
     async def begin(self) -> Run:
         try:
@@ -225,7 +267,7 @@ class Turns:
 
     async def _chat(self, state: Run, body: Mapping[str, Any], *, wrap_up: bool = False) -> ModelAnswer:
         definition = state.definition
-        left = [name for name in (definition.model, *definition.fallbacks) if name != body["model"]]
+        left = [name for name in (definition.model, *definition.fallbacks) if name not in (None, body["model"])]
         while True:
             try:
                 return await self.journal.chat(
@@ -256,6 +298,11 @@ class Turns:
         kept = {"text": answer.text, "calls": _calls_of(answer, state.turns + 1)}
         made = list(self.attempt.calls)
         self.attempt.calls.clear()
+        return await self._keep_turn(state, kept, made, wrap_up=wrap_up)
+
+    async def _keep_turn(
+        self, state: Run, kept: Mapping[str, Any], made: list[dict[str, Any]], *, wrap_up: bool = False
+    ) -> dict[str, Any]:
         try:
             return await self.journal.record_turn(self.attempt.step, state.turns + 1, made, kept, wrap_up=wrap_up)
         except VanillaError as error:

@@ -14,7 +14,9 @@ State = Literal[
 
 
 class AgentBody(BaseModel):
-    definition: dict[str, Any] = Field(description="instructions, model, tools, handoffs, delegates, output, limits")
+    definition: dict[str, Any] = Field(
+        description="instructions, model or engine, tools, handoffs, delegates, output, limits"
+    )
     shared: bool | None = Field(None, description="for all of the tenant to read and run; left out: as it was")
     user_id: UUID | None = Field(None, description="whose it is to be; admins only")
 
@@ -117,6 +119,7 @@ class JournalStep(BaseModel):
     approval: Any
     result: Any
     child_run_id: UUID | None
+    execution_id: UUID | None = Field(description="of a turn of an engine: its run")
     charged_tokens: int
     cost_micros: int
     created_at: datetime

@@ -56,7 +56,8 @@ def _step(step: Mapping[str, Any]) -> str:
     if step["kind"] in ("model", "bid"):
         result = step["result"] or {}
         said = result.get("text") or ", ".join(call["name"] for call in result.get("calls") or ())
-        return f"turn {step['turn']}: {_short(said)}"
+        by = f" by {printable(step['name'])}" if step["name"] else ""
+        return f"turn {step['turn']}{by}: {_short(said)}"
     waits = "  waits" if step["status"] == "open" else ""
     return printable(f"{step['name']} {_short(orjson.dumps(step['arguments']).decode())}{waits}")
 

@@ -50,7 +50,8 @@ select r.id, r.root_run_id, r.parent_run_id, r.depth, r.user_id, r.execution_id,
         and p.node = r.node and p.status = 'open' limit 1) as approval_id,
     (select coalesce(jsonb_agg(jsonb_build_object('n', t.n, 'turn', t.turn, 'kind', t.kind, 'name', t.name,
             'arguments', t.arguments, 'status', t.status, 'approval', t.approval, 'result', t.result,
-            'child_run_id', t.child_run_id, 'charged_tokens', t.charged_tokens, 'cost_micros', t.cost_micros,
+            'child_run_id', t.child_run_id, 'execution_id', t.child_execution_id,
+            'charged_tokens', t.charged_tokens, 'cost_micros', t.cost_micros,
             'created_at', t.created_at, 'finished_at', t.finished_at) order by t.n), '[]')
         from public.agent_run_steps t where t.tenant_id = r.tenant_id and t.run_id = r.id
             and t.n > coalesce(($3::jsonb ->> r.id::text)::integer, 0)) as steps

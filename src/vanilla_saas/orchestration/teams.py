@@ -70,6 +70,10 @@ class Team(Strict):
                 raise ValueError(
                     f"the agent {name} has a name of more than a-z, 0-9, _ and hyphens, or than 19 characters"
                 )
+        if self._calls_others() and self.agents[self.lead or next(iter(self.agents))].engine is not None:
+            raise ValueError(f"the lead of the pattern {self.pattern} calls the others; give it a model, not an engine")
+        if self.pattern == "group_chat" and all(one.engine is not None for one in self.agents.values()):
+            raise ValueError("at least one agent of a group chat has a model")
         if self.pattern in ("sequential", "concurrent"):
             self._refuse_same_nodes()
         if self.pattern == "group_chat" and self.floor != "manager" and CHAT in self.agents:
@@ -81,6 +85,9 @@ class Team(Strict):
         for name in self.agents:
             if (other := names.setdefault(_id(name), name)) != name:
                 raise ValueError(f"{other} and {name} would be one node; call one of them something else")
+
+    def _calls_others(self) -> bool:
+        return self.pattern in ("manager", "contract_net") or (self.pattern == "group_chat" and self.floor == "manager")
 
     def _workers(self) -> list[str]:
         return [name for name in self.agents if name != self.merge]
@@ -136,7 +143,8 @@ def _chat(team: Team, lead: str) -> Plan:
         slug, group = team.slug(lead), team.agents[lead]
     else:
         words = "Here several agents talk with each other."
-        slug, group = team.slug(CHAT), AgentDefinition(instructions=words, model=team.agents[lead].model)
+        model = next(one.model for one in (team.agents[lead], *team.agents.values()) if one.model is not None)
+        slug, group = team.slug(CHAT), AgentDefinition(instructions=words, model=model)
     turns = min(2 * team.rounds * len(members) * (1 + len(members)), 1000)
     limits = group.limits.model_copy(update={"turns": max(turns, group.limits.turns)})
     made = {team.slug(name): team.agents[name] for name in members}
@@ -145,7 +153,9 @@ def _chat(team: Team, lead: str) -> Plan:
 
 
 def _others(team: Team, name: str) -> list[Edge]:
-    """An agent that says itself whom it hands over to hands over to nobody else."""
+    """An agent that says itself whom it hands over to hands over to nobody else; one with an engine to nobody."""
+    if team.agents[name].engine is not None:
+        return []
     own = team.agents[name].handoffs
     if own:
         return [
