@@ -204,6 +204,7 @@ create index if not exists workflow_executions_workflow_idx on public.workflow_e
 create index if not exists workflow_executions_failed_idx on public.workflow_executions (tenant_id, id) where status = 'failed';
 create index if not exists workflow_executions_slot_idx on public.workflow_executions (tenant_id, workflow_id, slot, id) where slot is not null and finished_at is null;
 create index if not exists workflow_executions_parent_idx on public.workflow_executions (tenant_id, parent_execution_id) where parent_execution_id is not null and finished_at is null;
+create index if not exists workflow_executions_allocation_idx on public.workflow_executions (tenant_id, allocation_id) where allocation_id is not null;
 create index if not exists workflow_executions_key_idx on public.workflow_executions (tenant_id, api_key_id) where api_key_id is not null and finished_at is null;
 comment on table public.workflow_executions is
     'Runs of workflows: written at the start, by pause, cancel and restart, and at the end. What happens meanwhile is in workflow_steps.';
@@ -3404,6 +3405,7 @@ declare
     v_tenant uuid := vanilla.platform();
     v_ids uuid[];
     v_deleted integer := 0;
+    v_trees integer;
 begin
     loop
         select e.tenant_id into v_tenant from public.workflow_executions e where e.tenant_id > v_tenant order by e.tenant_id limit 1;
@@ -3423,11 +3425,12 @@ begin
         v_deleted := v_deleted + cardinality(v_ids);
         exit when v_deleted >= p_limit;
     end loop;
-    return jsonb_build_object('executions', v_deleted, 'more', v_deleted >= p_limit);
+    v_trees := vanilla.drop_allocations(v_before, p_limit);
+    return jsonb_build_object('executions', v_deleted, 'allocations', v_trees, 'more', greatest(v_deleted, v_trees) >= p_limit);
 end
 $f$;
 comment on function vanilla.job_workflow_history(integer) is
-    'Job: deletes up to p_limit executions of workflows that ended longer ago than retention.workflow_executions_days, with their steps, approvals and gate results. What they cost stays in the ledger.';
+    'Job: deletes up to p_limit executions of workflows that ended longer ago than retention.workflow_executions_days, with their steps, approvals and gate results, and as many trees of allocations that ended as long ago and paid none that is kept. What they cost stays in the ledger.';
 
 grant execute on function public.start_workflow(uuid, jsonb, integer, text, integer, uuid, uuid), public.cancel_execution(uuid, text, uuid), public.pause_execution(uuid, uuid),
     public.resume_execution(uuid, uuid), public.restart_execution(uuid, text, uuid, integer), public.signal_execution(uuid, text, jsonb, uuid),
@@ -3501,7 +3504,7 @@ values
 on conflict do nothing;
 -- end of templates
 insert into public.system_configurations (tenant_id, key, value, description, updated_at) values
-    (vanilla.platform(), 'retention.workflow_executions_days', '90', 'Days that executions of workflows are kept after their end.', '2026-01-01+00')
+    (vanilla.platform(), 'retention.workflow_executions_days', '90', 'Days that executions of workflows and budgets are kept after their end.', '2026-01-01+00')
 on conflict do nothing;
 insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at, longest_gap) values
     (vanilla.platform(), 'workflow_history', 'Deletes executions of workflows that are past retention.', 'sql', '1 hour', '2026-01-01 00:50+00', '2026-01-01 00:50+00', null)

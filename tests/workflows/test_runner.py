@@ -261,7 +261,11 @@ async def test_executions_past_retention_are_deleted_with_all_that_is_theirs(des
         " where id::text like $1 and finished_at is not null",
         f"{moved}%",
     )
-    assert await desk.operator.fetchval("select vanilla.job_workflow_history(100)") == {"executions": 1, "more": False}
+    assert await desk.operator.fetchval("select vanilla.job_workflow_history(100)") == {
+        "executions": 1,
+        "allocations": 0,
+        "more": False,
+    }
     left = [
         row["id"]
         for row in await desk.operator.fetch("select id from workflow_executions where workflow_id = $1", shape)
