@@ -204,6 +204,7 @@ create index if not exists workflow_executions_workflow_idx on public.workflow_e
 create index if not exists workflow_executions_failed_idx on public.workflow_executions (tenant_id, id) where status = 'failed';
 create index if not exists workflow_executions_slot_idx on public.workflow_executions (tenant_id, workflow_id, slot, id) where slot is not null and finished_at is null;
 create index if not exists workflow_executions_parent_idx on public.workflow_executions (tenant_id, parent_execution_id) where parent_execution_id is not null and finished_at is null;
+create index if not exists workflow_executions_allocation_idx on public.workflow_executions (tenant_id, allocation_id) where allocation_id is not null;
 create index if not exists workflow_executions_key_idx on public.workflow_executions (tenant_id, api_key_id) where api_key_id is not null and finished_at is null;
 comment on table public.workflow_executions is
     'Runs of workflows: written at the start, by pause, cancel and restart, and at the end. What happens meanwhile is in workflow_steps.';
@@ -1118,7 +1119,8 @@ $f$;
 comment on function vanilla.take_slot(public.workflow_executions, text, integer) is
     'Whether a locked execution has one of the places of its concurrency key now; no when another is just being counted.';
 
-create or replace function vanilla.follow_steps(p_steps public.workflow_queue[], p_branches text[], p_paused uuid[], out pools text[], out ends public.workflow_queue[])
+create or replace function vanilla.follow_steps(p_steps public.workflow_queue[], p_branches text[], p_paused uuid[], out pools text[], out ends public.workflow_queue[],
+    out joins public.workflow_queue[])
 language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
 declare
@@ -1127,6 +1129,7 @@ declare
 begin
     pools := '{}';
     ends := '{}';
+    joins := '{}';
     -- then what follows those that are skipped: none of their connections is taken
     while p_steps is not null loop
         with counted as (
@@ -1145,7 +1148,7 @@ begin
                     else 'skipped' end
                 from counted c
                 where s.tenant_id = c.tenant_id and s.execution_id = c.execution_id and s.node = c.node and s.item = -1 and s.status = 'pending'
-                returning c.*, s.status),
+                returning c.*, s.status, s.undecided),
         queued as (
             insert into public.workflow_queue (tenant_id, execution_id, node, item, workflow_id, version, user_id, pool, priority, rank)
                 select b.tenant_id, b.execution_id, b.node, -1, b.workflow_id, b.version, b.user_id, b.pool, b.priority, vanilla.step_rank(v_now, b.priority)
@@ -1153,16 +1156,18 @@ begin
         select pools || array_agg(b.pool) filter (where b.status = 'ready' and b.pool <> '' and b.execution_id <> all (p_paused)),
                 ends || array_agg(row(b.tenant_id, b.execution_id, b.node, -1, b.workflow_id, b.version, b.user_id, b.pool, b.priority, 0, 0, 0, null, null, null,
                     null, null)::public.workflow_queue) filter (where b.status = 'ready' and b.pool = ''),
+                joins || array_agg(row(b.tenant_id, b.execution_id, b.node, -1, b.workflow_id, b.version, b.user_id, b.pool, b.priority, 0, 0, 0, null, null, null,
+                    null, null)::public.workflow_queue) filter (where b.status = 'ready' and b.needs > 0 and b.undecided > 0),
                 array_agg(row(b.tenant_id, b.execution_id, b.node, -1, b.workflow_id, b.version, b.user_id, b.pool, b.priority, 0, 0, 0, null, null, null,
                     null, null)::public.workflow_queue) filter (where b.status = 'skipped')
-            into pools, ends, p_steps from become b;
+            into pools, ends, joins, p_steps from become b;
         p_branches := '{}';
         v_taken := false;
     end loop;
 end
 $f$;
 comment on function vanilla.follow_steps(public.workflow_queue[], text[], uuid[]) is
-    'What follows decided steps: edges are taken or not, nodes become ready or are skipped. p_branches are their outcomes; of the executions in p_paused nothing is queued. Their executions are locked. Returns the pools of what is queued, each as often as it has one, and the ends of executions that no worker computes.';
+    'What follows decided steps: edges are taken or not, nodes become ready or are skipped. p_branches are their outcomes; of the executions in p_paused nothing is queued. Their executions are locked. Returns the pools of what is queued, each as often as it has one, the ends of executions that no worker computes, and the joins that wait for no more than they have (give_up).';
 
 create or replace function vanilla.complete_executions(p_ends public.workflow_queue[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
@@ -1215,12 +1220,90 @@ $f$;
 comment on function vanilla.complete_executions(public.workflow_queue[]) is
     'Everything of these executions is decided, and their definition computes no output: it is what the last nodes gave, by id.';
 
+-- A node is needed while a way leads from it to the end on which nothing goes on without it yet: what only leads to joins that
+-- have enough is not. Those that were given up are skipped, with the error not_needed.
+create or replace function vanilla.not_needed(p_tenant_id uuid, p_execution_id uuid) returns smallint[]
+language sql stable set search_path = pg_catalog, pg_temp set jit = off as $f$
+    with recursive steps as materialized (
+        select n.node, n.kind, n.predecessors, s.status from public.workflow_executions e
+            join public.workflow_nodes n on n.tenant_id = e.tenant_id and n.workflow_id = e.workflow_id and n.version = e.version
+            join public.workflow_steps s on s.tenant_id = e.tenant_id and s.execution_id = e.id and s.node = n.node and s.item = -1
+            where e.tenant_id = p_tenant_id and e.id = p_execution_id),
+    needed (node) as (
+        select s.node from steps s where s.kind = '$end'
+        union
+        select x.node from needed d join steps s on s.node = d.node and s.status = 'pending' cross join lateral unnest(s.predecessors) x (node))
+    select array_agg(s.node) from steps s where s.status in ('pending', 'ready', 'waiting') and s.kind not in ('$start', '$end') and s.node not in (select d.node from needed d)
+$f$;
+comment on function vanilla.not_needed(uuid, uuid) is 'Nodes of an execution that have not ended and whose every way leads to joins that have enough.';
+
+create or replace function vanilla.stop_steps(p_tenant_id uuid, p_execution_id uuid, p_nodes smallint[]) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_lost public.workflow_queue;
+begin
+    -- what runs of it is given up: its worker's outcome comes too late, if it comes
+    for v_lost in delete from public.workflow_queue q where q.tenant_id = p_tenant_id and q.execution_id = p_execution_id and q.node = any (p_nodes) returning * loop
+        if v_lost.lease is not null then perform vanilla.release_step_holds(p_tenant_id, p_execution_id, v_lost.lease); end if;
+    end loop;
+    perform vanilla.end_runs(p_tenant_id, p_execution_id, 'cancelled', p_nodes => p_nodes);
+    delete from public.workflow_timers t where t.tenant_id = p_tenant_id and t.execution_id = p_execution_id and t.node = any (p_nodes);
+    update public.workflow_approvals a set status = 'cancelled', decided_at = vanilla.clock()
+        where a.tenant_id = p_tenant_id and a.execution_id = p_execution_id and a.node = any (p_nodes) and a.status = 'open';
+end
+$f$;
+comment on function vanilla.stop_steps(uuid, uuid, smallint[]) is
+    'Nothing of these nodes is queued, leased, timed, held or asked any more, and their runs are cancelled; their children have been before. The execution and its money are locked.';
+
+create or replace function vanilla.give_up(p_joins public.workflow_queue[], p_tenants uuid[] default '{}', p_ids uuid[] default '{}') returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v record;
+    v_of uuid[];
+    v_executions uuid[];
+    v_nodes smallint[];
+    v_tree uuid[];
+    v_child public.workflow_executions;
+    v_children public.workflow_executions[] := '{}';
+    v_error jsonb := '{"code": "not_needed", "message": "The join behind it has what it waits for."}';
+begin
+    select array_agg(j.tenant_id), array_agg(j.execution_id), array_agg(x.node) into v_of, v_executions, v_nodes
+        from (select distinct g.tenant_id, g.execution_id from unnest(p_joins) g) j cross join lateral unnest(vanilla.not_needed(j.tenant_id, j.execution_id)) x (node);
+    -- children are not waited for, since this may have children of others: who has one finds what is set for it
+    for v_child in select e.* from unnest(v_of, v_executions, v_nodes) g (tenant_id, execution_id, node)
+            join public.workflow_executions e on e.tenant_id = g.tenant_id and e.parent_execution_id = g.execution_id and e.parent_node = g.node and e.finished_at is null
+            order by e.tenant_id, e.id loop
+        v_tree := null;
+        perform from public.workflow_executions e where e.tenant_id = v_child.tenant_id and e.id = v_child.id for no key update skip locked;
+        if found then v_tree := vanilla.try_lock_children(v_child.tenant_id, v_child.id); end if;
+        if v_tree is null then
+            insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
+                values (v_child.tenant_id, v_child.id, -1, -2, v_child.user_id, 'execution', vanilla.clock()) on conflict do nothing;
+        else
+            v_children := v_children || v_child;
+            p_tenants := p_tenants || array_fill(v_child.tenant_id, array[cardinality(v_tree)]);
+            p_ids := p_ids || v_tree;
+        end if;
+    end loop;
+    if v_nodes is null and p_ids = '{}' then return; end if;
+    perform vanilla.lock_money(p_tenants || v_of, p_ids || v_executions);
+    perform vanilla.cancel_one(c.tenant_id, c.id, 'not_needed') from unnest(v_children) c;
+    for v in select g.tenant_id, g.execution_id, array_agg(g.node) as nodes from unnest(v_of, v_executions, v_nodes) g (tenant_id, execution_id, node)
+            group by g.tenant_id, g.execution_id loop
+        perform vanilla.stop_steps(v.tenant_id, v.execution_id, v.nodes);
+        update public.workflow_steps s set status = 'skipped', error = v_error, waits_for = null, state = null, decision = null, items_left = null, finished_at = vanilla.clock()
+            where s.tenant_id = v.tenant_id and s.execution_id = v.execution_id and s.node = any (v.nodes) and s.status in ('pending', 'ready', 'waiting');
+    end loop;
+end
+$f$;
+comment on function vanilla.give_up(public.workflow_queue[], uuid[], uuid[]) is
+    'Gives up what nobody needs any more because these joins have enough: holds and budgets return, workers are told, children are cancelled, at once or by who has them now. Locks the money of their executions, which are locked, and of the further ones named.';
+
 create or replace function vanilla.decide_step(p_step public.workflow_queue, p_status text, p_branch text, p_output jsonb, p_error jsonb default null) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_execution public.workflow_executions;
-    v_pools text[];
-    v_ends public.workflow_queue[];
+    v_followed record;
 begin
     update public.workflow_steps s set status = p_status, branch = p_branch, output = p_output, error = p_error, waits_for = null, state = null, decision = null,
             attempts = p_step.attempt, started_at = coalesce(p_step.claimed_at, s.started_at), finished_at = vanilla.clock()
@@ -1233,10 +1316,11 @@ begin
         select * into v_execution from public.workflow_executions e where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id;
         perform vanilla.end_execution(v_execution, 'succeeded', p_output => p_output);
     else
-        select f.pools, f.ends into v_pools, v_ends from vanilla.follow_steps(array[p_step], array[p_branch], array(select e.id from public.workflow_executions e
-            where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id and (e.status = 'paused' or e.at_once is not null))) f;
-        if v_ends <> '{}' then perform vanilla.complete_executions(v_ends); end if;
-        perform vanilla.wake_workers(p.pool) from (select distinct p as pool from unnest(v_pools) p) p;
+        v_followed := vanilla.follow_steps(array[p_step], array[p_branch], array(select e.id from public.workflow_executions e
+            where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id and (e.status = 'paused' or e.at_once is not null)));
+        if v_followed.joins <> '{}' then perform vanilla.give_up(v_followed.joins); end if;
+        if v_followed.ends <> '{}' then perform vanilla.complete_executions(v_followed.ends); end if;
+        perform vanilla.wake_workers(p.pool) from (select distinct p as pool from unnest(v_followed.pools) p) p;
     end if;
 end
 $f$;
@@ -1349,13 +1433,32 @@ end
 $f$;
 comment on function vanilla.item_done(public.workflow_queue) is 'An item of a map has succeeded: the next one is queued, or the map has its list.';
 
+create or replace function vanilla.reached(p_execution public.workflow_executions, p_node smallint, p_again smallint[], out undecided smallint, out taken smallint, out needs smallint,
+    out "join" boolean)
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+    -- every connection; one of a step that failed for good is undecided, since that step will run again
+    select count(*) filter (where not d.decided), count(*) filter (where d.decided and d.status <> 'skipped' and d.edge in ('', d.branch)),
+        case when count(*) = 0 then 0 else greatest(max(d.needs), 1) end, coalesce(max(d.needs) > 0, false)
+    from (select x.branch as edge, x.needs, f.status, f.branch,
+            f.node <> all (p_again) and (f.status in ('succeeded', 'skipped') or f.status = 'failed' and f.branch is not null) as decided
+        from (select distinct unnest(n.predecessors) as node from public.workflow_nodes n where n.tenant_id = p_execution.tenant_id
+            and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version and n.node = p_node) b
+        join public.workflow_nodes m on m.tenant_id = p_execution.tenant_id and m.workflow_id = p_execution.workflow_id and m.version = p_execution.version and m.node = b.node
+        cross join lateral unnest(m.successors, m.branches, m.next_needs) x (node, branch, needs)
+        join public.workflow_steps f on f.tenant_id = m.tenant_id and f.execution_id = p_execution.id and f.node = m.node and f.item = -1
+        where x.node = p_node) d
+$f$;
+comment on function vanilla.reached(public.workflow_executions, smallint, smallint[]) is
+    'Of the connections into a node how many are undecided when p_again run again, how many are taken, and how many it needs.';
+
 -- what a node and all that depends on it were is undone: they run again. Charges stay.
 create or replace function vanilla.rewind(p_execution public.workflow_executions, p_node smallint, p_feedback jsonb default null) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_again smallint[];
-    v_lost public.workflow_queue;
-    v_child uuid;
+    v_back smallint[] := '{}';
+    v_node smallint;
+    v record;
 begin
     with recursive after (node) as (
         select p_node
@@ -1364,36 +1467,34 @@ begin
         join public.workflow_nodes n on n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version and n.node = a.node
         cross join lateral unnest(n.successors) x (node))
     select array_agg(a.node) into v_again from after a;
-    -- what runs of it is given up: its worker's outcome comes too late, if it comes
-    for v_lost in delete from public.workflow_queue q where q.tenant_id = p_execution.tenant_id and q.execution_id = p_execution.id and q.node = any (v_again) returning * loop
-        if v_lost.lease is not null then perform vanilla.release_step_holds(p_execution.tenant_id, p_execution.id, v_lost.lease); end if;
+    -- and what was given up before a join that is decided again, unless nothing leads to it by now
+    for v_node in
+        with recursive given_up as materialized (
+            select n.node, n.successors, n.place from public.workflow_nodes n
+            join public.workflow_steps s on s.tenant_id = n.tenant_id and s.execution_id = p_execution.id and s.node = n.node and s.item = -1
+            where n.tenant_id = p_execution.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version
+              and n.node <> all (v_again) and s.status = 'skipped' and s.error ->> 'code' = 'not_needed'),
+        back (node) as (
+            select g.node from given_up g where g.successors && v_again
+            union
+            select g.node from back b join given_up g on b.node = any (g.successors))
+        select g.node from given_up g where g.node in (select b.node from back b) order by g.place
+    loop
+        v := vanilla.reached(p_execution, v_node, v_again);
+        if v.undecided > 0 or v.taken >= v.needs then v_back := v_back || v_node; v_again := v_again || v_node; end if;
     end loop;
-    perform vanilla.end_runs(p_execution.tenant_id, p_execution.id, 'cancelled', p_nodes => v_again);
-    for v_child in select e.id from public.workflow_executions e where e.tenant_id = p_execution.tenant_id and e.parent_execution_id = p_execution.id
-            and e.parent_node = any (v_again) and e.finished_at is null order by e.id loop
-        perform vanilla.cancel_one(p_execution.tenant_id, v_child, 'step_repeated');
-    end loop;
-    delete from public.workflow_timers t where t.tenant_id = p_execution.tenant_id and t.execution_id = p_execution.id and t.node = any (v_again);
+    perform vanilla.cancel_one(e.tenant_id, e.id, 'step_repeated') from (select * from public.workflow_executions c where c.tenant_id = p_execution.tenant_id
+        and c.parent_execution_id = p_execution.id and c.parent_node = any (v_again) and c.finished_at is null order by c.id) e;
+    perform vanilla.stop_steps(p_execution.tenant_id, p_execution.id, v_again);
     delete from public.workflow_steps s where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.node = any (v_again) and s.item >= 0;
-    update public.workflow_approvals a set status = 'cancelled', decided_at = vanilla.clock()
-        where a.tenant_id = p_execution.tenant_id and a.execution_id = p_execution.id and a.node = any (v_again) and a.status = 'open';
     update public.workflow_steps s set status = 'pending', branch = null, output = null, error = null, state = null, decision = null, waits_for = null, items_left = null,
             attempts = 0, started_at = null, finished_at = null, round = s.round + case when p_feedback is null then 0 else 1 end,
             feedback = case when s.node = p_node then coalesce(p_feedback, s.feedback) else s.feedback end,
             undecided = c.undecided, taken = c.taken
-        from (select n.node, count(*) filter (where d.node is not null and not d.decided) as undecided,
-                count(*) filter (where d.decided and d.status <> 'skipped' and d.edge in ('', d.branch)) as taken
-              from unnest(v_again) n (node)
-              left join (      -- every connection; one of a step that failed for good is undecided, since that step will run again
-                  select x.node as after, x.branch as edge, f.node, f.status, f.branch,
-                      f.node <> all (v_again) and (f.status in ('succeeded', 'skipped') or f.status = 'failed' and f.branch is not null) as decided
-                  from public.workflow_nodes m
-                  cross join lateral unnest(m.successors, m.branches) x (node, branch)
-                  join public.workflow_steps f on f.tenant_id = m.tenant_id and f.execution_id = p_execution.id and f.node = m.node and f.item = -1
-                  where m.tenant_id = p_execution.tenant_id and m.workflow_id = p_execution.workflow_id and m.version = p_execution.version) d on d.after = n.node
-              group by n.node) c
-        where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.node = c.node and s.item = -1;
-    perform vanilla.queue_step(p_execution, p_node, -1);
+        from unnest(v_again) n (node) cross join lateral vanilla.reached(p_execution, n.node, v_again) c
+        where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.node = n.node and s.item = -1;
+    perform vanilla.queue_step(p_execution, n.node, -1) from unnest(v_back || p_node) n (node) cross join lateral vanilla.reached(p_execution, n.node, v_again) c
+        where c.undecided = 0 or c.join and c.taken >= c.needs;
 end
 $f$;
 comment on function vanilla.rewind(public.workflow_executions, smallint, jsonb) is
@@ -1599,7 +1700,10 @@ begin
         perform vanilla.lock_money(v_locked.tenants, v_locked.ids, coalesce((
             select jsonb_agg(jsonb_build_object('tenant_id', d.tenant_id, 'hold_id', c.hold_id)) from jsonb_to_recordset(p_done) as d (tenant_id uuid, calls jsonb)
                 cross join lateral jsonb_to_recordset(case when jsonb_typeof(d.calls) = 'array' then d.calls else '[]' end) as c (hold_id uuid)), '[]'),
-            exists (select from jsonb_array_elements(p_done) d where d.value ->> 'outcome' in ('failed', 'gate')));
+            exists (select from jsonb_array_elements(p_done) d where d.value ->> 'outcome' in ('failed', 'gate'))
+            or exists (select from unnest(v_tenants, v_ids) d (tenant_id, id)      -- a join may give up what others run
+                join public.workflow_executions e on e.tenant_id = d.tenant_id and e.id = d.id
+                join public.workflow_nodes n on n.tenant_id = e.tenant_id and n.workflow_id = e.workflow_id and n.version = e.version where 0 < any (n.next_needs)));
     end if;
     -- most steps: they succeeded and called no model
     with told as (
@@ -1622,12 +1726,14 @@ begin
             array_agg((h.step).tenant_id) filter (where h.money is not null), array_agg((h.step).execution_id) filter (where h.money is not null),
             array_agg(h.step) filter (where h.limited)
         into v_steps, v_branches, v_found, v_paused, v_tenants, v_ids, v_limited from had h;
-    if v_plain and v_ids is not null then      -- one that ends gives back its estimate or budget
-        perform vanilla.lock_money(v_tenants, v_ids);
-    end if;
     if v_found <> '{}' then
         v := vanilla.follow_steps(v_steps, v_branches, v_paused);
         pools := v.pools;
+        if v.joins <> '{}' then
+            perform vanilla.give_up(v.joins, coalesce(v_tenants, '{}'), coalesce(v_ids, '{}'));
+        elsif v_plain and v_ids is not null then      -- one that ends gives back its estimate or budget
+            perform vanilla.lock_money(v_tenants, v_ids);
+        end if;
         if v.ends <> '{}' then perform vanilla.complete_executions(v.ends); end if;
     end if;
     if v_plain then
@@ -2239,7 +2345,8 @@ declare
     v_child public.workflow_executions;
 begin
     if p_timer.node = -1 and p_timer.item = -2 then
-        perform vanilla.end_execution(p_execution, 'cancelled', 'parent_ended');
+        perform vanilla.end_execution(p_execution, 'cancelled', case when exists (select from public.workflow_executions e where e.tenant_id = p_execution.tenant_id
+            and e.id = p_execution.parent_execution_id and e.finished_at is null) then 'not_needed' else 'parent_ended' end);
         return;
     elsif p_timer.node = -1 then
         perform vanilla.end_execution(p_execution, 'failed', 'deadline', '{"code": "deadline", "message": "It took longer than max_duration_s."}');
@@ -2810,6 +2917,7 @@ begin
     select array_agg(vanilla.step_of(p_execution, s.node, -1)) as steps, array_agg(s.branch) as branches into v_kept from public.workflow_steps s
         where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.item = -1 and s.status in ('succeeded', 'failed');
     v_followed := vanilla.follow_steps(v_kept.steps, v_kept.branches, case when p_checked and p_execution.at_once is null then '{}' else array[p_execution.id] end);
+    perform vanilla.give_up(v_kept.steps);
     if not p_checked then
         update public.workflow_steps s set status = 'waiting', waits_for = 'start'
             where s.tenant_id = p_execution.tenant_id and s.execution_id = p_execution.id and s.item = -1 and s.status = 'ready' and s.node > 0;
@@ -3302,6 +3410,7 @@ declare
     v_tenant uuid := vanilla.platform();
     v_ids uuid[];
     v_deleted integer := 0;
+    v_trees integer;
 begin
     loop
         select e.tenant_id into v_tenant from public.workflow_executions e where e.tenant_id > v_tenant order by e.tenant_id limit 1;
@@ -3321,11 +3430,12 @@ begin
         v_deleted := v_deleted + cardinality(v_ids);
         exit when v_deleted >= p_limit;
     end loop;
-    return jsonb_build_object('executions', v_deleted, 'more', v_deleted >= p_limit);
+    v_trees := vanilla.drop_allocations(v_before, p_limit);
+    return jsonb_build_object('executions', v_deleted, 'allocations', v_trees, 'more', greatest(v_deleted, v_trees) >= p_limit);
 end
 $f$;
 comment on function vanilla.job_workflow_history(integer) is
-    'Job: deletes up to p_limit executions of workflows that ended longer ago than retention.workflow_executions_days, with their steps, approvals and gate results. What they cost stays in the ledger.';
+    'Job: deletes up to p_limit executions of workflows that ended longer ago than retention.workflow_executions_days, with their steps, approvals and gate results, and as many trees of allocations that ended as long ago and paid none that is kept. What they cost stays in the ledger.';
 
 grant execute on function public.start_workflow(uuid, jsonb, integer, text, integer, uuid, uuid), public.cancel_execution(uuid, text, uuid), public.pause_execution(uuid, uuid),
     public.resume_execution(uuid, uuid), public.restart_execution(uuid, text, uuid, integer), public.signal_execution(uuid, text, jsonb, uuid),
@@ -3399,7 +3509,7 @@ values
 on conflict do nothing;
 -- end of templates
 insert into public.system_configurations (tenant_id, key, value, description, updated_at) values
-    (vanilla.platform(), 'retention.workflow_executions_days', '90', 'Days that executions of workflows are kept after their end.', '2026-01-01+00')
+    (vanilla.platform(), 'retention.workflow_executions_days', '90', 'Days that executions of workflows and budgets are kept after their end.', '2026-01-01+00')
 on conflict do nothing;
 insert into public.schedules (tenant_id, name, description, kind, period, slots_from, next_run_at, longest_gap) values
     (vanilla.platform(), 'workflow_history', 'Deletes executions of workflows that are past retention.', 'sql', '1 hour', '2026-01-01 00:50+00', '2026-01-01 00:50+00', null)

@@ -102,6 +102,7 @@ create index if not exists resource_allocations_root_idx on public.resource_allo
 create unique index if not exists resource_allocations_key_idx on public.resource_allocations (tenant_id, parent_id, idempotency_key)
     where parent_id is not null and idempotency_key is not null;
 create index if not exists resource_allocations_open_idx on public.resource_allocations (tenant_id, expires_at) where state = 'open';
+create index if not exists resource_allocations_ended_idx on public.resource_allocations (tenant_id, closed_at) where parent_id is null and state <> 'open';
 comment on table public.resource_allocations is
     'Budgets of agents: nodes of trees over one wallet. carved + held + spent <= budget; the root''s budget is held in the wallet once.';
 comment on column public.resource_allocations.counted_by is 'Its ancestors that have a limit of requests, tool calls or concurrency: what it does counts there too.';
@@ -956,6 +957,10 @@ begin
                 perform vanilla.refuse('VS410', 'this idempotency key was used with another body', jsonb_build_object('entry_id', v_old.id), 'Use a new key for a new operation.');
             end if;
             select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = v_old.reference_id;
+            if not found then
+                perform vanilla.refuse('VS404', 'the allocation of this key ended and is past retention', jsonb_build_object('allocation_id', v_old.reference_id),
+                    'Use a new key for a new allocation.');
+            end if;
             return vanilla.allocation_json(v_node) || '{"replayed": true}';
         end if;
     end if;
@@ -1450,6 +1455,37 @@ begin
 end
 $f$;
 comment on function vanilla.forget_allocations(public.users) is 'Ends the allocations of a user who is being erased; what their steps still use is charged as debt. Amounts stay.';
+
+create or replace function vanilla.drop_allocations(p_before timestamptz, p_limit integer) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_tenant uuid := vanilla.platform();
+    v_roots uuid[];
+    v_nodes uuid[];
+    v_dropped integer := 0;
+begin
+    loop
+        select a.tenant_id into v_tenant from public.resource_allocations a where a.tenant_id > v_tenant order by a.tenant_id limit 1;
+        exit when not found;
+        v_roots := array(
+            select r.id from public.resource_allocations r where r.tenant_id = v_tenant and r.parent_id is null and r.state <> 'open' and r.closed_at < p_before
+                and not exists (select from public.user_token_holds h where h.tenant_id = r.tenant_id and h.id = r.hold_id and h.state = 'open')
+                and not exists (select from public.resource_allocations a where a.tenant_id = r.tenant_id and a.root_id = r.id and (a.state = 'open'
+                    or exists (select from public.allocation_holds h where h.tenant_id = a.tenant_id and h.allocation_id = a.id and (h.state = 'open' or h.closed_at >= p_before))
+                    or exists (select from public.agent_runs x where x.tenant_id = a.tenant_id and x.allocation_id = a.id)
+                    or exists (select from public.workflow_executions e where e.tenant_id = a.tenant_id and e.allocation_id = a.id)))
+            order by r.closed_at limit p_limit - v_dropped for update skip locked);
+        v_nodes := array(select a.id from public.resource_allocations a where a.tenant_id = v_tenant and a.root_id = any (v_roots));
+        delete from public.allocation_holds h where h.tenant_id = v_tenant and h.allocation_id = any (v_nodes);
+        delete from public.resource_allocations a where a.tenant_id = v_tenant and a.id = any (v_nodes);
+        v_dropped := v_dropped + cardinality(v_roots);
+        exit when v_dropped >= p_limit;
+    end loop;
+    return v_dropped;
+end
+$f$;
+comment on function vanilla.drop_allocations(timestamptz, integer) is
+    'Deletes up to p_limit trees that ended before, with their steps, when the runs and executions that they paid are gone; returns how many. The ledger stays.';
 
 -- for people, and for programs with a context ----------------------------------------------------------------------
 create or replace function vanilla.own_allocation(p_allocation_id uuid, p_tenant_id uuid) returns public.resource_allocations

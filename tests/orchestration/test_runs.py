@@ -461,6 +461,50 @@ async def test_those_that_a_quorum_does_not_wait_for_are_cancelled(desk: Studio)
     )
 
 
+async def test_who_is_not_waited_for_ends_at_the_join_with_all_that_it_asked(desk: Studio) -> None:
+    person, operator = await desk.shop.person(balance=1_000_000), desk.shop.operator
+    quick = await desk.save(agent(says("Quick.", latency_ms=1500)))
+    slow = await desk.save(agent(says("Slow.", latency_ms=60_000)))
+    asks = agent(calls((f"delegate_to_{slow}", {"message": "Think"})), delegates=[{"agent": slow}])
+    late = await desk.save(asks)
+    flow = team(1, quick, count=1, budget_tokens=40_000)
+    flow["nodes"] += [
+        {"id": "late", "kind": "agent", "ref": late, "input": "{'message': 'Go'}"},
+        {"id": "go", "kind": "signal", "signal": "go", "timeout_s": 60},
+    ]
+    flow["connections"] += [{"from": "late", "to": "done"}, {"from": "done", "to": "go"}]
+    started = await desk.shop.ask(person, "start_workflow", await desk.shop.flow(flow, person), {"topic": "Go"})
+    execution = uuid.UUID(started["execution_id"])
+    async with asyncio.timeout(20):
+        while (await desk.shop.room.execution(execution))["steps"]["go"]["status"] != "waiting":
+            await asyncio.sleep(0.02)
+    found = await desk.shop.room.execution(execution)
+    assert (found["status"], found["steps"]["late"]["status"]) == ("running", "skipped")
+    runs = await operator.fetch(
+        "select r.state, a.state as budget, e.status, e.reason from agent_runs r join agents g on g.id = r.agent_id"
+        " join resource_allocations a on a.id = r.allocation_id join workflow_executions e on e.id = r.execution_id"
+        " where g.slug = any ($1) order by r.depth",
+        [late, slow],
+    )
+    assert [tuple(run) for run in runs] == [
+        ("canceled", "closed", "running", None),
+        ("canceled", "closed", "cancelled", "not_needed"),
+    ]
+    root = await operator.fetchrow(
+        "select a.* from resource_allocations a join workflow_executions e on e.allocation_id = a.id where e.id = $1",
+        execution,
+    )
+    charged = await operator.fetchval("select sum(charged_tokens) from agent_runs where user_id = $1", root["user_id"])
+    assert (root["state"], root["carved_tokens"], root["held_tokens"]) == ("open", 0, 0)
+    assert root["spent_tokens"] == charged > 0
+    await desk.shop.ask(person, "signal_execution", execution, "go")
+    async with asyncio.timeout(20):
+        while (await desk.shop.room.execution(execution))["status"] == "running":
+            await asyncio.sleep(0.02)
+    wallet = await desk.shop.room.people.wallet(person)
+    assert (wallet["available_tokens"], wallet["reserved_tokens"]) == (1_000_000 - charged, 0)
+
+
 async def test_agents_of_a_tree_share_what_they_write_by_version(desk: Studio) -> None:
     person = await desk.shop.person(balance=1_000_000)
     wanted = ("state_write", {"key": "plan", "value": ["b"], "version": 1})

@@ -261,7 +261,11 @@ async def test_executions_past_retention_are_deleted_with_all_that_is_theirs(des
         " where id::text like $1 and finished_at is not null",
         f"{moved}%",
     )
-    assert await desk.operator.fetchval("select vanilla.job_workflow_history(100)") == {"executions": 1, "more": False}
+    assert await desk.operator.fetchval("select vanilla.job_workflow_history(100)") == {
+        "executions": 1,
+        "allocations": 0,
+        "more": False,
+    }
     left = [
         row["id"]
         for row in await desk.operator.fetch("select id from workflow_executions where workflow_id = $1", shape)
@@ -284,13 +288,15 @@ async def test_a_question_that_a_join_did_not_wait_for_is_asked_no_more(desk: Ro
         steps = {step.node: step for step in await hands.tick()}
         await hands.tick(steps["ask"].done("waiting", wait=ASKS))
         end = await hands.one(steps["quick"].done())
+        assert (await desk.execution(execution))["steps"]["ask"]["status"] == "skipped"
         await hands.tick(end.done())
     assert (await desk.execution(execution))["status"] == "succeeded"
     status = "select status from workflow_approvals where execution_id = $1"
     assert await desk.operator.fetchval(status, execution) == "cancelled"
 
 
-async def test_a_child_that_a_join_did_not_wait_for_ends_too(desk: Room) -> None:
+@pytest.mark.parametrize("had", [False, True], ids=["", "and that somebody has just then"])
+async def test_a_child_that_a_join_did_not_wait_for_ends_too(desk: Room, had: bool) -> None:
     child = await desk.publish(workflow("c"))
     slug = await desk.operator.fetchval("select slug from ai_workflows where id = $1", child)
     shape = workflow("quick sub=workflow end=join", "quick>end sub>end", sub={"ref": slug}, end={"mode": "any"})
@@ -298,15 +304,20 @@ async def test_a_child_that_a_join_did_not_wait_for_ends_too(desk: Room) -> None
     async with desk.worker() as hands:
         steps = {step.node: step for step in await hands.tick()}
         begun = await hands.one(steps["sub"].done("waiting", wait={"kind": "execution", "ref": slug, "input": {}}))
+        if had:
+            await desk.operator.execute("begin")
+            await desk.operator.execute("select from workflow_executions where id = $1 for update", begun.execution_id)
         end = await hands.one(steps["quick"].done())
-        await hands.tick(end.done(), n=0)
-        assert (await desk.execution(execution))["status"] == "succeeded"
-        assert await desk.tend() == 1
+        if had:
+            await desk.operator.execute("rollback")
+            assert await desk.tend() == 1
         ended = await desk.execution(uuid.UUID(begun.execution_id))
-        assert (ended["status"], ended["reason"]) == ("cancelled", "parent_ended")
-        assert await hands.tick(begun.done()) == []
+        assert (ended["status"], ended["reason"]) == ("cancelled", "not_needed")
+        assert await hands.tick(begun.done(), n=0) == []
         assert hands.stale == [begun.lease]
-    assert await desk.tend() == 0  # it tells its parent, which has ended
+        await hands.tick(end.done(), n=0)
+    assert (await desk.execution(execution))["status"] == "succeeded"
+    assert await desk.tend() == 0
     timers = "select count(*) from workflow_timers where execution_id = any ($1)"
     assert await desk.operator.fetchval(timers, [execution, uuid.UUID(begun.execution_id)]) == 0
 

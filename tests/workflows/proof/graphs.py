@@ -1,6 +1,6 @@
 """Random workflows whose outcome does not depend on who runs what when, and that outcome."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from random import Random
@@ -23,6 +23,8 @@ KINDS = (
     + ["gate"] * 3
     + ["wait", "workflow", "engine"]
 )
+JOINING = ["transform"] * 4 + ["join"] * 5 + ["gate"] * 2 + ["llm", "condition", "map", "wait", "workflow"]
+"""Kinds of nodes in `joining`."""
 WITHIN = ("workflow", "engine")
 Result = dict[str, tuple[str, Any]]
 """Of every node its status and output."""
@@ -74,7 +76,7 @@ class Graph:
         return {node.id for node in self.nodes if id_ in self.after(node.id)} - {id_}
 
     def left(self) -> set[str]:
-        """What may not have ended when the execution does: on every way to the end a join does not wait for it."""
+        """What may be given up: on every way to the end is a join that may have enough without it."""
         found: set[str] = set()
         for node in reversed(self.nodes):
             after = [other for other in self.nodes if node.id in other.before]
@@ -150,7 +152,7 @@ class Graph:
         return "failed" if self.failed_branch(node.id) else "stop"
 
     def outcome(self) -> tuple[Result, set[str]]:
-        """How every node ends, and with which codes the execution may fail; none: it succeeds."""
+        """How every node ends that is not given up, and with which codes the execution may fail; none: it succeeds."""
         ends: Result = {}
         branches: dict[str, str] = {}
         codes: set[str] = set()
@@ -167,6 +169,16 @@ class Graph:
                 codes |= {"gate_failed"} if branches[node.id] == "stop" else set()
             ends[node.id] = ("succeeded", output_of(node, {name: ends[name] for name in node.before}))
         return ends, codes
+
+    def must_fail(self) -> bool:
+        """It fails in every schedule: what fails for good is not given up before."""
+        ends, _ = self.outcome()
+        left = self.left()
+        return any(
+            node.fails == NEVER or (node.kind == "gate" and self.verdict(node) == "stop")
+            for node in self.nodes
+            if node.id not in left and ends[node.id][0] != "skipped"
+        )
 
     def mended(self, dice: Random) -> "Graph":
         """What fails for good does not any more; nodes are written in another order, behind one that is new."""
@@ -234,11 +246,11 @@ def answer(graph: Graph, step: Step, child: str, calls: list[dict[str, Any]]) ->
 
 
 @st.composite
-def graphs(draw: st.DrawFn, most: int = 12) -> Graph:
+def graphs(draw: st.DrawFn, most: int = 12, kinds: Sequence[str] = KINDS) -> Graph:
     """Valid graphs: connections go from earlier nodes to later ones."""
     graph = Graph([])
     for number in range(draw(st.integers(2, most))):
-        node = Node(f"n{number}", draw(st.sampled_from(KINDS)))
+        node = Node(f"n{number}", draw(st.sampled_from(kinds)))
         earlier = graph.nodes
         chosen = draw(st.lists(st.sampled_from(earlier), max_size=4)) if earlier else []
         for other in chosen:
@@ -266,3 +278,8 @@ def graphs(draw: st.DrawFn, most: int = 12) -> Graph:
     assume(all(not node.back_to or ends[node.back_to][0] != "skipped" for node in graph.nodes))
     graph.decide_calls()
     return graph
+
+
+def joining() -> st.SearchStrategy[Graph]:
+    """Graphs in which something may be given up."""
+    return graphs(kinds=JOINING).filter(lambda graph: bool(graph.left()) and not graph.must_fail())

@@ -59,6 +59,20 @@ WRONG: dict[str, str] = {
             where d.execution_id = s.execution_id and d.to_node = s.node) c
         where e.finished_at is null and s.status = 'pending' and s.item = -1
           and ((s.undecided, s.taken) is distinct from (c.undecided, c.taken) or s.undecided = 0)""",
+    "not ended, and no way leads from it to what has not begun": f"""
+        with recursive ways as (
+            select f.execution_id, f.node, d.to_node as at from ({EDGES}) d
+            join workflow_steps f on f.execution_id = d.execution_id and f.node = d.from_node and f.item = -1
+            where d.status in ('running', 'paused', 'succeeded') and f.status in ('pending', 'ready', 'waiting') and f.node > 0
+            union
+            select w.execution_id, w.node, d.to_node from ways w
+            join workflow_steps s on s.execution_id = w.execution_id and s.node = w.at and s.item = -1
+            join ({EDGES}) d on d.execution_id = w.execution_id and d.from_node = w.at
+            where s.status = 'pending' or s.waits_for = 'start')
+        select w.execution_id, w.node from ways w group by 1, 2 having not exists (
+            select from ways x join workflow_executions e on e.id = x.execution_id
+            join workflow_nodes n on (n.workflow_id, n.version, n.node) = (e.workflow_id, e.version, x.at)
+            where n.name = '$end' and e.finished_at is null and (x.execution_id, x.node) = (w.execution_id, w.node))""",
     "running, and nothing can happen": """
         select e.id from workflow_executions e where e.status = 'running'
           and not exists (select from workflow_queue q where q.execution_id = e.id)

@@ -7,7 +7,8 @@ execution comes between their reads and writes. Where the SQL does without that 
 at once, and the model has two actions: a claim does not lock the execution, and sees the queue as committed; admit_call
 reads its lease, and writes its hold under the lock of the queue's row, which takers wait for.
 
-The workflow is a chain of two steps beside a wait that a timer ends. A worker may die at any time, say an outcome
+The workflow is a chain of two steps beside a wait that a timer ends; or (`Limits.joined`) the second step is a join of
+any of both, before which what has not ended is given up. A worker may die at any time, say an outcome
 again, or say it after its lease was taken. `Rules` are the lines of SQL that make it right; each can be left out.
 """
 
@@ -52,6 +53,12 @@ class Rules:
     """advance queues only for what is running."""
     stale_releases: bool = True
     """finish_steps returns the holds of a lease whose outcome it drops, or whose outcome does not settle them."""
+    join_empties_queue: bool = True
+    """stop_steps deletes what is queued of a step that is given up."""
+    join_stops_timers: bool = True
+    """stop_steps deletes its timer."""
+    join_releases: bool = True
+    """stop_steps returns the holds of its lease."""
 
 
 class Lease(NamedTuple):
@@ -113,6 +120,8 @@ class Limits:
     pauses: int = 1
     cancels: int = 1
     leases: int = 4
+    joined: bool = False
+    """b is a join of any of a and w."""
 
 
 class Model:
@@ -176,7 +185,7 @@ class Model:
 
     def finish_steps(self, s: State) -> Iterator[tuple[str, State]]:
         for lease in s.hands:
-            if s.dead >> lease.worker & 1 or lease.call == "asked":
+            if s.dead >> lease.worker & 1 or lease.call == "asked" or self._waits(s, lease.step):
                 continue
             forgets = s._replace(hands=tuple(other for other in s.hands if other != lease))
             for outcome in ("done", "back"):
@@ -192,6 +201,14 @@ class Model:
         for begun in s.begun:
             waits = s._replace(begun=tuple(other for other in s.begun if other != begun))
             yield f"tick {begun[1]} {begun[0].number} writes", self._write(waits, *begun, leased=True)
+
+    def _waits(self, s: State, step: str) -> bool:
+        """Its outcome gives up a step whose call is being admitted: that has the row in the queue."""
+        return (
+            self.limits.joined
+            and s.step("b") == "pending"
+            and any(lease.call == "asked" and lease.step != step and s.leased(lease) for lease in s.hands)
+        )
 
     def _write(self, s: State, lease: Lease, outcome: str, leased: bool) -> State:
         """The outcome of a lease, under the execution's lock."""
@@ -215,11 +232,29 @@ class Model:
         fault = (
             () if s.status in ("running", "paused") else (f"a step of an execution that is {s.status} was committed",)
         )
+        if s.step(step) == "skipped":
+            fault = (*fault, "a step that was given up was committed")
         s = s.with_step(step, "done")._replace(committed=committed, faults=s.faults + fault)
-        if (after := AFTER.get(step)) and s.step(after) == "pending":
+        after = AFTER.get(step, "b" if self.limits.joined and step == "w" else None)
+        if after and s.step(after) == "pending":
             s = self._queue(s.with_step(after, "ready"), after)
-        if all(status == "done" for status in s.steps):
+            if self.limits.joined:
+                s = self._give_up(s, "w" if step == "a" else "a")
+        if all(status in ("done", "skipped") for status in s.steps):
             s = s._replace(status="succeeded", timers=(), holds=())
+        return s
+
+    def _give_up(self, s: State, step: str) -> State:
+        """The other one before the join: it has not ended, or the join would not have waited."""
+        leases = {number for name, number in s.queue if name == step and number}
+        s = s.with_step(step, "skipped")
+        if self.rules.join_empties_queue:
+            queue = tuple(row for row in s.queue if row[0] != step)
+            s = s._replace(queue=queue, taken=tuple(sorted({*s.taken, *leases})))
+        if self.rules.join_stops_timers and step == "w":
+            s = s._replace(timers=())
+        if self.rules.join_releases:
+            s = s._replace(holds=tuple(number for number in s.holds if number not in leases))
         return s
 
     def _queue(self, s: State, step: str) -> State:
@@ -280,7 +315,7 @@ class Model:
         if "w" not in s.timers:
             return
         fired = s._replace(timers=(), fired=True)
-        if s.status in ("running", "paused"):
+        if s.status in ("running", "paused") and not self._waits(s, "w"):
             yield "tend", self._decide(fired, "w") if s.step("w") == "waiting" else fired
 
     def broken(self, s: State) -> list[str]:
@@ -297,6 +332,12 @@ class Model:
             found.append("a timer is left of an execution that has ended")
         if ended and s.holds:
             found.append("a hold is open of an execution that has ended")
+        if any(s.step(step) == "skipped" for step, _ in s.queue):
+            found.append("a step that was given up is queued")
+        if any(s.step(step) == "skipped" for step in s.timers):
+            found.append("a timer is left of a step that was given up")
+        if any(s.step(lease.step) == "skipped" and lease.number in s.holds for lease in s.hands):
+            found.append("a hold is open of a step that was given up")
         leases = {number for _, number in s.queue}
         if leases & set(s.taken):
             found.append("a lease that was taken away is still there")

@@ -9,6 +9,8 @@ SMALL = {
     "a worker dies": Limits(deaths=1, repeats=0, leases=3),
     "an answer is lost": Limits(deaths=0, repeats=1, leases=3),
     "one worker, many leases": Limits(workers=1, deaths=0, repeats=1, pauses=1, leases=4),
+    "a join gives up": Limits(deaths=1, repeats=0, leases=3, joined=True),
+    "a join gives up, and an answer is lost": Limits(deaths=0, repeats=1, leases=3, joined=True),
 }
 LARGE = {"all of it": Limits(deaths=1, repeats=1, leases=3), "more leases": Limits(deaths=1, repeats=0, leases=4)}
 
@@ -35,12 +37,15 @@ BROKEN = {
     "pause_empties_queue": "a step of a paused execution can be claimed",
     "advance_minds_pause": "a step of a paused execution can be claimed",
     "stale_releases": "a hold is open for a lease that nobody has",
+    "join_empties_queue": "a step that was given up is queued",
+    "join_stops_timers": "a timer is left of a step that was given up",
+    "join_releases": "a hold is open of a step that was given up",
 }
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_without_a_rule_the_search_finds_what_breaks(rule: str) -> None:
-    found = explore(Rules(**{rule: False}), Limits(leases=3, repeats=0))
+    found = explore(Rules(**{rule: False}), Limits(leases=3, repeats=0, joined=rule.startswith("join_")))
     assert BROKEN[rule] in found.broken, found.life
     assert len(found.life) <= 6
 
