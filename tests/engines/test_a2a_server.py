@@ -322,6 +322,21 @@ async def test_a_message_decides_what_a_task_asks_of_its_user_and_sent_again_dec
     assert tuple(vote) == (user.identity.user_id, "more")
 
 
+async def test_what_a_delegate_asks_is_asked_of_the_task_and_decided_by_a_message_to_it(desk: Served) -> None:
+    user = await desk.shop.person()
+    tool = {"tool": "refund", "approval": {"approvers": ["role:user"]}}
+    payer = await desk.save(agent(calls(("refund", {"amount": 7})), says("Paid."), tools=[tool]))
+    slug = await desk.save(
+        agent(calls((f"delegate_to_{payer}", {"task": "Pay it back"})), says("Done."), delegates=[payer])
+    )
+    async with connected(desk, user, f"agent_{slug}") as client:
+        task = await sent(client, text("Please"))
+        assert state(task) == "input_required"
+        (one,) = asked(task)
+        ended = await sent(client, further(task, approval_id=one["approval_id"], decision="approved"))
+    assert (state(ended), ended.artifacts[-1].parts[0].text) == ("completed", "Done.")
+
+
 async def test_a_stream_tells_each_thing_that_a_task_asks(desk: Served) -> None:
     user, engine = await desk.shop.person(), await desk.shop.deploy(TWICE)
     titles = []
