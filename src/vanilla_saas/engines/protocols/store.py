@@ -25,7 +25,7 @@ select e.id as execution_id, e.user_id, e.status, e.reason, e.error, e.input, e.
     coalesce(t.cost_micros, e.cost_micros) as cost_micros,
     exists (
         select from public.workflow_approvals o
-        where o.tenant_id = e.tenant_id and o.status = 'open' and (o.execution_id = e.id or o.execution_id in (
+        where o.tenant_id = e.tenant_id and o.status = 'open' and o.execution_id = any (e.id || array(
             select c.execution_id from public.agent_runs c
             where c.tenant_id = e.tenant_id and c.root_run_id = r.id))) as asks
 from public.workflow_executions e
@@ -56,8 +56,8 @@ ASKED = """
 select m.id, m.title, m.prompt, m.subject, m.edit
 from public.workflow_approvals o
 cross join lateral public.my_approvals(o.id) m
-where o.tenant_id = $1 and o.status = 'open' and (o.execution_id = $2 or o.execution_id in (
-    select c.execution_id from public.agent_runs c where c.tenant_id = o.tenant_id and c.root_run_id = $3))
+where o.tenant_id = $1 and o.status = 'open' and o.execution_id = any ($2::uuid || array(
+    select c.execution_id from public.agent_runs c where c.tenant_id = $1 and c.root_run_id = $3))
 order by o.id
 """
 ARTIFACTS = """
