@@ -35,6 +35,24 @@ from vanilla_saas.engines.protocols.a2a_tasks import SCHEMAS, USAGE
 from vanilla_saas.workflows.attending import Attended
 from vanilla_saas.workflows.worker import Worker
 
+OPEN = "select id from workflow_approvals where execution_id = $1 and status = 'open'"
+ASK = {
+    "kind": "approval",
+    "title": "First",
+    "of": "input",
+    "approvers": ["role:user"],
+    "edit": {"type": "object", "properties": {"n": {"type": "integer"}}},
+}
+TWICE = {
+    "input": INPUT,
+    "nodes": [
+        {"id": "one", **ASK},
+        {"id": "two", **ASK, "title": "Second", "of": "steps.one.output.value"},
+        {"id": "use", "kind": "transform", "value": "steps.two.output.value.n"},
+    ],
+    "connections": [{"from": "one", "to": "two", "on": "approved"}, {"from": "two", "to": "use", "on": "approved"}],
+    "output": "steps.use.output",
+}
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 
@@ -67,6 +85,18 @@ def data(message_id: str | None = None, context: str = "", **given: Any) -> type
 
 def text(said: str, **more: Any) -> types.SendMessageRequest:
     return types.SendMessageRequest(message=parts.new_text_message(said, role=types.ROLE_USER, **more))
+
+
+def further(task: types.Task, context: str = "", **given: Any) -> types.SendMessageRequest:
+    request = data(context=context, **given)
+    request.message.task_id = task.id
+    return request
+
+
+def asked(task: types.Task) -> list[dict[str, Any]]:
+    """What a task asks of its caller."""
+    told = [part for part in task.status.message.parts if part.HasField("data")]
+    return MessageToDict(told[0])["data"]["approvals"] if told else []
 
 
 async def sent(client: Client, request: types.SendMessageRequest) -> types.Task:
@@ -243,14 +273,157 @@ async def test_an_agent_that_asks_people_needs_input_until_they_decide(desk: Ser
         assert "people" in task.status.message.parts[0].text
         events = follower.subscribe(types.SubscribeToTaskRequest(id=task.id))
         assert state((await anext(events)).task) == "input_required"
-        open_ = "select id from workflow_approvals where execution_id = $1 and status = 'open'"
-        approval = await desk.shop.operator.fetchval(open_, uuid.UUID(task.id))
+        approval = await desk.shop.operator.fetchval(OPEN, uuid.UUID(task.id))
         await desk.shop.ask(desk.shop.admin, "decide_approval", approval, "approved", "fine")
         told = [event async for event in events]
         states = [state(event.status_update) for event in told if event.HasField("status_update")]
         assert (states[-1], set(states) <= {"working", "completed"}) == ("completed", True)
         ended = await client.get_task(types.GetTaskRequest(id=task.id))
     assert ended.artifacts[-1].parts[0].text == "Done."
+
+
+async def test_a_message_to_a_task_is_the_signal_that_it_waits_for(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS | {"output": "steps.s.output"})
+    async with (
+        connected(desk, user, engine.slug, polling=True) as poller,
+        connected(desk, user, engine.slug) as client,
+        connected(desk, user, engine.slug, streaming=True) as follower,
+    ):
+        task = await sent(poller, data(context="letters"))
+        assert state(task) == "working"
+        ended = await sent(client, further(task, "letters", signal="go", payload={"n": 7}))
+        assert (ended.id, ended.context_id, state(ended)) == (task.id, "letters", "completed")
+        assert MessageToDict(ended.artifacts[0].parts[0])["data"] == {"n": 7}
+        second = await sent(poller, data(context="letters"))
+        told = [event async for event in follower.send_message(further(second, signal="go"))]
+        assert (told[0].task.id, state(told[-1].status_update)) == (second.id, "completed")
+        found = await client.list_tasks(types.ListTasksRequest(context_id="letters"))
+        assert [one.id for one in found.tasks] == [second.id, task.id]
+
+
+async def test_a_message_decides_what_a_task_asks_of_its_user_and_sent_again_decides_nothing_else(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(TWICE)
+    async with connected(desk, user, engine.slug) as client:
+        task = await sent(client, data(n=1))
+        assert state(task) == "input_required"
+        (first,) = asked(task)
+        assert (first["title"], first["subject"], "n" in first["edit"]["properties"]) == ("First", {"n": 1}, True)
+        answer = further(task, approval_id=first["approval_id"], decision="approved", value={"n": 2}, comment="more")
+        task = await sent(client, answer)
+        assert (state(task), [one["title"] for one in asked(task)]) == ("input_required", ["Second"])
+        with pytest.raises(InvalidRequestError, match="not any more"):
+            await sent(client, answer)
+        (second,) = asked(await client.get_task(types.GetTaskRequest(id=task.id)))
+        assert (second["title"], second["subject"]) == ("Second", {"n": 2})
+        ended = await sent(client, further(task, approval_id=second["approval_id"], decision="approved"))
+    assert (state(ended), MessageToDict(ended.artifacts[0].parts[0])["data"]) == ("completed", 2)
+    votes = "select user_id, comment from workflow_approval_votes where approval_id = $1"
+    vote = await desk.shop.operator.fetchrow(votes, uuid.UUID(first["approval_id"]))
+    assert tuple(vote) == (user.identity.user_id, "more")
+
+
+async def test_what_a_delegate_asks_is_asked_of_the_task_and_decided_by_a_message_to_it(desk: Served) -> None:
+    user = await desk.shop.person()
+    tool = {"tool": "refund", "approval": {"approvers": ["role:user"]}}
+    payer = await desk.save(agent(calls(("refund", {"amount": 7})), says("Paid."), tools=[tool]))
+    slug = await desk.save(
+        agent(calls((f"delegate_to_{payer}", {"task": "Pay it back"})), says("Done."), delegates=[payer])
+    )
+    async with connected(desk, user, f"agent_{slug}") as client:
+        task = await sent(client, text("Please"))
+        assert state(task) == "input_required"
+        (one,) = asked(task)
+        ended = await sent(client, further(task, approval_id=one["approval_id"], decision="approved"))
+    assert (state(ended), ended.artifacts[-1].parts[0].text) == ("completed", "Done.")
+
+
+async def test_a_stream_tells_each_thing_that_a_task_asks(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(TWICE)
+    titles = []
+    async with (
+        connected(desk, user, engine.slug, streaming=True) as follower,
+        connected(desk, user, engine.slug, polling=True) as client,
+        asyncio.timeout(20),
+    ):
+        async for event in follower.send_message(data(n=1)):
+            task = event.task if event.HasField("task") else None
+            status = types.Task(id=event.status_update.task_id, status=event.status_update.status)
+            for one in asked(task or status):
+                titles.append(one["title"])
+                await sent(client, further(task or status, approval_id=one["approval_id"], decision="approved"))
+    assert titles == ["First", "Second"]
+
+
+async def test_a_message_that_a_task_cannot_take_is_refused_and_changes_nothing(desk: Served, doubling: Made) -> None:
+    user, other = await desk.shop.person(), await desk.shop.person()
+    engine, signals = await desk.shop.deploy(TWICE), await desk.shop.deploy(WAITS)
+    of_admins = {
+        **TWICE,
+        "nodes": [{**one, "approvers": ["role:admin"]} if "title" in one else one for one in TWICE["nodes"]],
+    }
+    closed = await desk.shop.deploy(of_admins)
+    async with (
+        connected(desk, user, engine.slug) as client,
+        connected(desk, user, closed.slug) as unasked,
+        connected(desk, user, signals.slug, polling=True) as waiting,
+        connected(desk, user, doubling.slug) as ended,
+        connected(desk, other, engine.slug) as stranger,
+    ):
+        task, theirs, done = await sent(client, data(n=1)), await sent(unasked, data(n=1)), await sent(ended, data(n=1))
+        waits = await sent(waiting, data())
+        approval = asked(task)[0]["approval_id"]
+        assert (state(theirs), asked(theirs)) == ("input_required", [])
+        hidden = await desk.shop.operator.fetchval(OPEN, uuid.UUID(theirs.id))
+        yes = {"approval_id": approval, "decision": "approved"}
+        cases: list[tuple[Client, types.SendMessageRequest, type[A2AError], str]] = [
+            (stranger, further(task, **yes), TaskNotFoundError, "not found"),
+            (ended, further(task, **yes), TaskNotFoundError, "not found"),
+            (ended, further(done, signal="go"), UnsupportedOperationError, "has ended"),
+            (client, further(task, "elsewhere", **yes), InvalidParamsError, "another context"),
+            (client, text("Yes", task_id=task.id), InvalidParamsError, "one data part"),
+            (client, further(task, **yes, n=1), InvalidParamsError, "n: Extra"),
+            (client, further(task, approval_id=approval, decision="maybe"), InvalidParamsError, "decision: "),
+            (client, further(task, **yes, value={"n": "x"}), InvalidParamsError, "value.n"),
+            (client, further(task, approval_id=str(hidden), decision="approved"), InvalidRequestError, "not ask you"),
+            (
+                unasked,
+                further(theirs, approval_id=str(hidden), decision="approved"),
+                InvalidRequestError,
+                "not ask you",
+            ),
+            (waiting, further(waits, signal="Go"), InvalidParamsError, "signal: "),
+            (waiting, further(waits, signal="x" * 64), InvalidParamsError, "signal: "),
+        ]
+        for who, request, kind, words in cases:
+            with pytest.raises(kind, match=words):
+                await sent(who, request)
+    assert await desk.shop.operator.fetchval(OPEN, uuid.UUID(task.id)) == uuid.UUID(approval)
+    assert await desk.shop.operator.fetchval(OPEN, uuid.UUID(theirs.id)) == hidden
+    assert (
+        await desk.shop.operator.fetchval(
+            "select count(*) from workflow_approval_votes where user_id = $1", user.identity.user_id
+        )
+        == 0
+    )
+    assert (
+        await desk.shop.operator.fetchval(
+            "select count(*) from workflow_signals where user_id = $1", user.identity.user_id
+        )
+        == 0
+    )
+
+
+async def test_a_key_of_an_engine_is_asked_nothing_and_tells_nothing(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(TWICE)
+    key = (await desk.shop.key(user, engine.slug))[0]
+    async with connected(desk, key, engine.slug) as client:
+        task = await sent(client, data(n=1))
+        assert (state(task), asked(task)) == ("input_required", [])
+        approval = await desk.shop.operator.fetchval(OPEN, uuid.UUID(task.id))
+        for told in ({"approval_id": str(approval), "decision": "approved"}, {"signal": "go"}):
+            with pytest.raises(InvalidRequestError, match="scope chat"):
+                await sent(client, further(task, **told))
+    assert await desk.shop.operator.fetchval(OPEN, uuid.UUID(task.id)) == approval
 
 
 async def test_a_stream_tells_of_a_tree_whose_usage_is_the_ledgers(desk: Served) -> None:

@@ -88,10 +88,9 @@ class Methods(RequestHandler):
         self._request, self._caller, self._offer = request, caller, offer
 
     async def on_message_send(self, params: types.SendMessageRequest, context: ServerCallContext) -> types.Task:
-        """Begins a run and, unless it is to return immediately, waits until it has ended or asks people."""
+        """Begins or tells a run and, unless it is to return immediately, waits until it has ended or asks people."""
         with _refusals():
-            execution_id = await self._begin(params)
-            found = await self._state(execution_id)
+            found = await self._state(await self._send(params))
             if not params.configuration.return_immediately:
                 found = await self._settled(found)
             return self._task(found, params.configuration)
@@ -99,9 +98,9 @@ class Methods(RequestHandler):
     async def on_message_send_stream(
         self, params: types.SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event]:
-        """Begins a run and tells of it to its end; a client that leaves subscribes again."""
+        """Begins or tells a run and says what becomes of it to its end; a client that leaves subscribes again."""
         with _refusals():
-            found = await self._state(await self._begin(params))
+            found = await self._state(await self._send(params))
             async with aclosing(self._events(found)) as events:
                 async for event in events:
                     yield event
@@ -172,16 +171,29 @@ class Methods(RequestHandler):
     ) -> None:
         raise PushNotificationNotSupportedError
 
-    async def _begin(self, params: types.SendMessageRequest) -> UUID:
-        """The same message again is the same run. Raises TaskNotFoundError, UnsupportedOperationError, VanillaError."""
+    async def _send(self, params: types.SendMessageRequest) -> UUID:
+        """The run that a message begins or is for. Raises A2AError, VanillaError."""
         validate_proto_required_fields(params)
         if params.configuration.HasField("task_push_notification_config"):
             raise PushNotificationNotSupportedError
         message = params.message
-        if message.task_id:
-            await self._state(_id(message.task_id))
-            raise UnsupportedOperationError("A task takes no further messages; people decide what it asks.")
         parts = [_whole(MessageToDict(part)) for part in message.parts]
+        return await (self._tell(message, parts) if message.task_id else self._begin(message, parts))
+
+    async def _tell(self, message: types.Message, parts: list[dict[str, Any]]) -> UUID:
+        """A signal or a decision for a run. Raises TaskNotFoundError, UnsupportedOperationError, VanillaError."""
+        run = (await self._state(_id(message.task_id)))[0]
+        if message.context_id and message.context_id != tasks.context_of(run):
+            raise InvalidParamsError("The task is of another context.")
+        if run["finished_at"] is not None:
+            raise UnsupportedOperationError("The task has ended.")
+        self._request.app.state.streams.refuse_when_full()
+        await calls.tell(self._request, self._caller, run, tasks.told_to_task(parts))
+        execution_id: UUID = run["execution_id"]
+        return execution_id
+
+    async def _begin(self, message: types.Message, parts: list[dict[str, Any]]) -> UUID:
+        """The same message again is the same run. Raises ContentTypeNotSupportedError, VanillaError."""
         try:
             given = tasks.input_of_message(self._offer, parts)
         except ValueError:
@@ -222,7 +234,7 @@ class Methods(RequestHandler):
     async def _events(self, found: State) -> AsyncGenerator[Event]:
         """The task, then each state that it takes, and each thing that is made."""
         yield self._task(found)
-        known, told = tasks.state_of(found[0]), {one["artifactId"] for one in tasks.artifacts(found[0], found[2])}
+        known, told = tasks.status(found[0]), {one["artifactId"] for one in tasks.artifacts(found[0], found[2])}
         async with aclosing(self._looks(found)) as looks:
             async for run, tree, made in looks:
                 ids = {"taskId": str(run["execution_id"]), "contextId": tasks.context_of(run)}
@@ -230,10 +242,10 @@ class Methods(RequestHandler):
                     if one["artifactId"] not in told:
                         told.add(one["artifactId"])
                         yield ParseDict(ids | {"artifact": one, "lastChunk": True}, types.TaskArtifactUpdateEvent())
-                if (state := tasks.state_of(run)) != known:
-                    known = state
+                if (status := tasks.status(run)) != known:
+                    known = status
                     told_usage = {"metadata": {tasks.USAGE: tasks.usage(run, tree)}}
-                    yield ParseDict(ids | {"status": tasks.status(run)} | told_usage, types.TaskStatusUpdateEvent())
+                    yield ParseDict(ids | {"status": status} | told_usage, types.TaskStatusUpdateEvent())
 
     def _task(self, found: State, params: Any = None) -> types.Task:
         run, tree, made = found

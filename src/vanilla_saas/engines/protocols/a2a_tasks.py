@@ -5,8 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
+from pydantic import ValidationError
+
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.engines.protocols.calls import Offer
+from vanilla_saas.engines.protocols.calls import Decision, Offer, Signal
 from vanilla_saas.engines.protocols.store import Answer
 from vanilla_saas.providers.engine_chat import input_of, text_of
 
@@ -16,7 +18,9 @@ SCHEMAS = "urn:vanilla-saas:a2a:schemas:1"
 """In a card: the JSON schemas of input and output; a data part is the input."""
 ENDED = frozenset({"completed", "failed", "canceled", "rejected"})
 ASKS = frozenset({"input_required", "auth_required"})
+TO_TASK = "To a task a message is one data part: signal and payload, or approval_id, decision, comment and value."
 _STATES = {"running": "working", "paused": "working", "succeeded": "completed", "cancelled": "canceled"}
+_ASKED = ("title", "prompt", "subject", "edit")
 _MOST_KEY = 255
 _BEARER = {"httpAuthSecurityScheme": {"scheme": "Bearer", "description": "an API key or a session"}}
 
@@ -83,6 +87,23 @@ def input_of_message(offer: Offer, parts: Sequence[dict[str, Any]]) -> dict[str,
     return input_of(chat, offer.slug, offer.input, offer.parameters)
 
 
+def told_to_task(parts: Sequence[dict[str, Any]]) -> Signal | Decision:
+    """What a message says to its task: one data part that names the signal, or the approval that it decides.
+
+    It is named, so that a message that is sent again never answers the next question. Raises VanillaError
+    `invalid_request`.
+    """
+    data = parts[0].get("data") if len(parts) == 1 else None
+    if not isinstance(data, dict):
+        raise VanillaError("invalid_request", TO_TASK)
+    try:
+        return Signal.model_validate(data) if "signal" in data else Decision.model_validate(data)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        field = ".".join(str(one) for one in wrong["loc"])
+        raise VanillaError("invalid_request", f"{field}: {wrong['msg']}. {TO_TASK}", {"param": field}) from None
+
+
 def state_of(run: Answer) -> str:
     """The A2A state of a run; one that asks people is `input_required` until they have decided."""
     if run["finished_at"] is not None:
@@ -137,6 +158,9 @@ def status(run: Answer) -> dict[str, Any]:
             "parts": [{"text": words}],
             "metadata": {"reason": run["stop_reason"] or run["reason"] or state},
         }
+        if state in ASKS and (asked := run.get("approvals")):
+            shown = [{"approval_id": str(one["id"])} | {name: one[name] for name in _ASKED} for one in asked]
+            told["message"]["parts"].append({"data": {"approvals": shown}, "mediaType": "application/json"})
     return told
 
 

@@ -13,7 +13,8 @@ from vanilla_saas.engines import store as engine_store
 from vanilla_saas.engines.protocols import store
 from vanilla_saas.tenancy.identity import Caller, acting, again, client_ip
 from vanilla_saas.tenancy.secret_tokens import token_hash
-from vanilla_saas.workflows import execution_store
+from vanilla_saas.workflows import execution_store, executions
+from vanilla_saas.workflows.execution_models import Body, DecisionBody, SignalName
 from vanilla_saas.workflows.execution_routes import require_spender
 from vanilla_saas.workflows.executions import refuse_budget, require_fit
 
@@ -60,6 +61,19 @@ class Offer:
 def called(slug: str) -> str:
     """What other protocols call an engine."""
     return ENGINE + slug if slug.startswith(OWN) else slug
+
+
+class Signal(Body):
+    """A signal to a run that waits for it, or will."""
+
+    signal: SignalName
+    payload: Any = None
+
+
+class Decision(DecisionBody):
+    """What somebody decides of what a run asks."""
+
+    approval_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +180,15 @@ async def ended(request: Request, caller: Caller, execution_id: UUID, seconds: f
 
 
 async def state(request: Request, caller: Caller, execution_id: UUID) -> State:
-    """A run as it is, the runs of its tree, and what they made. Raises VanillaError `not_found`."""
+    """A run as it is, with what it asks the caller, the runs of its tree, and what they made.
+
+    A key of an engine is asked nothing. Raises VanillaError `not_found`.
+    """
     tenant_id, key_id = caller.identity.tenant_id, runs.key_of_engine(caller)
     async with acting(request, caller, read_only=True) as connection:
         run = await store.run(connection, tenant_id, execution_id, key_id)
+        if run["asks"] and key_id is None:
+            run["approvals"] = await store.asked(connection, tenant_id, execution_id, run["run_id"])
         if run["run_id"] is None:
             return run, [], []
         tree = await store.tree(connection, tenant_id, run["run_id"])
@@ -185,6 +204,31 @@ async def begun(
         caller.require_scope("read")
     async with acting(request, caller, read_only=True) as connection:
         return await store.begun(connection, who.tenant_id, who.user_id, key_id, prefix, context, before, limit)
+
+
+async def tell(request: Request, caller: Caller, run: store.Answer, told: Signal | Decision) -> None:
+    """Sends a run a signal, or decides what it asks.
+
+    Raises VanillaError `forbidden`, `invalid_input`, `invalid_request`, `invalid_state`.
+    """
+    caller.require_scope("chat")
+    tenant_id, execution_id = caller.identity.tenant_id, run["execution_id"]
+    if isinstance(told, Signal):
+        try:
+            await executions.signal(lambda: acting(request, caller), tenant_id, execution_id, told.signal, told.payload)
+        except VanillaError as error:
+            # of the signal, not of the run
+            name = "invalid_request" if error.name == "not_found" else error.name
+            raise VanillaError(name, error.message, error.detail, error.hint) from None
+        return
+    asked = [one["id"] for one in run.get("approvals", ())]
+    if told.approval_id not in asked:
+        raise VanillaError(
+            "invalid_state",
+            "The task does not ask you that, or not any more.",
+            {"approval_id": str(told.approval_id), "approvals": [str(one) for one in asked]},
+        )
+    await executions.decide(lambda: acting(request, caller), told.approval_id, told.decision, told.comment, told.value)
 
 
 async def cancel(request: Request, caller: Caller, execution_id: UUID, reason: str) -> store.Answer:

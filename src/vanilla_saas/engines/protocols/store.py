@@ -23,9 +23,11 @@ select e.id as execution_id, e.user_id, e.status, e.reason, e.error, e.input, e.
     e.finished_at, x.engine_id, coalesce(x.version, r.version) as version, r.agent_id, r.id as run_id, r.state,
     r.stop_reason, coalesce(t.charged_tokens, e.charged_tokens) as charged_tokens,
     coalesce(t.cost_micros, e.cost_micros) as cost_micros,
-    coalesce(t.asks, false) or exists (
+    exists (
         select from public.workflow_approvals o
-        where o.tenant_id = e.tenant_id and o.execution_id = e.id and o.status = 'open') as asks
+        where o.tenant_id = e.tenant_id and o.status = 'open' and o.execution_id = any (e.id || array(
+            select c.execution_id from public.agent_runs c
+            where c.tenant_id = e.tenant_id and c.root_run_id = r.id))) as asks
 from public.workflow_executions e
 left join public.engine_executions x on x.tenant_id = e.tenant_id and x.id = e.id
 left join lateral (
@@ -35,8 +37,7 @@ left join lateral (
     order by r.id desc
     limit 1) r on true
 left join lateral (
-    select sum(c.charged_tokens)::bigint as charged_tokens, sum(c.cost_micros)::bigint as cost_micros,
-        bool_or(c.state = 'input_required') as asks
+    select sum(c.charged_tokens)::bigint as charged_tokens, sum(c.cost_micros)::bigint as cost_micros
     from public.agent_runs c
     where c.tenant_id = e.tenant_id and c.root_run_id = r.id) t on true
 where e.tenant_id = $1 and e.id = $2 and (x.id is not null or r.id is not null)
@@ -50,6 +51,14 @@ from public.agent_runs r
 left join public.agents a on a.tenant_id = r.tenant_id and a.id = r.agent_id
 where r.tenant_id = $1 and r.root_run_id = $2
 order by r.id
+"""
+ASKED = """
+select m.id, m.title, m.prompt, m.subject, m.edit
+from public.workflow_approvals o
+cross join lateral public.my_approvals(o.id) m
+where o.tenant_id = $1 and o.status = 'open' and o.execution_id = any ($2::uuid || array(
+    select c.execution_id from public.agent_runs c where c.tenant_id = $1 and c.root_run_id = $3))
+order by o.id
 """
 ARTIFACTS = """
 select f.id, f.name, f.media_type, f.content
@@ -105,6 +114,13 @@ async def run(connection: asyncpg.Connection, tenant_id: UUID, execution_id: UUI
 async def tree(connection: asyncpg.Connection, tenant_id: UUID, root_run_id: UUID) -> list[Answer]:
     """The runs of an agent's tree, the root first, each with what its own model calls were charged."""
     return [dict(row) for row in await connection.fetch(TREE, tenant_id, root_run_id)]
+
+
+async def asked(
+    connection: asyncpg.Connection, tenant_id: UUID, execution_id: UUID, root_run_id: UUID | None
+) -> list[Answer]:
+    """What a run and its tree ask that the caller may decide and has not, the oldest first."""
+    return [dict(row) for row in await connection.fetch(ASKED, tenant_id, execution_id, root_run_id)]
 
 
 async def artifacts(connection: asyncpg.Connection, tenant_id: UUID, root_run_id: UUID) -> list[Answer]:
