@@ -13,7 +13,6 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import store
 from vanilla_saas.engines.models import Access, Alias, Mode, Slug
 from vanilla_saas.workflows import drafts
-from vanilla_saas.workflows.run_cli import publish
 
 Answer = dict[str, Any]
 
@@ -72,10 +71,10 @@ async def apply(connection: asyncpg.Connection, tenant_id: UUID, file: EngineFil
         definition = await drafts.instance(partial(nullcontext, connection), tenant_id, file.template, file.values)
     assert definition is not None
     before = await _found(connection, tenant_id, file.slug)
-    flow = await publish(connection, tenant_id, file.slug, definition, user_id)
+    flow = await drafts.publish_this(connection, tenant_id, file.slug, definition, user_id)
     made = await store.deploy(
-        connection, tenant_id, file.slug, flow, name=file.name, description=file.description, mode=file.mode,
-        at_once=file.at_once, parameters=file.parameters, output=file.output,
+        connection, tenant_id, file.slug, UUID(flow["id"]), name=file.name, description=file.description,
+        mode=file.mode, at_once=file.at_once, parameters=file.parameters, output=file.output,
     )  # fmt: skip
     found = await store.find(connection, tenant_id, file.slug)
     if file.default_access not in (None, found["default_access"]):

@@ -10,9 +10,9 @@ import typer
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.orchestration import drafts, store
 from vanilla_saas.orchestration.teams import Plan
+from vanilla_saas.workflows import drafts as workflow_drafts
 from vanilla_saas.workflows import execution_store
 from vanilla_saas.workflows.definition import plain
-from vanilla_saas.workflows.run_cli import publish
 
 Answer = dict[str, Any]
 
@@ -58,5 +58,5 @@ async def save_team(
             for slug, definition in plan.agents.items()
         ]
     if plan.workflow is not None:
-        await publish(connection, owner, plan.start, plain(plan.workflow), user_id, shared)
+        await workflow_drafts.publish_this(connection, owner, plan.start, plain(plan.workflow), user_id, shared)
     return {"start": plan.start, "is_workflow": plan.workflow is not None, "agents": agents}

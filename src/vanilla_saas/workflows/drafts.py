@@ -5,7 +5,7 @@ Rules of the graph are the database's (`validate_workflow`); fields, expressions
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 from uuid import UUID
@@ -14,7 +14,7 @@ import asyncpg
 from pydantic import ValidationError
 
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.workflows import documents, store
+from vanilla_saas.workflows import documents, execution_store, store
 from vanilla_saas.workflows.definition import Definition, dump_yaml, plain
 from vanilla_saas.workflows.diff import Difference, difference
 from vanilla_saas.workflows.documents import DocumentError, Format, parse
@@ -77,6 +77,31 @@ async def publish(
     async with transaction() as connection:
         revision = expected_revision or found["revision"]
         return await store.publish(connection, tenant_id, found["id"], revision, definition)
+
+
+async def publish_this(
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    slug: str,
+    definition: dict[str, Any],
+    user_id: UUID | None,
+    shared: bool | None = None,
+) -> dict[str, Any]:
+    """Makes the latest version of a workflow a definition, that of a file; a new one is the user's, or the only user's.
+
+    Raises VanillaError as `publish` does.
+    """
+    try:
+        found = await store.find(connection, tenant_id, slug)
+    except VanillaError as error:
+        if error.name != "not_found":
+            raise
+        new_for = user_id or await execution_store.only_user(connection, tenant_id)
+        await store.save(connection, tenant_id, slug, definition, shared=shared, user_id=new_for)
+    else:
+        if found["draft"] != definition or shared not in (None, found["shared"]):
+            await store.save(connection, tenant_id, slug, definition, shared=shared)
+    return await publish(lambda: nullcontext(connection), tenant_id, slug)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> Difference:

@@ -21,7 +21,7 @@ from vanilla_saas.database.operator import AsJson, TenantSlug, in_parts, tell, t
 from vanilla_saas.logs import configure_logs
 from vanilla_saas.settings import Settings
 from vanilla_saas.tokens.store import find_user
-from vanilla_saas.workflows import drafts, execution_store, executions, store
+from vanilla_saas.workflows import drafts, execution_store, executions
 from vanilla_saas.workflows.execution_cli import tell_end, tell_progress
 from vanilla_saas.workflows.execution_view import tree
 from vanilla_saas.workflows.working import options_of, worker_alone, working
@@ -71,7 +71,9 @@ def run(
         user_id = (await find_user(connection, tenant, user))[1] if user else None
         name = what if path is None else path.stem
         if definition is not None:
-            await publish(connection, owner, name, definition, user_id)
+            made = await drafts.publish_this(connection, owner, name, definition, user_id)
+            if not made["unchanged"]:
+                typer.echo(f"{name} is published: version {made['version']}.", err=True)
         started = await executions.start(
             partial(nullcontext, connection), owner, name, given, version=version, key=key, user_id=user_id
         )
@@ -147,31 +149,6 @@ def _read(path: Path) -> Answer:
         return drafts.read_definition(path.read_bytes(), "json" if path.suffix == ".json" else "yaml")
     except FileNotFoundError:
         raise VanillaError("not_found", f"There is no file {path}.") from None
-
-
-async def publish(
-    connection: asyncpg.Connection,
-    owner: UUID,
-    slug: str,
-    definition: Answer,
-    user_id: UUID | None,
-    shared: bool | None = None,
-) -> UUID:
-    """Makes the latest version of a workflow what the file says; its id."""
-    try:
-        found = await store.find(connection, owner, slug)
-    except VanillaError as error:
-        if error.name != "not_found":
-            raise
-        new_for = user_id or await execution_store.only_user(connection, owner)
-        await store.save(connection, owner, slug, definition, shared=shared, user_id=new_for)
-    else:
-        if found["draft"] != definition or shared not in (None, found["shared"]):
-            await store.save(connection, owner, slug, definition, shared=shared)
-    made = await drafts.publish(partial(nullcontext, connection), owner, slug)
-    if not made["unchanged"]:
-        typer.echo(f"{slug} is published: version {made['version']}.", err=True)
-    return UUID(made["id"])
 
 
 async def watched(
