@@ -34,16 +34,16 @@ VERSION_COLUMNS = ("version", "state", "hash", "mode", "at_once", "workflow", "w
 def deploy(
     slug: Annotated[str, typer.Argument(metavar="SLUG", help="Name of the engine; made when it is not there.")],
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="Slug or UUID.")],
-    version: Annotated[int | None, typer.Option(min=1, help="Of the workflow [the latest].")] = None,
-    name: Annotated[str | None, typer.Option(help="As people read it [as it was, or the workflow's].")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Of the workflow (the latest).")] = None,
+    name: Annotated[str | None, typer.Option(help="As people read it (as it was, or the workflow's).")] = None,
     description: Annotated[str | None, typer.Option(help="What it does.")] = None,
     mode: Annotated[Mode, typer.Option(help="Whether nodes of a run may run at the same time.")] = "parallel",
-    at_once: Annotated[int | None, typer.Option(min=1, max=1000, help="Nodes at the same time [no limit].")] = None,
+    at_once: Annotated[int | None, typer.Option(min=1, max=1000, help="Nodes at the same time (no limit).")] = None,
     parameters: Annotated[
         Path | None,
         typer.Option(help="What copies may set, in YAML or JSON: name: {type, default, ...}.", exists=True),
     ] = None,
-    access: Annotated[Access | None, typer.Option(help="What users may whose level says nothing [as it was].")] = None,
+    access: Annotated[Access | None, typer.Option(help="What users may whose level says nothing (as it was).")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +75,7 @@ def apply(
         ),
     ],
     user: Annotated[
-        str | None, typer.Option(help="Whose a new workflow is: email, external id or UUID [the only user].")
+        str | None, typer.Option(help="Whose a new workflow is: email, external id or UUID (the only user).")
     ] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
@@ -233,7 +233,7 @@ def assign(
     name: Name,
     target: Annotated[Target, typer.Argument(metavar="TARGET", help="user, level, tier, tenant or platform.")],
     who: Annotated[str | None, typer.Argument(metavar="WHO", help="Of a user, a level or a tier: which.")] = None,
-    pin: Annotated[str | None, typer.Option(help="A version, stable or canary [what the name means].")] = None,
+    pin: Annotated[str | None, typer.Option(help="A version, stable or canary (what the name means).")] = None,
     priority: Annotated[int, typer.Option(help="Among those of the same target, the highest counts.")] = 0,
     until: Annotated[str | None, typer.Option(help="A date and time, or days from now such as 90d.")] = None,
     tenant: TenantSlug = "default",
@@ -306,7 +306,7 @@ def access(
 @engines.command("explain")
 def explain(
     user: Who,
-    ref: Annotated[str | None, typer.Argument(metavar="REF", help="A reference; what runs without one [none].")] = None,
+    ref: Annotated[str | None, typer.Argument(metavar="REF", help="A reference; what runs without one (none).")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
@@ -373,7 +373,7 @@ def fork(
 def rebase(
     what: Annotated[str, typer.Argument(metavar="ENGINE_OR_COPY", help="An engine: all copies of it; my/SLUG: one.")],
     user: Annotated[str | None, typer.Option(help="Whose copy my/SLUG is: email, external id or UUID.")] = None,
-    to: Annotated[str | None, typer.Option(help="A version, stable or canary [what the name means].")] = None,
+    to: Annotated[str | None, typer.Option(help="A version, stable or canary (what the name means).")] = None,
     overlay: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Of one copy: a value, null takes it away. Repeatable."),

@@ -31,12 +31,12 @@ def of(tenant: str, act: Callable[[asyncpg.Connection, UUID], Awaitable[T]]) -> 
 def run(
     user: Annotated[str, typer.Option(help="Who runs it and pays: email, external id or UUID.")],
     ref: Annotated[
-        str | None, typer.Argument(metavar="REF", help="slug, slug@3, slug@canary, my/slug [the one that is chosen].")
+        str | None, typer.Argument(metavar="REF", help="slug, slug@3, slug@canary, my/slug (the one that is chosen).")
     ] = None,
     value: InputFields = None,
     input_file: InputFile = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show how it goes until it ends.")] = True,
-    priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 first [the flow's, or 5].")] = None,
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 first (the flow's, or 5).")] = None,
     key: Annotated[str | None, typer.Option(help="Repeating the command with this key starts nothing more.")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
@@ -62,7 +62,7 @@ def run(
 def preview(
     user: Annotated[str, typer.Option(help="Who would run it: email, external id or UUID.")],
     ref: Annotated[
-        str | None, typer.Argument(metavar="REF", help="slug, slug@3, slug@canary, my/slug [the one that is chosen].")
+        str | None, typer.Argument(metavar="REF", help="slug, slug@3, slug@canary, my/slug (the one that is chosen).")
     ] = None,
     value: InputFields = None,
     input_file: InputFile = None,
@@ -81,6 +81,6 @@ def preview(
     cost = "No run of it has ended well yet."
     if estimate["runs"]:
         runs, half, most = estimate["runs"], estimate["p50"], estimate["p95"]
-        cost = f"Of the last {runs} runs half cost at most {half} tokens, 95 % at most {most}."
+        cost = f"Of the last {runs} run{'s' if runs > 1 else ''} half cost at most {half} tokens, 95 % at most {most}."
     changed = " Prices have changed since it was deployed." if found["prices_changed"] else ""
     tell(f"{found['engine']}@{found['version']}, by {found['source']}. {cost}{changed}", found, as_json)

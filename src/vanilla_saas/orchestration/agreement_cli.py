@@ -18,7 +18,7 @@ from vanilla_saas.workflows.documents import Format
 agreements = typer.Typer(no_args_is_help=True, help="Agreements that channels are held to: proposed, answered, ended.")
 AgreementId = Annotated[UUID, typer.Argument(metavar="AGREEMENT", help="Id of an agreement.")]
 PartyName = Annotated[str, typer.Option("--party", help="Who does this.")]
-MayParty = Annotated[str | None, typer.Option("--party", help="Who does this [an admin].")]
+MayParty = Annotated[str | None, typer.Option("--party", help="Who does this (an admin).")]
 Content = Annotated[
     Path,
     typer.Argument(metavar="FILE", help="What it says, in YAML, or JSON when it ends so.", exists=True, dir_okay=False),
@@ -31,7 +31,7 @@ Answer = dict[str, Any]
 def propose(
     path: Content,
     parties: Annotated[list[str], typer.Option("--party", help="role=user (email or UUID); the first one proposes.")],
-    name: Annotated[str | None, typer.Option(help="[the file's name without its ending]")] = None,
+    name: Annotated[str | None, typer.Option(help="The file's name without its ending, when none is given.")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:

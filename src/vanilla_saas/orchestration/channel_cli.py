@@ -35,7 +35,7 @@ def open_channel(
     kind: Annotated[str, typer.Option(help="direct, group or topic.")] = "group",
     agreement: Annotated[UUID | None, typer.Option(help="Every message is held to it.")] = None,
     limits: Annotated[str, typer.Option(help="JSON: max_messages, max_attempts, floor, floor_s.")] = "{}",
-    user: Annotated[str | None, typer.Option(help="Whose it is to be: email or UUID [the only user].")] = None,
+    user: Annotated[str | None, typer.Option(help="Whose it is to be: email or UUID (the only user).")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
@@ -106,7 +106,7 @@ def send(
     participant: As,
     body: Annotated[str, typer.Argument(metavar="BODY", help="JSON.")],
     performative: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Performative))}.")] = "inform",
-    message_id: Annotated[str | None, typer.Option(help="Sent again, it is the same message [a fresh one].")] = None,
+    message_id: Annotated[str | None, typer.Option(help="Sent again, it is the same message (a fresh one).")] = None,
     in_reply_to: Annotated[int | None, typer.Option(min=1, help="Seq of a message.")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,

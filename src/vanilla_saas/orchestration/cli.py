@@ -52,7 +52,7 @@ def save(
         ),
     ],
     user: Annotated[str | None, typer.Option(help="Whose it is to be, when it is new: email or UUID.")] = None,
-    slug: Annotated[str | None, typer.Option(help="Of an agent [the file's name]; a team says its own.")] = None,
+    slug: Annotated[str | None, typer.Option(help="Of an agent (the file's name); a team says its own.")] = None,
     shared: Shared = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
@@ -93,7 +93,7 @@ def list_agents(tenant: TenantSlug = "default", as_json: AsJson = False) -> None
 @agents.command("show")
 def show_agent(
     name: Name,
-    version: Annotated[int | None, typer.Option(min=1, help="Whose definition is shown [the latest].")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Whose definition is shown (the latest).")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:
@@ -136,9 +136,9 @@ def run(
     ],
     value: InputFields = None,
     input_file: InputFile = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="The budget [the agent's, or what the wallet has].")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="The budget (the agent's, or what the wallet has).")] = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show how it goes until it ends.")] = True,
-    user: Annotated[str | None, typer.Option(help="Who pays: email, external id or UUID [the only user].")] = None,
+    user: Annotated[str | None, typer.Option(help="Who pays: email, external id or UUID (the only user).")] = None,
     key: Annotated[str | None, typer.Option(help="Repeating the command with this key starts nothing more.")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,

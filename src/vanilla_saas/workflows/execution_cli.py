@@ -118,8 +118,8 @@ def resume(execution: Id, tenant: TenantSlug = "default", as_json: AsJson = Fals
 
 def restart(
     execution: Id,
-    node: Annotated[str | None, typer.Option(help="Where it begins [where it failed].")] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="A newer version to go on with [its own].")] = None,
+    node: Annotated[str | None, typer.Option(help="Where it begins (where it failed).")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="A newer version to go on with (its own).")] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,
 ) -> None:

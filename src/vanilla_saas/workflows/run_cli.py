@@ -51,7 +51,7 @@ def run(
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show how it goes until it ends.")] = True,
     version: Annotated[int | None, typer.Option(min=1, help="Of a published workflow; the latest without.")] = None,
     user: Annotated[
-        str | None, typer.Option(help="Who pays, and whose a new workflow is: email, external id or UUID [its owner].")
+        str | None, typer.Option(help="Who pays, and whose a new workflow is: email, external id or UUID (its owner).")
     ] = None,
     key: Annotated[str | None, typer.Option(help="Repeating the command with this key starts nothing more.")] = None,
     tenant: TenantSlug = "default",

@@ -38,7 +38,7 @@ def set_schedule(
     workflow: Workflow,
     name: Name,
     cron: Annotated[str, typer.Argument(metavar="CRON", help='Five fields in quotes, as "30 2 * * 1-5".')],
-    time_zone: Annotated[str | None, typer.Option(help="As Europe/Vienna [the tenant's].")] = None,
+    time_zone: Annotated[str | None, typer.Option(help="As Europe/Vienna (the tenant's).")] = None,
     value: InputFields = None,
     input_file: InputFile = None,
     catch_up: Annotated[
@@ -46,7 +46,7 @@ def set_schedule(
     ] = "one",
     enabled: Annotated[bool, typer.Option("--enabled/--disabled", help="Whether it starts anything.")] = True,
     user: Annotated[
-        str | None, typer.Option(help="Who pays: email, external id or UUID [the workflow's owner].")
+        str | None, typer.Option(help="Who pays: email, external id or UUID (the workflow's owner).")
     ] = None,
     tenant: TenantSlug = "default",
     as_json: AsJson = False,

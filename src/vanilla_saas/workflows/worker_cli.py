@@ -11,12 +11,12 @@ from vanilla_saas.workflows.working import options_of, work
 
 def worker(
     pools: Annotated[
-        list[str] | None, typer.Option("--pools", help="Pool to take steps from; may be given again [default].")
+        list[str] | None, typer.Option("--pools", help="Pool to take steps from; may be given again (default).")
     ] = None,
     capacity: Annotated[int | None, typer.Option(min=1, max=10_000, help="Steps at the same time [20].")] = None,
     labels: Annotated[list[str] | None, typer.Option("--labels", help="name=value; may be given again.")] = None,
     region: Annotated[str, typer.Option(help="Where it runs, for strategies that look at it.")] = "",
-    name: Annotated[str | None, typer.Option(help="How it is listed [host:process].")] = None,
+    name: Annotated[str | None, typer.Option(help="How it is listed (host:process).")] = None,
 ) -> None:
     """Run steps of workflows until stopped; SIGTERM lets what runs end, or hands it back.
 
