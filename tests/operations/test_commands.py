@@ -5,7 +5,9 @@ import sys
 
 import pytest
 import typer
+from rich.text import Text
 
+from tests.docs.reference import commands
 from vanilla_saas.cli import Commands, app
 
 HEAVY = ("fastapi", "asyncpg", "aiohttp", "pydantic")
@@ -40,6 +42,16 @@ def test_every_command_that_is_listed_is_there(name: str) -> None:
     assert command is not None
     assert command.name == name
     assert command.help
+
+
+def test_no_word_of_the_help_is_read_as_markup() -> None:
+    told = [
+        f"{path} {one.name}: {text}"
+        for path, command in commands()
+        for one, text in [(command, command.help), *((p, getattr(p, "help", None)) for p in command.params)]
+        if text and Text.from_markup(text).plain != text
+    ]
+    assert told == []
 
 
 def test_a_command_that_is_not_listed_is_not_there() -> None:

@@ -7,13 +7,15 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import orjson
 
 from vanilla_saas.providers.estimate import InvalidRequest, choices, validate, validate_common
-from vanilla_saas.tenancy.identity import Caller
+
+if TYPE_CHECKING:
+    from vanilla_saas.tenancy.identity import Caller  # the framework of a server, which no worker needs
 
 PREFIX = "engine/"
 TEXT_NAMES = ("prompt", "question", "text", "task", "input")
@@ -51,7 +53,7 @@ class EngineRun:
     """As it was asked for."""
     began: int
     """Unix time."""
-    caller: Caller
+    caller: "Caller"
     attended: Any = None
     """What this process knows of it because it works for it itself."""
 
