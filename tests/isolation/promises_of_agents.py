@@ -272,4 +272,68 @@ ENDS = [
          then="exists (select from agents where tenant_id = '{a}' and id = '{agent}') and " + VERSIONS % ("count(*)", "agent") + " = 2"),
 ]  # fmt: skip
 
-CASES = [*SAVED, *STARTS, *TURNS, *ENDS]
+PIN = '{"engine": "{word}", "engine_tenant_id": "{a}", "engine_id": "{engine}", "version": 1, "alias": "stable", "source": "reference", "source_id": null}'
+PINNED = change("agent_runs", f"engines = jsonb_build_object('{{agent}}@2', '{PIN}'::jsonb)", "id = '{turning}'")
+ASK = "select vanilla.ask_engine(%s, %d, '{\"q\": 1}') is null"
+TWINS_TURN = change("agent_run_steps", "turn = 2, n = n + 7", "run_id = '{turning}'", "twin")
+TWINS = "(select %s from agent_run_steps where tenant_id = '{twin}' and run_id = '{turning}' and n = 3)"
+OF_ENGINE = """select save_agent('new', '{"instructions": "x", "engine": "{word}"}', p_user_id => '{user}', p_tenant_id => '{a}')"""
+NO_MORE = "not exists (select from agent_run_steps where tenant_id = '{a}' and run_id = '{turning}' and n = 3)"
+ANSWER = f"select vanilla.record_turn({lease()}, 2, '[]', '{{\"text\": \"x\", \"calls\": []}}') ->> 'turns'"
+WAITS = told("waiting", wait={"kind": "agents"})
+CHARGED = "; ".join(
+    change("workflow_steps", f"charged_tokens = {n}, cost_micros = {n + 1}", f"execution_id = '{{{which}_execution}}' and node = 1 and item = -1")
+    for n, which in ((7, "asking"), (5, "asked"))
+)  # fmt: skip
+"""What a run and what it started were charged: 12 tokens and 14 micros, and in the twin something else."""
+IN_TIME = change("agent_runs", "deadline_at = vanilla.clock() + interval '1 min'", "id = '{turning}'")
+WITH_BUDGET = """definition = definition || '{"budget_tokens": 5}', hash = sha256(convert_to((definition || '{"budget_tokens": 5}')::text, 'UTF8'))"""
+STARTED_ENGINE = """(select count(*) = 1 from engine_executions x join workflow_executions e on e.tenant_id = x.tenant_id and e.id = x.id join resource_allocations b on b.tenant_id = e.tenant_id and b.id = e.allocation_id
+    join agent_run_steps s on s.tenant_id = e.tenant_id and s.child_execution_id = e.id where x.tenant_id = '{a}' and x.engine_id = '{engine}' and x.version = 1 and x.user_id = '{user}'
+    and e.parent_execution_id = '{turn_execution}' and e.parent_node = 1 and e.parent_item = -1 and e.depth = 1 and e.input @> '{"q": 1}' and b.parent_id = '{turn_budget}' and s.run_id = '{turning}' and s.n = 3 and %s)"""
+
+
+def asked(child: str = "null", tenant: str = "a", n: int = 1) -> str:
+    """The second turn is a run of the engine, which has not started when no child is named."""
+    row = f"('{{{tenant}}}', '{{turning}}', 3, '{{user}}', 2, 'model', '{{agent}}', 'engine/x@1', '{{\"q\": {n}}}', now(), {child})"
+    insert = f"insert into agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, name, arguments, created_at, child_execution_id) values {row}"
+    return f"set local session_replication_role = replica; {insert}; set local session_replication_role = origin"
+
+
+RUNS = "; ".join(
+    (PINNED, asked("'{asking_execution}'"), asked("'{asking_execution}'", "twin"), CHARGED,
+     change("agent_run_steps", "child_execution_id = '{asked_execution}'", "run_id = '{turning}' and n = 1"))
+)  # fmt: skip
+COST = " and ".join((
+    STEP % ("charged_tokens = 12 and cost_micros = 14 and status = '%s'", "turning", 3), RUN % ("charged_tokens = 22", "turning"), RUN % ("charged_tokens = 10", "others_turning"),
+    STEP % ("status = 'done' and charged_tokens = 10", "turning", 1), TWINS % "status = 'open' and charged_tokens = 0", "(select charged_tokens = 7777777 from agent_runs where tenant_id = '{twin}' and id = '{turning}')"))  # fmt: skip
+ENGINES = [
+    # what the engine means is looked at once, when the agent gets the word
+    Case("user", start("new"), given=OF_ENGINE, then="(select count(*) = 1 from agent_runs r join resource_allocations b on b.tenant_id = r.tenant_id and b.id = r.allocation_id where r.tenant_id = '{a}' and r.user_id = '{user}'"
+         " and r.engines -> (r.agent_id || '@1') @> '{\"engine_id\": \"{engine}\", \"version\": 1}' and b.wrap_up_tokens = 0)"),
+    *[Case("user", start("new"), code, f"{OF_ENGINE}; update level_engines set access = '{access}' where tenant_id = '{{a}}' and engine_id = '{{engine}}'") for access, code in (("read", "VS403"), ("none", "VS404"))],
+    *[Case("user", f"select save_agent('new', '{{\"instructions\": \"x\", \"engine\": \"e\", {more}}}')", "VS422") for more in ('"model": "m"', '"tools": [{"tool": "x"}]')],
+    # a turn is written down, once
+    Case("runtime", ASK % (lease(), 2), given=f"{PINNED}; {TWINS_TURN}", then=STEP % (
+        "kind = 'model' and status = 'open' and turn = 2 and name = 'engine/{word}@1' and user_id = '{user}' and child_execution_id is null", "turning", 3) + " and " + OTHERS),
+    Case("runtime", ASK % (lease(), 1), given=PINNED, then=NO_MORE),
+    Case("runtime", ASK % (lease(), 3), "VS409", PINNED),
+    Case("runtime", ASK % (lease(), 2), "VS409"),
+    Case("runtime", ASK % (lease(), 2), "VS409", f"{PINNED}; {ENDED}"),
+    Case("runtime", ASK % (lease(), 2), "VS429", f"{PINNED}; {limited(turns=1)}"),
+    Case("runtime", ASK % (lease(), 2), "VS429", f"{PINNED}; " + change("agent_runs", "deadline_at = '2020-01-01'", "id = '{turning}'")),
+    *[Case("runtime", ASK % (lease(**{name: value}), 2), "VS409", PINNED) for name, value in ANOTHER.items()],
+    # it starts when the step waits, of what is left of the budget
+    Case("runtime", WAITS, given="; ".join((PINNED, asked(), asked("null", "twin", 2), change("workflow_versions", WITH_BUDGET, "true", "twin"))), then=" and ".join((STARTED_ENGINE % "b.budget_tokens = 440", TWINS % "child_execution_id is null", OTHERS))),
+    Case("runtime", WAITS, given="; ".join((PINNED, asked(), change("workflow_versions", WITH_BUDGET, "true"))), then=STARTED_ENGINE % "b.budget_tokens = 5"),
+    *[Case("runtime", WAITS, given="; ".join((PINNED, asked(), asked("null", "twin", 2), given)), then=" and ".join((STEP % (f"status = 'failed' and result ->> 'code' = '{code}' and finished_at is not null", "turning", 3), TWINS % "status = 'open'")))
+      for code, given in (("engine_not_started", change("workflow_executions", "depth = 5", "id = '{turn_execution}'")), ("budget_exhausted", change("resource_allocations", "spent_tokens = 450", "id = '{turn_budget}'")))],
+    Case("runtime", WAITS, given="; ".join((PINNED, asked(), asked("'{asking_execution}'", "twin"), IN_TIME, change("agent_run_steps", "child_execution_id = '{asked_execution}'", "run_id = '{turning}' and n = 1"))),
+         then="exists (select from workflow_timers where tenant_id = '{a}' and execution_id = '{turn_execution}' and due_at < vanilla.clock() + interval '2 min')"),
+    # its cost is that of all that it started, when it has answered and when it has not
+    Case("runtime", ANSWER, "= (2)", RUNS, then=COST % "done"),
+    Case("runtime", told("failed", error={"code": "engine_failed", "message": "x"}), given=RUNS, then=COST % "failed" + " and " + RUN % ("stop_reason = 'failed'", "turning")),
+    Case("user", "select cancel_execution('{turn_execution}')", given=RUNS, then=COST % "refused"),
+]  # fmt: skip
+
+CASES = [*SAVED, *STARTS, *TURNS, *ENDS, *ENGINES]

@@ -8,10 +8,11 @@ from uuid import UUID
 import pytest
 
 from tests.conftest import Cluster
-from tests.engines.shop import Shop, shop
+from tests.engines.shop import Shop, asking, shop
 from tests.orchestration.studio import Studio, agent, calls, says
 from tests.tokens.test_cli import Cli, shell
 from vanilla_saas.client import ApiError, Client
+from vanilla_saas.orchestration.teams import MESSAGE
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,24 @@ async def test_an_agent_of_a_file_is_saved_run_shown_and_retired(vs: Cli, floor:
     assert (await vs.json("agents", "run-show", begun["run_id"]))["stop_reason"] == "canceled"
     assert "retired" in (await vs("agents", "retire", "helper")).stdout
     assert (await vs.refused("agents", "run", "helper", *who)).name == "invalid_state"
+
+
+async def test_an_agent_with_an_engine_of_a_file_is_run(vs: Cli, floor: Shop, tmp_path: Path) -> None:
+    user, engine = await floor.person(), await floor.deploy(asking(output="'Noon.'", input=MESSAGE))
+    file = tmp_path / "clerk.yaml"
+    file.write_text(f"instructions: You tell the time.\nengine: {engine.slug}@1\n")
+    who = ("--user", user.email, "--input", "message=What time is it?")
+    assert (await vs("agents", "run", str(file), *who)).stdout == "Noon.\n"
+    run = await vs.json("agents", "run", str(file), *who)
+    shown = (await vs("agents", "run-show", run["run_id"])).stdout
+    assert f"turn 1 by engine/{engine.slug}@1: Noon." in shown
+    (step,) = run["runs"][0]["steps"]
+    assert (run["stop_reason"], step["name"]) == ("done", f"engine/{engine.slug}@1")
+    made = await floor.room.execution(UUID(step["execution_id"]))
+    assert step["charged_tokens"] == run["charged_tokens"] == made["charged_tokens"] > 0
+    file.write_text(f"instructions: x\nengine: {engine.slug}\nmodel: sandbox-small\n")
+    refused = await vs.refused("agents", "save", str(file))
+    assert [(one["path"], one["code"]) for one in refused.detail["problems"]] == [("model", "fields_exclusive")]
 
 
 async def test_a_file_that_is_wrong_is_refused(vs: Cli, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from tests.engines.shop import Made, asking
 from tests.orchestration.mortals import Ward
 from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from tests.orchestration.test_runs import MONEY
+from tests.orchestration.test_teams import flow as team_flow
 from vanilla_saas.checks import run_checks
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.orchestration import drafts
 from vanilla_saas.orchestration.definition import AgentDefinition
+from vanilla_saas.orchestration.teams import MESSAGE
 
 LOOPS = BOTH_LOOPS
 ENGINE_RUNS = """
@@ -31,6 +33,7 @@ select coalesce(sum((l.metadata ->> 'actual')::bigint), 0) from tree t
 join user_token_ledger l on l.reference_id = t.id and l.direction = 'settle'
 """
 TALK = {"type": "object", "properties": {"messages": {"type": "array"}}, "required": ["messages"]}
+TEAM_BUDGET = {"budget_tokens": 20_000}
 ASKED = {"type": "object", "properties": {"question": {"type": "string"}}, "required": ["question"]}
 
 
@@ -299,10 +302,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"engine": "e", "model": "sandbox-small"}, "model", "fields_exclusive"),
     ({"engine": "e", "fallbacks": ["sandbox-small"]}, "fallbacks", "fields_exclusive"),
     ({"engine": "e", "tools": ["refund"]}, "tools", "fields_exclusive"),
-    ({"engine": "e", "handoffs": ["other"]}, "handoffs", "fields_exclusive"),
-    ({"engine": "e", "delegates": ["other"]}, "delegates", "fields_exclusive"),
-    ({"engine": "e", "contract": {"bidders": ["other"]}}, "contract", "fields_exclusive"),
-    ({"engine": "e", "chat": {"members": ["a", "b"]}}, "chat", "fields_exclusive"),
+    ({"engine": "e", "handoffs": [{"agent": "other"}]}, "handoffs", "fields_exclusive"),
+    ({"engine": "e", "delegates": [{"agent": "other"}]}, "delegates", "fields_exclusive"),
+    ({"engine": "e", "contract": {"bidders": [{"agent": "other"}]}}, "contract", "fields_exclusive"),
+    ({"engine": "e", "chat": {"members": [{"agent": "a"}, {"agent": "b"}]}}, "chat", "fields_exclusive"),
     ({"engine": "e", "temperature": 0.0}, "temperature", "fields_exclusive"),
     ({"engine": "e", "max_output_tokens": 5}, "max_output_tokens", "fields_exclusive"),
     ({"engine": "No engine"}, "engine", "wrong_form"),
@@ -368,6 +371,50 @@ async def test_a_worker_that_is_killed_anywhere_runs_the_engine_once(ward: Ward,
         assert found["charged_tokens"] == step["charged_tokens"] == made["charged_tokens"] == charged > 0
         await ward.require_nothing_held(operator)
     assert ward.sandbox.asked.total() <= 1 + (death == "call:1")
+
+
+async def test_in_a_team_with_a_budget_an_engine_is_paid_of_that(desk: Studio) -> None:
+    person = await desk.shop.person()
+    engine = await desk.shop.deploy(flow("From the engine.", MESSAGE))
+    agents = {"first": of_engine(engine), "second": {"model": "sandbox-small", "instructions": "You repeat."}}
+    found = await team_flow(desk, person, {"name": "mixed", "pattern": "sequential", "agents": agents} | TEAM_BUDGET)
+    assert (found["status"], found["output"]["text"]) == ("succeeded", 'You said: "From the engine."')
+    charged = await desk.shop.operator.fetchval(CHARGED, found["id"])
+    root = await desk.shop.operator.fetchrow(
+        "select a.* from resource_allocations a join workflow_executions e on e.allocation_id = a.id where e.id = $1",
+        found["id"],
+    )
+    assert (root["state"], root["budget_tokens"], root["spent_tokens"]) == ("closed", 20_000, charged)
+    runs = "select sum(charged_tokens) from agent_runs where execution_id = $1"
+    assert await desk.shop.operator.fetchval(runs, found["id"]) == charged
+    assert [str(one) for one in await run_checks(desk.shop.operator, MONEY)] == []
+
+
+@pytest.mark.parametrize(
+    "team",
+    [{"pattern": "manager"}, {"pattern": "contract_net"}, {"pattern": "group_chat", "floor": "manager"}],
+    ids=["manager", "contract_net", "group_chat"],
+)
+def test_who_leads_by_calling_others_has_no_engine(team: dict[str, Any]) -> None:
+    with pytest.raises(VanillaError, match="does not validate") as refused:
+        drafts.team({"name": "t", "agents": {"a": of_engine("e"), "b": {"model": "m", "instructions": "x"}}} | team)
+    assert "give it a model, not an engine" in refused.value.detail["problems"][0]["message"]
+
+
+def test_a_chat_without_a_lead_takes_a_model_from_who_has_one() -> None:
+    agents: dict[str, Any] = {"a": of_engine("e"), "b": {"model": "m", "instructions": "x"}}
+    made = drafts.team({"name": "t", "pattern": "group_chat", "agents": agents})
+    assert (made.agents["t-chat"].model, made.agents["t-a"].engine) == ("m", "e")
+    agents["b"] = of_engine("e")
+    with pytest.raises(VanillaError) as refused:
+        drafts.team({"name": "t", "pattern": "group_chat", "agents": agents})
+    assert "has a model" in refused.value.detail["problems"][0]["message"]
+
+
+def test_who_has_an_engine_hands_over_to_nobody_of_its_team() -> None:
+    agents = {"a": {"model": "m", "instructions": "x"}, "b": of_engine("e")}
+    made = drafts.team({"name": "t", "pattern": "handoff", "agents": agents})
+    assert [[edge.agent for edge in made.agents[f"t-{name}"].handoffs] for name in "ab"] == [["t-b"], []]
 
 
 def test_a_definition_with_an_engine_reads_as_it_was_written() -> None:

@@ -11,9 +11,11 @@ import pytest
 
 from tests.conftest import Cluster
 from tests.console.console_support import PAGE, look, signed_in, submit
+from tests.engines.shop import asking
 from tests.orchestration.studio import Studio, agent, calls, says, studio
 from vanilla_saas.orchestration import drafts, page_view
 from vanilla_saas.orchestration.stops import STOPS
+from vanilla_saas.orchestration.teams import MESSAGE
 
 FRAGMENT = {"hx-request": "true"}
 HOSTILE = "</pre><script>alert(1)</script>"
@@ -79,6 +81,23 @@ async def test_an_agent_is_made_changed_run_and_retired_on_its_pages(desk: Studi
         _, page, _ = await look(http, f"/agents/{slug}?notice=retired")
         assert "Run version" not in page.text
         assert (await submit(http, f"/agents/{slug}/run", FRAGMENT, **form | {"key": "two"}))[0] == 409
+
+
+async def test_an_agent_with_an_engine_shows_that_and_its_runs(desk: Studio) -> None:
+    person, engine = await desk.shop.person(), await desk.shop.deploy(asking(output="'Noon.'", input=MESSAGE))
+    slug = await desk.save({"instructions": "You tell the time.", "engine": engine.slug}, who=person)
+    run = await desk.ended(await desk.start(person, slug))
+    (step,) = await desk.steps(run["id"])
+    async with signed_in(desk.address, desk.shop.room.people, person) as http:
+        _, page, _ = await look(http, f"/agents/{slug}")
+        assert f'<dt>Engine</dt><dd class="mono">{engine.slug}</dd>' in page.text
+        assert "<dt>Model</dt>" not in page.text
+        _, page, _ = await look(http, f"/agent-runs/{run['id']}")
+        assert f"engine/{engine.slug}@1" in page.text
+        assert "Noon." in page.text
+        link = f"/runs/{step['child_execution_id']}"
+        assert f'href="{link}"' in page.text
+        assert (await look(http, link))[0] == 200
 
 
 async def test_others_see_what_is_shared_and_no_runs_but_their_own(desk: Studio) -> None:
