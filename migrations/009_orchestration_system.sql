@@ -543,12 +543,12 @@ create table if not exists public.agreement_violations (
     constraint agreement_violations_pkey primary key (tenant_id, id),
     constraint agreement_violations_version_fkey foreign key (tenant_id, agreement_id, version)
         references public.agreement_versions (tenant_id, agreement_id, version),
-    constraint agreement_violations_rule_check check (rule in ('performative', 'sender', 'reply', 'conversation', 'deadline', 'limit', 'schema'))
+    constraint agreement_violations_rule_check check (rule in ('performative', 'sender', 'reply', 'conversation', 'deadline', 'limit', 'schema', 'price'))
 );
 create index if not exists agreement_violations_agreement_idx on public.agreement_violations (tenant_id, agreement_id, version, created_at);
 create index if not exists agreement_violations_user_idx on public.agreement_violations (tenant_id, user_id);
 comment on table public.agreement_violations is 'Messages that were refused because they broke an agreement: who, which rule, where. Never what the message said.';
-comment on column public.agreement_violations.path is 'JSON pointer into the message''s body, of a breach of the rule schema.';
+comment on column public.agreement_violations.path is 'JSON pointer into the message''s body, where the rule is one of the body.';
 
 -- Channels: tables -------------------------------------------------------------------------------------------------
 create table if not exists public.communication_channels (
@@ -3882,7 +3882,7 @@ begin
 end
 $f$;
 comment on function vanilla.agreement_breach(jsonb, public.communication_channels, text, text, public.channel_messages, public.channel_messages, timestamptz) is
-    'Which rule but the schema of its body a message breaks: {rule, message}, null for none. Given are the terms, the locked channel, who speaks, the message it replies to and the one that began the conversation.';
+    'Which rule but those of its body a message breaks: {rule, message}, null for none. Given are the terms, the locked channel, who speaks, the message it replies to and the one that began the conversation.';
 
 create or replace function vanilla.act_ends(p_act jsonb) returns boolean
 language sql immutable return coalesce((p_act ->> 'ends')::boolean, coalesce(p_act -> 'replies', '[]') = '[]');
@@ -3894,12 +3894,31 @@ declare
     v_schema jsonb := p_terms -> 'acts' -> p_performative -> 'schema';
     v_problem jsonb;
 begin
-    if v_schema is null then return null; end if;
-    select m.problem into v_problem from vanilla.schema_misfit(v_schema, p_body, v_schema -> '$defs', '', 0, 10000) m;
+    select m.problem into v_problem from vanilla.schema_misfit(v_schema, p_body, v_schema -> '$defs', '', 0, 10000) m where v_schema is not null;
+    if v_problem is null then return null; end if;
     return jsonb_build_object('rule', 'schema', 'path', left(v_problem ->> 'path', 500), 'message', v_problem -> 'message');
 end
 $f$;
-comment on function vanilla.schema_breach(jsonb, text, jsonb) is 'Where a body does not fit the schema of its act: {rule, path, message}, whose path is null when it fits.';
+comment on function vanilla.schema_breach(jsonb, text, jsonb) is 'Where a body does not fit the schema of its act: {rule, path, message}; null: it fits.';
+
+create or replace function vanilla.price_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_most numeric := (p_terms #>> '{price,max_tokens_per_task}')::numeric;
+    v_price jsonb := p_body -> 'price_tokens';
+begin
+    if p_performative <> 'propose' or v_most is null or v_price is null then return null; end if;
+    if jsonb_typeof(v_price) = 'number' and (v_price #>> '{}')::numeric <= v_most then return null; end if;
+    return jsonb_build_object('rule', 'price', 'path', '/price_tokens', 'message', format('a price is a number of tokens, at most %s', v_most));
+end
+$f$;
+comment on function vanilla.price_breach(jsonb, text, jsonb) is 'Where a bid, the act propose, asks for more than price.max_tokens_per_task: {rule, path, message}; null: it does not, or says no price_tokens.';
+
+create or replace function vanilla.body_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select coalesce(vanilla.schema_breach(p_terms, p_performative, p_body), vanilla.price_breach(p_terms, p_performative, p_body))
+$f$;
+comment on function vanilla.body_breach(jsonb, text, jsonb) is 'Which rule of its body a message breaks, the first of schema and price: {rule, path, message}; null: none.';
 
 create or replace function vanilla.record_violation(p_agreement public.protocol_agreements, p_limits jsonb, p_channel_id uuid, p_participant public.channel_participants,
     p_performative text, p_breach jsonb) returns jsonb
@@ -4187,7 +4206,7 @@ begin
         select * into v_agreement from public.protocol_agreements a where a.tenant_id = v_participant.tenant_id and a.id = v_channel.agreement_id;
         v_terms := vanilla.binding_terms(v_agreement);
         v_version := v_agreement.version;
-        v_breach := vanilla.schema_breach(v_terms, p_performative, p_body);
+        v_breach := vanilla.body_breach(v_terms, p_performative, p_body);
     end if;
     select * into v_channel from public.communication_channels c where c.tenant_id = v_participant.tenant_id and c.id = v_participant.channel_id for no key update;
     if not found then perform vanilla.refuse('VS404', 'no such channel', jsonb_build_object('channel_id', p_channel_id)); end if;      -- deleted meanwhile
@@ -4213,13 +4232,12 @@ begin
         select * into v_agreement from public.protocol_agreements a where a.tenant_id = v_participant.tenant_id and a.id = v_channel.agreement_id;
         if v_agreement.version <> v_version or vanilla.agreement_state(v_agreement) <> 'active' then      -- it changed meanwhile
             v_terms := vanilla.binding_terms(v_agreement);
-            v_breach := vanilla.schema_breach(v_terms, p_performative, p_body);
+            v_breach := vanilla.body_breach(v_terms, p_performative, p_body);
         end if;
         if p_in_reply_to is not null then
             select * into v_root from public.channel_messages m where m.tenant_id = v_participant.tenant_id and m.channel_id = v_channel.id and m.seq = v_replied.conversation;
         end if;
-        v_breach := coalesce(vanilla.agreement_breach(v_terms, v_channel, v_participant.party, p_performative, v_replied, v_root, v_now),
-            case when v_breach ->> 'path' is not null then v_breach end);
+        v_breach := coalesce(vanilla.agreement_breach(v_terms, v_channel, v_participant.party, p_performative, v_replied, v_root, v_now), v_breach);
         if v_breach is not null then
             return vanilla.record_violation(v_agreement, v_terms -> 'limits', v_channel.id, v_participant, p_performative, v_breach);
         end if;

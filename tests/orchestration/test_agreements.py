@@ -192,6 +192,52 @@ async def test_no_more_conversations_and_messages_than_agreed(talk: Hall) -> Non
     assert await rule(talk, channel, "bo", "inform") == "limit"
 
 
+BIDS: dict[str, Any] = {
+    "acts": {"cfp": {"senders": ["ada"], "replies": ["propose"]}, "propose": {"senders": ["bo"]}, "inform": {}}
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "passes"),
+    [
+        ({"price_tokens": 1000}, True),
+        ({"price_tokens": 1000.0}, True),
+        ({"price_tokens": 1001}, False),
+        ({"price_tokens": 1000.5}, False),
+        ({"price_tokens": 1e300}, False),
+        ({"price_tokens": "1"}, False),  # more or less than nothing that can be compared
+        ({"price_tokens": None}, False),
+        ({"plan": "for nothing"}, True),
+        ([{"price_tokens": 1001}], True),  # no bid: its act has no schema that asks for one
+        ("price_tokens", True),
+        (None, True),
+    ],
+)
+async def test_a_bid_is_not_above_the_price_that_was_agreed(talk: Hall, body: Any, passes: bool) -> None:
+    agreement = await talk.agree(BIDS | {"price": {"max_tokens_per_task": 1000}})
+    channel = await talk.open_bound(agreement)
+    asked = await talk.say(channel, "ada", "cfp")
+    answer = await talk.send(channel, "bo", "propose", body, p_in_reply_to=asked)
+    if passes:
+        assert answer["seq"] == 2
+    else:
+        assert (answer["seq"], answer["refused"]["rule"]) == (None, "price")
+        assert answer["refused"]["path"] == "/price_tokens"
+        assert answer["refused"]["message"] == "a price is a number of tokens, at most 1000"
+        [broken] = (await talk.ask("agreement_read", agreement))["latest_violations"]
+        assert (broken["rule"], broken["path"], broken["party"]) == ("price", "/price_tokens", "bo")
+
+
+async def test_a_price_binds_bids_only_and_comes_after_the_schema(talk: Hall) -> None:
+    acts = BIDS["acts"] | {"propose": {"senders": ["bo"], "opens": True, "schema": {"required": ["plan"]}}}
+    channel = await talk.open_bound(await talk.agree({"acts": acts, "price": {"max_tokens_per_task": 0}}))
+    assert await rule(talk, channel, "bo", "propose", {"price_tokens": 1}) == "schema"
+    assert await rule(talk, channel, "bo", "propose", {"price_tokens": 1, "plan": ""}) == "price"
+    await talk.say(channel, "bo", "inform", body={"price_tokens": 1})
+    free = await talk.open_bound(await talk.agree({"acts": acts, "price": {}}))
+    await talk.say(free, "bo", "propose", body={"price_tokens": 10**15, "plan": ""})
+
+
 async def test_violations_are_counted_and_suspend(talk: Hall) -> None:
     agreement = await talk.agree(TASK)
     channel = await talk.open_bound(agreement)

@@ -14,7 +14,11 @@ from tests.orchestration.hall import Channel, Hall, VanillaError
 
 ILLEGAL = 10_000 if LONG else 2_500
 """Messages that are refused before the test is content; the same number of legal ones pass meanwhile."""
-PRICE = {"type": "object", "required": ["price"], "properties": {"price": {"type": "integer", "exclusiveMinimum": 0}}}
+PRICE = {
+    "type": "object",
+    "required": ["price_tokens"],
+    "properties": {"price_tokens": {"type": "integer", "exclusiveMinimum": 0}},
+}
 ACTS: dict[str, Any] = {
     "cfp": {
         "senders": ["ada"],
@@ -46,12 +50,15 @@ ACTS: dict[str, Any] = {
 PERFORMATIVES = [*ACTS, "request", "query", "not_understood"]
 BODIES: list[Any] = [
     {"task": "t"}, {"task": "t", "tags": ["x"]}, {"task": "t", "tags": ["x", "x"]}, {"task": ""}, {"task": "toolong"}, {"task": "t", "z": 1},
-    {"price": 1}, {"price": 2.0}, {"price": 0}, {"price": "1"}, {"price": 1, "done": 1}, {"done": True}, {}, [], None, "", "E01", "E1", "e01", 3, True,
+    {"price_tokens": 1}, {"price_tokens": 2.0}, {"price_tokens": 0}, {"price_tokens": "1"}, {"price_tokens": 1, "done": 1},
+    {"price_tokens": 5}, {"price_tokens": 6}, {"price_tokens": 1e30}, {"done": True}, {}, [], None, "", "E01", "E1", "e01", 3, True,
 ]  # fmt: skip
 FITTING = {
     name: [b for b in BODIES if jsonschema_rs.is_valid(act.get("schema", True), b)] for name, act in ACTS.items()
 }
 OPEN = 4
+MOST = 5
+"""Tokens that a bid asks for at most."""
 
 
 @dataclass
@@ -92,6 +99,8 @@ class Model:
             return "limit"
         if not jsonschema_rs.is_valid(act.get("schema", True), body):
             return "schema"
+        if performative == "propose" and body["price_tokens"] > MOST:
+            return "price"
         return None
 
     @staticmethod
@@ -110,8 +119,9 @@ class Model:
 
 
 async def test_exactly_the_illegal_messages_are_refused(talk: Hall) -> None:
+    limits = {"max_open_conversations": OPEN, "max_violations": 1_000_000}
     agreement = await talk.agree(
-        {"acts": ACTS, "limits": {"max_open_conversations": OPEN, "max_violations": 1_000_000}}, "ada", "bo", "cy"
+        {"acts": ACTS, "limits": limits, "price": {"max_tokens_per_task": MOST}}, "ada", "bo", "cy"
     )
     draw = random.Random(7)
     rules: dict[str, int] = {}
@@ -135,7 +145,7 @@ async def test_exactly_the_illegal_messages_are_refused(talk: Hall) -> None:
             assert answer["refused"]["rule"] == expected
             rules[expected] = rules.get(expected, 0) + 1
             refused += 1
-    assert set(rules) == {"performative", "sender", "reply", "conversation", "deadline", "limit", "schema"}
+    assert set(rules) == {"performative", "sender", "reply", "conversation", "deadline", "limit", "schema", "price"}
     assert (await talk.ask("agreement_read", agreement))["violations"] == refused
     read = await talk.connection.fetch(
         "select rule, count(*) from agreement_violations where agreement_id = $1 group by rule", agreement

@@ -249,8 +249,8 @@ class Violation(BaseModel):
     participant_id: UUID
     party: str | None
     performative: str
-    rule: Literal["performative", "sender", "reply", "conversation", "deadline", "limit", "schema"]
-    path: str = Field(description="JSON pointer into the body, of a breach of the schema")
+    rule: Literal["performative", "sender", "reply", "conversation", "deadline", "limit", "schema", "price"]
+    path: str = Field(description="JSON pointer into the body, where the rule is one of the body")
     message: str
     created_at: datetime
 
