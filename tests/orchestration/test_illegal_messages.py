@@ -59,6 +59,7 @@ FITTING = {
 OPEN = 4
 MOST = 5
 """Tokens that a bid asks for at most."""
+LATENCY = timedelta(seconds=20)
 
 
 @dataclass
@@ -103,6 +104,9 @@ class Model:
             return "price"
         return None
 
+    def late(self, reply: int | None, now: datetime) -> bool:
+        return reply is not None and now - self.log[reply - 1].at > LATENCY
+
     @staticmethod
     def ends(act: dict[str, Any]) -> bool:
         return bool(act.get("ends", not act.get("replies")))
@@ -120,9 +124,8 @@ class Model:
 
 async def test_exactly_the_illegal_messages_are_refused(talk: Hall) -> None:
     limits = {"max_open_conversations": OPEN, "max_violations": 1_000_000}
-    agreement = await talk.agree(
-        {"acts": ACTS, "limits": limits, "price": {"max_tokens_per_task": MOST}}, "ada", "bo", "cy"
-    )
+    figures = {"price": {"max_tokens_per_task": MOST}, "sla": {"max_latency_ms": LATENCY // timedelta(milliseconds=1)}}
+    agreement = await talk.agree({"acts": ACTS, "limits": limits} | figures, "ada", "bo", "cy")
     draw = random.Random(7)
     rules: dict[str, int] = {}
     legal = refused = 0
@@ -132,21 +135,35 @@ async def test_exactly_the_illegal_messages_are_refused(talk: Hall) -> None:
             assert await talk.seqs(channel) == list(range(1, len(model.log) + 1))
             channel, model = await new_channel(talk, agreement)
         if draw.random() < 0.1:
-            await talk.later(seconds=draw.choice((1, 29, 31, 61)))
+            await talk.later(seconds=draw.choice((1, 20, 29, 31, 61)))
         sender, performative, body, reply = message(draw, model)
         expected = model.illegal(sender, performative, body, reply, talk.now)
         answer = await talk.send(channel, sender, performative, body, p_in_reply_to=reply)
         if expected is None:
             assert answer.get("refused") is None, (answer, sender, performative, body, reply)
+            late = model.late(reply, talk.now)
+            assert answer.get("violated", {}).get("rule") == ("latency" if late else None)
             assert answer["seq"] == model.said(sender, performative, reply, talk.now)
             legal += 1
+            if late:
+                rules["latency"] = rules.get("latency", 0) + 1
         else:
             assert answer["seq"] is None, (expected, sender, performative, body, reply)
             assert answer["refused"]["rule"] == expected
             rules[expected] = rules.get(expected, 0) + 1
             refused += 1
-    assert set(rules) == {"performative", "sender", "reply", "conversation", "deadline", "limit", "schema", "price"}
-    assert (await talk.ask("agreement_read", agreement))["violations"] == refused
+    assert set(rules) == {
+        "performative",
+        "sender",
+        "reply",
+        "conversation",
+        "deadline",
+        "limit",
+        "schema",
+        "price",
+        "latency",
+    }
+    assert (await talk.ask("agreement_read", agreement))["violations"] == sum(rules.values())
     read = await talk.connection.fetch(
         "select rule, count(*) from agreement_violations where agreement_id = $1 group by rule", agreement
     )
