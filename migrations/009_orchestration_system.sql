@@ -543,12 +543,12 @@ create table if not exists public.agreement_violations (
     constraint agreement_violations_pkey primary key (tenant_id, id),
     constraint agreement_violations_version_fkey foreign key (tenant_id, agreement_id, version)
         references public.agreement_versions (tenant_id, agreement_id, version),
-    constraint agreement_violations_rule_check check (rule in ('performative', 'sender', 'reply', 'conversation', 'deadline', 'limit', 'schema'))
+    constraint agreement_violations_rule_check check (rule in ('performative', 'sender', 'reply', 'conversation', 'deadline', 'limit', 'schema', 'price', 'latency'))
 );
 create index if not exists agreement_violations_agreement_idx on public.agreement_violations (tenant_id, agreement_id, version, created_at);
 create index if not exists agreement_violations_user_idx on public.agreement_violations (tenant_id, user_id);
-comment on table public.agreement_violations is 'Messages that were refused because they broke an agreement: who, which rule, where. Never what the message said.';
-comment on column public.agreement_violations.path is 'JSON pointer into the message''s body, of a breach of the rule schema.';
+comment on table public.agreement_violations is 'Messages that broke an agreement and so were refused, of the rule latency delivered: who, which rule, where. Never what the message said.';
+comment on column public.agreement_violations.path is 'JSON pointer into the message''s body, where the rule is one of the body.';
 
 -- Channels: tables -------------------------------------------------------------------------------------------------
 create table if not exists public.communication_channels (
@@ -3882,7 +3882,15 @@ begin
 end
 $f$;
 comment on function vanilla.agreement_breach(jsonb, public.communication_channels, text, text, public.channel_messages, public.channel_messages, timestamptz) is
-    'Which rule but the schema of its body a message breaks: {rule, message}, null for none. Given are the terms, the locked channel, who speaks, the message it replies to and the one that began the conversation.';
+    'Which rule but those of its body a message breaks: {rule, message}, null for none. Given are the terms, the locked channel, who speaks, the message it replies to and the one that began the conversation.';
+
+create or replace function vanilla.latency_breach(p_terms jsonb, p_replied public.channel_messages, p_now timestamptz) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('rule', 'latency', 'message', format('an answer comes within %s ms', p_terms #>> '{sla,max_latency_ms}'))
+        where p_replied.created_at + (p_terms #>> '{sla,max_latency_ms}')::bigint * interval '1 millisecond' < p_now
+$f$;
+comment on function vanilla.latency_breach(jsonb, public.channel_messages, timestamptz) is
+    'Whether an answer comes later than sla.max_latency_ms after what it answers: {rule, message}; null: it does not, or answers nothing. It is delivered all the same.';
 
 create or replace function vanilla.act_ends(p_act jsonb) returns boolean
 language sql immutable return coalesce((p_act ->> 'ends')::boolean, coalesce(p_act -> 'replies', '[]') = '[]');
@@ -3894,12 +3902,31 @@ declare
     v_schema jsonb := p_terms -> 'acts' -> p_performative -> 'schema';
     v_problem jsonb;
 begin
-    if v_schema is null then return null; end if;
-    select m.problem into v_problem from vanilla.schema_misfit(v_schema, p_body, v_schema -> '$defs', '', 0, 10000) m;
+    select m.problem into v_problem from vanilla.schema_misfit(v_schema, p_body, v_schema -> '$defs', '', 0, 10000) m where v_schema is not null;
+    if v_problem is null then return null; end if;
     return jsonb_build_object('rule', 'schema', 'path', left(v_problem ->> 'path', 500), 'message', v_problem -> 'message');
 end
 $f$;
-comment on function vanilla.schema_breach(jsonb, text, jsonb) is 'Where a body does not fit the schema of its act: {rule, path, message}, whose path is null when it fits.';
+comment on function vanilla.schema_breach(jsonb, text, jsonb) is 'Where a body does not fit the schema of its act: {rule, path, message}; null: it fits.';
+
+create or replace function vanilla.price_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_most numeric := (p_terms #>> '{price,max_tokens_per_task}')::numeric;
+    v_price jsonb := p_body -> 'price_tokens';
+begin
+    if p_performative <> 'propose' or v_most is null or v_price is null then return null; end if;
+    if jsonb_typeof(v_price) = 'number' and (v_price #>> '{}')::numeric <= v_most then return null; end if;
+    return jsonb_build_object('rule', 'price', 'path', '/price_tokens', 'message', format('a price is a number of tokens, at most %s', v_most));
+end
+$f$;
+comment on function vanilla.price_breach(jsonb, text, jsonb) is 'Where a bid, the act propose, asks for more than price.max_tokens_per_task: {rule, path, message}; null: it does not, or says no price_tokens.';
+
+create or replace function vanilla.body_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select coalesce(vanilla.schema_breach(p_terms, p_performative, p_body), vanilla.price_breach(p_terms, p_performative, p_body))
+$f$;
+comment on function vanilla.body_breach(jsonb, text, jsonb) is 'Which rule of its body a message breaks, the first of schema and price: {rule, path, message}; null: none.';
 
 create or replace function vanilla.record_violation(p_agreement public.protocol_agreements, p_limits jsonb, p_channel_id uuid, p_participant public.channel_participants,
     p_performative text, p_breach jsonb) returns jsonb
@@ -3915,12 +3942,12 @@ begin
     if v_agreement.violations >= v_most and v_agreement.status = 'active' then
         perform vanilla.move_agreement(v_agreement, 'suspended', null, format('%s violations', v_agreement.violations));
     end if;
-    return jsonb_build_object('seq', null, 'replayed', false, 'refused', jsonb_build_object('code', 'agreement_violated', 'rule', p_breach ->> 'rule',
-        'path', coalesce(p_breach ->> 'path', ''), 'message', p_breach ->> 'message', 'violations', v_agreement.violations, 'suspended', v_agreement.violations >= v_most));
+    return jsonb_build_object('code', 'agreement_violated', 'rule', p_breach ->> 'rule', 'path', coalesce(p_breach ->> 'path', ''), 'message', p_breach ->> 'message',
+        'violations', v_agreement.violations, 'suspended', v_agreement.violations >= v_most);
 end
 $f$;
 comment on function vanilla.record_violation(public.protocol_agreements, jsonb, uuid, public.channel_participants, text, jsonb) is
-    'Writes down a message that broke an agreement, counts it, suspends the agreement at the limit, and says what channel_send answers.';
+    'Writes down a message that broke an agreement, counts it, suspends the agreement at the limit, and says what channel_send tells of it.';
 
 -- Channels: open, read, close --------------------------------------------------------------------------------------
 create or replace function public.channel_open(p_name text, p_kind text, p_participants jsonb, p_agreement_id uuid default null, p_limits jsonb default '{}',
@@ -4187,7 +4214,7 @@ begin
         select * into v_agreement from public.protocol_agreements a where a.tenant_id = v_participant.tenant_id and a.id = v_channel.agreement_id;
         v_terms := vanilla.binding_terms(v_agreement);
         v_version := v_agreement.version;
-        v_breach := vanilla.schema_breach(v_terms, p_performative, p_body);
+        v_breach := vanilla.body_breach(v_terms, p_performative, p_body);
     end if;
     select * into v_channel from public.communication_channels c where c.tenant_id = v_participant.tenant_id and c.id = v_participant.channel_id for no key update;
     if not found then perform vanilla.refuse('VS404', 'no such channel', jsonb_build_object('channel_id', p_channel_id)); end if;      -- deleted meanwhile
@@ -4213,16 +4240,17 @@ begin
         select * into v_agreement from public.protocol_agreements a where a.tenant_id = v_participant.tenant_id and a.id = v_channel.agreement_id;
         if v_agreement.version <> v_version or vanilla.agreement_state(v_agreement) <> 'active' then      -- it changed meanwhile
             v_terms := vanilla.binding_terms(v_agreement);
-            v_breach := vanilla.schema_breach(v_terms, p_performative, p_body);
+            v_breach := vanilla.body_breach(v_terms, p_performative, p_body);
         end if;
         if p_in_reply_to is not null then
             select * into v_root from public.channel_messages m where m.tenant_id = v_participant.tenant_id and m.channel_id = v_channel.id and m.seq = v_replied.conversation;
         end if;
-        v_breach := coalesce(vanilla.agreement_breach(v_terms, v_channel, v_participant.party, p_performative, v_replied, v_root, v_now),
-            case when v_breach ->> 'path' is not null then v_breach end);
+        v_breach := coalesce(vanilla.agreement_breach(v_terms, v_channel, v_participant.party, p_performative, v_replied, v_root, v_now), v_breach);
         if v_breach is not null then
-            return vanilla.record_violation(v_agreement, v_terms -> 'limits', v_channel.id, v_participant, p_performative, v_breach);
+            return jsonb_build_object('seq', null, 'replayed', false,
+                'refused', vanilla.record_violation(v_agreement, v_terms -> 'limits', v_channel.id, v_participant, p_performative, v_breach));
         end if;
+        v_breach := vanilla.latency_breach(v_terms, v_replied, v_now);
         v_ends := vanilla.act_ends(v_terms -> 'acts' -> p_performative);
         if v_ends and p_in_reply_to is not null then
             update public.channel_messages m set ended_by = v_channel.last_seq + 1
@@ -4245,11 +4273,12 @@ begin
     update public.communication_channels c set last_seq = v_channel.last_seq, open_conversations = v_channel.open_conversations, told_at = v_channel.told_at,
             floor_holder = v_channel.floor_holder, floor_until = v_channel.floor_until
         where c.tenant_id = v_participant.tenant_id and c.id = v_channel.id;
-    return jsonb_build_object('seq', v_channel.last_seq, 'replayed', false);
+    return jsonb_build_object('seq', v_channel.last_seq, 'replayed', false) || case when v_breach is null then '{}' else
+        jsonb_build_object('violated', vanilla.record_violation(v_agreement, v_terms -> 'limits', v_channel.id, v_participant, p_performative, v_breach)) end;
 end
 $f$;
 comment on function public.channel_send(uuid, uuid, text, jsonb, text, bigint, uuid, uuid) is
-    'Says something as a participant: {seq, replayed}; the same message_id and body again is the same message. What breaks the channel''s agreement is not sent: {seq: null, refused: {code: agreement_violated, rule, path, message, violations, suspended}} is the answer and no error, so that it is written down; commit it.';
+    'Says something as a participant: {seq, replayed}; the same message_id and body again is the same message. What breaks the channel''s agreement is not sent: {seq: null, refused: {code: agreement_violated, rule, path, message, violations, suspended}} is the answer and no error, so that it is written down; commit it. An answer later than sla.max_latency_ms is sent, and tells the same as violated.';
 
 create or replace function vanilla.fail_message(p_participant public.channel_participants, p_error text, p_retry_at timestamptz) returns text
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off as $f$

@@ -192,6 +192,126 @@ async def test_no_more_conversations_and_messages_than_agreed(talk: Hall) -> Non
     assert await rule(talk, channel, "bo", "inform") == "limit"
 
 
+BIDS: dict[str, Any] = {
+    "acts": {"cfp": {"senders": ["ada"], "replies": ["propose"]}, "propose": {"senders": ["bo"]}, "inform": {}}
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "passes"),
+    [
+        ({"price_tokens": 1000}, True),
+        ({"price_tokens": 1000.0}, True),
+        ({"price_tokens": 1001}, False),
+        ({"price_tokens": 1000.5}, False),
+        ({"price_tokens": 1e300}, False),
+        ({"price_tokens": "1"}, False),  # more or less than nothing that can be compared
+        ({"price_tokens": None}, False),
+        ({"plan": "for nothing"}, True),
+        ([{"price_tokens": 1001}], True),  # no bid: its act has no schema that asks for one
+        ("price_tokens", True),
+        (None, True),
+    ],
+)
+async def test_a_bid_is_not_above_the_price_that_was_agreed(talk: Hall, body: Any, passes: bool) -> None:
+    agreement = await talk.agree(BIDS | {"price": {"max_tokens_per_task": 1000}})
+    channel = await talk.open_bound(agreement)
+    asked = await talk.say(channel, "ada", "cfp")
+    answer = await talk.send(channel, "bo", "propose", body, p_in_reply_to=asked)
+    if passes:
+        assert answer["seq"] == 2
+    else:
+        assert (answer["seq"], answer["refused"]["rule"]) == (None, "price")
+        assert answer["refused"]["path"] == "/price_tokens"
+        assert answer["refused"]["message"] == "a price is a number of tokens, at most 1000"
+        [broken] = (await talk.ask("agreement_read", agreement))["latest_violations"]
+        assert (broken["rule"], broken["path"], broken["party"]) == ("price", "/price_tokens", "bo")
+
+
+async def test_a_price_binds_bids_only_and_comes_after_the_schema(talk: Hall) -> None:
+    acts = BIDS["acts"] | {"propose": {"senders": ["bo"], "opens": True, "schema": {"required": ["plan"]}}}
+    channel = await talk.open_bound(await talk.agree({"acts": acts, "price": {"max_tokens_per_task": 0}}))
+    assert await rule(talk, channel, "bo", "propose", {"price_tokens": 1}) == "schema"
+    assert await rule(talk, channel, "bo", "propose", {"price_tokens": 1, "plan": ""}) == "price"
+    await talk.say(channel, "bo", "inform", body={"price_tokens": 1})
+    free = await talk.open_bound(await talk.agree({"acts": acts, "price": {}}))
+    await talk.say(free, "bo", "propose", body={"price_tokens": 10**15, "plan": ""})
+
+
+SLOW: dict[str, Any] = {
+    "acts": {
+        "request": {"senders": ["ada"], "replies": ["agree", "inform"]},
+        "agree": {"senders": ["bo"], "replies": ["inform"]},
+        "inform": {"senders": ["bo"], "opens": True},
+    },
+    "sla": {"max_latency_ms": 1500},
+    "limits": {"max_violations": 2},
+}
+
+
+async def test_a_late_answer_is_delivered_and_a_violation_of_its_sender(talk: Hall) -> None:
+    agreement = await talk.agree(SLOW)
+    channel = await talk.open_bound(agreement)
+    asked = await talk.say(channel, "ada", "request")
+    await talk.later(milliseconds=1500)
+    agreed = await talk.send(channel, "bo", "agree", p_in_reply_to=asked)
+    assert agreed == {"seq": 2, "replayed": False}
+    await talk.later(milliseconds=1500, microseconds=1)
+    late = await talk.send(channel, "bo", "inform", {"n": "secret"}, "late", p_in_reply_to=2)
+    assert late == {
+        "seq": 3,
+        "replayed": False,
+        "violated": {
+            "code": "agreement_violated",
+            "rule": "latency",
+            "path": "",
+            "message": "an answer comes within 1500 ms",
+            "violations": 1,
+            "suspended": False,
+        },
+    }
+    again = await talk.send(channel, "bo", "inform", {"n": "secret"}, "late", p_in_reply_to=2)
+    assert again == {"seq": 3, "replayed": True}
+    assert [row["seq"] for row in await talk.receive(channel, "ada")] == [2, 3]
+    read = await talk.ask("agreement_read", agreement)
+    assert [(v["rule"], v["party"], v["performative"]) for v in read["latest_violations"]] == [
+        ("latency", "bo", "inform")
+    ]
+    assert (read["violations"], "secret" in str(read)) == (1, False)
+
+
+async def test_late_answers_suspend_and_what_opens_a_conversation_is_never_late(talk: Hall) -> None:
+    agreement = await talk.agree(SLOW)
+    channel = await talk.open_bound(agreement)
+    first, second = await talk.say(channel, "ada", "request"), await talk.say(channel, "ada", "request")
+    await talk.later(seconds=2)
+    await talk.say(channel, "bo", "inform")
+    answers = [await talk.send(channel, "bo", "inform", p_in_reply_to=asked) for asked in (first, second)]
+    assert [(a["seq"], a["violated"]["violations"], a["violated"]["suspended"]) for a in answers] == [
+        (4, 1, False),
+        (5, 2, True),
+    ]
+    assert await talk.status(agreement) == "suspended"
+    with pytest.raises(VanillaError, match="agreement is suspended"):
+        await talk.say(channel, "ada", "request")
+    with pytest.raises(VanillaError, match="for another party"):
+        await talk.ask("agreement_resume", agreement, "bo")
+    await talk.ask("agreement_resume", agreement, "ada")
+    await talk.say(channel, "ada", "request")
+
+
+async def test_what_is_refused_is_not_late_as_well(talk: Hall) -> None:
+    acts = SLOW["acts"] | {"request": SLOW["acts"]["request"] | {"reply_within_s": 2}}
+    agreement = await talk.agree(SLOW | {"acts": acts})
+    channel = await talk.open_bound(agreement)
+    asked = await talk.say(channel, "ada", "request")
+    await talk.later(seconds=2)
+    assert (await talk.send(channel, "bo", "agree", p_in_reply_to=asked))["violated"]["rule"] == "latency"
+    await talk.later(microseconds=1)
+    answer = await talk.send(channel, "bo", "agree", p_in_reply_to=asked)
+    assert (answer["refused"]["rule"], answer["refused"]["violations"]) == ("deadline", 2)
+
+
 async def test_violations_are_counted_and_suspend(talk: Hall) -> None:
     agreement = await talk.agree(TASK)
     channel = await talk.open_bound(agreement)

@@ -51,9 +51,13 @@ def both(pair: tuple[Person, Person], **of_bo: Any) -> list[dict[str, Any]]:
     return [{"name": "ada"}, {"name": "bo", "kind": "user", "user_id": str(pair[1].identity.user_id), **of_bo}]
 
 
-async def agreed(ada: Client, bo: Client, pair: tuple[Person, Person]) -> str:
+LATE = {"limits": {"max_violations": 3}, "sla": {"max_latency_ms": 1}}
+"""Two requests are further apart than this."""
+
+
+async def agreed(ada: Client, bo: Client, pair: tuple[Person, Person], **more: Any) -> str:
     parties = {"asks": str(pair[0].identity.user_id), "does": str(pair[1].identity.user_id)}
-    made = await ada.agreements.propose("refunds", parties, "asks", TERMS)
+    made = await ada.agreements.propose("refunds", parties, "asks", TERMS | more)
     assert made["status"] == "proposed"
     done = await bo.agreements.respond(made["agreement_id"], "does", made["hash"], "accept")
     assert done["status"] == "active"
@@ -125,6 +129,26 @@ async def test_what_breaks_an_agreement_is_refused_and_stays_written(
     assert (found["status"], [one["rule"] for one in found["latest_violations"]]) == ("suspended", ["sender", "schema"])
     assert (await refused(ada.channels.send(channel, who["ada"], {}, performative="request"))).code == "invalid_state"
     assert len(await ada.channels.history(channel)) == 1
+
+
+async def test_an_answer_that_is_late_is_sent_and_says_so(
+    ada: Client, bo: Client, pair: tuple[Person, Person], api: str
+) -> None:
+    agreement = await agreed(ada, bo, pair, **LATE)
+    seats = both(pair, party="does")
+    seats[0]["party"] = "asks"
+    made = await ada.channels.open("refunds", seats, agreement_id=agreement)
+    channel, who = made["channel_id"], made["participants"]
+    await ada.channels.send(channel, who["ada"], {"refund": 5}, performative="request")
+    body = {"participant_id": who["bo"], "performative": "agree", "body": {}, "in_reply_to": 1}
+    async with (
+        aiohttp.ClientSession(headers=pair[1].headers) as http,
+        http.post(f"{api}/api/v1/channels/{channel}/messages", json=body) as answer,
+    ):
+        sent = await answer.json()
+    assert (answer.status, sent["seq"]) == (201, 2)
+    assert (sent["violated"]["rule"], sent["violated"]["violations"]) == ("latency", 1)
+    assert [one["rule"] for one in (await bo.agreements.get(agreement))["latest_violations"]] == ["latency"]
 
 
 async def test_parties_counter_amend_withdraw_suspend_resume_and_terminate(
@@ -257,7 +281,7 @@ def vs(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, database_name: str, tm
 
 async def test_commands_agree_speak_read_and_close(vs: Cli, pair: tuple[Person, Person], tmp_path: Path) -> None:
     file = tmp_path / "refunds.json"
-    file.write_text(json.dumps(TERMS))
+    file.write_text(json.dumps(TERMS | LATE))
     one, two = pair
     made = await vs.json(
         "agreements", "propose", str(file), "--party", f"asks={one.email}", "--party", f"does={two.email}"
@@ -287,6 +311,8 @@ async def test_commands_agree_speak_read_and_close(vs: Cli, pair: tuple[Person, 
     assert "Acknowledged" in (await vs("channels", "ack", channel, "b", given["lease_token"], "1")).stdout
     assert '{"refund":3}' in (await vs("channels", "history", channel)).stdout
     assert "group, open, 1 messages" in (await vs("channels", "show", channel)).stdout
+    late = await vs("channels", "send", channel, "b", "{}", "--performative", "agree", "--in-reply-to", "1")
+    assert "message 2, a violation: an answer comes within 1 ms." in late.stdout
     assert (await vs.refused("channels", "floor", channel, "a")).name == "invalid_state"
     assert (await vs.refused("channels", "send", channel, "nobody", "1")).name == "not_found"
     assert "is closed" in (await vs("channels", "close", channel)).stdout

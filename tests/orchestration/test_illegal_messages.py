@@ -14,7 +14,11 @@ from tests.orchestration.hall import Channel, Hall, VanillaError
 
 ILLEGAL = 10_000 if LONG else 2_500
 """Messages that are refused before the test is content; the same number of legal ones pass meanwhile."""
-PRICE = {"type": "object", "required": ["price"], "properties": {"price": {"type": "integer", "exclusiveMinimum": 0}}}
+PRICE = {
+    "type": "object",
+    "required": ["price_tokens"],
+    "properties": {"price_tokens": {"type": "integer", "exclusiveMinimum": 0}},
+}
 ACTS: dict[str, Any] = {
     "cfp": {
         "senders": ["ada"],
@@ -46,12 +50,16 @@ ACTS: dict[str, Any] = {
 PERFORMATIVES = [*ACTS, "request", "query", "not_understood"]
 BODIES: list[Any] = [
     {"task": "t"}, {"task": "t", "tags": ["x"]}, {"task": "t", "tags": ["x", "x"]}, {"task": ""}, {"task": "toolong"}, {"task": "t", "z": 1},
-    {"price": 1}, {"price": 2.0}, {"price": 0}, {"price": "1"}, {"price": 1, "done": 1}, {"done": True}, {}, [], None, "", "E01", "E1", "e01", 3, True,
+    {"price_tokens": 1}, {"price_tokens": 2.0}, {"price_tokens": 0}, {"price_tokens": "1"}, {"price_tokens": 1, "done": 1},
+    {"price_tokens": 5}, {"price_tokens": 6}, {"price_tokens": 1e30}, {"done": True}, {}, [], None, "", "E01", "E1", "e01", 3, True,
 ]  # fmt: skip
 FITTING = {
     name: [b for b in BODIES if jsonschema_rs.is_valid(act.get("schema", True), b)] for name, act in ACTS.items()
 }
 OPEN = 4
+MOST = 5
+"""Tokens that a bid asks for at most."""
+LATENCY = timedelta(seconds=20)
 
 
 @dataclass
@@ -92,7 +100,12 @@ class Model:
             return "limit"
         if not jsonschema_rs.is_valid(act.get("schema", True), body):
             return "schema"
+        if performative == "propose" and body["price_tokens"] > MOST:
+            return "price"
         return None
+
+    def late(self, reply: int | None, now: datetime) -> bool:
+        return reply is not None and now - self.log[reply - 1].at > LATENCY
 
     @staticmethod
     def ends(act: dict[str, Any]) -> bool:
@@ -110,9 +123,9 @@ class Model:
 
 
 async def test_exactly_the_illegal_messages_are_refused(talk: Hall) -> None:
-    agreement = await talk.agree(
-        {"acts": ACTS, "limits": {"max_open_conversations": OPEN, "max_violations": 1_000_000}}, "ada", "bo", "cy"
-    )
+    limits = {"max_open_conversations": OPEN, "max_violations": 1_000_000}
+    figures = {"price": {"max_tokens_per_task": MOST}, "sla": {"max_latency_ms": LATENCY // timedelta(milliseconds=1)}}
+    agreement = await talk.agree({"acts": ACTS, "limits": limits} | figures, "ada", "bo", "cy")
     draw = random.Random(7)
     rules: dict[str, int] = {}
     legal = refused = 0
@@ -122,21 +135,35 @@ async def test_exactly_the_illegal_messages_are_refused(talk: Hall) -> None:
             assert await talk.seqs(channel) == list(range(1, len(model.log) + 1))
             channel, model = await new_channel(talk, agreement)
         if draw.random() < 0.1:
-            await talk.later(seconds=draw.choice((1, 29, 31, 61)))
+            await talk.later(seconds=draw.choice((1, 20, 29, 31, 61)))
         sender, performative, body, reply = message(draw, model)
         expected = model.illegal(sender, performative, body, reply, talk.now)
         answer = await talk.send(channel, sender, performative, body, p_in_reply_to=reply)
         if expected is None:
             assert answer.get("refused") is None, (answer, sender, performative, body, reply)
+            late = model.late(reply, talk.now)
+            assert answer.get("violated", {}).get("rule") == ("latency" if late else None)
             assert answer["seq"] == model.said(sender, performative, reply, talk.now)
             legal += 1
+            if late:
+                rules["latency"] = rules.get("latency", 0) + 1
         else:
             assert answer["seq"] is None, (expected, sender, performative, body, reply)
             assert answer["refused"]["rule"] == expected
             rules[expected] = rules.get(expected, 0) + 1
             refused += 1
-    assert set(rules) == {"performative", "sender", "reply", "conversation", "deadline", "limit", "schema"}
-    assert (await talk.ask("agreement_read", agreement))["violations"] == refused
+    assert set(rules) == {
+        "performative",
+        "sender",
+        "reply",
+        "conversation",
+        "deadline",
+        "limit",
+        "schema",
+        "price",
+        "latency",
+    }
+    assert (await talk.ask("agreement_read", agreement))["violations"] == sum(rules.values())
     read = await talk.connection.fetch(
         "select rule, count(*) from agreement_violations where agreement_id = $1 group by rule", agreement
     )

@@ -122,7 +122,8 @@ def send(
 
     sent = as_operator(run)
     store.refuse_breach(sent)
-    tell(f"It is message {sent['seq']}{', sent before' if sent['replayed'] else ''}.", sent, as_json)
+    late = f", a violation: {sent['violated']['message']}" if "violated" in sent else ""
+    tell(f"It is message {sent['seq']}{', sent before' if sent['replayed'] else ''}{late}.", sent, as_json)
 
 
 @channels.command("receive")

@@ -135,10 +135,23 @@ class MessageBody(Strict):
     run_id: UUID | None = None
 
 
+Rule = Literal["performative", "sender", "reply", "conversation", "deadline", "limit", "schema", "price", "latency"]
+
+
+class Violated(BaseModel):
+    code: Literal["agreement_violated"]
+    rule: Rule
+    path: str
+    message: str
+    violations: int = Field(description="of the agreement, since it began or was resumed")
+    suspended: bool = Field(description="the agreement is, because of them")
+
+
 class SentMessage(BaseModel):
     seq: int
     message_id: str
     replayed: bool = Field(description="it had been sent before")
+    violated: Violated | None = Field(None, description="it was delivered, later than the agreement lets answers come")
 
 
 class ReceiveBody(Strict):
@@ -249,8 +262,8 @@ class Violation(BaseModel):
     participant_id: UUID
     party: str | None
     performative: str
-    rule: Literal["performative", "sender", "reply", "conversation", "deadline", "limit", "schema"]
-    path: str = Field(description="JSON pointer into the body, of a breach of the schema")
+    rule: Rule
+    path: str = Field(description="JSON pointer into the body, where the rule is one of the body")
     message: str
     created_at: datetime
 

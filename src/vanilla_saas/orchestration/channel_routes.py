@@ -92,6 +92,7 @@ async def send(
     """Says something: 201, or 200 when the same `message_id` of the same participant was sent before.
 
     What breaks the channel's agreement is not sent (422 `agreement_violated` with `rule` and `path`), and written down.
+    An answer later than `sla.max_latency_ms` is sent and written down: `violated`.
     """
     caller.require_scope("chat")
     message_id = body.message_id or key or str(uuid4())

@@ -77,7 +77,9 @@ async def send(
     in_reply_to: int | None = None,
     run_id: UUID | None = None,
 ) -> Answer:
-    """`channel_send`: seq, replayed. A breach is in `refused`: commit, then `refuse_breach`."""
+    """`channel_send`: seq, replayed. A breach is in `refused`: commit, then `refuse_breach`. An answer that is late is
+    sent, and `violated` tells of it.
+    """
     sent: Answer = await connection.fetchval(
         SEND, channel_id, participant_id, performative, orjson.dumps(body).decode(), message_id, in_reply_to, run_id,
         tenant_id,
