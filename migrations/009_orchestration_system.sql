@@ -64,6 +64,7 @@ create table if not exists public.resource_allocations (
     spent_tokens bigint not null default 0,
     overrun_tokens bigint not null default 0,
     wrap_up_tokens bigint not null default 0,
+    most_tokens bigint,
     estimated_tokens bigint,
     max_requests bigint,
     requests bigint not null default 0,
@@ -86,6 +87,7 @@ create table if not exists public.resource_allocations (
     constraint resource_allocations_budget_check check (carved_tokens + held_tokens + spent_tokens <= budget_tokens),
     constraint resource_allocations_amounts_check check (budget_tokens > 0 and least(carved_tokens, held_tokens, spent_tokens, overrun_tokens, estimated_tokens) >= 0),
     constraint resource_allocations_wrap_up_check check (wrap_up_tokens between 0 and budget_tokens),
+    constraint resource_allocations_most_check check (most_tokens >= budget_tokens),
     constraint resource_allocations_limits_check check (least(max_requests, max_tool_calls, max_concurrent) > 0),
     constraint resource_allocations_counts_check check (least(requests, tool_calls, open_holds) >= 0),
     constraint resource_allocations_tree_check check (case when parent_id is null then depth = 0 and root_id = id and hold_id is not null and counted_by = '{}'
@@ -110,6 +112,8 @@ comment on column public.resource_allocations.hold_id is 'Of a root: the hold in
 comment on column public.resource_allocations.carved_tokens is 'The budgets of its open children. What a child left when it closed came back, what it spent counts as spent here.';
 comment on column public.resource_allocations.overrun_tokens is 'What its steps used beyond all that it had: the wallet paid apart, and it takes no further hold.';
 comment on column public.resource_allocations.wrap_up_tokens is 'The part of the budget that only its one last turn may take.';
+comment on column public.resource_allocations.most_tokens is
+    'Up to where the budget grows with what its model calls need, out of the parent or the wallet; null: it has what it was given.';
 comment on column public.resource_allocations.open_holds is 'Steps under way, of its own and, where it has a limit, of all below it; requests and tool_calls likewise.';
 comment on column public.resource_allocations.notified_at is 'When 80 % of the budget was spent or held.';
 comment on column public.resource_allocations.top_ups is 'Tokens that were added, by idempotency key.';
@@ -886,7 +890,7 @@ comment on function vanilla.require_allocation(public.resource_allocations) is
 create or replace function vanilla.notify_allocation(p_allocation public.resource_allocations) returns public.resource_allocations
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 begin
-    if p_allocation.notified_at is null and (p_allocation.spent_tokens + p_allocation.held_tokens) * 5 >= p_allocation.budget_tokens * 4 then
+    if p_allocation.notified_at is null and (p_allocation.spent_tokens + p_allocation.held_tokens) * 5 >= coalesce(p_allocation.most_tokens, p_allocation.budget_tokens) * 4 then
         update public.resource_allocations a set notified_at = vanilla.clock() where a.tenant_id = p_allocation.tenant_id and a.id = p_allocation.id
             returning * into p_allocation;
         perform vanilla.emit_event(p_allocation.tenant_id, 'allocation.warning', p_allocation.user_id, vanilla.allocation_json(p_allocation));
@@ -894,7 +898,7 @@ begin
     return p_allocation;
 end
 $f$;
-comment on function vanilla.notify_allocation(public.resource_allocations) is 'Tells once that 80 % of a locked allocation''s budget is spent or held.';
+comment on function vanilla.notify_allocation(public.resource_allocations) is 'Tells once that 80 % of a locked allocation''s budget, or of the most that it grows to, is spent or held.';
 
 create or replace function vanilla.allocation_limits(p_limits jsonb, p_expires_at timestamptz) returns public.resource_allocations
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1178,7 +1182,8 @@ begin
     end if;
     select * into v_step from public.allocation_holds h where h.tenant_id = p_tenant_id and h.id = p_hold_id;
     if not found then perform vanilla.refuse('VS404', 'no such hold', jsonb_build_object('hold_id', p_hold_id)); end if;
-    v_node := vanilla.lock_allocation(p_tenant_id, v_step.allocation_id);
+    v_node := case when v_step.state = 'open' and p_actual > v_step.amount then vanilla.grow_allocation(p_tenant_id, v_step.allocation_id, p_actual - v_step.amount, true)
+        else vanilla.lock_allocation(p_tenant_id, v_step.allocation_id) end;
     select * into v_step from public.allocation_holds h where h.tenant_id = p_tenant_id and h.id = p_hold_id;
     -- What was released and used something after all is charged, unless another attempt of the step stands in its place: a step is never paid twice.
     if v_step.state = 'settled' or v_step.state = 'released' and (p_actual = 0 or exists (select from public.allocation_holds h
@@ -1325,15 +1330,113 @@ $f$;
 comment on function vanilla.allocation_end(uuid, uuid, text, text, boolean) is
     'Ends an allocation and all below it, for a run that ends: open steps are released, and what they used is charged when they are settled. False when it had ended, or, with p_skip, when somebody is at it.';
 
+create or replace function vanilla.add_to_root(p_root public.resource_allocations, p_wallet public.user_token_wallets, p_tokens bigint, p_reason text) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_entry public.user_token_ledger;
+begin
+    update public.user_token_holds h set amount = h.amount + p_tokens, requested = h.requested + p_tokens
+        where h.tenant_id = p_root.tenant_id and h.id = p_root.hold_id and h.state = 'open';
+    if not found then return false; end if;
+    p_wallet.available_tokens := p_wallet.available_tokens - p_tokens;
+    p_wallet.reserved_tokens := p_wallet.reserved_tokens + p_tokens;
+    p_wallet.burn := p_wallet.burn + p_tokens;
+    v_entry.direction := 'reserve';
+    v_entry.amount := -p_tokens;
+    v_entry.reserved_amount := p_tokens;
+    v_entry.reason := p_reason;
+    v_entry.source := 'allocation';
+    v_entry.reference_type := 'resource_allocation';
+    v_entry.reference_id := p_root.id;
+    v_entry.hold_id := p_root.hold_id;
+    perform vanilla.post_entry(p_wallet, v_entry);
+    return true;
+end
+$f$;
+comment on function vanilla.add_to_root(public.resource_allocations, public.user_token_wallets, bigint, text) is
+    'Moves tokens that a locked wallet has into the hold of a locked tree; false when that hold has ended.';
+
+-- What grows takes no more than the call that begins needs, and its ancestors grow with it. Each is locked after its parent; then
+-- come the tree's hold and a further one that the caller will need, then the wallet.
+create or replace function vanilla.grow_allocation(p_tenant_id uuid, p_allocation_id uuid, p_needed bigint, p_wrap_up boolean default false, p_hold_id uuid default null)
+returns public.resource_allocations language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_node public.resource_allocations;
+    v_path public.resource_allocations[];
+    v_wanted bigint[] := '{}';
+    v_wallet public.user_token_wallets;
+    v_lacks bigint := p_needed;
+    v_tokens bigint;
+begin
+    select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id;
+    if v_node.most_tokens is null then return vanilla.lock_allocation(p_tenant_id, p_allocation_id); end if;
+    perform from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id in (
+        with recursive up as (
+            select v_node.id, v_node.parent_id
+            union all
+            select b.id, b.parent_id from up join public.resource_allocations b on b.tenant_id = p_tenant_id and b.id = up.parent_id)
+        select up.id from up) order by a.depth, a.id for no key update;
+    with recursive up as (
+        select a.* from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id
+        union all
+        select b.* from up join public.resource_allocations b on b.tenant_id = p_tenant_id and b.id = up.parent_id)
+    select array_agg(row(u.*)::public.resource_allocations order by u.depth desc) into v_path from up u;
+    -- from the node up what each lacks, with the tenth of it that is kept for its last turn
+    foreach v_node in array v_path loop
+        v_lacks := v_lacks - (v_node.budget_tokens - v_node.carved_tokens - v_node.held_tokens - v_node.spent_tokens)
+            + case when p_wrap_up or v_node.wrapped_up_at is not null then 0 else v_node.wrap_up_tokens end;
+        v_lacks := case when v_lacks > 0 and v_node.state = 'open' then least(v_lacks + v_lacks / 9 + 2, v_node.most_tokens - v_node.budget_tokens) else 0 end;
+        exit when v_lacks <= 0;
+        v_wanted := v_wanted || v_lacks;
+        p_wrap_up := false;
+    end loop;
+    -- and from the top down what each gets
+    for v_n in reverse cardinality(v_wanted) .. 1 loop
+        select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = v_path[v_n].id;
+        if v_node.parent_id is null then
+            perform from public.user_token_holds h where h.tenant_id = p_tenant_id and h.id in (v_node.hold_id, p_hold_id) order by h.id for update;
+            v_wallet := vanilla.lock_wallet(p_tenant_id, v_node.user_id);
+            if v_wallet.available_tokens < v_wanted[v_n] then v_wallet := vanilla.reap_wallet(v_wallet); end if;
+            v_tokens := case when v_wallet.status = 'active' and v_wallet.borrowed_tokens = 0 then least(v_wanted[v_n], v_wallet.available_tokens) else 0 end;
+            exit when v_tokens <= 0 or not vanilla.add_to_root(v_node, v_wallet, v_tokens, 'allocation grew');
+        else
+            select least(v_wanted[v_n], vanilla.allocation_left(a)) into v_tokens from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = v_node.parent_id;
+            exit when v_tokens <= 0;
+            update public.resource_allocations a set carved_tokens = a.carved_tokens + v_tokens where a.tenant_id = p_tenant_id and a.id = v_node.parent_id;
+        end if;
+        update public.resource_allocations a set budget_tokens = a.budget_tokens + v_tokens, wrap_up_tokens = (a.budget_tokens + v_tokens) / 10
+            where a.tenant_id = p_tenant_id and a.id = v_node.id;
+    end loop;
+    select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id;
+    return v_node;
+end
+$f$;
+comment on function vanilla.grow_allocation(uuid, uuid, bigint, boolean, uuid) is
+    'Locks an allocation that begins something and, where it grows, lets it have so much left, as far as it may and its ancestors and the wallet have it.';
+
+create or replace function vanilla.allocation_room(p_allocation public.resource_allocations) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_above bigint;
+begin
+    if p_allocation.most_tokens is null then return vanilla.allocation_left(p_allocation); end if;
+    if p_allocation.parent_id is null then
+        select w.available_tokens into v_above from public.user_token_wallets w where w.tenant_id = p_allocation.tenant_id and w.user_id = p_allocation.user_id;
+    else
+        select vanilla.allocation_room(a) into v_above from public.resource_allocations a where a.tenant_id = p_allocation.tenant_id and a.id = p_allocation.parent_id;
+    end if;
+    return vanilla.allocation_left(p_allocation) + greatest(least(p_allocation.most_tokens - p_allocation.budget_tokens, v_above), 0) * 9 / 10;
+end
+$f$;
+comment on function vanilla.allocation_room(public.resource_allocations) is 'What an allocation has left and could grow by now, without what would be kept for last turns.';
+
 create or replace function vanilla.allocation_top_up(p_tenant_id uuid, p_allocation_id uuid, p_tokens bigint, p_idempotency_key text default null) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
     v_tokens bigint := vanilla.check_amount(p_tokens);
     v_node public.resource_allocations;
     v_parent public.resource_allocations;
-    v_hold public.user_token_holds;
     v_wallet public.user_token_wallets;
-    v_entry public.user_token_ledger;
 begin
     if v_tokens < 0 then perform vanilla.refuse('VS400', 'tokens are added, not taken', '{"param": "tokens"}'); end if;
     if p_idempotency_key is not null then perform vanilla.check_key(p_idempotency_key); end if;
@@ -1355,30 +1458,19 @@ begin
         end if;
         update public.resource_allocations a set carved_tokens = a.carved_tokens + v_tokens where a.tenant_id = p_tenant_id and a.id = v_parent.id;
     else
-        select * into v_hold from public.user_token_holds h where h.tenant_id = p_tenant_id and h.id = v_node.hold_id for update;
+        perform from public.user_token_holds h where h.tenant_id = p_tenant_id and h.id = v_node.hold_id for update;
         v_wallet := vanilla.require_tokens(vanilla.lock_wallet(p_tenant_id, v_node.user_id), v_tokens);
         v_tokens := least(v_tokens, v_wallet.available_tokens);
         if v_tokens = 0 then
             perform vanilla.refuse('VS402', 'not enough tokens', jsonb_build_object('needed', p_tokens, 'available', 0, 'resets_at', v_wallet.next_reset_at),
                 'An admin of the tenant can add tokens or change the level.');
         end if;
-        v_wallet.available_tokens := v_wallet.available_tokens - v_tokens;
-        v_wallet.reserved_tokens := v_wallet.reserved_tokens + v_tokens;
-        v_wallet.burn := v_wallet.burn + v_tokens;
-        v_entry.direction := 'reserve';
-        v_entry.amount := -v_tokens;
-        v_entry.reserved_amount := v_tokens;
-        v_entry.reason := 'allocation topped up';
-        v_entry.source := 'allocation';
-        v_entry.reference_type := 'resource_allocation';
-        v_entry.reference_id := v_node.id;
-        v_entry.hold_id := v_hold.id;
-        perform vanilla.post_entry(v_wallet, v_entry);
-        update public.user_token_holds h set amount = h.amount + v_tokens, requested = h.requested + v_tokens
-            where h.tenant_id = p_tenant_id and h.id = v_hold.id and h.state = 'open';
-        if not found then perform vanilla.refuse_step(v_node, 'deadline'); end if;      -- it ran out this moment
+        if not vanilla.add_to_root(v_node, v_wallet, v_tokens, 'allocation topped up') then
+            perform vanilla.refuse_step(v_node, 'deadline');      -- it ran out this moment
+        end if;
     end if;
     update public.resource_allocations a set budget_tokens = a.budget_tokens + v_tokens,
+            most_tokens = case when a.most_tokens is not null then greatest(a.most_tokens, a.budget_tokens + v_tokens) end,
             notified_at = case when (a.spent_tokens + a.held_tokens) * 5 >= (a.budget_tokens + v_tokens) * 4 then a.notified_at end,
             top_ups = case when p_idempotency_key is null then a.top_ups else a.top_ups || jsonb_build_object(p_idempotency_key, p_tokens) end
         where a.tenant_id = p_tenant_id and a.id = p_allocation_id returning * into v_node;
@@ -1798,6 +1890,7 @@ declare
     v_above uuid := p_parent.allocation_id;
     v_limits jsonb;
     v_opened jsonb;
+    v_most bigint;
 begin
     if v_above is null then
         select e.allocation_id into v_above from public.workflow_executions e where e.tenant_id = p_run.tenant_id and e.id = p_run.execution_id;
@@ -1805,16 +1898,23 @@ begin
     end if;
     if v_above is not null then
         v_tokens := least(v_tokens, p_share);
-    elsif not p_exact then      -- the agent's own limit is the most it takes, not what it must have
+        v_most := (select v_tokens from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = v_above and a.most_tokens is not null);
+    elsif not p_exact then
+        v_most := (select v_tokens from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.agent_id and v.version = p_run.version
+            and v.definition #>> '{limits,tokens}' is null);
+        -- the agent's own limit is the most it takes, not what it must have
         v_tokens := least(v_tokens, greatest((vanilla.lock_wallet(p_run.tenant_id, p_run.user_id)).available_tokens, 1));
     end if;
+    if v_most > 0 then v_tokens := 1; end if;      -- it grows with its calls
     v_limits := jsonb_build_object('requests', p_run.limits -> 'requests', 'tool_calls', nullif(p_run.limits -> 'tool_calls', '0'),
         'wrap_up_tokens', case when p_run.engines ? (p_run.agent_id || '@' || p_run.version) then 0 else v_tokens / 10 end);      -- an engine has no last turn
     if v_above is null then
         v_opened := vanilla.allocation_open(p_run.tenant_id, p_run.user_id, v_tokens, v_limits, p_run.deadline_at, p_run.id);
     else
+        if v_most > 0 then perform vanilla.grow_allocation(p_run.tenant_id, v_above, v_tokens); end if;
         v_opened := vanilla.allocation_carve(p_run.tenant_id, v_above, v_tokens, v_limits, p_run.deadline_at, p_run.id);
     end if;
+    update public.resource_allocations a set most_tokens = v_most where a.tenant_id = p_run.tenant_id and a.id = (v_opened ->> 'allocation_id')::uuid and v_most > 0;
     return (v_opened ->> 'allocation_id')::uuid;
 end
 $f$;
@@ -1917,7 +2017,8 @@ begin
         p_allocation_id := v_run.allocation_id;
     end if;
     perform vanilla.require_turn(v_run, v_wrap_up);
-    v_node := vanilla.lock_allocation(p_tenant_id, p_allocation_id);
+    v_node := vanilla.grow_allocation(p_tenant_id, p_allocation_id, v_needed, v_wrap_up, (select e.hold_id from public.workflow_executions e
+        where e.tenant_id = p_tenant_id and e.id = (p_step ->> 'execution_id')::uuid));
     if p_clamp and v_needed > vanilla.allocation_left(v_node, v_wrap_up) and v_weight > 0 then
         v_clamped := floor((vanilla.allocation_left(v_node, v_wrap_up) - vanilla.call_tokens(p_call, p_prompt, 0, 0)) / v_weight);
         if v_clamped >= coalesce((vanilla.setting(p_tenant_id, 'gateway.min_output_tokens'))::bigint, 16) * p_choices then
@@ -2655,7 +2756,7 @@ begin
         values (p_run.tenant_id, p_run.user_id, p_run.id, p_row.n, coalesce(p_row.arguments -> 'message', p_row.arguments), coalesce(v_terms ->> 'rule', 'lowest'),
             (v_terms ->> 'most_tokens')::bigint, v_terms -> 'accept', vanilla.clock() + make_interval(secs => coalesce((v_terms ->> 'bid_s')::integer, 60)), vanilla.clock())
         returning * into v_call;
-    select least(coalesce((v_terms ->> 'bid_tokens')::bigint, 2000), vanilla.allocation_left(a) / (1 + jsonb_array_length(v_terms -> 'bidders'))) into v_share
+    select least(coalesce((v_terms ->> 'bid_tokens')::bigint, 2000), vanilla.allocation_room(a) / (1 + jsonb_array_length(v_terms -> 'bidders'))) into v_share
         from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_run.allocation_id;
     for v_bidder in select x.value ->> 'agent' as ref from jsonb_array_elements(v_terms -> 'bidders') with ordinality x order by x.ordinality loop
         begin
@@ -2685,7 +2786,7 @@ begin
     select b.* into v_best from public.contract_bids b
         join public.agent_runs r on r.tenant_id = p_call.tenant_id and r.id = p_call.run_id
         join public.resource_allocations a on a.tenant_id = r.tenant_id and a.id = r.allocation_id
-        where b.tenant_id = p_call.tenant_id and b.call_id = p_call.id and b.state = 'rejected' and b.price_tokens <= vanilla.allocation_left(a)
+        where b.tenant_id = p_call.tenant_id and b.call_id = p_call.id and b.state = 'rejected' and b.price_tokens <= vanilla.allocation_room(a)
         order by case p_call.rule when 'score' then b.score else b.price_tokens end, b.eta_s nulls last, b.id limit 1;
     if not found then
         update public.contract_calls c set state = 'failed', closed_at = v_now where c.tenant_id = p_call.tenant_id and c.id = p_call.id;
@@ -2863,7 +2964,7 @@ declare
 begin
     select v.* into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_run.speaker_id and v.version = v_run.speaker_version;
     -- those it asks now, and itself, have equal parts of what is left
-    select vanilla.allocation_left(a) / (1 + (select count(*) from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate'
+    select vanilla.allocation_room(a) / (1 + (select count(*) from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate'
             and s.status = 'open' and s.child_run_id is null)) into v_share
         from public.resource_allocations a where a.tenant_id = v_run.tenant_id and a.id = v_run.allocation_id;
     for v_row in select * from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.kind = 'delegate' and s.status = 'open'

@@ -71,8 +71,8 @@ NULLABLE = {
     "workflow_approval_votes": "comment value",
     "workflow_shares": "max_running",
     "workflow_schedules": "last_at last_execution_id last_error",
-    "resource_allocations": "run_id parent_id hold_id estimated_tokens max_requests max_tool_calls max_concurrent"
-    " notified_at wrapped_up_at idempotency_key request_hash closed_at",
+    "resource_allocations": "run_id parent_id hold_id most_tokens estimated_tokens max_requests max_tool_calls"
+    " max_concurrent notified_at wrapped_up_at idempotency_key request_hash closed_at",
     "allocation_holds": "settled overrun execution_id lease call closed_at",
     "protocol_agreements": "version open_version suspended_by reason",
     "agreement_versions": "decided_at",
@@ -912,6 +912,7 @@ FORBIDDEN = {
         "budget_tokens = 0, wrap_up_tokens = 0, carved_tokens = 0, held_tokens = 0, spent_tokens = 0",
         "carved_tokens = -1", "held_tokens = -1", "spent_tokens = -1", "overrun_tokens = -1", "estimated_tokens = -1",
     ],
+    "resource_allocations_most_check": ["most_tokens = budget_tokens - 1"],
     "resource_allocations_wrap_up_check": ["wrap_up_tokens = -1", "wrap_up_tokens = budget_tokens + 1"],
     "resource_allocations_limits_check": ["max_requests = 0", "max_tool_calls = 0", "max_concurrent = 0"],
     "resource_allocations_counts_check": ["requests = -1", "tool_calls = -1", "open_holds = -1"],

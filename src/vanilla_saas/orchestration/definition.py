@@ -77,7 +77,12 @@ class Contract(Strict):
 class Limits(Strict):
     """What a run may; `requests`, `tool_calls` and `children` hold for its whole tree."""
 
-    tokens: int = Field(50_000, ge=1, le=10**12, description="of the wallet, for the run and all that it starts")
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        le=10**12,
+        description="for the run and all that it starts, reserved at its start; left out: as calls need, up to 50,000",
+    )
     turns: int = Field(20, ge=1, le=1000, description="model calls of the run itself")
     requests: int = Field(200, ge=1, le=100_000)
     tool_calls: int = Field(100, ge=0, le=100_000)
