@@ -1933,7 +1933,7 @@ begin
         v_opened := vanilla.allocation_open(p_execution.tenant_id, p_execution.user_id, v_tokens, '{}', v_ends);
     else
         select vanilla.allocation_carve(p_execution.tenant_id, a.id, least(v_tokens, vanilla.allocation_left(a)), '{}', v_ends) into v_opened
-            from public.resource_allocations a where a.tenant_id = p_execution.tenant_id and a.id = p_execution.allocation_id;
+            from vanilla.grow_allocation(p_execution.tenant_id, p_execution.allocation_id, v_tokens) a;
     end if;
     update public.workflow_executions e set allocation_id = (v_opened ->> 'allocation_id')::uuid where e.tenant_id = p_execution.tenant_id and e.id = p_execution.id;
 end
@@ -2917,6 +2917,7 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_pin jsonb := p_run.engines -> (p_run.speaker_id || '@' || p_run.speaker_version);
     v_row public.agent_run_steps;
+    v_most bigint;
     v_budget jsonb;
     v_made uuid;
     v_detail text;
@@ -2930,7 +2931,9 @@ begin
         if not exists (select from public.engine_versions e join public.workflow_versions f on f.tenant_id = e.tenant_id and f.workflow_id = e.workflow_id and f.version = e.workflow_version
                 where e.tenant_id = (v_pin ->> 'engine_tenant_id')::uuid and e.engine_id = (v_pin ->> 'engine_id')::uuid and e.version = (v_pin ->> 'version')::integer
                   and f.definition ->> 'budget_tokens' is not null) then
-            v_budget := vanilla.allocation_carve(p_run.tenant_id, p_run.allocation_id, null, '{}', p_run.deadline_at);
+            select a.most_tokens into v_most from vanilla.grow_allocation(p_run.tenant_id, p_run.allocation_id, 1) a;
+            v_budget := vanilla.allocation_carve(p_run.tenant_id, p_run.allocation_id, case when v_most is not null then 1 end, '{}', p_run.deadline_at);
+            update public.resource_allocations a set most_tokens = v_most where a.tenant_id = p_run.tenant_id and a.id = (v_budget ->> 'allocation_id')::uuid and v_most is not null;
         end if;
         v_made := (vanilla.run_engine(vanilla.find_user(p_run.tenant_id, p_run.user_id), v_pin ->> 'engine', v_row.arguments, null, p_execution.priority,
             p_within => jsonb_build_object('depth', p_execution.depth + 1, 'parent_execution_id', p_execution.id, 'parent_node', p_step.node, 'parent_item', p_step.item,
