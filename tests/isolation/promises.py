@@ -153,7 +153,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     await connection.execute("set local session_replication_role = replica")
     await connection.execute(stage.fill(TRAPS))
     await connection.execute("set local session_replication_role = origin")
-    stage.digest = await _digest(connection, world)
+    await look_again(connection, stage)
     return stage
 
 
@@ -519,6 +519,11 @@ async def _digest(connection: asyncpg.Connection, world: World) -> str:
         if not t.parent
     )
     return await connection.fetchval(f"select coalesce(sum(d), 0)::text from ({rows}) s")
+
+
+async def look_again(connection: asyncpg.Connection, stage: Stage) -> None:
+    """Takes rows as they are now: whoever locked one and was undone has taken the place of who had locked it before."""
+    stage.digest = await _digest(connection, stage.world)
 
 
 async def broken(connection: asyncpg.Connection, stage: Stage, cases: Iterable[Case]) -> str | None:

@@ -17,7 +17,7 @@ from tests.isolation.declared import DECLARED
 from tests.isolation.matrix import rolled_back, run_matrix
 from tests.isolation.mutant import Mutant
 from tests.isolation.mutants import mutants
-from tests.isolation.promises import Case, Stage, broken, prepare
+from tests.isolation.promises import Case, Stage, broken, look_again, prepare
 from tests.isolation.promises_of_agents import CASES as AGENTS
 from tests.isolation.promises_of_allocations import CASES as ALLOCATIONS
 from tests.isolation.promises_of_changes import CASES as CHANGES
@@ -98,6 +98,11 @@ class Suite:
         if mutant.title:
             return await self._promise_broken(self._reaching(mutant.function)) is not None
         return await self._catalog(mutant.kind) is not None
+
+    async def undone(self) -> None:
+        """A mutant is not there any more."""
+        if self._stage:
+            await look_again(self._connection, self._stage)
 
     async def misled(self) -> list[str]:
         """What witnesses notice although nothing is broken: then their mutants were not caught, or not undone."""
@@ -227,6 +232,7 @@ class Toll:
                 self.unseen.append(mutant)
             if not (tried or await suite.seen(mutant) or await suite.seen_by_trying(mutant)):
                 self.survivors.append(mutant)
+        await suite.undone()
 
 
 async def _break(connection: asyncpg.Connection, mutant: Mutant) -> None:
