@@ -21,7 +21,7 @@
 --            agreement_propose, _respond, _amend, _withdraw, _suspend, _resume, _terminate, _read; my_agreements
 --   Private: schema_problem    why a JSON Schema is not one that SQL enforces whole
 --            schema_misfit     where a value does not fit such a schema
---            agreement_breach  which rule of an agreement a message breaks
+--            agreement_breach  which rule of an agreement a message breaks, body_breach which one its body does
 -- Others:  forget_runs, forget_allocations, forget_channels   erase_person of 001 calls them
 --          job_allocations, job_channels                      jobs
 --
@@ -547,7 +547,7 @@ create table if not exists public.agreement_violations (
     constraint agreement_violations_pkey primary key (tenant_id, id),
     constraint agreement_violations_version_fkey foreign key (tenant_id, agreement_id, version)
         references public.agreement_versions (tenant_id, agreement_id, version),
-    constraint agreement_violations_rule_check check (rule in ('performative', 'sender', 'reply', 'conversation', 'deadline', 'limit', 'schema', 'price', 'latency'))
+    constraint agreement_violations_rule_check check (rule in ('performative', 'sender', 'reply', 'conversation', 'deadline', 'limit', 'schema', 'price', 'latency', 'gate'))
 );
 create index if not exists agreement_violations_agreement_idx on public.agreement_violations (tenant_id, agreement_id, version, created_at);
 create index if not exists agreement_violations_user_idx on public.agreement_violations (tenant_id, user_id);
@@ -3587,6 +3587,44 @@ end
 $f$;
 comment on function vanilla.act_problem(jsonb, text, text[]) is 'What is wrong with an act of the terms; null: nothing.';
 
+create or replace function vanilla.gate_schema(p_gate jsonb) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select case when p_gate ->> 'kind' = 'schema' then p_gate -> 'schema' when p_gate ? 'field' then
+            jsonb_build_object('type', 'object', 'required', jsonb_build_array(p_gate -> 'field'), 'properties', jsonb_build_object(p_gate ->> 'field', t.schema))
+        else t.schema end
+        from (select jsonb_build_object('type', 'string', 'pattern', p_gate -> 'pattern')) t (schema)
+$f$;
+comment on function vanilla.gate_schema(jsonb) is 'The schema that a gate of an agreement is: its own, or that of a text, the body or one of its fields, in which the pattern is found.';
+
+create or replace function vanilla.gate_problem(p_gate jsonb, p_acts jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_kind text := p_gate ->> 'kind';
+    v_keys text[] := case v_kind when 'schema' then '{kind,acts,schema}' else '{kind,acts,pattern,field}' end;
+begin
+    if p_gate is null then
+        return null;
+    elsif jsonb_typeof(p_gate) <> 'object' then
+        return 'gate is an object';
+    elsif v_kind is null or v_kind not in ('schema', 'regex') then
+        return 'a gate of an agreement is of the kind schema or regex: it is decided in the transaction that sends the message, which waits for no model, no person and no query';
+    elsif p_gate - v_keys <> '{}' then
+        return format('a gate of the kind %s says %s, nothing else', v_kind, array_to_string(v_keys, ', '));
+    elsif jsonb_typeof(p_gate -> 'acts') is distinct from 'array' or p_gate -> 'acts' = '[]'
+            or exists (select from jsonb_array_elements(p_gate -> 'acts') a where jsonb_typeof(a.value) <> 'string' or not p_acts ? (a.value #>> '{}')) then
+        return 'the acts of a gate are a list of acts that are there';
+    elsif v_kind = 'schema' and not p_gate ? 'schema' or v_kind = 'regex' and not p_gate ? 'pattern' then
+        return format('a gate of the kind %s says its %s', v_kind, v_keys[3]);
+    elsif p_gate ? 'field' and (jsonb_typeof(p_gate -> 'field') <> 'string' or octet_length(p_gate ->> 'field') not between 1 and 200) then
+        return 'the field of a gate is a name of 1 to 200 bytes';
+    end if;
+    return case when v_kind = 'schema' then 'gate/schema' || vanilla.schema_problem(p_gate -> 'schema', p_gate #> '{schema,$defs}')
+        when jsonb_typeof(p_gate -> 'pattern') <> 'string' then 'gate/pattern: it is a text'
+        else 'gate/pattern: ' || vanilla.pattern_problem(p_gate ->> 'pattern') end;
+end
+$f$;
+comment on function vanilla.gate_problem(jsonb, jsonb) is 'What is wrong with the gate of the terms, given their acts; null: nothing, or it is not there.';
+
 create or replace function vanilla.terms_problem(p_content jsonb, p_parties text[]) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -3606,7 +3644,7 @@ begin
         vanilla.figure_problem(p_content -> 'sla', 'max_attempts', 1, 100), vanilla.figure_problem(p_content -> 'data', 'retention_days', 1, 36500),
         vanilla.figure_problem(p_content -> 'limits', 'max_messages', 1, 1000000000000), vanilla.figure_problem(p_content -> 'limits', 'max_open_conversations', 1, 1000000),
         vanilla.figure_problem(p_content -> 'limits', 'max_violations', 1, 1000000),
-        case when jsonb_typeof(p_content -> 'gate') <> 'string' or p_content ->> 'gate' !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then 'gate is a slug' end);
+        vanilla.gate_problem(p_content -> 'gate', v_acts));
     if v_problem is not null then return v_problem; end if;
     if p_content ? 'expires_at' then
         begin
@@ -4026,11 +4064,26 @@ end
 $f$;
 comment on function vanilla.price_breach(jsonb, text, jsonb) is 'Where a bid, the act propose, asks for more than price.max_tokens_per_task: {rule, path, message}; null: it does not, or says no price_tokens.';
 
+create or replace function vanilla.gate_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_schema jsonb;
+    v_problem jsonb;
+begin
+    if (p_terms #> '{gate,acts}' ? p_performative) is not true then return null; end if;
+    v_schema := vanilla.gate_schema(p_terms -> 'gate');
+    select m.problem into v_problem from vanilla.schema_misfit(v_schema, p_body, v_schema -> '$defs', '', 0, 10000) m;
+    if v_problem is null then return null; end if;
+    return jsonb_build_object('rule', 'gate', 'path', left(v_problem ->> 'path', 500), 'message', format('it does not pass the gate: %s', coalesce(v_problem -> 'keyword', v_problem -> 'message') #>> '{}'));
+end
+$f$;
+comment on function vanilla.gate_breach(jsonb, text, jsonb) is 'Where a body does not pass the gate of an agreement: {rule, path, message}; null: it does, or its act is not one that the gate names.';
+
 create or replace function vanilla.body_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
 language sql immutable set search_path = pg_catalog, pg_temp as $f$
-    select coalesce(vanilla.schema_breach(p_terms, p_performative, p_body), vanilla.price_breach(p_terms, p_performative, p_body))
+    select coalesce(vanilla.schema_breach(p_terms, p_performative, p_body), vanilla.price_breach(p_terms, p_performative, p_body), vanilla.gate_breach(p_terms, p_performative, p_body))
 $f$;
-comment on function vanilla.body_breach(jsonb, text, jsonb) is 'Which rule of its body a message breaks, the first of schema and price: {rule, path, message}; null: none.';
+comment on function vanilla.body_breach(jsonb, text, jsonb) is 'Which rule of its body a message breaks, the first of schema, price and gate: {rule, path, message}; null: none.';
 
 create or replace function vanilla.record_violation(p_agreement public.protocol_agreements, p_limits jsonb, p_channel_id uuid, p_participant public.channel_participants,
     p_performative text, p_breach jsonb) returns jsonb

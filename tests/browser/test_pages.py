@@ -247,10 +247,15 @@ async def _talk(people: People, person: Person, other: Person) -> tuple[str, str
             "agree": {"senders": ["billing"]},
         }
     }
+    figures = {
+        "price": {"max_tokens_per_task": 20000}, "sla": {"max_latency_ms": 3_600_000, "max_attempts": 3},
+        "gate": {"kind": "regex", "acts": ["agree"], "field": "text", "pattern": "^[A-Z]"},
+        "data": {"retention_days": 30},
+    }  # fmt: skip
     made = await agreements.propose(operator, tenant, "Refunds", whose, "triage", terms, person.identity.user_id)
     agreement = uuid.UUID(made["agreement_id"])
     await agreements.respond(operator, tenant, agreement, "billing", bytes.fromhex(made["hash"]), "accept")
-    await agreements.amend(operator, tenant, agreement, "billing", terms | {"sla": {"max_attempts": 3}})
+    await agreements.amend(operator, tenant, agreement, "billing", terms | figures)
     seats = [{"name": name, "user_id": user_id, "party": name} for name, user_id in whose.items()]
     opened = await channels.open_channel(
         operator, tenant, "Ticket 17", "group", seats, agreement_id=agreement, limits={"floor": "round_robin"},

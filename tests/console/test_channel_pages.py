@@ -2,16 +2,21 @@
 
 import re
 import uuid
+from typing import Any
 
 import pytest
 
 from tests.conftest import People, Person
 from tests.console.console_support import look, signed_in, submit
-from vanilla_saas.orchestration.channel_pages import text_of
+from vanilla_saas.orchestration.channel_pages import in_words, text_of
 
 FRAGMENT = {"hx-request": "true"}
 HOSTILE = "</p><script>alert(1)</script>"
 TERMS = {"acts": {"request": {"senders": ["asks"], "schema": {"type": "object", "required": ["refund"]}}}}
+FIGURES = {
+    "price": {"max_tokens_per_task": 20000},
+    "gate": {"kind": "regex", "acts": ["request"], "pattern": "<b>", "field": "why"},
+}
 
 
 async def channel_of(people: People, *whose: Person, **more: object) -> tuple[uuid.UUID, list[uuid.UUID]]:
@@ -80,7 +85,7 @@ async def test_an_agreement_shows_its_state_and_what_broke_it(api: str, people: 
     ada, bo, stranger = await people.user(), await people.user(), await people.user()
     parties = {"asks": str(ada.identity.user_id), "does": str(bo.identity.user_id)}
     made = await people.operator.fetchval(
-        "select agreement_propose('refunds', $1, 'asks', $2, $3)", parties, TERMS, ada.identity.user_id
+        "select agreement_propose('refunds', $1, 'asks', $2, $3)", parties, TERMS | FIGURES, ada.identity.user_id
     )
     agreement = uuid.UUID(made["agreement_id"])
     accept = "select agreement_respond($1, 'does', $2, 'accept')"
@@ -93,9 +98,48 @@ async def test_an_agreement_shows_its_state_and_what_broke_it(api: str, people: 
         _, page, _ = await look(http, f"/agreements/{agreement}")
         for told in ("active", "schema", "required", f"/channels/{channel}", made["hash"], "accepted by asks, does"):
             assert told in page.text, told
+        assert "<dd>a bid asks for 20,000 tokens at most</dd>" in page.text
+        assert "<dd>the field why of request matches &lt;b&gt;</dd>" in page.text
     async with signed_in(api, people, stranger) as http:
         assert str(agreement) not in (await look(http, "/agreements"))[1].text
         assert (await look(http, f"/agreements/{agreement}"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        (TERMS, []),
+        ({"price": {}, "sla": {"max_attempts": 3}}, [("Attempts", "3 until a message is a dead letter")]),
+        (
+            {"price": {"max_tokens_per_task": 20000}, "sla": {"max_latency_ms": 1500}, "data": {"retention_days": 30}},
+            [
+                ("Price", "a bid asks for 20,000 tokens at most"),
+                ("Latency", "an answer after 1,500 ms is delivered, and a violation"),
+                ("Kept", "30 days, once all have read"),
+            ],
+        ),
+        (
+            {"limits": {"max_messages": 5, "max_open_conversations": 2, "max_violations": 4}},
+            [
+                ("Messages", "5 at most in a channel"),
+                ("Conversations", "2 open at most in a channel"),
+                ("Suspended", "after 4 violations"),
+            ],
+        ),
+        (
+            {"gate": {"kind": "schema", "acts": ["inform", "agree"], "schema": {}}},
+            [("Gate", "the body of inform, agree fits its schema")],
+        ),
+        ({"gate": {"kind": "regex", "acts": ["inform"], "pattern": "^a"}}, [("Gate", "the text of inform matches ^a")]),
+        (
+            {"gate": {"kind": "regex", "acts": ["inform"], "pattern": "^a", "field": "f"}},
+            [("Gate", "the field f of inform matches ^a")],
+        ),
+        ({"gate": "of-before"}, [("Gate", "of-before, which nothing enforces")]),
+    ],
+)
+def test_terms_are_said_in_words(terms: dict[str, Any], said: list[tuple[str, str]]) -> None:
+    assert in_words(terms) == said
 
 
 @pytest.mark.parametrize(

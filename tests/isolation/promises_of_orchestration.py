@@ -23,6 +23,21 @@ AMENDED = """insert into agreement_versions (tenant_id, agreement_id, version, t
     select tenant_id, agreement_id, 2, party, user_id, hash, now() from agreement_acceptances where tenant_id = '{a}' and agreement_id = '{agreement}' and version = 1 and party = 'first'"""
 SUSPENDED = "update protocol_agreements set status = 'suspended', suspended_by = 'second' where tenant_id = '{a}' and id = '{agreement}'"
 ENDED = "update protocol_agreements set expires_at = vanilla.clock() where tenant_id = '{a}' and id = '{agreement}'"
+OF_AGREEMENT = "tenant_id = '{a}' and agreement_id = '{agreement}'"
+HELD = f"""insert into agreement_versions (tenant_id, agreement_id, version, terms, hash, proposed_by, user_id, proposed_at)
+    select tenant_id, agreement_id, 2, t.terms, sha256(convert_to(t.terms::text, 'UTF8')), 'first', user_id, now() from agreement_versions v
+    cross join lateral (select v.terms || '{{"acts": {{"inform": {{"opens": true, "replies": ["inform"]}}, "propose": {{}}}}, "sla": {{"max_latency_ms": 1}},
+        "price": {{"max_tokens_per_task": 5}}, "gate": {{"kind": "regex", "acts": ["propose"], "field": "plan", "pattern": "^by"}}}}') t (terms)
+    where {OF_AGREEMENT} and version = 1;
+    insert into agreement_acceptances (tenant_id, agreement_id, version, party, user_id, hash, accepted_at)
+    select a.tenant_id, a.agreement_id, 2, a.party, a.user_id, v.hash, now() from agreement_acceptances a join agreement_versions v using (tenant_id, agreement_id)
+    where {OF_AGREEMENT} and a.version = 1 and v.version = 2;
+    update agreement_versions set state = 'superseded', decided_at = now() where {OF_AGREEMENT} and version = 1;
+    update agreement_versions set state = 'active', decided_at = now() where {OF_AGREEMENT} and version = 2;
+    update protocol_agreements set version = 2 where tenant_id = '{{a}}' and id = '{{agreement}}';
+    update channel_messages set ended_by = null where tenant_id = '{{a}}' and channel_id = '{{channel}}'"""
+BROKEN = f"""(select count(*) from agreement_violations where {OF_AGREEMENT} and version = 2 and channel_id = {CH} and participant_id = {P} and rule = '%s') = 1
+    and (select violations from protocol_agreements where tenant_id = '{{a}}' and id = '{{agreement}}') = 2 and """
 ACTS = '{"acts": {"inform": {}}}'
 PARTIES = """'{"first": "{user}", "second": "%s"}'"""
 
@@ -52,6 +67,9 @@ CASES = [
     Case("user", f"select channel_send({CH}, {P}, 'cfp', '{{}}', 'new') #>> '{{refused,rule}}'", "= (performative)",
          then="(select violations from protocol_agreements where tenant_id = '{a}' and id = '{agreement}') = 2 and " + SENT % 0),
     Case("user", f"select channel_send({CH}, {P}, 'inform', '1', 'new') #>> '{{refused,rule}}'", "= (schema)"),
+    Case("user", f"select channel_send({CH}, {P}, 'inform', '{{}}', 'new', 1) #>> '{{violated,rule}}'", "= (latency)", HELD, then=BROKEN % "latency" + SENT % 1),
+    Case("user", f"select channel_send({CH}, {P}, 'propose', '{{\"price_tokens\": 6}}', 'new') #>> '{{refused,rule}}'", "= (price)", HELD, then=BROKEN % "price" + SENT % 0),
+    Case("user", f"select channel_send({CH}, {P}, 'propose', '{{\"plan\": \"no\"}}', 'new') #>> '{{refused,rule}}'", "= (gate)", HELD, then=BROKEN % "gate" + SENT % 0),
     # receives
     Case("user", ACK % 1, "= (t)", then=READER % "cursor_seq = 1 and lease_token is null"),
     Case("user", ACK % 2, "VS400"),

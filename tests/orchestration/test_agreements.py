@@ -312,6 +312,77 @@ async def test_what_is_refused_is_not_late_as_well(talk: Hall) -> None:
     assert (answer["refused"]["rule"], answer["refused"]["violations"]) == ("deadline", 2)
 
 
+WORDS = {"kind": "regex", "acts": ["inform"], "pattern": "^[A-Z][a-z ]*$"}
+SHAPE = {
+    "$defs": {"n": {"type": "integer", "minimum": 0}},
+    "type": "object",
+    "properties": {"n": {"$ref": "#/$defs/n"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("gate", "body", "path", "message"),
+    [
+        (WORDS, "Done it", None, None),
+        (WORDS, "done", "", "pattern"),
+        (WORDS, "Done\n", "", "pattern"),
+        (WORDS, {"text": "Done"}, "", "type"),
+        (WORDS, None, "", "type"),
+        (WORDS | {"field": "text"}, {"text": "Done", "n": 1}, None, None),
+        (WORDS | {"field": "text"}, {"text": "done"}, "/text", "pattern"),
+        (WORDS | {"field": "text"}, {"text": ["Done"]}, "/text", "type"),
+        (WORDS | {"field": "text"}, {"n": 1}, "", "required"),
+        (WORDS | {"field": "text"}, "Done", "", "type"),
+        (WORDS | {"field": "a/b~"}, {"a/b~": "1"}, "/a~1b~0", "pattern"),
+        ({"kind": "schema", "acts": ["inform"], "schema": SHAPE}, {"n": 1}, None, None),
+        ({"kind": "schema", "acts": ["inform"], "schema": SHAPE}, {"n": -1}, "/n", "minimum"),
+        ({"kind": "schema", "acts": ["inform"], "schema": False}, {}, "", "false"),
+    ],
+)
+async def test_a_message_passes_the_gate_of_its_act(
+    talk: Hall, gate: dict[str, Any], body: Any, path: str | None, message: str | None
+) -> None:
+    agreement = await talk.agree({"acts": {"inform": {}, "query": {}}, "gate": gate})
+    channel = await talk.open_bound(agreement)
+    await talk.say(channel, "ada", "query", body=body)  # an act that the gate does not name
+    answer = await talk.send(channel, "ada", "inform", body)
+    if message is None:
+        assert answer == {"seq": 2, "replayed": False}
+    else:
+        told = answer["refused"]
+        assert (answer["seq"], told["rule"], told["path"]) == (None, "gate", path)
+        assert told["message"] == f"it does not pass the gate: {message}"
+        [broken] = (await talk.ask("agreement_read", agreement))["latest_violations"]
+        assert (broken["rule"], broken["path"], await talk.seqs(channel)) == ("gate", path, [1])
+
+
+async def test_what_is_nested_too_deep_passes_no_gate(talk: Hall) -> None:
+    deep: dict[str, Any] = {"$defs": {"x": {"items": {"$ref": "#/$defs/x"}}}, "$ref": "#/$defs/x"}
+    gate = {"kind": "schema", "acts": ["inform"], "schema": deep}
+    channel = await talk.open_bound(await talk.agree(ACT | {"gate": gate}))
+    body: Any = []
+    for _ in range(40):
+        body = [body]
+    answer = await talk.send(channel, "ada", "inform", body)
+    assert answer["refused"]["message"] == "it does not pass the gate: it is nested too deep"
+
+
+async def test_the_gate_comes_after_the_schema_and_the_price(talk: Hall) -> None:
+    acts = {"propose": {"schema": {"required": ["plan"]}}}
+    gate = {"kind": "regex", "acts": ["propose"], "field": "plan", "pattern": "^by "}
+    terms = {"acts": acts, "gate": gate, "price": {"max_tokens_per_task": 5}}
+    channel = await talk.open_bound(await talk.agree(terms))
+    for body, broken in (({}, "schema"), ({"plan": "", "price_tokens": 6}, "price"), ({"plan": ""}, "gate")):
+        assert await rule(talk, channel, "bo", "propose", body) == broken
+    await talk.say(channel, "bo", "propose", body={"plan": "by hand", "price_tokens": 5})
+
+
+async def test_an_agreement_of_before_with_a_gate_by_name_holds_nobody_to_it(talk: Hall) -> None:
+    breach = "select vanilla.body_breach($1, 'inform', '{}')"
+    assert await talk.connection.fetchval(breach, ACT | {"gate": "inform"}) is None
+    assert await talk.connection.fetchval(breach, ACT | {"gate": WORDS}) is not None
+
+
 async def test_violations_are_counted_and_suspend(talk: Hall) -> None:
     agreement = await talk.agree(TASK)
     channel = await talk.open_bound(agreement)
@@ -426,12 +497,41 @@ ACT = {"acts": {"inform": {}}}
         (ACT | {"price": {"odd": 1}}, "nothing else"),
         (ACT | {"sla": {"max_attempts": 101}}, "whole number"),
         (ACT | {"data": {"retention_days": 0}}, "whole number"),
-        (ACT | {"gate": "A b"}, "a slug"),
+        (ACT | {"gate": "a-slug"}, "gate is an object"),
+        (ACT | {"gate": {}}, "of the kind schema or regex"),
+        *[
+            (ACT | {"gate": {"kind": kind, "acts": ["inform"]}}, "of the kind schema or regex: it is decided in")
+            for kind in ("model_judge", "human", "sql", 1, None)
+        ],
+        (ACT | {"gate": {"kind": "schema", "acts": ["inform"]}}, "says its schema"),
+        (ACT | {"gate": {"kind": "schema", "acts": ["inform"], "schema": 1}}, "gate/schema: a schema is an object"),
+        (
+            ACT | {"gate": {"kind": "schema", "acts": ["inform"], "schema": {"items": {"format": "date"}}}},
+            "gate/schema/items/format: this keyword is not enforced",
+        ),
+        (ACT | {"gate": {"kind": "schema", "acts": ["inform"], "schema": {}, "pattern": "a"}}, "nothing else"),
+        (ACT | {"gate": {"kind": "regex", "acts": ["inform"], "pattern": "a", "schema": {}}}, "nothing else"),
+        (ACT | {"gate": {"kind": "regex", "acts": ["inform"]}}, "says its pattern"),
+        (ACT | {"gate": {"kind": "regex", "acts": ["inform"], "pattern": 1}}, "gate/pattern: it is a text"),
+        (
+            ACT | {"gate": {"kind": "regex", "acts": ["inform"], "pattern": "(a)\\1"}},
+            "different things to different readers",
+        ),
+        (
+            ACT | {"gate": {"kind": "regex", "acts": ["inform"], "pattern": "a" * 201}},
+            "gate/pattern: a pattern has at most 200 characters",
+        ),
+        (ACT | {"gate": {"kind": "regex", "acts": ["inform"], "pattern": "a", "field": ""}}, "the field of a gate"),
+        (ACT | {"gate": {"kind": "regex", "acts": ["inform"], "pattern": "a", "field": 1}}, "the field of a gate"),
+        (ACT | {"gate": {"kind": "regex", "acts": [], "pattern": "a"}}, "acts that are there"),
+        (ACT | {"gate": {"kind": "regex", "acts": "inform", "pattern": "a"}}, "acts that are there"),
+        (ACT | {"gate": {"kind": "regex", "acts": ["agree"], "pattern": "a"}}, "acts that are there"),
+        (ACT | {"gate": {"kind": "regex", "pattern": "a"}}, "acts that are there"),
         (ACT | {"limits": {"max_violations": 0}}, "whole number"),
         (ACT | {"limits": 1}, "is an object"),
         (ACT | {"expires_at": "soon"}, "a time"),
         (ACT | {"expires_at": "2020-01-01T00:00:00Z"}, "before it begins"),
-        (ACT | {"gate": "x" * 70000}, "64 KiB"),
+        (ACT | {"name": "x" * 70000}, "64 KiB"),
     ],
 )
 async def test_what_could_not_be_enforced_is_not_proposed(talk: Hall, content: Any, problem: str) -> None:

@@ -51,7 +51,7 @@ PERFORMATIVES = [*ACTS, "request", "query", "not_understood"]
 BODIES: list[Any] = [
     {"task": "t"}, {"task": "t", "tags": ["x"]}, {"task": "t", "tags": ["x", "x"]}, {"task": ""}, {"task": "toolong"}, {"task": "t", "z": 1},
     {"price_tokens": 1}, {"price_tokens": 2.0}, {"price_tokens": 0}, {"price_tokens": "1"}, {"price_tokens": 1, "done": 1},
-    {"price_tokens": 5}, {"price_tokens": 6}, {"price_tokens": 1e30}, {"done": True}, {}, [], None, "", "E01", "E1", "e01", 3, True,
+    {"price_tokens": 5}, {"price_tokens": 6}, {"price_tokens": 1e30}, {"done": True}, {"done": "well"}, {"done": "Well"}, {}, [], None, "", "E01", "E1", "e01", 3, True,
 ]  # fmt: skip
 FITTING = {
     name: [b for b in BODIES if jsonschema_rs.is_valid(act.get("schema", True), b)] for name, act in ACTS.items()
@@ -60,6 +60,8 @@ OPEN = 4
 MOST = 5
 """Tokens that a bid asks for at most."""
 LATENCY = timedelta(seconds=20)
+GATE = {"kind": "regex", "acts": ["inform"], "field": "done", "pattern": "^[a-z]+$"}
+RULES = {"performative", "sender", "reply", "conversation", "deadline", "limit", "schema", "price", "gate", "latency"}
 
 
 @dataclass
@@ -102,6 +104,8 @@ class Model:
             return "schema"
         if performative == "propose" and body["price_tokens"] > MOST:
             return "price"
+        if performative in GATE["acts"] and not (isinstance(body, dict) and body.get("done") == "well"):
+            return "gate"
         return None
 
     def late(self, reply: int | None, now: datetime) -> bool:
@@ -125,7 +129,7 @@ class Model:
 async def test_exactly_the_illegal_messages_are_refused(talk: Hall) -> None:
     limits = {"max_open_conversations": OPEN, "max_violations": 1_000_000}
     figures = {"price": {"max_tokens_per_task": MOST}, "sla": {"max_latency_ms": LATENCY // timedelta(milliseconds=1)}}
-    agreement = await talk.agree({"acts": ACTS, "limits": limits} | figures, "ada", "bo", "cy")
+    agreement = await talk.agree({"acts": ACTS, "limits": limits, "gate": GATE} | figures, "ada", "bo", "cy")
     draw = random.Random(7)
     rules: dict[str, int] = {}
     legal = refused = 0
@@ -152,17 +156,7 @@ async def test_exactly_the_illegal_messages_are_refused(talk: Hall) -> None:
             assert answer["refused"]["rule"] == expected
             rules[expected] = rules.get(expected, 0) + 1
             refused += 1
-    assert set(rules) == {
-        "performative",
-        "sender",
-        "reply",
-        "conversation",
-        "deadline",
-        "limit",
-        "schema",
-        "price",
-        "latency",
-    }
+    assert set(rules) == RULES
     assert (await talk.ask("agreement_read", agreement))["violations"] == sum(rules.values())
     read = await talk.connection.fetch(
         "select rule, count(*) from agreement_violations where agreement_id = $1 group by rule", agreement

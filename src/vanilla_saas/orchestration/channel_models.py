@@ -135,7 +135,9 @@ class MessageBody(Strict):
     run_id: UUID | None = None
 
 
-Rule = Literal["performative", "sender", "reply", "conversation", "deadline", "limit", "schema", "price", "latency"]
+Rule = Literal[
+    "performative", "sender", "reply", "conversation", "deadline", "limit", "schema", "price", "latency", "gate"
+]
 
 
 class Violated(BaseModel):

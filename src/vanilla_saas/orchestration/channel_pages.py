@@ -20,6 +20,17 @@ MOST_TEXT = 4000
 """Characters of a message that a page shows."""
 After = Annotated[int | None, Query(ge=0, le=2**63 - 1)]
 
+WORDS = (
+    ("price", "max_tokens_per_task", "Price", "a bid asks for {} tokens at most"),
+    ("sla", "max_latency_ms", "Latency", "an answer after {} ms is delivered, and a violation"),
+    ("sla", "max_attempts", "Attempts", "{} until a message is a dead letter"),
+    ("limits", "max_messages", "Messages", "{} at most in a channel"),
+    ("limits", "max_open_conversations", "Conversations", "{} open at most in a channel"),
+    ("limits", "max_violations", "Suspended", "after {} violations"),
+    ("data", "retention_days", "Kept", "{} days, once all have read"),
+)
+"""Figures of the terms: the part and its key, what it is called, what it says."""
+
 
 @router.get("/channels")
 async def channels(request: Request, caller: PageCaller) -> Response:
@@ -98,7 +109,34 @@ async def agreement(request: Request, caller: PageCaller, agreement_id: UUID) ->
     async with acting(request, caller, read_only=True) as connection:
         found = await agreement_store.read(connection, caller.identity.tenant_id, agreement_id)
     terms = [orjson.dumps(one["terms"], option=orjson.OPT_INDENT_2).decode() for one in found["versions"]]
-    return render(request, "orchestration/agreement.html", row=found, terms=terms)
+    return render(
+        request,
+        "orchestration/agreement.html",
+        row=found,
+        terms=terms,
+        said=[in_words(one["terms"]) for one in found["versions"]],
+    )
+
+
+def in_words(terms: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the parts of an agreement beside its acts say, as pairs of a name and a sentence."""
+    figures = {part: terms.get(part) or {} for part in ("price", "sla", "limits", "data")}
+    said = [
+        (name, sentence.format(f"{figures[part][key]:,}"))
+        for part, key, name, sentence in WORDS
+        if key in figures[part]
+    ]
+    gate = terms.get("gate")
+    if isinstance(gate, dict):
+        acts = ", ".join(gate["acts"])
+        if gate["kind"] == "schema":
+            said.append(("Gate", f"the body of {acts} fits its schema"))
+        else:
+            where = f"the field {gate['field']}" if "field" in gate else "the text"
+            said.append(("Gate", f"{where} of {acts} matches {gate['pattern']}"))
+    elif gate:
+        said.append(("Gate", f"{gate}, which nothing enforces"))
+    return said
 
 
 ROOM = Room(
