@@ -100,6 +100,17 @@ async def test_an_agent_with_an_engine_shows_that_and_its_runs(desk: Studio) -> 
         assert (await look(http, link))[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [({"tokens": 9000}, "left empty: 9,000, or what the wallet has"), ({}, "left empty: what its calls need")],
+)
+async def test_the_form_says_which_budget_a_run_has(desk: Studio, limits: dict[str, int], told: str) -> None:
+    slug = await desk.save(agent(says("Yes."), limits=limits))
+    async with signed_in(desk.address, desk.shop.room.people, desk.shop.admin) as http:
+        _, page, _ = await look(http, f"/agents/{slug}")
+    assert told in page.text
+
+
 async def test_others_see_what_is_shared_and_no_runs_but_their_own(desk: Studio) -> None:
     owner, other = await desk.shop.person(), await desk.shop.person()
     private = await desk.save(agent(says("Mine.")), who=owner, p_shared=False)

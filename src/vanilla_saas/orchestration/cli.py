@@ -136,7 +136,7 @@ def run(
     ],
     value: InputFields = None,
     input_file: InputFile = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="The budget (the agent's, or what the wallet has).")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="The budget (the agent's, or what its calls need).")] = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show how it goes until it ends.")] = True,
     user: Annotated[str | None, typer.Option(help="Who pays: email, external id or UUID (the only user).")] = None,
     key: Annotated[str | None, typer.Option(help="Repeating the command with this key starts nothing more.")] = None,
