@@ -108,6 +108,7 @@ class Channels:
     ) -> int:
         """The message's seq; with a `message_id` it may be sent again and is said once.
 
+        An answer later than the agreement's `sla.max_latency_ms` is sent too; `agreements.get` tells of it.
         Raises ApiError `agreement_violated`, `invalid_state`, `idempotency_key_reused`.
         """
         message = {
