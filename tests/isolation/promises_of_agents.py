@@ -324,7 +324,7 @@ ENGINES = [
     Case("runtime", ASK % (lease(), 2), "VS429", f"{PINNED}; " + change("agent_runs", "deadline_at = '2020-01-01'", "id = '{turning}'")),
     *[Case("runtime", ASK % (lease(**{name: value}), 2), "VS409", PINNED) for name, value in ANOTHER.items()],
     # it starts when the step waits, of what is left of the budget
-    Case("runtime", WAITS, given="; ".join((PINNED, asked(), asked("null", "twin", 2), change("workflow_versions", WITH_BUDGET, "true", "twin"))), then=" and ".join((STARTED_ENGINE % "b.budget_tokens = 440", TWINS % "child_execution_id is null", OTHERS))),
+    Case("runtime", WAITS, given="; ".join((PINNED, asked(), asked("null", "twin", 2))), then=" and ".join((STARTED_ENGINE % "b.budget_tokens = 440", TWINS % "child_execution_id is null", OTHERS))),
     Case("runtime", WAITS, given="; ".join((PINNED, asked(), change("workflow_versions", WITH_BUDGET, "true"))), then=STARTED_ENGINE % "b.budget_tokens = 5"),
     *[Case("runtime", WAITS, given="; ".join((PINNED, asked(), asked("null", "twin", 2), given)), then=" and ".join((STEP % (f"status = 'failed' and result ->> 'code' = '{code}' and finished_at is not null", "turning", 3), TWINS % "status = 'open'")))
       for code, given in (("engine_not_started", change("workflow_executions", "depth = 5", "id = '{turn_execution}'")), ("budget_exhausted", change("resource_allocations", "spent_tokens = 450", "id = '{turn_budget}'")))],

@@ -59,6 +59,8 @@ SURVIVORS: dict[str, str] = {
         "of the level that is left only id and slug are read, and the twin's has the same",
     "tenant comparison: vanilla.retention_plan: s.tenant_id = vanilla.platform()":
         "a check of the table keeps these settings to the platform",
+    "tenant comparison: vanilla.start_engine_turn: f.tenant_id = e.tenant_id":
+        "a version of a workflow has one text in whatever tenant it was brought to, and so one budget",
     "tenant comparison: vanilla.top_up_json: c.tenant_id = p_payment.tenant_id":
         "the account compared beside it is the tenant's own",
     "tenant's row: vanilla.close_periods: t.tenant_id = d.tenant_id and t.id = d.tenant_id (1)":

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.engines.shop import Made, asking
+from tests.engines.test_engines import offered
 from tests.orchestration.mortals import Ward
 from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from tests.orchestration.test_runs import MONEY
@@ -128,6 +129,23 @@ async def test_an_answer_that_does_not_fit_is_asked_for_again_until_turns_are_ov
     first, second = await engine_runs(desk, run)
     assert second["input"]["messages"][: len(first["input"]["messages"])] == first["input"]["messages"]
     assert "no JSON" in second["input"]["messages"][-1]["content"]
+    await paid_once(desk, run)
+
+
+async def test_the_platforms_engines_and_copies_are_run_as_their_user_would(desk: Studio) -> None:
+    person = await desk.shop.person()
+    engine = await offered(desk.shop)
+    run = await desk.ended(await desk.start(person, await desk.save(of_engine(engine))))
+    assert (run["stop_reason"], run["error"]["code"]) == ("failed", "input_required")  # it takes no message
+    shape = flow("It is noon.") | {"output": "input.tone + ': ' + input.question"}
+    shape["input"] = {"type": "object", "properties": ASKED["properties"] | {"tone": {"type": "string"}}}
+    own = await desk.shop.deploy(shape, p_parameters={"tone": {"type": "string", "default": "plain"}})
+    await desk.shop.ask(person, "fork_engine", own.slug, "mine", {"tone": "warm"})
+    slug = await desk.save(of_engine("my/mine"), who=person)
+    run = await desk.ended(await desk.start(person, slug, "Ada"))
+    assert (run["stop_reason"], run["output"]["text"]) == ("done", "warm: Ada"), run["error"]
+    with pytest.raises(VanillaError):
+        await desk.start(await desk.shop.person(), slug)
     await paid_once(desk, run)
 
 
