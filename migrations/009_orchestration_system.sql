@@ -1390,7 +1390,7 @@ begin
         v_wanted := v_wanted || v_lacks;
         p_wrap_up := false;
     end loop;
-    -- and from the top down what each gets
+    -- and from the top down what each gets: what an ancestor has left is given also when that gets nothing
     for v_n in reverse cardinality(v_wanted) .. 1 loop
         select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = v_path[v_n].id;
         if v_node.parent_id is null then
@@ -1398,10 +1398,10 @@ begin
             v_wallet := vanilla.lock_wallet(p_tenant_id, v_node.user_id);
             if v_wallet.available_tokens < v_wanted[v_n] then v_wallet := vanilla.reap_wallet(v_wallet); end if;
             v_tokens := case when v_wallet.status = 'active' and v_wallet.borrowed_tokens = 0 then least(v_wanted[v_n], v_wallet.available_tokens) else 0 end;
-            exit when v_tokens <= 0 or not vanilla.add_to_root(v_node, v_wallet, v_tokens, 'allocation grew');
+            continue when v_tokens <= 0 or not vanilla.add_to_root(v_node, v_wallet, v_tokens, 'allocation grew');
         else
             select least(v_wanted[v_n], vanilla.allocation_left(a)) into v_tokens from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = v_node.parent_id;
-            exit when v_tokens <= 0;
+            continue when v_tokens <= 0;
             update public.resource_allocations a set carved_tokens = a.carved_tokens + v_tokens where a.tenant_id = p_tenant_id and a.id = v_node.parent_id;
         end if;
         update public.resource_allocations a set budget_tokens = a.budget_tokens + v_tokens, wrap_up_tokens = (a.budget_tokens + v_tokens) / 10

@@ -24,6 +24,7 @@ EMPTY = "update user_token_wallets set enforcement_mode = 'monitor', burn = burn
 LATE = "exists (select from user_token_ledger where tenant_id = '{a}' and user_id = '{user}' and metadata ->> 'allocation_hold' = '{step}' and metadata ? 'late')"
 REAP = "select public.allocation_reap() ->> '%s'"
 EXPIRED = "expires_at = vanilla.clock()"
+GROWS = f"{SET % ('most_tokens = 5000', 'budget')}; {SET % ('most_tokens = 5000', 'share')}"
 OWN = [
     ("select allocation_carve('{budget}', 77)", MINE),
     ("select allocation_top_up('{budget}', 7)", f"{NODE % ('budget_tokens', 'budget')} = 1007 and {WALLET}"),
@@ -114,6 +115,15 @@ CASES = [
          " insert into resource_allocations select (jsonb_populate_record(x, '{\"tenant_id\": \"{twin}\", \"budget_tokens\": 5}')).* from resource_allocations x"
          " where tenant_id = '{a}' and budget_tokens = 77"),
     Case("user", "select allocation_close('{share}') ->> 'state'", "= (closed)", "{as_admin}; select allocation_settle('{step}', 4); " + TWINS_STEP),
+    # what grows, and what it grows out of
+    Case("keeper", "select (vanilla.grow_allocation('{a}', '{share}', 2000)).budget_tokens", "= (2097)", GROWS,
+         then=f"{NODE % ('budget_tokens = 2330 and carved_tokens = 2097', 'budget')} and {WALLET}"),
+    Case("keeper", "select (vanilla.grow_allocation('{a}', '{share}', 900)).budget_tokens", "= (974)", GROWS,
+         then=f"{NODE % ('budget_tokens = 1000 and carved_tokens = 974', 'budget')} and {WALLET}"),
+    *[Case("keeper", "select (vanilla.grow_allocation('{a}', '{share}', 2000)).budget_tokens", "= (1000)", f"{GROWS}; {given}",
+           then=f"{NODE % ('budget_tokens = 1000 and carved_tokens = 1000', 'budget')} and {WALLET}") for given in (EMPTY, LOCKED)],
+    Case("keeper", "select (vanilla.grow_allocation('{a}', '{share}', 2000)).budget_tokens", "= (400)", SET % ("most_tokens = 5000", "budget")),
+    Case("keeper", "select (vanilla.grow_allocation('{a}', '{b_share}', 2000)).budget_tokens", "VS404"),
     # what a step needs
     *[Case("admin", "select allocation_hold('{share}', 'new', 7)", f"VS429 the allocation{why}", SET % (full, "share")) for full, why in FULL],
     *[Case("admin", statement, code, given) for given, code in (

@@ -28,8 +28,8 @@ TOKEN = "kanarienvogel-of-the-metrics"
 async def server(
     cluster: Cluster, database_name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
-    """Two processes, whose counts are one, and a line of the log for every request."""
-    more = {"VANILLA_SAAS_LOG_REQUESTS": "true", "VANILLA_SAAS_LOG_LEVEL": "debug"}
+    """Two processes, whose counts are one, and a line of the log for every request; work that others left is not done."""
+    more = {"VANILLA_SAAS_LOG_REQUESTS": "true", "VANILLA_SAAS_LOG_LEVEL": "debug", "VANILLA_SAAS_RUN_WORKER": "false"}
     home = over(cluster, database_name, tmp_path_factory.mktemp("home"), VANILLA_SAAS_METRICS_TOKEN=TOKEN, **more)
     async with home.serving("serve", "--processes", "2") as running:
         yield running
