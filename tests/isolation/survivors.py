@@ -76,7 +76,7 @@ SURVIVORS: dict[str, str] = {
     "status check: vanilla.drop_allocations: h.state = 'open' (2)": "a guard: steps end with their allocation",
     "status check: vanilla.drop_allocations: r.state <> 'open'": "what is open has no end, which is compared beside it",
     "status check: vanilla.grow_allocation: v_node.state = 'open'": "who lets it grow is refused a moment later",
-    "tenant comparison: vanilla.grow_allocation: b.tenant_id = p_tenant_id (1)": "only ids come of it, and rows of the tenant are locked by them",
+    "tenant comparison: vanilla.grow_allocation: b.tenant_id = p_tenant_id (1)": "only ids come of it",
     "status check: vanilla.add_to_root: h.state = 'open'": "it ran out between two lines",
     "status check: vanilla.forget_allocations: a.state = 'open'": "allocation_end looks again, under the lock",
     "status check: vanilla.lock_subtree: a.state = 'open' (1)": "asked again when they are locked",
