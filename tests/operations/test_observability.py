@@ -28,7 +28,7 @@ TOKEN = "kanarienvogel-of-the-metrics"
 async def server(
     cluster: Cluster, database_name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
-    """Two processes, whose counts are one, and a line of the log for every request. They do no work that is left over."""
+    """Two processes, whose counts are one, and a line of the log for every request; no work left over is theirs."""
     more = {"VANILLA_SAAS_LOG_REQUESTS": "true", "VANILLA_SAAS_LOG_LEVEL": "debug", "VANILLA_SAAS_RUN_WORKER": "false"}
     home = over(cluster, database_name, tmp_path_factory.mktemp("home"), VANILLA_SAAS_METRICS_TOKEN=TOKEN, **more)
     async with home.serving("serve", "--processes", "2") as running:

@@ -16,7 +16,10 @@ from tests.tokens.support import START
 NODE = "select from resource_allocations where id = $1 for no key update"
 HOLD = "select from user_token_holds where reference_id = $1 and state = 'open' for update"
 WALLET = "select from user_token_wallets where user_id = $1 for update"
-WAITING = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like $1"
+WAITING = """
+    select count(*) from pg_stat_activity
+    where datname = current_database() and wait_event_type = 'Lock' and query like $1
+"""
 
 
 @pytest.fixture

@@ -37,7 +37,10 @@ async def test_an_answer_that_could_not_be_recorded_is_not_charged(
     slug = await desk.save(agent(calls(("tick", {})), says("Done."), tools=["tick"]))
     sandbox.asked.clear()
     other = await asyncpg.connect(cluster.url(database=desk.shop.room.name))
-    stuck = "select pid from pg_stat_activity where query like '%record_turn%' and wait_event_type = 'Lock'"
+    stuck = (  # the server has the databases of other tests
+        "select pid from pg_stat_activity where datname = current_database()"
+        " and query like '%record_turn%' and wait_event_type = 'Lock'"
+    )
     cutting: list[asyncio.Task[None]] = []
 
     async def cut(run_id: Any) -> None:
