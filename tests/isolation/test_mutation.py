@@ -178,7 +178,7 @@ def _family(mutant: Mutant) -> str:
 
 
 def _chosen(every: list[Mutant], most: int) -> list[Mutant]:
-    """All, or a sample of every kind that is the same in each run."""
+    """All, or a sample of every kind that is the same in each run, without those that are known to live."""
     if LONG:
         return every
     ordered = sorted(every, key=lambda m: hashlib.sha256(str(m).encode()).digest())
@@ -188,7 +188,7 @@ def _chosen(every: list[Mutant], most: int) -> list[Mutant]:
         if quota[mutant.kind]:
             quota[mutant.kind] -= 1
             chosen.append(mutant)
-    return chosen
+    return [mutant for mutant in chosen if str(mutant) not in SURVIVORS]
 
 
 def _weak(every: list[Mutant], survivors: list[Mutant], least: float) -> list[str]:

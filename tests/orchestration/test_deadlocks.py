@@ -26,7 +26,7 @@ from tests.workflows.proof.invariants import require_invariants
 from vanilla_saas.app import create_app
 from vanilla_saas.checks import BOOKS, run_checks
 
-SECONDS = 120 if LONG else 10
+SECONDS = 120 if LONG else 6
 AT_ONCE = 25
 BALANCE = 10**9
 LATE_MS = 5
