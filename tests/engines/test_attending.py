@@ -381,12 +381,24 @@ async def test_steps_that_have_no_words_do_not_wait_for_a_start(floor: Shop, tmp
                 await asyncio.sleep(0.02)
 
 
-async def test_what_a_look_that_is_cancelled_was_to_tell_is_told(floor: Shop, tmp_path: Path) -> None:
-    waits = "select exists (select from pg_locks where not granted)"
+async def test_what_a_look_that_is_cancelled_was_to_tell_is_told(
+    floor: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, leave = [], Worker._leave_to_all
+
+    def seen(worker: Worker, done: list[dict[str, Any]]) -> None:
+        left.extend(outcome["lease"] for outcome in done)
+        leave(worker, done)
+
+    monkeypatch.setattr(Worker, "_leave_to_all", seen)
+    waits = (
+        "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')"
+    )
     async with waited_for(floor, tmp_path) as (worker, attended):
         await worker.look(attended)
         while not attended.done:
             await asyncio.sleep(0.01)
+        told = [outcome["lease"] for outcome in attended.done]
         async with floor.operator.transaction():
             locked = "select from workflow_executions where id = $1 for update"
             await floor.operator.execute(locked, attended.execution_id)
@@ -395,6 +407,7 @@ async def test_what_a_look_that_is_cancelled_was_to_tell_is_told(floor: Shop, tm
                 await asyncio.sleep(0.01)
             look.cancel()
             await asyncio.gather(look, return_exceptions=True)
+        assert left == told  # what is lost would be handed back and computed again
         await looked_at_to_the_end(worker, attended)
     found = await steps(floor, str(attended.execution_id))
     assert (found["a"], found["b"]) == (("succeeded", 1), ("succeeded", 1))

@@ -119,7 +119,7 @@ async def test_a_run_that_is_just_beginning_is_waited_for_and_ends_with_its_key(
     engine, user = await floor.deploy(workflow("s=signal", s={"signal": "go"})), await floor.person()
     key = await key_of(floor, user, engine)
     start = "select vanilla.execute_by_key($1, null, '{}')"
-    waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+    waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'advisory'"
     other = await asyncpg.connect(floor.room.cluster.url("vanilla_runtime", floor.room.name))
     async with other.transaction():
         started = json.loads(await other.fetchval(start, token_hash(key.key)))
