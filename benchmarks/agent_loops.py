@@ -139,6 +139,8 @@ class _Memory:
             "chat": None,
             "model": definition["model"],
             "budget": {"notified": False},
+            "output_schema": None,
+            "engine": None,
             "speaker": speaker,
             "steps": [],
         }

@@ -2632,7 +2632,7 @@ create or replace function vanilla.admit_call(
     p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint, p_output_limit bigint, p_choices integer,
     p_execution_id uuid, p_streamed boolean, p_ttl interval,
     p_idempotency_key text default null, p_request_id text default null, p_step jsonb default null) returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_caller record;

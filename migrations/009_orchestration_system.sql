@@ -98,9 +98,11 @@ create table if not exists public.resource_allocations (
     constraint resource_allocations_key_check check (octet_length(idempotency_key) <= 1020),
     constraint resource_allocations_top_ups_check check (jsonb_typeof(top_ups) = 'object' and octet_length(top_ups::text) <= 65536)
 ) with (fillfactor = 80);
-create index if not exists resource_allocations_user_idx on public.resource_allocations (tenant_id, user_id);
-create index if not exists resource_allocations_parent_idx on public.resource_allocations (tenant_id, parent_id);
-create index if not exists resource_allocations_root_idx on public.resource_allocations (tenant_id, root_id);
+-- `is not null`, here and below: only who asks for that column may use the index. While tables are empty the planner takes every index that begins with
+-- the tenant for as good as the key, and the newest first; connections keep such plans, and then read all that the tenant has.
+create index if not exists resource_allocations_user_idx on public.resource_allocations (tenant_id, user_id) where user_id is not null;
+create index if not exists resource_allocations_parent_idx on public.resource_allocations (tenant_id, parent_id) where parent_id is not null;
+create index if not exists resource_allocations_root_idx on public.resource_allocations (tenant_id, root_id) where root_id is not null;
 create unique index if not exists resource_allocations_key_idx on public.resource_allocations (tenant_id, parent_id, idempotency_key)
     where parent_id is not null and idempotency_key is not null;
 create index if not exists resource_allocations_open_idx on public.resource_allocations (tenant_id, expires_at) where state = 'open';
@@ -146,7 +148,7 @@ create table if not exists public.allocation_holds (
     constraint allocation_holds_usage_check check (jsonb_typeof(usage) = 'object' and octet_length(usage::text) <= 65536)
 ) with (fillfactor = 80);
 create unique index if not exists allocation_holds_step_idx on public.allocation_holds (tenant_id, allocation_id, step) where state <> 'released';
-create index if not exists allocation_holds_allocation_idx on public.allocation_holds (tenant_id, allocation_id);
+create index if not exists allocation_holds_allocation_idx on public.allocation_holds (tenant_id, allocation_id) where allocation_id is not null;
 create index if not exists allocation_holds_open_idx on public.allocation_holds (tenant_id, expires_at) where state = 'open';
 comment on table public.allocation_holds is 'What steps of agents hold of their allocation until they are settled, once each. A step that was released may hold again.';
 comment on column public.allocation_holds.overrun is 'Of what was settled: what neither the hold nor the allocation had, and the wallet paid apart.';
@@ -257,13 +259,13 @@ create table if not exists public.agent_runs (
     constraint agent_runs_depth_check check (depth >= 0 and cardinality(path) > depth)
 ) with (fillfactor = 80);
 create unique index if not exists agent_runs_step_idx on public.agent_runs (tenant_id, execution_id, node, item) where finished_at is null;
-create index if not exists agent_runs_execution_idx on public.agent_runs (tenant_id, execution_id);
-create index if not exists agent_runs_user_idx on public.agent_runs (tenant_id, user_id, id);
-create index if not exists agent_runs_agent_idx on public.agent_runs (tenant_id, agent_id, version);
-create index if not exists agent_runs_speaker_idx on public.agent_runs (tenant_id, speaker_id, speaker_version);
-create index if not exists agent_runs_parent_idx on public.agent_runs (tenant_id, parent_run_id);
-create index if not exists agent_runs_root_idx on public.agent_runs (tenant_id, root_run_id);
-create index if not exists agent_runs_allocation_idx on public.agent_runs (tenant_id, allocation_id);
+create index if not exists agent_runs_execution_idx on public.agent_runs (tenant_id, execution_id) where execution_id is not null;
+create index if not exists agent_runs_user_idx on public.agent_runs (tenant_id, user_id, id) where user_id is not null;
+create index if not exists agent_runs_agent_idx on public.agent_runs (tenant_id, agent_id, version) where agent_id is not null;
+create index if not exists agent_runs_speaker_idx on public.agent_runs (tenant_id, speaker_id, speaker_version) where speaker_id is not null;
+create index if not exists agent_runs_parent_idx on public.agent_runs (tenant_id, parent_run_id) where parent_run_id is not null;
+create index if not exists agent_runs_root_idx on public.agent_runs (tenant_id, root_run_id) where root_run_id is not null;
+create index if not exists agent_runs_allocation_idx on public.agent_runs (tenant_id, allocation_id) where allocation_id is not null;
 comment on table public.agent_runs is
     'Runs of agents, a tree: each is what a step of a workflow execution computes. States are those of A2A tasks; a finished run has a stop_reason and does not change.';
 comment on column public.agent_runs.speaker_id is 'The agent that has the word: the one it began with, or the last that it was handed over to.';
@@ -304,7 +306,7 @@ create table if not exists public.agent_run_steps (
     constraint agent_run_steps_status_check check (status in ('open', 'done', 'failed', 'refused')),
     constraint agent_run_steps_finished_check check ((status = 'open') = (finished_at is null))
 ) with (fillfactor = 80);
-create index if not exists agent_run_steps_child_idx on public.agent_run_steps (tenant_id, child_run_id);
+create index if not exists agent_run_steps_child_idx on public.agent_run_steps (tenant_id, child_run_id) where child_run_id is not null;
 comment on table public.agent_run_steps is
     'The journal of a run: a row for each model call, with the answer, and one for each tool call, handover and delegation that it asked for. What stands here is not done again.';
 comment on column public.agent_run_steps.arguments_hash is 'SHA-256 of name and arguments as PostgreSQL prints jsonb: two calls are the same when it is.';
@@ -2412,7 +2414,7 @@ language sql stable set search_path = pg_catalog, pg_temp
 comment on function vanilla.run_view(public.agent_runs) is 'A run as its worker needs it: who has the word, budget, and everything that was done.';
 
 create or replace function vanilla.begin_run(p_lease jsonb, p_ref text, p_input jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
     v_run public.agent_runs := vanilla.run_of_step(v_step);
@@ -2505,7 +2507,7 @@ $f$;
 comment on function vanilla.cost_within(uuid, uuid) is 'What the steps of an execution and of all that it started were charged so far: tokens, and micros of USD.';
 
 create or replace function vanilla.ask_engine(p_lease jsonb, p_turn integer, p_input jsonb) returns void
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
     v_run public.agent_runs := vanilla.run_of_step(v_step);
@@ -2525,7 +2527,7 @@ comment on function vanilla.ask_engine(jsonb, integer, jsonb) is
     'Writes to the journal that a turn is a run of the agent''s engine, with its input: it starts when the step waits, and record_turn writes its answer. The same turn again changes nothing.';
 
 create or replace function vanilla.record_turn(p_lease jsonb, p_turn integer, p_calls jsonb, p_answer jsonb, p_wrap_up boolean default false) returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_now timestamptz := vanilla.clock();
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
@@ -2624,7 +2626,7 @@ comment on function vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean) i
     'Writes a model''s answer to the journal in the transaction that settles its calls, with what it asks for, and looks before any is made whether the run may go on: `stop` is null or why not. The same turn again changes nothing.';
 
 create or replace function vanilla.record_call(p_lease jsonb, p_n integer, p_status text, p_result jsonb) returns void
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_call public.agent_run_steps;
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
@@ -2676,7 +2678,7 @@ comment on function vanilla.write_state(public.agent_runs, jsonb) is
     'Writes a key of the state that a tree of runs shares, if it has the version that the caller read (0: it is not there); else what it is now.';
 
 create or replace function vanilla.make_call(p_lease jsonb, p_n integer) returns void
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
     v_run public.agent_runs := vanilla.run_of_step(v_step);

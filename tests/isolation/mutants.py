@@ -150,7 +150,8 @@ async def _of_constraints(connection: asyncpg.Connection) -> list[Mutant]:
         select i.indexrelid::regclass::text as name from pg_index i
         join pg_constraint k on k.conrelid = i.indrelid and k.contype = 'f' and k.conkey[1:] <@ (i.indkey::int2[])[0:]
         left join pg_constraint c on c.conindid = i.indexrelid and c.contype in ('p', 'u')
-        where i.indnkeyatts <= 2 and i.indpred is null and c.oid is null and (i.indkey::int2[])[1] = k.conkey[2]""")
+        where i.indnkeyatts <= 2 and c.oid is null and (i.indkey::int2[])[1] = k.conkey[2]
+          and coalesce(pg_get_expr(i.indpred, i.indrelid), 'IS NOT NULL') like '%IS NOT NULL%'""")
     found += [Mutant("index", f"drop index {row['name']}") for row in indexes]
     found += await _dropped(connection)
     found.append(Mutant("pair", "alter table ai_models drop constraint ai_models_provider_check"))

@@ -224,7 +224,10 @@ query(
     where k.contype = 'f' and k.connamespace = 'public'::regnamespace and k.conparentid = 0
       and (k.confdeltype not in ('a', 'r') or not k.convalidated or k.conname <> all (array{list(LED_BY_LESS)})
            and not exists (
-        select from pg_index i where i.indrelid = k.conrelid and i.indpred is null
+        select from pg_index i where i.indrelid = k.conrelid
+          and (i.indpred is null or exists (      -- whoever looks for a value of the key looks for one that is not null
+            select from pg_attribute a where a.attrelid = k.conrelid and a.attnum = any (k.conkey)
+              and pg_get_expr(i.indpred, i.indrelid) = format('(%I IS NOT NULL)', a.attname)))
           and (select array_agg(distinct n) from unnest(k.conkey) n)
             = (select array_agg(distinct n) from unnest((i.indkey::int2[])[0:(
                 select count(distinct n) from unnest(k.conkey) n)::int - 1]) n)))""",
