@@ -161,10 +161,12 @@ class _Memory:
         self._keep(turn, "model", "done", result=answer)
         for call in answer["calls"]:
             self._keep(turn, "tool", "open", call_id=call["id"], name=call["name"], arguments=call["arguments"])
-        return {**self._copy(), "stop": None}
+        new = [dict(step) for step in self._view["steps"] if step["turn"] == turn]
+        return {"turns": turn, "steps": new, "stop": None}
 
-    async def record_call(self, step: Step, n: int, status: str, result: Any) -> None:
+    async def record_call(self, step: Step, n: int, status: str, result: Any) -> dict[str, Any]:
         self._view["steps"][n - 1] |= {"status": status, "result": result}
+        return dict(self._view["steps"][n - 1])
 
     def _copy(self) -> dict[str, Any]:
         """As it stands now; what is done later is not in it."""

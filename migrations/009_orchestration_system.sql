@@ -1970,23 +1970,32 @@ comment on function vanilla.run_share(public.agent_runs, uuid) is
     'The part of an execution''s budget that a run of one of its nodes may take: what is left, by the nodes and items that have yet to begin.';
 
 create or replace function vanilla.run_budget(p_run public.agent_runs) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
     return (select jsonb_build_object('allocation_id', a.id, 'budget', a.budget_tokens, 'spent', a.spent_tokens, 'held', a.held_tokens, 'carved', a.carved_tokens,
             'left', vanilla.allocation_left(a), 'notified', a.notified_at is not null)
         from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_run.allocation_id);
-comment on function vanilla.run_budget(public.agent_runs) is 'What a run may still spend, in tokens.';
-
-create or replace function vanilla.count_run_call(p_run public.agent_runs) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
-begin
-    if (p_run.limits ->> 'tool_calls')::bigint = 0 then return false; end if;
-    perform vanilla.allocation_count_tool_call(p_run.tenant_id, p_run.allocation_id);
-    return true;
-exception when sqlstate 'VS429' or sqlstate 'VS409' then
-    return false;
 end
 $f$;
-comment on function vanilla.count_run_call(public.agent_runs) is 'Counts a tool call on the budget of a run and those above it; false when they have had all of theirs.';
+comment on function vanilla.run_budget(public.agent_runs) is 'What a run may still spend, in tokens.';
+
+create or replace function vanilla.tool_calls_left(p_run public.agent_runs, out counted uuid[], out calls_left bigint)
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_node public.resource_allocations := vanilla.lock_allocation(p_run.tenant_id, p_run.allocation_id);
+begin
+    counted := v_node.counted_by || v_node.id;
+    if (p_run.limits ->> 'tool_calls')::bigint = 0 or v_node.state <> 'open' or v_node.expires_at <= vanilla.clock() then
+        calls_left := 0;
+    elsif v_node.counted_by = '{}' then
+        calls_left := v_node.max_tool_calls - v_node.tool_calls;
+    else
+        select min(a.max_tool_calls - a.tool_calls) into calls_left from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = any (counted);
+    end if;
+end
+$f$;
+comment on function vanilla.tool_calls_left(public.agent_runs) is
+    'How many tool calls a run may still make on its budget and those above it, null for any number, and which allocations count them: they are locked.';
 
 create or replace function vanilla.require_turn(p_run public.agent_runs, p_wrap_up boolean default false) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
@@ -2335,9 +2344,13 @@ $f$;
 comment on function vanilla.leased_step(jsonb) is 'The step that a worker has under a lease, with its execution locked: nobody takes it away until this commits.';
 
 create or replace function vanilla.count_anew(p_step public.workflow_queue) returns void
-language sql volatile set search_path = pg_catalog, pg_temp as $f$
-    update public.workflow_queue q set lost = 0, attempt = 1
-        where q.tenant_id = p_step.tenant_id and q.execution_id = p_step.execution_id and q.node = p_step.node and q.item = p_step.item and (q.lost > 0 or q.attempt > 1)
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_step.lost > 0 or p_step.attempt > 1 then
+        update public.workflow_queue q set lost = 0, attempt = 1
+            where q.tenant_id = p_step.tenant_id and q.execution_id = p_step.execution_id and q.node = p_step.node and q.item = p_step.item;
+    end if;
+end
 $f$;
 comment on function vanilla.count_anew(public.workflow_queue) is
     'A run that came on is not the one with which workers died or that failed before: it has its attempts again. Comes after money, as the queue does.';
@@ -2357,15 +2370,17 @@ comment on function vanilla.run_of_step(public.workflow_queue) is 'The run under
 -- A model is left out while it fails more than half of its calls, or takes five times as long as another; then one turn in ten tries it. When nobody has
 -- asked it for a minute, nothing is known of it, and it is as good as any.
 create or replace function vanilla.pick_model(p_tenant_id uuid, p_models text[], p_run_id uuid, p_turn integer) returns text
-language sql stable set search_path = pg_catalog, pg_temp as $f$
-    with known as (
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return (with known as (
         select m.model, m.place, h.ok_share, h.latency_ms, min(h.latency_ms) filter (where h.ok_share >= 0.5) over () as quickest
         from unnest(p_models) with ordinality as m (model, place)
         left join public.resource_health h on h.tenant_id = p_tenant_id and h.kind = 'model' and h.resource = m.model and h.measured_at > vanilla.clock() - interval '1 minute')
     select k.model from known k
     order by case when k.ok_share < 0.5 or k.latency_ms > 5 * k.quickest
             then cardinality(p_models) = 1 or get_byte(sha256(convert_to(p_run_id::text || p_turn, 'UTF8')), 0) < 26 else true end desc, k.place
-    limit 1
+    limit 1);
+end
 $f$;
 comment on function vanilla.pick_model(uuid, text[], uuid, integer) is
     'The first of these models that does well now; the first of all when none does. The same turn of a run has the same answer while nothing changes.';
@@ -2387,12 +2402,29 @@ create or replace function vanilla.engine_code(p_status text, p_error jsonb) ret
 comment on function vanilla.engine_code(text, jsonb) is
     'The code by which a run of an agent ends whose engine ended so, or was not started for that error: of its budget, time and models the same, of anything else engine_failed.';
 
+create or replace function vanilla.model_of(p_run public.agent_runs, p_definition jsonb) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_fallbacks text[] := array(select jsonb_array_elements_text(coalesce(nullif(p_definition -> 'fallbacks', 'null'), '[]')));
+begin
+    if v_fallbacks = '{}' then return p_definition ->> 'model'; end if;
+    return vanilla.pick_model(p_run.tenant_id, array[p_definition ->> 'model'] || v_fallbacks, p_run.id, p_run.turns);
+end
+$f$;
+comment on function vanilla.model_of(public.agent_runs, jsonb) is 'The model of the next turn, of those that the definition of who has the word names.';
+
+-- Inlined.
+create or replace function vanilla.step_view(p_step public.agent_run_steps, p_slug text, p_end jsonb default null) returns jsonb language sql stable
+    return jsonb_build_object('n', p_step.n, 'turn', p_step.turn, 'kind', p_step.kind, 'agent', p_slug, 'name', p_step.name, 'call_id', p_step.call_id,
+        'arguments', p_step.arguments, 'status', p_step.status, 'approval', p_step.approval, 'result', p_step.result, 'child_run_id', p_step.child_run_id, 'end', p_end);
+comment on function vanilla.step_view(public.agent_run_steps, text, jsonb) is 'A row of the journal as a worker reads it; p_end is how the run of an engine ended that is its turn.';
+
 create or replace function vanilla.run_view(p_run public.agent_runs) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
     return jsonb_build_object('run_id', p_run.id, 'root_run_id', p_run.root_run_id, 'parent_run_id', p_run.parent_run_id, 'state', p_run.state, 'turns', p_run.turns,
         'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at, 'chat', p_run.chat, 'output_schema', p_run.output_schema,
-        'model', (select vanilla.pick_model(p_run.tenant_id, array[v.definition ->> 'model'] || array(select jsonb_array_elements_text(coalesce(nullif(v.definition -> 'fallbacks', 'null'), '[]'))),
-                p_run.id, p_run.turns)
+        'model', (select vanilla.model_of(p_run, v.definition)
             from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.speaker_id and v.version = p_run.speaker_version),
         'engine', (select g.pin || jsonb_build_object('input', v.config -> 'input', 'parameters', v.config -> 'parameters')
             from (select p_run.engines -> (p_run.speaker_id || '@' || p_run.speaker_version) as pin) g
@@ -2405,12 +2437,13 @@ language sql stable set search_path = pg_catalog, pg_temp
                     cross join lateral jsonb_array_elements(coalesce(nullif(k.agents, 'null'), '[]')) x)))
             from public.agents a join public.agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id
             where a.tenant_id = p_run.tenant_id and a.id = p_run.speaker_id and v.version = p_run.speaker_version),
-        'steps', (select coalesce(jsonb_agg(jsonb_build_object('n', s.n, 'turn', s.turn, 'kind', s.kind, 'agent', a.slug, 'name', s.name, 'call_id', s.call_id, 'arguments', s.arguments,
-                'status', s.status, 'approval', s.approval, 'result', s.result, 'child_run_id', s.child_run_id, 'end', (
+        'steps', (select coalesce(jsonb_agg(vanilla.step_view(s, a.slug, (
                     select jsonb_build_object('execution_id', e.id, 'status', e.status, 'output', e.output, 'error', e.error, 'code', vanilla.engine_code(e.status, e.error))
                     from public.workflow_executions e where s.status = 'open' and e.tenant_id = s.tenant_id and e.id = s.child_execution_id and e.finished_at is not null)) order by s.n), '[]')
             from public.agent_run_steps s join public.agents a on a.tenant_id = s.tenant_id and a.id = s.agent_id
             where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id));
+end
+$f$;
 comment on function vanilla.run_view(public.agent_runs) is 'A run as its worker needs it: who has the word, budget, and everything that was done.';
 
 create or replace function vanilla.begin_run(p_lease jsonb, p_ref text, p_input jsonb) returns jsonb
@@ -2544,6 +2577,9 @@ declare
     v_n integer;
     v_said integer;
     v_bids boolean;
+    v_tools integer := 0;
+    v_room record;
+    v_turn jsonb;
     v_calls integer := coalesce(jsonb_array_length(p_answer -> 'calls'), 0);
 begin
     if v_run.id is null then perform vanilla.refuse('VS409', 'no run of this step is under way'); end if;
@@ -2557,12 +2593,13 @@ begin
     v_settled := vanilla.settle_calls(v_run.tenant_id, p_calls);
     update public.workflow_steps s set charged_tokens = s.charged_tokens + v_settled.charged, cost_micros = s.cost_micros + v_settled.cost_micros
         where s.tenant_id = v_step.tenant_id and s.execution_id = v_step.execution_id and s.node = v_step.node and s.item in (-1, v_step.item);
-    update public.agent_run_steps s set status = 'done', result = p_answer, finished_at = v_now,      -- of an engine, asked before
-            (charged_tokens, cost_micros) = (select c.charged, c.cost_micros from vanilla.cost_within(s.tenant_id, s.child_execution_id) c)
-        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.turn = p_turn returning s.charged_tokens as charged, s.cost_micros into v_asked_before;
-    if found then
-        v_settled := v_asked_before;
-    else
+    if v_run.engines is not null then
+        update public.agent_run_steps s set status = 'done', result = p_answer, finished_at = v_now,      -- asked before
+                (charged_tokens, cost_micros) = (select c.charged, c.cost_micros from vanilla.cost_within(s.tenant_id, s.child_execution_id) c)
+            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.turn = p_turn returning s.charged_tokens as charged, s.cost_micros into v_asked_before;
+        if found then v_settled := v_asked_before; end if;
+    end if;
+    if v_run.engines is null or not found then
         v_n := v_n + 1;
         insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
             values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, v_settled.charged, v_settled.cost_micros,
@@ -2586,7 +2623,10 @@ begin
             v_found := vanilla.stop_of_call(v_run, v_speaker.definition, v_kind, v_call.name, v_hash);
             v_stop := v_found.stop;
         end if;
-        if v_stop is null and v_kind = 'tool' and not vanilla.count_run_call(v_run) then v_stop := 'max_tool_calls'; end if;
+        if v_stop is null and v_kind = 'tool' then
+            if v_tools = 0 then v_room := vanilla.tool_calls_left(v_run); end if;
+            if v_tools >= v_room.calls_left then v_stop := 'max_tool_calls'; else v_tools := v_tools + 1; end if;
+        end if;
         if v_stop is null and (v_kind = 'contract' or v_kind = 'delegate' and (v_found.target).agent_id is not null) then
             -- whoever gets a contract works in another run than it has bid in
             v_asked := case v_kind when 'contract' then jsonb_array_length(v_speaker.definition #> '{contract,bidders}') + 1 else 1 end;
@@ -2605,6 +2645,9 @@ begin
             v_run.path := v_run.path || (v_found.target).agent_id;
         end if;
     end loop;
+    if v_tools > 0 then
+        update public.resource_allocations a set tool_calls = a.tool_calls + v_tools where a.tenant_id = v_run.tenant_id and a.id = any (v_room.counted);
+    end if;
     if v_stop is not null then
         update public.agent_run_steps s set status = 'refused', result = jsonb_build_object('error', v_stop), finished_at = v_now
             where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open';
@@ -2615,17 +2658,31 @@ begin
         perform vanilla.tell_chat(v_run, v_speaker.agent_id, v_said, case when v_bids then '' else coalesce(p_answer ->> 'text', '') end);
     end if;
     update public.agent_runs r set turns = p_turn, chat = v_run.chat, speaker_id = v_run.speaker_id, speaker_version = v_run.speaker_version, path = v_run.path,
-            tool_calls = r.tool_calls + (select count(*) from public.agent_run_steps s where s.tenant_id = r.tenant_id and s.run_id = r.id and s.turn = p_turn and s.kind = 'tool' and s.status <> 'refused'),
+            tool_calls = r.tool_calls + case when v_stop is null then v_tools else 0 end,
             charged_tokens = r.charged_tokens + v_settled.charged, cost_micros = r.cost_micros + v_settled.cost_micros
         where r.tenant_id = v_run.tenant_id and r.id = v_run.id returning * into v_run;
     perform vanilla.count_anew(v_step);
-    return vanilla.run_view(v_run) || jsonb_build_object('stop', v_stop);
+    if v_run.chat is not null or v_run.engines is not null then return vanilla.run_view(v_run) || jsonb_build_object('stop', v_stop); end if;
+    -- the rest of it does not change with a turn
+    select jsonb_agg(vanilla.step_view(s, a.slug) order by s.n) into v_turn from public.agent_run_steps s join public.agents a on a.tenant_id = s.tenant_id and a.id = s.agent_id
+        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n >= v_said;
+    return jsonb_build_object('turns', v_run.turns, 'budget', vanilla.run_budget(v_run), 'steps', v_turn, 'stop', v_stop,
+        'model', vanilla.model_of(v_run, v_speaker.definition));
 end
 $f$;
 comment on function vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean) is
-    'Writes a model''s answer to the journal in the transaction that settles its calls, with what it asks for, and looks before any is made whether the run may go on: `stop` is null or why not. The same turn again changes nothing.';
+    'Writes a model''s answer to the journal in the transaction that settles its calls, with what it asks for, and looks before any is made whether the run may go on: `stop` is null or why not. What the turn changed of the run''s view, whose rows of the journal come after those before. The same turn again changes nothing, and gives the whole view.';
 
-create or replace function vanilla.record_call(p_lease jsonb, p_n integer, p_status text, p_result jsonb) returns void
+create or replace function vanilla.call_view(p_run public.agent_runs, p_n integer) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return (select vanilla.step_view(s, a.slug) from public.agent_run_steps s join public.agents a on a.tenant_id = s.tenant_id and a.id = s.agent_id
+        where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.n = p_n);
+end
+$f$;
+comment on function vanilla.call_view(public.agent_runs, integer) is 'A call of a run as a worker reads it.';
+
+create or replace function vanilla.record_call(p_lease jsonb, p_n integer, p_status text, p_result jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_call public.agent_run_steps;
@@ -2633,7 +2690,7 @@ declare
     v_run public.agent_runs := vanilla.run_of_step(v_step);
 begin
     if p_status = 'approval' then
-        update public.agent_run_steps s set approval = p_result where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open';
+        update public.agent_run_steps s set approval = p_result where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open' returning * into v_call;
     elsif p_status in ('done', 'failed') then
         update public.agent_run_steps s set status = p_status, result = p_result, finished_at = vanilla.clock()
             where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open' returning * into v_call;
@@ -2645,9 +2702,10 @@ begin
         perform vanilla.refuse('VS400', 'a call is done or failed, or has an approval', '{"param": "status"}');
     end if;
     perform vanilla.count_anew(v_step);
+    return vanilla.call_view(v_run, p_n);
 end
 $f$;
-comment on function vanilla.record_call(jsonb, integer, text, jsonb) is 'Writes to the journal what a tool gave, or what people said to its call.';
+comment on function vanilla.record_call(jsonb, integer, text, jsonb) is 'Writes to the journal what a tool gave, or what people said to its call; gives its row.';
 
 create or replace function vanilla.write_state(p_run public.agent_runs, p_arguments jsonb) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2677,7 +2735,7 @@ $f$;
 comment on function vanilla.write_state(public.agent_runs, jsonb) is
     'Writes a key of the state that a tree of runs shares, if it has the version that the caller read (0: it is not there); else what it is now.';
 
-create or replace function vanilla.make_call(p_lease jsonb, p_n integer) returns void
+create or replace function vanilla.make_call(p_lease jsonb, p_n integer) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
 declare
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
@@ -2686,7 +2744,7 @@ declare
     v_result jsonb;
 begin
     select * into v_call from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open';
-    if not found then return; end if;
+    if not found then return vanilla.call_view(v_run, p_n); end if;
     begin
         case v_call.name
         when 'state_read' then
@@ -2706,10 +2764,11 @@ begin
     end;
     update public.agent_run_steps s set status = case when v_result ? 'error' then 'failed' else 'done' end, result = v_result, finished_at = vanilla.clock()
         where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n;
+    return vanilla.call_view(v_run, p_n);
 end
 $f$;
 comment on function vanilla.make_call(jsonb, integer) is
-    'Makes a call of a tool that the database itself has, state_read, state_write or artifact_save, in the transaction that writes it to the journal.';
+    'Makes a call of a tool that the database itself has, state_read, state_write or artifact_save, in the transaction that writes it to the journal; gives its row.';
 
 create or replace function vanilla.start_child_run(p_execution public.workflow_executions, p_step public.workflow_queue, p_run public.agent_runs, p_version public.agent_versions,
     p_message jsonb, p_share bigint, p_limits jsonb default '{}', p_output_schema jsonb default null) returns uuid

@@ -233,6 +233,13 @@ query(
                 select count(distinct n) from unnest(k.conkey) n)::int - 1]) n)))""",
 )
 query(
+    "indexes_of_what_every_turn_reads_are_for_their_column_alone",
+    """
+    select i.indrelid::regclass, i.indexrelid::regclass from pg_index i
+    where i.indrelid in ('agent_runs'::regclass, 'agent_run_steps'::regclass, 'resource_allocations'::regclass, 'allocation_holds'::regclass)
+      and not i.indisunique and i.indpred is null""",
+)
+query(
     "no_index_repeats_another",
     """
     select a.indrelid::regclass, a.indexrelid::regclass, b.indexrelid::regclass from pg_index a

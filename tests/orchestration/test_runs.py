@@ -234,7 +234,7 @@ async def test_markdown_around_an_answer_is_none_of_it(desk: Studio, schema: Any
     assert (run["stop_reason"], run["turns"], run["output"]["json"]["turn"]) == ("done", turn, turn)
 
 
-async def test_a_turn_says_how_the_run_stands_and_only_calls_make_it_read_the_journal(
+async def test_turns_and_calls_say_how_the_run_stands_so_the_journal_is_read_once(
     desk: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin, begun = Journal.begin, []
@@ -248,7 +248,7 @@ async def test_a_turn_says_how_the_run_stands_and_only_calls_make_it_read_the_jo
     run = await stopped(desk, agent(says("no json"), says("{}"), says('{"n": 1}'), output=schema))
     assert (run["turns"], begun.count(str(run["execution_id"]))) == (3, 1)
     run = await stopped(desk, agent(calls(("tick", {})), calls(("tick", {})), says("Two."), tools=["tick"]))
-    assert (run["turns"], begun.count(str(run["execution_id"]))) == (3, 3)
+    assert (run["turns"], begun.count(str(run["execution_id"]))) == (3, 1)
 
 
 async def test_a_tool_that_fails_is_told_to_the_model(desk: Studio) -> None:

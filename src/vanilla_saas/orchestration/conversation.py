@@ -26,6 +26,21 @@ class Run:
 
     view: Mapping[str, Any]
 
+    def after(self, turn: Mapping[str, Any]) -> "Run":
+        """With what `vanilla.record_turn` gave: the whole view, or what the turn changed of it."""
+        if "speaker" in turn:
+            return Run(turn)
+        return self._with({**turn, "steps": [*self.view["steps"], *turn["steps"]]})
+
+    def with_call(self, step: Mapping[str, Any]) -> "Run":
+        """With the row of a call as the journal has it now."""
+        return self._with({"steps": [step if one["n"] == step["n"] else one for one in self.view["steps"]]})
+
+    def _with(self, changed: Mapping[str, Any]) -> "Run":
+        run = Run({**self.view, **changed})
+        run.__dict__["definition"] = self.definition  # read once: it is the speaker's, who is the same
+        return run
+
     @property
     def run_id(self) -> str:
         return str(self.view["run_id"])

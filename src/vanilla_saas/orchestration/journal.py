@@ -52,14 +52,14 @@ class Journal:
     async def record_turn(
         self, step: Step, turn: int, calls: Sequence[Mapping[str, Any]], answer: Mapping[str, Any], *, wrap_up: bool
     ) -> dict[str, Any]:
-        """Settles the turn's calls and keeps the answer of the last one; the run as it stands then, and `stop`."""
+        """Settles the turn's calls and keeps the answer of the last one; what `Run.after` takes, and `stop`."""
         lease = asdict(self._lease(step))
         return dict(await self.database.call(RECORD_TURN, lease, turn, list(calls), answer, wrap_up))
 
-    async def make_call(self, step: Step, n: int) -> None:
-        """Makes a call of a tool of the database itself, and keeps what it gave."""
-        await self.database.call(MAKE_CALL, asdict(self._lease(step)), n)
+    async def make_call(self, step: Step, n: int) -> dict[str, Any]:
+        """Makes a call of a tool of the database itself, and keeps what it gave: its row."""
+        return dict(await self.database.call(MAKE_CALL, asdict(self._lease(step)), n))
 
-    async def record_call(self, step: Step, n: int, status: str, result: Any) -> None:
-        """Keeps what a tool gave (`done`, `failed`), or what people said (`approval`)."""
-        await self.database.call(RECORD_CALL, asdict(self._lease(step)), n, status, result)
+    async def record_call(self, step: Step, n: int, status: str, result: Any) -> dict[str, Any]:
+        """Keeps what a tool gave (`done`, `failed`), or what people said (`approval`): the row of the call."""
+        return dict(await self.database.call(RECORD_CALL, asdict(self._lease(step)), n, status, result))

@@ -80,8 +80,10 @@ class Turns:
 
     async def run(self, state: Run) -> Outcome:
         while True:
-            if (ended := await self._made(state)) is not None:
-                return ended
+            made = await self._made(state)
+            if isinstance(made, Outcome):
+                return made
+            state = made
             if state.is_behind():
                 state = await self.begin()
             if (asked := state.engine_turn()) is not None:
@@ -143,7 +145,7 @@ class Turns:
             message = f"The run of {asked['name']} ended as {end['status']}{words}"
             details = {"engine": asked["name"], "execution_id": end["execution_id"], "error": end["error"]}
             raise Failure(end["code"], message, details, retryable=False)
-        return Run(await self._keep_turn(state, {"text": text_of(end["output"]), "calls": []}, []))
+        return state.after(await self._keep_turn(state, {"text": text_of(end["output"]), "calls": []}, []))
 
     async def begin(self) -> Run:
         try:
@@ -151,15 +153,17 @@ class Turns:
         except VanillaError as error:
             raise of_refusal(error) from None
 
-    async def _made(self, state: Run) -> Outcome | None:
+    async def _made(self, state: Run) -> Run | Outcome:
         """Makes the calls that are open; an outcome when people have to be asked first."""
         for step in state.open_calls("tool"):
-            if (asked := await self.make(state, step)) is not None:
-                return asked
-        return None
+            made = await self.make(state, step)
+            if isinstance(made, Outcome):
+                return made
+            state = made
+        return state
 
-    async def make(self, state: Run, step: Mapping[str, Any]) -> Outcome | None:
-        """Makes one call and keeps what it gave; an outcome when people have to be asked first."""
+    async def make(self, state: Run, step: Mapping[str, Any]) -> Run | Outcome:
+        """Makes one call and keeps what it gave: the run then; an outcome when people have to be asked first."""
         tool = tools.by_called_name(state.definition).get(step["name"])
         if tool is not None and tool.approval is not None:
             approval = step["approval"] or await self._decision(step)
@@ -167,17 +171,17 @@ class Turns:
                 return self._ask(state, step, tool)
             if approval["decision"] != "approved":
                 words = f": {approval['comment']}" if approval.get("comment") else "."
-                await self._record(step, "failed", {"error": f"The call was {approval['decision']}{words}"})
-                return None
+                refused = {"error": f"The call was {approval['decision']}{words}"}
+                return state.with_call(await self._record(step, "failed", refused))
         if tool is None:
-            await self._record(step, "failed", {"error": f"There is no tool {step['name']}."})
+            made = await self._record(step, "failed", {"error": f"There is no tool {step['name']}."})
         elif tool.tool in tools.OWN:
-            await self._make_own(step)
+            made = await self._make_own(step)
         else:
-            await self._call(state, step, tool)
-        return None
+            made = await self._call(state, step, tool)
+        return state.with_call(made)
 
-    async def _call(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> None:
+    async def _call(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> dict[str, Any]:
         about = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": tool.tool,
@@ -190,9 +194,8 @@ class Turns:
         except Failure as failure:
             if failure.retryable or failure.code in ("timeout", "provider_error", "rate_limited"):
                 raise
-            await self._record(step, "failed", {"error": failure.message, "code": failure.code})
-        else:
-            await self._record(step, "done", given)
+            return await self._record(step, "failed", {"error": failure.message, "code": failure.code})
+        return await self._record(step, "done", given)
 
     async def _decision(self, step: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """What people said to this call, when they were asked for it."""
@@ -217,15 +220,15 @@ class Turns:
         )
         return waiting(asked, {"n": step["n"]})
 
-    async def _record(self, step: Mapping[str, Any], status: str, result: Any) -> None:
+    async def _record(self, step: Mapping[str, Any], status: str, result: Any) -> dict[str, Any]:
         try:
-            await self.journal.record_call(self.attempt.step, step["n"], status, result)
+            return await self.journal.record_call(self.attempt.step, step["n"], status, result)
         except VanillaError as error:
             raise of_refusal(error) from None
 
-    async def _make_own(self, step: Mapping[str, Any]) -> None:
+    async def _make_own(self, step: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            await self.journal.make_call(self.attempt.step, step["n"])
+            return await self.journal.make_call(self.attempt.step, step["n"])
         except VanillaError as error:
             raise of_refusal(error) from None
 
@@ -263,7 +266,7 @@ class Turns:
         view = await self._record_turn(state, answer)
         if view["stop"] is not None:
             raise _stopped(view["stop"])
-        return Run(view)
+        return state.after(view)
 
     async def _chat(self, state: Run, body: Mapping[str, Any], *, wrap_up: bool = False) -> ModelAnswer:
         definition = state.definition
@@ -318,7 +321,7 @@ class Turns:
         except VanillaError:
             raise _stopped("budget_exhausted") from None
         view = await self._record_turn(state, answer, wrap_up=True)
-        return self._answered(Run(view), {"text": answer.text}, "budget_exhausted")
+        return self._answered(state.after(view), {"text": answer.text}, "budget_exhausted")
 
     def _answered(self, state: Run, answer: Mapping[str, Any], stop_reason: str) -> Outcome:
         text, value = answer.get("text") or "", None

@@ -126,9 +126,10 @@ class _JournalModel(Model):
             rest = [one for one in self.state.open_calls("tool") if one["n"] > step["n"]]
             raise _Left(None if rest else waiting({"kind": "agents"}))
         if step["status"] == "open":
-            if (asked := await self._turns.make(self.state, step)) is not None:
-                raise _Left(asked)
-            self.state = await self._turns.begin()
+            made = await self._turns.make(self.state, step)
+            if isinstance(made, Outcome):
+                raise _Left(made)
+            self.state = made
             step = next(one for one in self.state.steps if one["n"] == step["n"])
         return conversation.of_call(step)
 
