@@ -817,6 +817,11 @@ declare
     v_above uuid[];
     v_locked integer;
 begin
+    if not p_skip then      -- most have nobody above who counts
+        select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id and a.counted_by = '{}'
+            and (a.parent_id is null or not p_parent) for no key update;
+        if found then return v_node; end if;
+    end if;
     select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id;
     if not found then perform vanilla.refuse('VS404', 'no such allocation', jsonb_build_object('allocation_id', p_allocation_id)); end if;
     v_above := v_node.counted_by;
@@ -866,6 +871,15 @@ $f$;
 comment on function vanilla.lock_subtree(uuid, uuid, boolean) is
     'Locks an allocation, its parent, who counts for it, and all that is open below; returns it and those below. p_skip: null when somebody has one of them.';
 
+create or replace function vanilla.hold_of_tree(p_allocation public.resource_allocations) returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_allocation.hold_id is not null then return p_allocation.hold_id; end if;
+    return (select r.hold_id from public.resource_allocations r where r.tenant_id = p_allocation.tenant_id and r.id = p_allocation.root_id);
+end
+$f$;
+comment on function vanilla.hold_of_tree(public.resource_allocations) is 'What the tree of an allocation holds of the wallet.';
+
 -- What a step needs before anything else: the node, its time, the hold in the wallet, the wallet.
 create or replace function vanilla.require_allocation(p_allocation public.resource_allocations) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
@@ -875,10 +889,8 @@ declare
 begin
     if p_allocation.state = 'closed' then perform vanilla.refuse_step(p_allocation, 'closed'); end if;
     if p_allocation.state = 'expired' or p_allocation.expires_at <= v_now then perform vanilla.refuse_step(p_allocation, 'deadline'); end if;
-    select h.state, h.expires_at, w.status into v from public.resource_allocations r
-        join public.user_token_holds h on h.tenant_id = r.tenant_id and h.id = r.hold_id
-        join public.user_token_wallets w on w.tenant_id = r.tenant_id and w.user_id = r.user_id
-        where r.tenant_id = p_allocation.tenant_id and r.id = p_allocation.root_id;
+    select h.state, h.expires_at, w.status into v from public.user_token_holds h join public.user_token_wallets w on w.tenant_id = h.tenant_id and w.user_id = h.user_id
+        where h.tenant_id = p_allocation.tenant_id and h.id = vanilla.hold_of_tree(p_allocation);
     if v.state = 'expired' or v.state = 'open' and v.expires_at <= v_now then perform vanilla.refuse_step(p_allocation, 'deadline'); end if;
     if v.state is distinct from 'open' then perform vanilla.refuse_step(p_allocation, 'closed', jsonb_build_object('hold', v.state)); end if;
     if v.status <> 'active' then
@@ -1097,10 +1109,15 @@ begin
     if v_node.overrun_tokens > 0 or v_node.wrapped_up_at is not null or p_tokens > vanilla.allocation_left(v_node, p_wrap_up) then
         perform vanilla.refuse_step(v_node, 'budget_exhausted', jsonb_build_object('needed', p_tokens, 'wrapped_up', v_node.wrapped_up_at is not null));
     end if;
-    select * into v_full from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = any (v_node.counted_by || v_node.id)
-        and (a.requests >= a.max_requests or a.open_holds >= a.max_concurrent) order by a.depth limit 1;
-    if found then
-        perform vanilla.refuse_step(v_full, case when v_full.requests >= v_full.max_requests then 'max_requests' else 'max_concurrent' end);
+    v_full := v_node;
+    if v_node.counted_by <> '{}' then
+        select * into v_full from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = any (v_node.counted_by || v_node.id)
+            and (a.requests >= a.max_requests or a.open_holds >= a.max_concurrent) order by a.depth limit 1;
+    end if;
+    if v_full.requests >= v_full.max_requests then
+        perform vanilla.refuse_step(v_full, 'max_requests');
+    elsif v_full.open_holds >= v_full.max_concurrent then
+        perform vanilla.refuse_step(v_full, 'max_concurrent');
     end if;
     if v_node.counted_by <> '{}' then
         update public.resource_allocations a set requests = a.requests + 1, open_holds = a.open_holds + 1 where a.tenant_id = p_tenant_id and a.id = any (v_node.counted_by);
@@ -1173,6 +1190,7 @@ declare
     v_step public.allocation_holds;
     v_node public.resource_allocations;
     v_wallet_hold public.user_token_holds;
+    v_hold_id uuid;
     v_open boolean;
     v_drawn bigint := 0;
     v_beyond bigint;
@@ -1193,8 +1211,8 @@ begin
         return vanilla.allocation_hold_json(v_step, v_node, true);
     end if;
     v_open := v_step.state = 'open';
-    select h.* into v_wallet_hold from public.resource_allocations r join public.user_token_holds h on h.tenant_id = r.tenant_id and h.id = r.hold_id
-        where r.tenant_id = p_tenant_id and r.id = v_node.root_id for update of h;
+    v_hold_id := vanilla.hold_of_tree(v_node);
+    select * into v_wallet_hold from public.user_token_holds h where h.tenant_id = p_tenant_id and h.id = v_hold_id for update;
     if v_node.state = 'open' and v_wallet_hold.state = 'open' then
         v_drawn := least(p_actual, case when v_open then v_step.amount else 0 end + vanilla.allocation_left(v_node, true));
     end if;
@@ -1370,8 +1388,10 @@ declare
     v_lacks bigint := p_needed;
     v_tokens bigint;
 begin
+    if not exists (select from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id and a.most_tokens is not null) then
+        return vanilla.lock_allocation(p_tenant_id, p_allocation_id);
+    end if;
     select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id;
-    if v_node.most_tokens is null then return vanilla.lock_allocation(p_tenant_id, p_allocation_id); end if;
     perform from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id in (
         with recursive up as (
             select v_node.id, v_node.parent_id
@@ -2404,11 +2424,9 @@ comment on function vanilla.engine_code(text, jsonb) is
 
 create or replace function vanilla.model_of(p_run public.agent_runs, p_definition jsonb) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_fallbacks text[] := array(select jsonb_array_elements_text(coalesce(nullif(p_definition -> 'fallbacks', 'null'), '[]')));
 begin
-    if v_fallbacks = '{}' then return p_definition ->> 'model'; end if;
-    return vanilla.pick_model(p_run.tenant_id, array[p_definition ->> 'model'] || v_fallbacks, p_run.id, p_run.turns);
+    if coalesce(p_definition -> 'fallbacks', 'null') in ('null', '[]') then return p_definition ->> 'model'; end if;
+    return vanilla.pick_model(p_run.tenant_id, array[p_definition ->> 'model'] || array(select jsonb_array_elements_text(p_definition -> 'fallbacks')), p_run.id, p_run.turns);
 end
 $f$;
 comment on function vanilla.model_of(public.agent_runs, jsonb) is 'The model of the next turn, of those that the definition of who has the word names.';
@@ -2586,7 +2604,6 @@ begin
     if v_run.turns >= p_turn then return vanilla.run_view(v_run) || '{"stop": null}'; end if;      -- it stands there: its answer was lost
     if v_run.turns + 1 <> p_turn then perform vanilla.refuse('VS409', 'turns are recorded in their order', jsonb_build_object('turns', v_run.turns)); end if;
     select * into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_run.speaker_id and v.version = v_run.speaker_version;
-    select coalesce(max(s.n), 0) into v_n from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id;
     if v_run.parent_run_id is not null and jsonb_path_exists(p_answer, '$.calls[*] ? (@.name like_regex "^delegate_to_" || @.name == "contract_out")') then
         perform from public.agent_runs r where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id for no key update;      -- before money: its own turns have it first too
     end if;
@@ -2596,14 +2613,17 @@ begin
     if v_run.engines is not null then
         update public.agent_run_steps s set status = 'done', result = p_answer, finished_at = v_now,      -- asked before
                 (charged_tokens, cost_micros) = (select c.charged, c.cost_micros from vanilla.cost_within(s.tenant_id, s.child_execution_id) c)
-            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.turn = p_turn returning s.charged_tokens as charged, s.cost_micros into v_asked_before;
-        if found then v_settled := v_asked_before; end if;
+            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.turn = p_turn returning s.charged_tokens as charged, s.cost_micros, s.n into v_asked_before;
+        if found then
+            v_settled := v_asked_before;
+            v_n := v_asked_before.n;
+        end if;
     end if;
     if v_run.engines is null or not found then
-        v_n := v_n + 1;
         insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
-            values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer, v_settled.charged, v_settled.cost_micros,
-                v_now, v_now);
+            select v_run.tenant_id, v_run.id, coalesce(max(s.n), 0) + 1, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer,
+                v_settled.charged, v_settled.cost_micros, v_now, v_now
+            from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id returning n into v_n;
     end if;
     v_said := v_n;
     if v_calls > 0 and not p_wrap_up then
@@ -2664,8 +2684,8 @@ begin
     perform vanilla.count_anew(v_step);
     if v_run.chat is not null or v_run.engines is not null then return vanilla.run_view(v_run) || jsonb_build_object('stop', v_stop); end if;
     -- the rest of it does not change with a turn
-    select jsonb_agg(vanilla.step_view(s, a.slug) order by s.n) into v_turn from public.agent_run_steps s join public.agents a on a.tenant_id = s.tenant_id and a.id = s.agent_id
-        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n >= v_said;
+    select jsonb_agg(vanilla.step_view(s, a.slug) order by s.n) into v_turn from public.agents a join public.agent_run_steps s on s.tenant_id = a.tenant_id
+        where a.tenant_id = v_run.tenant_id and a.id = v_speaker.agent_id and s.run_id = v_run.id and s.n >= v_said;
     return jsonb_build_object('turns', v_run.turns, 'budget', vanilla.run_budget(v_run), 'steps', v_turn, 'stop', v_stop,
         'model', vanilla.model_of(v_run, v_speaker.definition));
 end
@@ -2673,14 +2693,10 @@ $f$;
 comment on function vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean) is
     'Writes a model''s answer to the journal in the transaction that settles its calls, with what it asks for, and looks before any is made whether the run may go on: `stop` is null or why not. What the turn changed of the run''s view, whose rows of the journal come after those before. The same turn again changes nothing, and gives the whole view.';
 
-create or replace function vanilla.call_view(p_run public.agent_runs, p_n integer) returns jsonb
-language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
-begin
-    return (select vanilla.step_view(s, a.slug) from public.agent_run_steps s join public.agents a on a.tenant_id = s.tenant_id and a.id = s.agent_id
-        where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.n = p_n);
-end
-$f$;
-comment on function vanilla.call_view(public.agent_runs, integer) is 'A call of a run as a worker reads it.';
+-- Inlined.
+create or replace function vanilla.call_view(p_call public.agent_run_steps) returns jsonb language sql stable
+    return jsonb_build_object('n', p_call.n, 'status', p_call.status, 'approval', p_call.approval, 'result', p_call.result);
+comment on function vanilla.call_view(public.agent_run_steps) is 'What a call came to, as a worker reads it.';
 
 create or replace function vanilla.record_call(p_lease jsonb, p_n integer, p_status text, p_result jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
@@ -2702,10 +2718,13 @@ begin
         perform vanilla.refuse('VS400', 'a call is done or failed, or has an approval', '{"param": "status"}');
     end if;
     perform vanilla.count_anew(v_step);
-    return vanilla.call_view(v_run, p_n);
+    if v_call.n is null then      -- it stands there: its answer was lost
+        select * into v_call from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n;
+    end if;
+    return vanilla.call_view(v_call);
 end
 $f$;
-comment on function vanilla.record_call(jsonb, integer, text, jsonb) is 'Writes to the journal what a tool gave, or what people said to its call; gives its row.';
+comment on function vanilla.record_call(jsonb, integer, text, jsonb) is 'Writes to the journal what a tool gave, or what people said to its call; gives what it came to.';
 
 create or replace function vanilla.write_state(p_run public.agent_runs, p_arguments jsonb) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -2743,8 +2762,8 @@ declare
     v_call public.agent_run_steps;
     v_result jsonb;
 begin
-    select * into v_call from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open';
-    if not found then return vanilla.call_view(v_run, p_n); end if;
+    select * into v_call from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n;
+    if v_call.status <> 'open' then return vanilla.call_view(v_call); end if;
     begin
         case v_call.name
         when 'state_read' then
@@ -2763,12 +2782,12 @@ begin
         v_result := jsonb_build_object('error', 'The arguments do not fit: ' || sqlerrm);
     end;
     update public.agent_run_steps s set status = case when v_result ? 'error' then 'failed' else 'done' end, result = v_result, finished_at = vanilla.clock()
-        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n;
-    return vanilla.call_view(v_run, p_n);
+        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n returning * into v_call;
+    return vanilla.call_view(v_call);
 end
 $f$;
 comment on function vanilla.make_call(jsonb, integer) is
-    'Makes a call of a tool that the database itself has, state_read, state_write or artifact_save, in the transaction that writes it to the journal; gives its row.';
+    'Makes a call of a tool that the database itself has, state_read, state_write or artifact_save, in the transaction that writes it to the journal; gives what it came to.';
 
 create or replace function vanilla.start_child_run(p_execution public.workflow_executions, p_step public.workflow_queue, p_run public.agent_runs, p_version public.agent_versions,
     p_message jsonb, p_share bigint, p_limits jsonb default '{}', p_output_schema jsonb default null) returns uuid

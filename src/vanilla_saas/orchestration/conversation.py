@@ -32,9 +32,11 @@ class Run:
             return Run(turn)
         return self._with({**turn, "steps": [*self.view["steps"], *turn["steps"]]})
 
-    def with_call(self, step: Mapping[str, Any]) -> "Run":
-        """With the row of a call as the journal has it now."""
-        return self._with({"steps": [step if one["n"] == step["n"] else one for one in self.view["steps"]]})
+    def with_call(self, call: Mapping[str, Any]) -> "Run":
+        """With what a call came to, as the journal has it now."""
+        return self._with(
+            {"steps": [{**step, **call} if step["n"] == call["n"] else step for step in self.view["steps"]]}
+        )
 
     def _with(self, changed: Mapping[str, Any]) -> "Run":
         run = Run({**self.view, **changed})

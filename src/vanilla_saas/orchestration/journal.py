@@ -57,9 +57,9 @@ class Journal:
         return dict(await self.database.call(RECORD_TURN, lease, turn, list(calls), answer, wrap_up))
 
     async def make_call(self, step: Step, n: int) -> dict[str, Any]:
-        """Makes a call of a tool of the database itself, and keeps what it gave: its row."""
+        """Makes a call of a tool of the database itself, and keeps what it gave; what `Run.with_call` takes."""
         return dict(await self.database.call(MAKE_CALL, asdict(self._lease(step)), n))
 
     async def record_call(self, step: Step, n: int, status: str, result: Any) -> dict[str, Any]:
-        """Keeps what a tool gave (`done`, `failed`), or what people said (`approval`): the row of the call."""
+        """Keeps what a tool gave (`done`, `failed`), or what people said (`approval`); what `Run.with_call` takes."""
         return dict(await self.database.call(RECORD_CALL, asdict(self._lease(step)), n, status, result))
