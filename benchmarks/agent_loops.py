@@ -1,4 +1,6 @@
-"""What a durable turn is held against: a bare loop over HTTP, and the same loop with its journal in memory."""
+"""What a durable turn is held against: a bare loop over HTTP, the product's own loop with its journal in memory, and
+the same agent as one writes it with pydantic-ai alone.
+"""
 
 import asyncio
 import time
@@ -7,6 +9,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 import aiohttp
+import httpx2
 import orjson
 
 from benchmarks import agent_tools
@@ -61,10 +64,27 @@ class Model:
         assert self._session is not None
         headers = {"content-type": "application/json"}
         async with self._session.post(self._url, data=orjson.dumps(body), headers=headers) as answer:
-            found = orjson.loads(await answer.read())
-        if "choices" not in found:
-            raise BenchmarkError(f"the sandbox refused: {found}")
-        return cast(dict[str, Any], found)
+            return answered(orjson.loads(await answer.read()))
+
+
+class HttpxModel(Model):
+    """Chat calls by httpx2, as most agents make theirs."""
+
+    async def __aenter__(self) -> "HttpxModel":
+        self._client = httpx2.AsyncClient()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return answered((await self._client.post(self._url, json=body)).json())
+
+
+def answered(found: Any) -> dict[str, Any]:
+    if "choices" not in found:
+        raise BenchmarkError(f"the sandbox refused: {found}")
+    return cast(dict[str, Any], found)
 
 
 def bare(model: Model, definition: Mapping[str, Any], functions: Sequence[Mapping[str, Any]]) -> Loop:
@@ -87,6 +107,26 @@ def bare(model: Model, definition: Mapping[str, Any], functions: Sequence[Mappin
                 given = agent_tools.look_up(**orjson.loads(call["function"]["arguments"]))
                 content = orjson.dumps(given).decode()
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": content})
+
+    return loop
+
+
+def stock(url: str, definition: Mapping[str, Any]) -> Loop:
+    """The same agent as one writes it with pydantic-ai and its model for OpenAI's API: nothing is kept or paid."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(base_url=url, api_key="sandbox")
+    agent = Agent(OpenAIChatModel(definition["model"], provider=provider), system_prompt=definition["instructions"])
+
+    @agent.tool_plain
+    def look_up(n: int) -> dict[str, int | str]:
+        "Looks a customer up."
+        return dict(agent_tools.look_up(n=n))
+
+    async def loop() -> int:
+        return (await agent.run(GIVEN["message"])).usage.requests
 
     return loop
 

@@ -1,5 +1,5 @@
-"""Turns of agents: the processor time of a durable, metered turn beside a bare loop over HTTP and beside the same loop
-that keeps nothing; and what a worker weighs.
+"""Turns of agents: the processor time of a durable, metered turn beside a bare loop over HTTP, beside the product's own
+loop that keeps nothing, and beside the same agent of pydantic-ai alone; and what a worker weighs.
 
 A run has eight turns, seven with a call of a tool; a handover and a delegation have two agents and three turns. All ask
 one sandbox in a process of its own, whose time nobody is charged. The durable side is one worker process, its children
@@ -22,7 +22,7 @@ from uuid import UUID
 import asyncpg
 
 from benchmarks import agent_loops
-from benchmarks.agent_loops import GIVEN, Model
+from benchmarks.agent_loops import GIVEN, HttpxModel, Model
 from benchmarks.frame import BenchmarkError, Figure, middle
 from benchmarks.machine import family_s, resident_mib
 from benchmarks.processes import VANILLA_SAAS, environment, free_port, server, stop, temporary_home
@@ -139,6 +139,7 @@ def turns(quick: bool) -> tuple[dict[str, float], dict[str, Figure]]:
             ("pydantic_ai", "bare", "bare"),
             ("builtin", "in_memory", "builtin_in_memory"),
             ("pydantic_ai", "in_memory", "pydantic_ai_in_memory"),
+            ("pydantic_ai", "stock", "pydantic_ai_stock"),
             ("handover", "bare", "bare"),
             ("delegate", "bare", "bare"),
         )
@@ -153,14 +154,18 @@ def _floors(url: str, runs: int, *, used_first: bool) -> dict[str, float]:
     async def measured(name: str) -> float:
         loop = "pydantic_ai" if name.startswith("pydantic_ai") else "builtin"
         definition = AgentDefinition.model_validate(long_run(loop=loop)).document()
-        async with Model(url) as model:
-            if name == "bare":
+        async with (HttpxModel if name == "bare" else Model)(url) as model:
+            if name in ("bare", "bare_aiohttp"):
                 made = agent_loops.bare(model, definition, await agent_loops.functions_of(definition))
+            elif name == "pydantic_ai_stock":
+                made = agent_loops.stock(url, definition)
             else:
                 made = agent_loops.in_memory(model, definition)
             return await agent_loops.processor_ms(made, runs, AT_ONCE)
 
-    names = sorted(("bare", "builtin_in_memory", "pydantic_ai_in_memory"), reverse=used_first)
+    names = sorted(
+        ("bare", "bare_aiohttp", "builtin_in_memory", "pydantic_ai_in_memory", "pydantic_ai_stock"), reverse=used_first
+    )
     return {name: asyncio.run(measured(name)) for name in names}
 
 
