@@ -1052,6 +1052,7 @@ returns integer language plpgsql volatile set search_path = pg_catalog, pg_temp 
 declare
     v_released integer;
 begin
+    if not exists (select from public.allocation_holds h where h.tenant_id = p_tenant_id and h.allocation_id = any (p_allocation_ids) and h.state = 'open') then return 0; end if;
     with released as (
         update public.allocation_holds h set state = 'released', closed_at = vanilla.clock()
             where h.tenant_id = p_tenant_id and h.allocation_id = any (p_allocation_ids) and h.state = 'open' and h.expires_at <= p_until
@@ -2439,27 +2440,38 @@ comment on function vanilla.step_view(public.agent_run_steps, text, jsonb) is 'A
 
 create or replace function vanilla.run_view(p_run public.agent_runs) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_definition jsonb;
+    v_speaker jsonb;
+    v_others jsonb := '{}';
+    v_engine jsonb;
+    v_steps jsonb;
 begin
+    select v.definition, jsonb_build_object('agent_id', a.id, 'slug', a.slug, 'version', v.version, 'definition', v.definition) into v_definition, v_speaker
+        from public.agents a join public.agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id
+        where a.tenant_id = p_run.tenant_id and a.id = p_run.speaker_id and v.version = p_run.speaker_version;
+    if v_definition ?| '{handoffs,delegates,chat,contract}' then      -- what a tool of a model says of those it may turn to
+        select coalesce(jsonb_object_agg(o.slug, o.description), '{}') into v_others from public.agents o where o.tenant_id = p_run.tenant_id and o.slug in (
+            select split_part(x.value ->> 'agent', '@', 1)
+                from (values (v_definition -> 'handoffs'), (v_definition -> 'delegates'), (v_definition #> '{chat,members}'), (v_definition #> '{contract,bidders}')) k (agents)
+                cross join lateral jsonb_array_elements(coalesce(nullif(k.agents, 'null'), '[]')) x);
+    end if;
+    if p_run.engines is not null then
+        select g.pin || jsonb_build_object('input', v.config -> 'input', 'parameters', v.config -> 'parameters') into v_engine
+            from (select p_run.engines -> (p_run.speaker_id || '@' || p_run.speaker_version) as pin) g
+            join public.engine_versions v on v.tenant_id = (g.pin ->> 'engine_tenant_id')::uuid and v.engine_id = (g.pin ->> 'engine_id')::uuid and v.version = (g.pin ->> 'version')::integer;
+    end if;
+    if p_run.turns > 0 or p_run.engines is not null then
+        select jsonb_agg(vanilla.step_view(s, a.slug, (
+                select jsonb_build_object('execution_id', e.id, 'status', e.status, 'output', e.output, 'error', e.error, 'code', vanilla.engine_code(e.status, e.error))
+                from public.workflow_executions e where s.status = 'open' and e.tenant_id = s.tenant_id and e.id = s.child_execution_id and e.finished_at is not null)) order by s.n)
+            into v_steps from public.agent_run_steps s join public.agents a on a.tenant_id = s.tenant_id and a.id = s.agent_id
+            where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id;
+    end if;
     return jsonb_build_object('run_id', p_run.id, 'root_run_id', p_run.root_run_id, 'parent_run_id', p_run.parent_run_id, 'state', p_run.state, 'turns', p_run.turns,
         'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at, 'chat', p_run.chat, 'output_schema', p_run.output_schema,
-        'model', (select vanilla.model_of(p_run, v.definition)
-            from public.agent_versions v where v.tenant_id = p_run.tenant_id and v.agent_id = p_run.speaker_id and v.version = p_run.speaker_version),
-        'engine', (select g.pin || jsonb_build_object('input', v.config -> 'input', 'parameters', v.config -> 'parameters')
-            from (select p_run.engines -> (p_run.speaker_id || '@' || p_run.speaker_version) as pin) g
-            join public.engine_versions v on v.tenant_id = (g.pin ->> 'engine_tenant_id')::uuid and v.engine_id = (g.pin ->> 'engine_id')::uuid and v.version = (g.pin ->> 'version')::integer),
-        'budget', vanilla.run_budget(p_run),
-        'speaker', (select jsonb_build_object('agent_id', a.id, 'slug', a.slug, 'version', v.version, 'definition', v.definition,
-                -- what a tool of a model says of those it may turn to
-                'others', (select coalesce(jsonb_object_agg(o.slug, o.description), '{}') from public.agents o where o.tenant_id = a.tenant_id and o.slug in (
-                    select split_part(x.value ->> 'agent', '@', 1) from (values (v.definition -> 'handoffs'), (v.definition -> 'delegates'), (v.definition #> '{chat,members}'), (v.definition #> '{contract,bidders}')) k (agents)
-                    cross join lateral jsonb_array_elements(coalesce(nullif(k.agents, 'null'), '[]')) x)))
-            from public.agents a join public.agent_versions v on v.tenant_id = a.tenant_id and v.agent_id = a.id
-            where a.tenant_id = p_run.tenant_id and a.id = p_run.speaker_id and v.version = p_run.speaker_version),
-        'steps', (select coalesce(jsonb_agg(vanilla.step_view(s, a.slug, (
-                    select jsonb_build_object('execution_id', e.id, 'status', e.status, 'output', e.output, 'error', e.error, 'code', vanilla.engine_code(e.status, e.error))
-                    from public.workflow_executions e where s.status = 'open' and e.tenant_id = s.tenant_id and e.id = s.child_execution_id and e.finished_at is not null)) order by s.n), '[]')
-            from public.agent_run_steps s join public.agents a on a.tenant_id = s.tenant_id and a.id = s.agent_id
-            where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id));
+        'model', vanilla.model_of(p_run, v_definition), 'engine', v_engine, 'budget', vanilla.run_budget(p_run), 'speaker', v_speaker || jsonb_build_object('others', v_others),
+        'steps', coalesce(v_steps, '[]'));
 end
 $f$;
 comment on function vanilla.run_view(public.agent_runs) is 'A run as its worker needs it: who has the word, budget, and everything that was done.';
@@ -2477,22 +2489,24 @@ begin
         if jsonb_typeof(p_input) is distinct from 'object' then perform vanilla.refuse('VS400', 'the input is a JSON object', '{"param": "input"}'); end if;
         v_run := vanilla.insert_run(vanilla.new_run(vanilla.agent_of(v_step.tenant_id, v_step.user_id, p_ref), v_execution, v_step.node, v_step.item, p_input));
     end if;
-    perform vanilla.settle_contracts(v_run);
-    -- what its children came to
-    update public.agent_run_steps s set status = case c.state when 'completed' then 'done' else 'failed' end, finished_at = c.finished_at,
-            result = jsonb_build_object('state', c.state, 'stop_reason', c.stop_reason, 'output', c.output - 'run_id', 'error', c.error)      -- the same answer is equal
-        from public.agent_runs c
-        where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' and c.tenant_id = s.tenant_id and c.id = s.child_run_id and c.finished_at is not null;
-    if not exists (select from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' and s.kind <> 'handoff') then
-        with handed as (
-            update public.agent_run_steps s set status = 'done', finished_at = vanilla.clock()
-                where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' returning s.n, s.result)
-        select a.id, (h.result ->> 'version')::integer as version into v_speaker from handed h join public.agents a on a.tenant_id = v_run.tenant_id and a.slug = h.result ->> 'agent'
-            order by h.n desc limit 1;
-        if found then
-            v_run.speaker_id := v_speaker.id;
-            v_run.speaker_version := v_speaker.version;
-            if v_run.chat is not null then perform vanilla.tell_chat(v_run); end if;
+    if v_run.turns > 0 then      -- before that nobody was asked for anything
+        perform vanilla.settle_contracts(v_run);
+        -- what its children came to
+        update public.agent_run_steps s set status = case c.state when 'completed' then 'done' else 'failed' end, finished_at = c.finished_at,
+                result = jsonb_build_object('state', c.state, 'stop_reason', c.stop_reason, 'output', c.output - 'run_id', 'error', c.error)      -- the same answer is equal
+            from public.agent_runs c
+            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' and c.tenant_id = s.tenant_id and c.id = s.child_run_id and c.finished_at is not null;
+        if not exists (select from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' and s.kind <> 'handoff') then
+            with handed as (
+                update public.agent_run_steps s set status = 'done', finished_at = vanilla.clock()
+                    where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open' returning s.n, s.result)
+            select a.id, (h.result ->> 'version')::integer as version into v_speaker from handed h join public.agents a on a.tenant_id = v_run.tenant_id and a.slug = h.result ->> 'agent'
+                order by h.n desc limit 1;
+            if found then
+                v_run.speaker_id := v_speaker.id;
+                v_run.speaker_version := v_speaker.version;
+                if v_run.chat is not null then perform vanilla.tell_chat(v_run); end if;
+            end if;
         end if;
     end if;
     v_run := vanilla.pin_engine(v_run);
@@ -3076,12 +3090,14 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
 begin
-    with asked as (      -- an engine whose run gave no answer: it costs what it has cost
-        update public.agent_run_steps s set status = case p_state when 'failed' then 'failed' else 'refused' end, result = p_error, finished_at = v_now,
-                (charged_tokens, cost_micros) = (select c.charged, c.cost_micros from vanilla.cost_within(s.tenant_id, s.child_execution_id) c)
-            where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.status = 'open' and s.child_execution_id is not null returning s.charged_tokens, s.cost_micros)
-    update public.agent_runs r set charged_tokens = r.charged_tokens + a.charged_tokens, cost_micros = r.cost_micros + a.cost_micros
-        from asked a where r.tenant_id = p_run.tenant_id and r.id = p_run.id;
+    if p_run.engines is not null then
+        with asked as (      -- an engine whose run gave no answer: it costs what it has cost
+            update public.agent_run_steps s set status = case p_state when 'failed' then 'failed' else 'refused' end, result = p_error, finished_at = v_now,
+                    (charged_tokens, cost_micros) = (select c.charged, c.cost_micros from vanilla.cost_within(s.tenant_id, s.child_execution_id) c)
+                where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.status = 'open' and s.child_execution_id is not null returning s.charged_tokens, s.cost_micros)
+        update public.agent_runs r set charged_tokens = r.charged_tokens + a.charged_tokens, cost_micros = r.cost_micros + a.cost_micros
+            from asked a where r.tenant_id = p_run.tenant_id and r.id = p_run.id;
+    end if;
     update public.agent_run_steps s set status = 'refused', finished_at = v_now where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.status = 'open';
     update public.agent_runs r set state = p_state, stop_reason = p_stop_reason, output = p_output, error = p_error, finished_at = v_now
         where r.tenant_id = p_run.tenant_id and r.id = p_run.id and r.finished_at is null returning * into p_run;

@@ -18,6 +18,7 @@ import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -64,7 +65,7 @@ class RetryableToolError(Exception):
         self.retry_after_s = retry_after_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tool:
     name: str
     description: str
@@ -73,9 +74,9 @@ class Tool:
     context: str | None
     """The parameter that takes the ToolContext."""
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, Any]:
-        """JSON schema of the arguments."""
+        """JSON schema of the arguments: agents tell it to their model in each turn."""
         return self.arguments.model_json_schema(by_alias=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
