@@ -137,6 +137,7 @@ class _Memory:
             "turns": 0,
             "input": GIVEN,
             "chat": None,
+            "output_schema": None,
             "model": definition["model"],
             "budget": {"notified": False},
             "speaker": speaker,
