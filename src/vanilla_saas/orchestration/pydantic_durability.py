@@ -59,9 +59,9 @@ def answer_of(kept: dict[str, Any]) -> ModelResponse:
 
 
 class JournalBackend(JournalCallableOperationBackend[None]):
-    """Units of pydantic-ai as rows of the journal: by turn, and within it by the order of the calls.
+    """Units of pydantic-ai as rows of the journal: a turn by its number, a call of it by its id.
 
-    `functions` are the names of what the model can call.
+    `functions` are the names of what the model can call. The names of units are in no row.
     """
 
     def __init__(self, turns: Turns, state: Run, functions: Collection[str]) -> None:
@@ -71,8 +71,6 @@ class JournalBackend(JournalCallableOperationBackend[None]):
         self.turns, self.state, self._functions = turns, state, functions
         self.replays = bool(state.open_calls("tool"))
         """The turn that the journal has last is given back first, because calls of it are to be made."""
-        self._calls: list[int] = []
-        self._call = 0
 
     @property
     def before(self) -> Run:
@@ -98,7 +96,7 @@ class JournalBackend(JournalCallableOperationBackend[None]):
         if isinstance(operation_id, ModelRequestId):
             return await self._turn(body)
         if isinstance(operation_id, ToolsetCallToolId):
-            return await self._next_call(name, body)
+            return await body()  # which is `call`
         raise TypeError(f"pydantic-ai does something that the journal has no place for: {name}")
 
     async def _turn(self, body: Callable[[], Awaitable[Any]]) -> object:
@@ -109,26 +107,18 @@ class JournalBackend(JournalCallableOperationBackend[None]):
         answer, *calls = self._last_turn()
         if self.is_foreign() or not (calls or answer["result"]["text"]):
             raise Left  # a blank answer is one too; pydantic-ai would ask for another
-        self._calls = [step["n"] for step in calls]
         return answer["result"]
 
-    async def _next_call(self, name: str, body: Callable[[], Awaitable[object]]) -> object:
-        self._call = self._calls.pop(0)
-        step = self._step()
-        if not name.endswith(f":{step['name']}"):
-            raise RuntimeError(f"pydantic-ai calls {name} where the journal has {step['name']}")
-        given = await body()
-        record_durable_unit(executed=step["status"] == "open")
-        return given
-
-    async def call(self) -> str:
-        """What the call under way gave, or gives now. Raises CallDeferred for what is done when pydantic-ai ended."""
-        step = self._step()
-        if step["status"] == "open" and step["kind"] == "tool":
+    async def call(self, call_id: str) -> str:
+        """What a call of the last turn gave, or gives now. Raises CallDeferred for what the run does later."""
+        step = self._step(call_id)
+        executed = step["status"] == "open" and step["kind"] == "tool"
+        if executed:
             if (asked := await self.turns.make(self.state, step)) is not None:
                 raise Left(asked)
             self.state = await self.turns.begin()
-            step = self._step()
+            step = self._step(call_id)
+        record_durable_unit(executed=executed)
         if step["status"] == "open" or (step["kind"] == "handoff" and step["status"] != "failed"):
             raise CallDeferred
         return conversation.of_call(step)
@@ -136,8 +126,8 @@ class JournalBackend(JournalCallableOperationBackend[None]):
     def _last_turn(self) -> list[dict[str, Any]]:
         return [step for step in self.state.steps if step["turn"] == self.state.turns]
 
-    def _step(self) -> dict[str, Any]:
-        return next(step for step in self.state.steps if step["n"] == self._call)
+    def _step(self, call_id: str) -> dict[str, Any]:
+        return next(step for step in self._last_turn() if step["call_id"] == call_id)
 
 
 class JournalDurability(BaseDurabilityCapability[None]):

@@ -22,7 +22,7 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
-from pydantic_ai.tools import Tool
+from pydantic_ai.tools import RunContext, Tool
 from pydantic_ai.usage import UsageLimits
 
 from vanilla_saas.orchestration import conversation, tools
@@ -60,10 +60,12 @@ async def go_on(turns: Turns, state: Run, corrections: Mapping[int, str]) -> Run
 
 
 def _tool(journal: JournalBackend, function: Mapping[str, Any]) -> Tool[None]:
-    async def call(**_: Any) -> str:
-        return await journal.call()
+    async def call(context: RunContext[None], /, **_: Any) -> str:
+        return await journal.call(str(context.tool_call_id))
 
-    return Tool.from_schema(call, function["name"], function["description"], dict(function["parameters"]))
+    return Tool.from_schema(
+        call, function["name"], function["description"], dict(function["parameters"]), takes_ctx=True
+    )
 
 
 class _MeteredModel(Model):
