@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -184,6 +184,15 @@ def test_of_the_durability_of_pydantic_ai_only_public_names_are_used() -> None:
                 found |= {name.name for name in node.names if node.module == "pydantic_ai.durable_exec"}
     assert "BaseDurabilityCapability" in found
     assert found <= set(durable_exec.__all__)
+
+
+async def test_what_the_journal_has_no_place_for_is_not_done() -> None:
+    async def body() -> None:
+        raise AssertionError("it was done")
+
+    given: dict[str, Any] = {"name": "events", "body": body, "cache_key": (), "config": None}
+    with pytest.raises(TypeError, match="no place for: events"):
+        await JournalBackend.execute(cast(Any, None), operation_id=durable_exec.EventStreamHandlerId(), **given)
 
 
 def test_a_worker_imports_it_when_an_agent_asks_for_it() -> None:
