@@ -70,10 +70,12 @@ async def talk(clocked_url: str) -> AsyncIterator[Hall]:
     await connection.close()
 
 
-@pytest.fixture(scope="module")
-async def ward(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ward]:
-    """A support desk whose workers are killed."""
+@pytest.fixture(scope="module", params=BOTH_LOOPS)
+async def ward(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[Ward]:
+    """A support desk whose workers are killed, driven by each of the two loops."""
     async with migrated_database(cluster, "mortals") as name, recorder() as sandbox:
-        made = Ward(cluster, name, tmp_path_factory.mktemp("home"), sandbox)
+        made = Ward(cluster, name, tmp_path_factory.mktemp("home"), sandbox, request.param)
         await made.prepare()
         yield made

@@ -75,6 +75,7 @@ class Ward:
     database: str
     home: Path
     sandbox: Recorder
+    loop: str
     people: list[Person] = field(default_factory=list)
     bodies: set[str] = field(default_factory=set)
     charged: int = 0
@@ -102,7 +103,7 @@ class Ward:
             people = People(operator)
             self.people = [await people.user(balance=10_000_000), await people.user("admin")]
         for slug, definition in AGENTS.items():
-            document = AgentDefinition.model_validate(definition).document()
+            document = AgentDefinition.model_validate({"loop": self.loop, **definition}).document()
             await self.ask(self.people[1], "select save_agent($1, $2, p_shared => true)", slug, document)
         run = await self.start()
         async with self.another():

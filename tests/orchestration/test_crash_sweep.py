@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import LONG, Cluster
 from tests.orchestration.mortals import MODEL_STEPS, Ward
 from tests.orchestration.recorder import recorder
+from tests.orchestration.studio import BOTH_LOOPS
 from tests.processes import kill_postgresql, own_server
 
 OF_RUN = {"begin_run": 8, "record_turn": 8, "record_call": 5, "admit_call": 8, "tick_worker+": 6}
@@ -40,11 +41,13 @@ async def test_a_run_whose_worker_is_killed_anywhere_is_done_once(ward: Ward, de
     await ward.require_done_once(run)
 
 
-SEEDS = 200
+SEEDS = {"builtin": 200, "pydantic_ai": 100}
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize(
+    ("ward", "seed"), [(loop, seed) for loop, seeds in SEEDS.items() for seed in range(seeds)], indirect=["ward"]
+)
 async def test_a_run_whose_workers_are_killed_at_random_is_done_once(ward: Ward, seed: int) -> None:
     dice = random.Random(seed)
     run, died = await ward.start(), 0
@@ -64,11 +67,15 @@ async def test_a_run_whose_workers_are_killed_at_random_is_done_once(ward: Ward,
     await ward.require_done_once(run, died)
 
 
-@pytest.fixture(scope="module")
-async def mortal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Ward, Path]]:
+@pytest.fixture(scope="module", params=BOTH_LOOPS)
+async def mortal(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[Ward, Path]]:
     """A server whose postmaster is killed."""
     async with own_server("agents") as (server, _), recorder() as sandbox:
-        made = Ward(Cluster(str(server.socket_dir), 5432), "agents", tmp_path_factory.mktemp("home"), sandbox)
+        made = Ward(
+            Cluster(str(server.socket_dir), 5432), "agents", tmp_path_factory.mktemp("home"), sandbox, request.param
+        )
         await made.prepare()
         yield made, server.data_dir
 

@@ -368,6 +368,7 @@ async def clerk(ward: Ward) -> str:
     return "clerk"
 
 
+@pytest.mark.parametrize("ward", BOTH_LOOPS[:1], indirect=True)  # neither is asked
 @pytest.mark.parametrize("death", DEATHS)
 async def test_a_worker_that_is_killed_anywhere_runs_the_engine_once(ward: Ward, clerk: str, death: str) -> None:
     ward.sandbox.asked.clear()

@@ -276,6 +276,28 @@ async def test_a_provider_that_fails_is_tried_again_and_one_that_refuses_is_not(
     assert await desk.shop.operator.fetchval(made, run["user_id"]) == times
 
 
+async def test_who_is_handed_over_to_and_is_not_there_is_told_to_the_model(desk: Studio) -> None:
+    other = await desk.save(agent(says("I am another.")))
+    run = await stopped(desk, agent(calls(("transfer_to_nobody", {})), says("Alone then."), handoffs=[other]))
+    assert (await desk.steps(run["id"]))[1]["result"] == {"error": "There is no such agent."}
+    assert (run["stop_reason"], run["output"]["text"], run["turns"]) == ("done", "Alone then.", 2)
+    attempts = "select attempts from workflow_steps where execution_id = $1 and item = -1"
+    assert await desk.shop.operator.fetchval(attempts, run["execution_id"]) == 1
+
+
+async def test_two_calls_of_one_id_are_two_calls(desk: Studio) -> None:
+    wanted = [{"id": "same", "name": "refund", "arguments": {"amount": amount}} for amount in (1, 2)]
+    run = await stopped(desk, agent({"tool_calls": wanted}, says("Done."), tools=["refund"]))
+    assert [DONE[f"{run['id']}:{n}"] for n in (2, 3)] == [["1"], ["2"]]
+    assert [step["result"] for step in await desk.steps(run["id"])][1:3] == ["refunded 1", "refunded 2"]
+
+
+async def test_an_argument_that_no_tool_has_ends_no_run(desk: Studio) -> None:
+    wanted = calls(("look_up", {"name": "Ada", "context": 1, "self": 2}))
+    run = await stopped(desk, agent(wanted, says("Done."), tools=["look_up"]))
+    assert (run["stop_reason"], run["turns"]) == ("done", 2)
+
+
 async def approval_of(desk: Studio, run_id: Any) -> Any:
     async with asyncio.timeout(10):
         while True:

@@ -30,16 +30,17 @@ class Run:
         """With what `vanilla.record_turn` gave: the whole view, or what the turn changed of it."""
         if "speaker" in turn:
             return Run(turn)
-        return self._with({**turn, "steps": [*self.view["steps"], *turn["steps"]]})
+        return self.changed({**turn, "steps": [*self.view["steps"], *turn["steps"]]})
 
     def with_call(self, call: Mapping[str, Any]) -> "Run":
         """With what a call came to, as the journal has it now."""
-        return self._with(
+        return self.changed(
             {"steps": [{**step, **call} if step["n"] == call["n"] else step for step in self.view["steps"]]}
         )
 
-    def _with(self, changed: Mapping[str, Any]) -> "Run":
-        run = Run({**self.view, **changed})
+    def changed(self, view: Mapping[str, Any]) -> "Run":
+        """The run of the same speaker with other parts of its view."""
+        run = Run({**self.view, **view})
         run.__dict__["definition"] = self.definition  # read once: it is the speaker's, who is the same
         return run
 

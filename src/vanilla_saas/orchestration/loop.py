@@ -80,7 +80,13 @@ class Turns:
 
     async def run(self, state: Run) -> Outcome:
         while True:
-            made = await self._made(state)
+            if state.definition.loop == "pydantic_ai" and state.open_calls("tool"):  # which are its to make
+                found = await self._go_on(state, await self._corrections(state))
+                if isinstance(found, Outcome):
+                    return found
+                state = found
+                continue
+            made = await self.made(state)
             if isinstance(made, Outcome):
                 return made
             state = made
@@ -153,7 +159,7 @@ class Turns:
         except VanillaError as error:
             raise of_refusal(error) from None
 
-    async def _made(self, state: Run) -> Run | Outcome:
+    async def made(self, state: Run) -> Run | Outcome:
         """Makes the calls that are open; an outcome when people have to be asked first."""
         for step in state.open_calls("tool"):
             made = await self.make(state, step)
@@ -254,16 +260,23 @@ class Turns:
         return f"Your answer {said(wrong)}. Answer again." if wrong else None
 
     async def turn(self, state: Run, body: Mapping[str, Any]) -> Run:
-        """One model call and its record; the run then. Raises Stopped, with its last answer where it has one."""
+        """One model call and its record; the run then. Raises as `ask` and `keep` do."""
+        return await self.keep(state, await self.ask(state, body))
+
+    async def ask(self, state: Run, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model says next, as the journal keeps it. Raises Stopped, with its last answer where it has one."""
         try:
-            answer = await self._chat(state, body)
+            return _kept(await self._chat(state, body), state.turns + 1)
         except VanillaError as error:
             if (stop := error.detail.get("stop_reason")) is None:
                 raise of_refusal(error) from None
             if stop == "budget_exhausted":
                 raise Stopped(await self._wrap_up(state, body)) from None
             raise _stopped(stop) from None
-        view = await self._record_turn(state, answer)
+
+    async def keep(self, state: Run, kept: Mapping[str, Any]) -> Run:
+        """Writes a turn down; the run then. Raises Failure when it may not go on."""
+        view = await self._record_turn(state, kept)
         if view["stop"] is not None:
             raise _stopped(view["stop"])
         return state.after(view)
@@ -296,9 +309,8 @@ class Turns:
             body["response_format"] = response_format(state.output)
         return body
 
-    async def _record_turn(self, state: Run, answer: ModelAnswer, *, wrap_up: bool = False) -> dict[str, Any]:
+    async def _record_turn(self, state: Run, kept: Mapping[str, Any], *, wrap_up: bool = False) -> dict[str, Any]:
         """The turn's calls are settled with its record, never by the step's outcome: without one they cost nothing."""
-        kept = {"text": answer.text, "calls": _calls_of(answer, state.turns + 1)}
         made = list(self.attempt.calls)
         self.attempt.calls.clear()
         return await self._keep_turn(state, kept, made, wrap_up=wrap_up)
@@ -320,7 +332,7 @@ class Turns:
             answer = await self._chat(state, asked, wrap_up=True)
         except VanillaError:
             raise _stopped("budget_exhausted") from None
-        view = await self._record_turn(state, answer, wrap_up=True)
+        view = await self._record_turn(state, _kept(answer, state.turns + 1), wrap_up=True)
         return self._answered(state.after(view), {"text": answer.text}, "budget_exhausted")
 
     def _answered(self, state: Run, answer: Mapping[str, Any], stop_reason: str) -> Outcome:
@@ -344,6 +356,11 @@ class Turns:
 
 def _stopped(reason: str) -> Failure:
     return Failure(reason, STOPS.get(reason, STOPS["failed"]), {"stop_reason": reason}, retryable=False)
+
+
+def _kept(answer: ModelAnswer, turn: int) -> dict[str, Any]:
+    """An answer as the journal keeps it."""
+    return {"text": answer.text, "calls": _calls_of(answer, turn)}
 
 
 def _calls_of(answer: ModelAnswer, turn: int) -> list[dict[str, Any]]:

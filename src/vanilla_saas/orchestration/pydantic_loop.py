@@ -1,15 +1,15 @@
-"""The loop of pydantic-ai over the journal: our metered call is its model, the journal its memory.
+"""The loop of pydantic-ai: our metered call is its model, our tools are its tools, the journal makes it durable.
 
-What it would keep in a durable execution of its own is in the journal already: its model and its tools write there
-before they return, and a run that goes on begins with the conversation that the journal has. So nothing of it is
-replayed, and only its two oldest interfaces, a model and a tool, are stood on.
+It begins with the conversation that the journal has, up to the last turn whose calls are still to be made: that one is
+given back to it (`pydantic_durability`), so that nothing older is computed again.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
-from pydantic_ai import Agent
+from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai.durable_exec import replay_scope
 from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
@@ -23,54 +23,57 @@ from pydantic_ai.messages import (
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import RunContext, Tool
-from pydantic_ai.usage import RequestUsage, UsageLimits
+from pydantic_ai.usage import UsageLimits
 
 from vanilla_saas.orchestration import conversation, tools
 from vanilla_saas.orchestration.conversation import Run
 from vanilla_saas.orchestration.loop import Turns
-from vanilla_saas.workflows.execution.steps import Outcome, waiting
-
-
-class _Left(Exception):
-    """The agent is left: for somebody who has the word now, or for what the run waits for."""
-
-    def __init__(self, outcome: Outcome | None = None) -> None:
-        self.outcome = outcome
+from vanilla_saas.orchestration.pydantic_durability import JournalBackend, JournalDurability, Left, answer_of
+from vanilla_saas.workflows.execution.steps import Outcome
 
 
 async def go_on(turns: Turns, state: Run, corrections: Mapping[int, str]) -> Run | Outcome:
     """Runs the agent that has the word until it has answered, hands over or waits; raises as `Turns.turn` does."""
-    body = await turns.body(state, corrections)
-    model = _JournalModel(turns, state, body)
     described = await tools.described(turns.attempt, state.definition)
-    functions = [one["function"] for one in conversation.functions(state, described)]
-    agent = Agent(model, tools=[_tool(model, function) for function in functions])
+    functions = {one["function"]["name"]: one["function"] for one in conversation.functions(state, described)}
+    journal = JournalBackend(turns, state, functions)
+    if journal.replays and journal.is_foreign():
+        return await turns.made(state)
+    body = await turns.body(journal.before, corrections)
+    agent = Agent(
+        _MeteredModel(journal, body),
+        name=state.speaker,
+        output_type=[str, DeferredToolRequests],
+        tools=[_tool(journal, function) for function in functions.values()],
+        capabilities=[JournalDurability(journal)],
+    )
     said = [message for message in body["messages"] if message["content"] != conversation.ALMOST]
     try:
-        # how many requests there may be is the run's limits
-        await agent.run(message_history=list(_history(said)), usage_limits=UsageLimits(request_limit=None))
-    except _Left as left:
-        return left.outcome or model.state
-    if model.state is state:
+        with replay_scope():
+            # how many requests there may be is the run's limits
+            await agent.run(message_history=list(_history(said)), usage_limits=UsageLimits(request_limit=None))
+    except Left as left:
+        return left.outcome or journal.state
+    if journal.state is state:
         raise RuntimeError("pydantic-ai has ended without asking its model")
-    return model.state
+    return journal.state
 
 
-def _tool(model: "_JournalModel", function: Mapping[str, Any]) -> Tool[None]:
-    async def call(context: RunContext[None], **_: Any) -> Any:
-        return await model.result_of(str(context.tool_call_id))
+def _tool(journal: JournalBackend, function: Mapping[str, Any]) -> Tool[None]:
+    async def call(context: RunContext[None], /, **_: Any) -> str:
+        return await journal.call(str(context.tool_call_id))
 
     return Tool.from_schema(
-        call, function["name"], function["description"], dict(function["parameters"]), takes_ctx=True, sequential=True
+        call, function["name"], function["description"], dict(function["parameters"]), takes_ctx=True
     )
 
 
-class _JournalModel(Model):
-    """Calls by the metered call, and writes each answer to the journal before pydantic-ai sees it."""
+class _MeteredModel(Model):
+    """One metered call of our provider layer."""
 
-    def __init__(self, turns: Turns, state: Run, body: Mapping[str, Any]) -> None:
+    def __init__(self, journal: JournalBackend, body: Mapping[str, Any]) -> None:
         super().__init__()
-        self._turns, self.state = turns, state
+        self._journal = journal
         self._options = {name: value for name, value in body.items() if name != "messages"}
 
     @property
@@ -88,8 +91,9 @@ class _JournalModel(Model):
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
         _, parameters = self.prepare_request(model_settings, model_request_parameters)
+        state = self._journal.state
         body = {**self._options, "messages": list(_messages(messages))}
-        if self.state.view["budget"]["notified"]:
+        if state.view["budget"]["notified"]:
             body["messages"].append({"role": "system", "content": conversation.ALMOST})
         if parameters.function_tools:
             body["tools"] = [
@@ -103,35 +107,7 @@ class _JournalModel(Model):
                 }
                 for tool in parameters.function_tools
             ]
-        state = self.state = await self._turns.turn(self.state, body)
-        known = {tool.name for tool in parameters.function_tools}
-        if any(
-            step["name"] not in known for kind in ("tool", "delegate", "contract") for step in state.open_calls(kind)
-        ):
-            raise _Left  # a tool that it does not have is told to it by whoever begins anew
-        said = [step for step in state.steps if step["turn"] == state.turns]
-        answer = said[0]["result"]
-        if len(said) == 1 and not answer["text"]:
-            raise _Left  # a blank answer is one too; pydantic-ai would ask for another
-        parts: list[TextPart | ToolCallPart] = [TextPart(answer["text"])] if answer["text"] else []
-        parts += [ToolCallPart(call["name"], call["arguments"], tool_call_id=call["id"]) for call in answer["calls"]]
-        return ModelResponse(parts=parts, usage=RequestUsage(), model_name=self.model_name)
-
-    async def result_of(self, call_id: str) -> Any:
-        """What the tool that was asked for under this id gave, or gives now."""
-        step = next(step for step in reversed(self.state.steps) if step["call_id"] == call_id)
-        if step["kind"] == "handoff" and step["status"] != "failed":
-            raise _Left
-        if step["kind"] in ("delegate", "contract") and step["status"] == "open":
-            rest = [one for one in self.state.open_calls("tool") if one["n"] > step["n"]]
-            raise _Left(None if rest else waiting({"kind": "agents"}))
-        if step["status"] == "open":
-            made = await self._turns.make(self.state, step)
-            if isinstance(made, Outcome):
-                raise _Left(made)
-            self.state = made
-            step = next(one for one in self.state.steps if one["n"] == step["n"])
-        return conversation.of_call(step)
+        return answer_of(await self._journal.turns.ask(state, body))
 
 
 def _history(said: list[dict[str, Any]]) -> Iterator[ModelMessage]:
