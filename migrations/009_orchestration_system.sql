@@ -1806,6 +1806,9 @@ begin
         perform vanilla.refuse('VS422', 'the agent is not valid', jsonb_build_object('param', 'definition'), v_problem);
     end if;
     if v_tenant is null then v_tenant := (vanilla.find_user(null, p_user_id)).tenant_id; end if;
+    -- whose place it takes again is locked before it
+    perform from public.users u join public.agents a on a.tenant_id = u.tenant_id and a.user_id = u.id
+        where a.tenant_id = v_tenant and a.slug = p_slug and a.status = 'retired' for no key update of u;
     select * into v_agent from public.agents a where a.tenant_id = v_tenant and a.slug = p_slug for no key update;
     if found and vanilla.claim(5) = 'user' and v_agent.user_id is distinct from vanilla.claim(4)::uuid then
         perform vanilla.refuse('VS409', format('the name %s is taken', p_slug), '{"param": "slug"}', 'Choose another slug.');
@@ -1815,6 +1818,8 @@ begin
         v_user := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
         perform vanilla.require_place(v_user, 'agents');
         perform vanilla.hold_open(v_user);
+    elsif v_agent.status = 'retired' then
+        perform vanilla.require_place(u, 'agents') from public.users u where u.tenant_id = v_agent.tenant_id and u.id = v_agent.user_id;
     end if;
     begin
         if v_agent.id is null then
@@ -1848,7 +1853,7 @@ begin
 end
 $f$;
 comment on function public.save_agent(text, jsonb, boolean, uuid, uuid) is
-    'Makes an agent, or the next version of the one of this slug; the latest text again makes none. Own, or any user''s by an admin. VS422 when the definition is not valid.';
+    'Makes an agent, or the next version of the one of this slug; the latest text again makes none. A retired one is active again, when the level of whose it is allows one more. Own, or any user''s by an admin. VS422 when the definition is not valid.';
 
 create or replace function public.retire_agent(p_agent_id uuid, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
