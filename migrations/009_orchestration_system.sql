@@ -4043,18 +4043,14 @@ create or replace function vanilla.act_ends(p_act jsonb) returns boolean
 language sql immutable return coalesce((p_act ->> 'ends')::boolean, coalesce(p_act -> 'replies', '[]') = '[]');
 comment on function vanilla.act_ends(jsonb) is 'Whether an act ends the conversation it is said in: it says so, or nothing replies to it.';
 
-create or replace function vanilla.schema_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
-language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_schema jsonb := p_terms -> 'acts' -> p_performative -> 'schema';
-    v_problem jsonb;
-begin
-    select m.problem into v_problem from vanilla.schema_misfit(v_schema, p_body, v_schema -> '$defs', '', 0, 10000) m where v_schema is not null;
-    if v_problem is null then return null; end if;
-    return jsonb_build_object('rule', 'schema', 'path', left(v_problem ->> 'path', 500), 'message', v_problem -> 'message');
-end
+create or replace function vanilla.schema_breach(p_rule text, p_schema jsonb, p_body jsonb) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('rule', p_rule, 'path', left(m.problem ->> 'path', 500), 'message', case p_rule when 'gate'
+            then format('it does not pass the gate: %s', coalesce(m.problem ->> 'keyword', m.problem ->> 'message')) else m.problem ->> 'message' end)
+        from vanilla.schema_misfit(p_schema, p_body, p_schema -> '$defs', '', 0, 10000) m where p_schema is not null and m.problem is not null
 $f$;
-comment on function vanilla.schema_breach(jsonb, text, jsonb) is 'Where a body does not fit the schema of its act: {rule, path, message}; null: it fits.';
+comment on function vanilla.schema_breach(text, jsonb, jsonb) is
+    'Where a body does not fit the schema of its act, or of the gate that its act is to pass: {rule, path, message}; null: it fits, or there is no schema.';
 
 create or replace function vanilla.price_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
@@ -4069,24 +4065,12 @@ end
 $f$;
 comment on function vanilla.price_breach(jsonb, text, jsonb) is 'Where a bid, the act propose, asks for more than price.max_tokens_per_task: {rule, path, message}; null: it does not, or says no price_tokens.';
 
-create or replace function vanilla.gate_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
-language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_schema jsonb;
-    v_problem jsonb;
-begin
-    if (p_terms #> '{gate,acts}' ? p_performative) is not true then return null; end if;
-    v_schema := vanilla.gate_schema(p_terms -> 'gate');
-    select m.problem into v_problem from vanilla.schema_misfit(v_schema, p_body, v_schema -> '$defs', '', 0, 10000) m;
-    if v_problem is null then return null; end if;
-    return jsonb_build_object('rule', 'gate', 'path', left(v_problem ->> 'path', 500), 'message', format('it does not pass the gate: %s', coalesce(v_problem -> 'keyword', v_problem -> 'message') #>> '{}'));
-end
-$f$;
-comment on function vanilla.gate_breach(jsonb, text, jsonb) is 'Where a body does not pass the gate of an agreement: {rule, path, message}; null: it does, or its act is not one that the gate names.';
-
 create or replace function vanilla.body_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
 language sql immutable set search_path = pg_catalog, pg_temp as $f$
-    select coalesce(vanilla.schema_breach(p_terms, p_performative, p_body), vanilla.price_breach(p_terms, p_performative, p_body), vanilla.gate_breach(p_terms, p_performative, p_body))
+    select coalesce(
+        vanilla.schema_breach('schema', p_terms -> 'acts' -> p_performative -> 'schema', p_body),
+        vanilla.price_breach(p_terms, p_performative, p_body),
+        vanilla.schema_breach('gate', case when p_terms #> '{gate,acts}' ? p_performative then vanilla.gate_schema(p_terms -> 'gate') end, p_body))
 $f$;
 comment on function vanilla.body_breach(jsonb, text, jsonb) is 'Which rule of its body a message breaks, the first of schema, price and gate: {rule, path, message}; null: none.';
 
