@@ -655,13 +655,21 @@ create or replace function public.publish_workflow(p_workflow_id uuid, p_expecte
     p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_workflow public.ai_workflows := vanilla.own_workflow(p_workflow_id, p_tenant_id);
-    v_definition jsonb := coalesce(p_definition, v_workflow.draft);
-    v_problems jsonb := vanilla.workflow_problems(v_definition);
-    v_hash bytea := sha256(convert_to(v_definition::text, 'UTF8'));
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
+    v_workflow public.ai_workflows;
+    v_definition jsonb;
+    v_problems jsonb;
+    v_hash bytea;
     v_version integer;
     v_published public.workflow_versions;
 begin
+    -- whose place it takes again is locked before it
+    perform from public.users u join public.ai_workflows w on w.tenant_id = u.tenant_id and w.user_id = u.id
+        where w.id = p_workflow_id and w.tenant_id = coalesce(v_tenant, w.tenant_id) and w.status = 'retired' for no key update of u;
+    v_workflow := vanilla.own_workflow(p_workflow_id, p_tenant_id);
+    v_definition := coalesce(p_definition, v_workflow.draft);
+    v_problems := vanilla.workflow_problems(v_definition);
+    v_hash := sha256(convert_to(v_definition::text, 'UTF8'));
     if v_workflow.revision <> p_expected_revision then
         perform vanilla.refuse('VS409', 'somebody else has saved it since', jsonb_build_object('revision', v_workflow.revision,
             'expected_revision', p_expected_revision), 'Read it again, then publish that.');
@@ -673,6 +681,9 @@ begin
     if v_workflow.status = 'active' and exists (select from public.workflow_versions v where v.tenant_id = v_workflow.tenant_id
             and v.workflow_id = v_workflow.id and v.version = v_workflow.latest_version and v.hash = v_hash) then
         return jsonb_build_object('id', v_workflow.id, 'version', v_workflow.latest_version, 'hash', encode(v_hash, 'hex'), 'unchanged', true);
+    end if;
+    if v_workflow.status = 'retired' then
+        perform vanilla.require_place(u, 'workflows') from public.users u where u.tenant_id = v_workflow.tenant_id and u.id = v_workflow.user_id;
     end if;
     select coalesce(max(v.version), 0) + 1 into v_version from public.workflow_versions v
         where v.tenant_id = v_workflow.tenant_id and v.workflow_id = v_workflow.id;
@@ -687,7 +698,7 @@ begin
 end
 $f$;
 comment on function public.publish_workflow(uuid, bigint, jsonb, uuid) is
-    'Freezes the draft, or the form of it that is given (the API writes out every default), as the next version; one that is the latest already stays it. VS422 with the problems when it does not validate. A retired workflow is active again. Returns id, version, hash, unchanged.';
+    'Freezes the draft, or the form of it that is given (the API writes out every default), as the next version; one that is the latest already stays it. VS422 with the problems when it does not validate. A retired workflow is active again, when the level of whose it is allows one more. Returns id, version, hash, unchanged.';
 
 create or replace function public.retire_workflow(p_workflow_id uuid, p_version integer default null, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$

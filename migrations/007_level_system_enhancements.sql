@@ -111,7 +111,7 @@ create table if not exists public.level_restrictions (
     constraint level_restrictions_level_type_key unique (tenant_id, level_id, type),
     constraint level_restrictions_level_fkey foreign key (tenant_id, level_id) references public.levels (tenant_id, id),
     constraint level_restrictions_type_check check (type in ('allowed_models', 'denied_models', 'requests_per_minute',
-        'tokens_per_minute', 'requests_per_day', 'concurrent_executions', 'max_output_tokens', 'max_prompt_tokens', 'api_keys', 'workflows', 'history_days',
+        'tokens_per_minute', 'requests_per_day', 'concurrent_executions', 'max_output_tokens', 'max_prompt_tokens', 'api_keys', 'workflows', 'agents', 'history_days',
         'users_per_tenant', 'history_days_per_tenant', 'tokens_per_tenant')),
     constraint level_restrictions_value_check check (case when type in ('allowed_models', 'denied_models')
         then amount is null and patterns is not null and cardinality(patterns) > 0 and cardinality(patterns) <= 100
@@ -692,7 +692,7 @@ create or replace function vanilla.copied_restrictions(p_level public.levels) re
     return (select jsonb_object_agg(r.type, case when r.patterns is null then to_jsonb(r.amount) else to_jsonb(vanilla.model_expression(r.patterns)) end)
         from public.level_restrictions r where r.tenant_id = p_level.tenant_id and r.level_id = p_level.id and r.type !~ '^history_days|_per_tenant$');
 comment on function vanilla.copied_restrictions(public.levels) is
-    'What level_restrictions says of calls and keys on a level, models as a regular expression; days of history and rules of tenants are left out.';
+    'What level_restrictions says of calls, keys, workflows and agents on a level, models as a regular expression; days of history and rules of tenants are left out.';
 grant execute on function vanilla.model_expression(text[]), vanilla.copied_restrictions(public.levels) to vanilla_operator;
 
 create or replace function vanilla.copy_restrictions(p_level public.levels) returns void
@@ -722,7 +722,7 @@ begin
     exception when check_violation or not_null_violation then
         perform vanilla.refuse('VS400', 'the restriction is not valid: ' || sqlerrm, '{"param": "type"}',
             'allowed_models and denied_models take 1 to 100 patterns; requests_per_minute, tokens_per_minute, requests_per_day, concurrent_executions, '
-            'max_output_tokens, max_prompt_tokens, api_keys and workflows a number from 0; history_days one from 1; levels of the platform also users_per_tenant, '
+            'max_output_tokens, max_prompt_tokens, api_keys, workflows and agents a number from 0; history_days one from 1; levels of the platform also users_per_tenant, '
             'tokens_per_tenant and history_days_per_tenant.');
     end;
     perform vanilla.copy_restrictions(v_level);

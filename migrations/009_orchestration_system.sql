@@ -1829,6 +1829,9 @@ begin
         perform vanilla.refuse('VS422', 'the agent is not valid', jsonb_build_object('param', 'definition'), v_problem);
     end if;
     if v_tenant is null then v_tenant := (vanilla.find_user(null, p_user_id)).tenant_id; end if;
+    -- whose place it takes again is locked before it
+    perform from public.users u join public.agents a on a.tenant_id = u.tenant_id and a.user_id = u.id
+        where a.tenant_id = v_tenant and a.slug = p_slug and a.status = 'retired' for no key update of u;
     select * into v_agent from public.agents a where a.tenant_id = v_tenant and a.slug = p_slug for no key update;
     if found and vanilla.claim(5) = 'user' and v_agent.user_id is distinct from vanilla.claim(4)::uuid then
         perform vanilla.refuse('VS409', format('the name %s is taken', p_slug), '{"param": "slug"}', 'Choose another slug.');
@@ -1838,6 +1841,8 @@ begin
         v_user := vanilla.find_user(v_tenant, coalesce(p_user_id, vanilla.claim(4)::uuid));
         perform vanilla.require_place(v_user, 'agents');
         perform vanilla.hold_open(v_user);
+    elsif v_agent.status = 'retired' then
+        perform vanilla.require_place(u, 'agents') from public.users u where u.tenant_id = v_agent.tenant_id and u.id = v_agent.user_id;
     end if;
     begin
         if v_agent.id is null then
@@ -1871,7 +1876,7 @@ begin
 end
 $f$;
 comment on function public.save_agent(text, jsonb, boolean, uuid, uuid) is
-    'Makes an agent, or the next version of the one of this slug; the latest text again makes none. Own, or any user''s by an admin. VS422 when the definition is not valid.';
+    'Makes an agent, or the next version of the one of this slug; the latest text again makes none. A retired one is active again, when the level of whose it is allows one more. Own, or any user''s by an admin. VS422 when the definition is not valid.';
 
 create or replace function public.retire_agent(p_agent_id uuid, p_tenant_id uuid default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
@@ -4134,18 +4139,14 @@ create or replace function vanilla.act_ends(p_act jsonb) returns boolean
 language sql immutable return coalesce((p_act ->> 'ends')::boolean, coalesce(p_act -> 'replies', '[]') = '[]');
 comment on function vanilla.act_ends(jsonb) is 'Whether an act ends the conversation it is said in: it says so, or nothing replies to it.';
 
-create or replace function vanilla.schema_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
-language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_schema jsonb := p_terms -> 'acts' -> p_performative -> 'schema';
-    v_problem jsonb;
-begin
-    select m.problem into v_problem from vanilla.schema_misfit(v_schema, p_body, v_schema -> '$defs', '', 0, 10000) m where v_schema is not null;
-    if v_problem is null then return null; end if;
-    return jsonb_build_object('rule', 'schema', 'path', left(v_problem ->> 'path', 500), 'message', v_problem -> 'message');
-end
+create or replace function vanilla.schema_breach(p_rule text, p_schema jsonb, p_body jsonb) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select jsonb_build_object('rule', p_rule, 'path', left(m.problem ->> 'path', 500), 'message', case p_rule when 'gate'
+            then format('it does not pass the gate: %s', coalesce(m.problem ->> 'keyword', m.problem ->> 'message')) else m.problem ->> 'message' end)
+        from vanilla.schema_misfit(p_schema, p_body, p_schema -> '$defs', '', 0, 10000) m where p_schema is not null and m.problem is not null
 $f$;
-comment on function vanilla.schema_breach(jsonb, text, jsonb) is 'Where a body does not fit the schema of its act: {rule, path, message}; null: it fits.';
+comment on function vanilla.schema_breach(text, jsonb, jsonb) is
+    'Where a body does not fit the schema of its act, or of the gate that its act is to pass: {rule, path, message}; null: it fits, or there is no schema.';
 
 create or replace function vanilla.price_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
@@ -4160,24 +4161,12 @@ end
 $f$;
 comment on function vanilla.price_breach(jsonb, text, jsonb) is 'Where a bid, the act propose, asks for more than price.max_tokens_per_task: {rule, path, message}; null: it does not, or says no price_tokens.';
 
-create or replace function vanilla.gate_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
-language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_schema jsonb;
-    v_problem jsonb;
-begin
-    if (p_terms #> '{gate,acts}' ? p_performative) is not true then return null; end if;
-    v_schema := vanilla.gate_schema(p_terms -> 'gate');
-    select m.problem into v_problem from vanilla.schema_misfit(v_schema, p_body, v_schema -> '$defs', '', 0, 10000) m;
-    if v_problem is null then return null; end if;
-    return jsonb_build_object('rule', 'gate', 'path', left(v_problem ->> 'path', 500), 'message', format('it does not pass the gate: %s', coalesce(v_problem -> 'keyword', v_problem -> 'message') #>> '{}'));
-end
-$f$;
-comment on function vanilla.gate_breach(jsonb, text, jsonb) is 'Where a body does not pass the gate of an agreement: {rule, path, message}; null: it does, or its act is not one that the gate names.';
-
 create or replace function vanilla.body_breach(p_terms jsonb, p_performative text, p_body jsonb) returns jsonb
 language sql immutable set search_path = pg_catalog, pg_temp as $f$
-    select coalesce(vanilla.schema_breach(p_terms, p_performative, p_body), vanilla.price_breach(p_terms, p_performative, p_body), vanilla.gate_breach(p_terms, p_performative, p_body))
+    select coalesce(
+        vanilla.schema_breach('schema', p_terms -> 'acts' -> p_performative -> 'schema', p_body),
+        vanilla.price_breach(p_terms, p_performative, p_body),
+        vanilla.schema_breach('gate', case when p_terms #> '{gate,acts}' ? p_performative then vanilla.gate_schema(p_terms -> 'gate') end, p_body))
 $f$;
 comment on function vanilla.body_breach(jsonb, text, jsonb) is 'Which rule of its body a message breaks, the first of schema, price and gate: {rule, path, message}; null: none.';
 

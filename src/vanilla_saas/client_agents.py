@@ -2,7 +2,7 @@
 
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from uuid import UUID
 
 from vanilla_saas.client_http import Connection, path_of
@@ -57,6 +57,21 @@ class Agents:
         await self._client.call("POST", path_of("agent-runs", run_id, "cancel"), {"reason": reason})
 
 
+class Seq(int):
+    """A message's place in its channel, and what came of sending it."""
+
+    replayed: bool
+    """It had been sent before."""
+    violated: dict[str, Any] | None
+    """Of an answer that was delivered later than the agreement allows: rule, message, violations, suspended."""
+
+    @classmethod
+    def of(cls, sent: Mapping[str, Any]) -> Self:
+        seq = cls(sent["seq"])
+        seq.replayed, seq.violated = sent["replayed"], sent["violated"]
+        return seq
+
+
 class Channels:
     """`client.channels`. Participants are named by their ids, which `open` and `get` tell."""
 
@@ -105,18 +120,17 @@ class Channels:
         performative: str = "inform",
         message_id: str | None = None,
         in_reply_to: int | None = None,
-    ) -> int:
+    ) -> Seq:
         """The message's seq; with a `message_id` it may be sent again and is said once.
 
-        An answer later than the agreement's `sla.max_latency_ms` is sent too; `agreements.get` tells of it.
+        An answer later than the agreement's `sla.max_latency_ms` is sent too; `violated` of the seq tells of it.
         Raises ApiError `agreement_violated`, `invalid_state`, `idempotency_key_reused`.
         """
         message = {
             "participant_id": str(participant_id), "performative": performative, "body": body,
             "message_id": message_id, "in_reply_to": in_reply_to,
         }  # fmt: skip
-        seq: int = (await self._client.call("POST", path_of("channels", channel_id, "messages"), message))["seq"]
-        return seq
+        return Seq.of(await self._client.call("POST", path_of("channels", channel_id, "messages"), message))
 
     async def receive(
         self, channel_id: str | UUID, participant_id: str | UUID, *, limit: int = 50, lease_s: float = 60

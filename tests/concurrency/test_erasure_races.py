@@ -7,7 +7,7 @@ import uuid
 import asyncpg
 import pytest
 
-from tests.concurrency.test_tenancy_races import first_then, pair
+from tests.concurrency.test_tenancy_races import done_or_waiting, first_then, pair
 from tests.concurrency.test_wallet import connections
 from tests.conftest import Cluster, People, Person
 from vanilla_saas.checks import BOOKS, run_checks
@@ -68,6 +68,45 @@ async def test_what_was_begun_before_a_person_is_erased_is_done_and_then_ended(
         await people.operator.fetchval("select settle_user_tokens($1, 3)", hold)
         await people.operator.fetchval("select vanilla.job_closings(100)")
     await require_erased(people, person)
+
+
+AGENT = '{"instructions": "x", "model": "m"}'
+FLOW = '{"name": "n", "nodes": [{"id": "a", "kind": "transform", "value": "1"}]}'
+BACK = {
+    "workflows": (
+        f"select save_workflow($1::text, '{FLOW}', p_user_id => $2) ->> 'id'",
+        "select retire_workflow($1)",
+        "select publish_workflow($1) where $2::text is not null and $3::uuid is not null",
+        "select from ai_workflows where id = $1 for update nowait",
+    ),
+    "agents": (
+        f"select save_agent($1::text, '{AGENT}', p_user_id => $2) ->> 'agent_id'",
+        "select retire_agent($1)",
+        f"select save_agent($2, '{AGENT}', p_user_id => $3) where $1::uuid is not null",
+        "select from agents where id = $1 for update nowait",
+    ),
+}
+"""How one is made, retired and brought back, and a look that fails while anybody holds it."""
+
+
+@pytest.mark.parametrize("what", BACK)
+async def test_who_brings_back_what_was_retired_holds_its_owner_before_it_as_an_erasure_does(
+    what: str, cluster: Cluster, database_name: str, people: People
+) -> None:
+    person, slug = await people.user(tenant_id=await people.tenant()), f"s{uuid.uuid4().hex[:10]}"
+    make, retire, bring, look = BACK[what]
+    made = await people.operator.fetchval(make, slug, person.identity.user_id)
+    await people.operator.fetchval(retire, made)
+    async with pair(cluster, database_name) as (erasing, coming):
+        transaction = erasing.transaction()
+        await transaction.start()
+        await erasing.execute("select from users where id = $1 for no key update", person.identity.user_id)
+        task = asyncio.ensure_future(coming.fetchval(bring, made, slug, person.identity.user_id))
+        assert await done_or_waiting(people.operator, coming.get_server_pid(), task)
+        await erasing.execute(look, made)
+        await transaction.commit()
+        async with asyncio.timeout(30):
+            await task
 
 
 async def test_a_hold_that_is_settled_while_its_owner_is_erased_is_charged(

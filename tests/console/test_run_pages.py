@@ -84,6 +84,33 @@ async def test_an_ended_run_goes_on_with_a_newer_version(desk: Room, api: str) -
     await desk.operator.fetchval("select cancel_execution($1)", run)
 
 
+async def test_a_step_that_was_given_up_says_why(desk: Room, api: str) -> None:
+    shape = workflow("quick slow other=condition never j=join", "quick>j slow>j other>never:true", j={"mode": "any"})
+    run = await desk.start(await desk.publish(shape), person=desk.owner)
+    async with desk.worker() as hands:
+        steps = {step.node: step for step in await hands.tick()}
+        await hands.tick(steps["quick"].done(output=1), steps["other"].done(output=1, branch="false"))
+    why = "The join behind it has what it waits for."
+    async with signed_in(api, desk.people, desk.owner) as http:
+        page = (await look(http, f"/runs/{run}"))[1].text
+        assert f"<title>slow: skipped, {why}</title>" in page
+        assert f'<span class="dim"><span class="mono">not_needed</span> {why}</span>' in page
+        # on a branch that was not taken there is nothing more to say
+        assert "<title>never: skipped</title>" in page
+        step = (await look(http, f"/runs/{run}/steps/slow", **FRAGMENT))[1].text
+        assert "<h3>Why it was skipped</h3>" in step
+        assert why in step
+        assert "<h3>Error</h3>" not in step
+    headers = desk.owner.headers
+    async with aiohttp.ClientSession(api, headers=headers) as http:
+        for path in (f"/api/v1/workflow-executions/{run}", f"/api/v1/workflow-executions/{run}/steps/slow"):
+            async with http.get(path) as answer:
+                told = await answer.json()
+            given_up = next((one for one in told.get("steps", []) if one["node"] == "slow"), told)
+            assert (given_up["status"], given_up["error"]["code"]) == ("skipped", "not_needed")
+    await desk.operator.fetchval("select cancel_execution($1)", run)
+
+
 async def test_forms_from_elsewhere_are_refused(desk: Room, api: str) -> None:
     run = await asked(desk)
     approval = await desk.operator.fetchval("select id from workflow_approvals where execution_id = $1", run)

@@ -15,7 +15,7 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult
+from mcp_types import HEADER_MISMATCH, CallToolResult
 
 from tests.conftest import Cluster, Person
 from tests.engines.served import INPUT, WAITS, Served, served
@@ -257,6 +257,85 @@ async def test_a_session_is_of_the_key_that_opened_it(desk: Served) -> None:
             assert answer.status == 405
         async with http.get("/mcp") as answer:
             assert answer.status == 401
+
+
+def listing(**more: Any) -> dict[str, Any]:
+    """A request since protocol 2026-07-28, which says in each what a session would know."""
+    meta = {
+        f"io.modelcontextprotocol/{name}": value
+        for name, value in {
+            "protocolVersion": "2026-07-28", "clientCapabilities": {}, "clientInfo": {"name": "t", "version": "1"},
+        }.items()
+    }  # fmt: skip
+    return {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}} | more
+
+
+def headers_of(who: Person, method: str = "tools/list", **more: str) -> dict[str, str]:
+    accept = {"accept": "application/json, text/event-stream"}
+    return who.headers | accept | {"mcp-protocol-version": "2026-07-28", "mcp-method": method} | more
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://localhost:6274", 200),
+        ("http://127.0.0.1:1", 200),
+        ("http://[::1]", 200),
+        ("https://saas.example", 200),
+        ("http://saas.example", 403),
+        ("https://saas.example:8443", 403),
+        ("http://evil.example", 403),
+        ("http://localhost.evil.example", 403),
+        ("http://[", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+async def test_a_page_of_another_address_may_not_ask(
+    desk: Served, monkeypatch: pytest.MonkeyPatch, origin: str | None, status: int
+) -> None:
+    monkeypatch.setattr(desk.app.state.settings, "public_url", "https://saas.example/vanilla")
+    user = await desk.shop.person()
+    # a name of the page's own that came to mean this machine: DNS rebinding
+    headers = headers_of(user, host="evil.example") | ({} if origin is None else {"origin": origin})
+    async with aiohttp.ClientSession(desk.address) as http:
+        async with http.post("/mcp", json=listing(), headers=headers) as answer:
+            assert answer.status == status
+            if status == 403:
+                assert (await answer.json())["code"] == "forbidden"
+        monkeypatch.setattr(desk.app.state.settings, "public_url", None)
+        async with http.post("/mcp", json=listing(), headers=headers | {"origin": "http://evil.example"}) as answer:
+            assert answer.status == 403
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("eu", 200), (" eu ", 200), ("=?base64?ZXU=?=", 200), ("us", 400), (None, 400), ("=?base64?ZXU?=", 400)],
+)
+async def test_an_argument_that_is_a_header_too_says_the_same_in_both(
+    desk: Served, header: str | None, status: int
+) -> None:
+    user = await desk.shop.person()
+    fields = {"region": {"type": "string", "x-mcp-header": "Region"}}
+    shape = {"type": "object", "properties": fields}
+    engine = await desk.shop.deploy(plain("input.region", input=shape, output="steps.a.output"))
+    called = listing(method="tools/call")
+    called["params"] |= {"name": engine.slug, "arguments": {"region": "eu"}}
+    headers = headers_of(user, "tools/call") | {"mcp-name": f" {engine.slug} "}
+    headers |= {} if header is None else {"mcp-param-region": header}
+    async with (
+        aiohttp.ClientSession(desk.address) as http,
+        http.post("/mcp", json=called, headers=headers) as answer,
+    ):
+        assert answer.status == status
+        if status == 400:
+            assert (await answer.json())["error"]["code"] == HEADER_MISMATCH
+    assert await desk.runs(user) == (1 if status == 200 else 0)
+    # sessions have no such headers
+    if header is None:
+        async with connected(desk, user, LEGACY) as client:
+            assert (await client.call_tool(engine.slug, {"region": "eu"})).structured_content == {"output": "eu"}
 
 
 async def test_without_the_extra_it_says_so(desk: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,10 @@ SAVED = [
     Case("user", save(), given=MOST % 3),
     Case("user", save("{word}-agent-0"), given=MOST % 2),
     Case("user", save(), given=f"{MOST % 2}; {RETIRED % 'helper'}"),
+    # one that comes back takes a place of its owner's
+    *[Case(who, save("{word}-agent-0"), "VS429", f"{MOST % 1}; {RETIRED % 'agent'}") for who in ("user", "admin")],
+    Case("user", save("{word}-agent-0"), given=f"{MOST % 2}; {RETIRED % 'agent'}"),
+    Case("admin", save("{word}-agent-0"), given=f"{MOST % 2}; {RETIRED % 'agent'}"),
     # retired
     Case("user", "select retire_agent('{agent}') ->> 'status'", "= (retired)", then=AGENT % "status = 'retired'", audit="agent.retired"),
     *[Case("user", f"select retire_agent('{{{id_}}}')", "VS404") for id_ in ("others_agent", "others_helper", "b_agent")],

@@ -68,6 +68,10 @@ CASES = [
     Case("user", PUBLISH % FLOW, given=REDRAWN, audit="workflow.published", then=VERSIONS % (FLOW, "version = 2") + " = 1"),
     Case("user", PUBLISH % FLOW, given=RETIRED, then=f"{VERSIONS % (FLOW, 'version = 2')} = 1"
          f" and (select status = 'active' and latest_version = 2 from ai_workflows where tenant_id = '{{a}}' and id = {FLOW})"),
+    # it takes a place of its owner's again
+    *[Case(who, PUBLISH % FLOW, "VS429", f"{RULE % 3}; {RETIRED}") for who in ("user", "admin")],
+    *[Case(who, PUBLISH % FLOW, given=f"{RULE % 4}; {RETIRED}") for who in ("user", "admin")],
+    Case("user", PUBLISH % FLOW, given=f"{RULE % 3}; {REDRAWN}"),
     Case("user", f"select publish_workflow({FLOW}, 1)"),
     Case("user", f"select publish_workflow({FLOW}, 2)", "VS409"),
     Case("user", f"select publish_workflow({FLOW}, p_definition => {CIRCLE})", "VS422"),

@@ -131,6 +131,14 @@ SURVIVORS: dict[str, str] = {
         "ids of children, each of which is cancelled with the tenant beside it",
     "tenant comparison: vanilla.requeue: n.tenant_id = s.tenant_id":
         "the twin has the same nodes, and a step is queued once",
+    "refusal: public.save_agent: perform vanilla.refuse('VS409', format('the name %s is taken (2)":
+        "a race that one session does not have",
+    "status check: public.publish_workflow: w.status = 'retired' (1)": "more is locked than is needed",
+    "status check: public.save_agent: a.status = 'retired'": "more is locked than is needed",
+    "tenant comparison: public.publish_workflow: v.tenant_id = v_workflow.tenant_id (1)":
+        "the hash beside it is of another text in the twin",
+    "tenant comparison: public.save_agent: v.tenant_id = v_agent.tenant_id (2)":
+        "the hash beside it is of another text in the twin",
     "refusal: public.save_workflow: perform vanilla.refuse('VS409', format('the name %s is taken (2)":
         "a race that one session does not have",
     "refusal: vanilla.keep_workflow_version: raise exception 'a published version does not change' using":

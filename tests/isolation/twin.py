@@ -23,7 +23,7 @@ DIFFERENT = {
     "level_features": "name = '{word}', usage_limit = null, period = null, enabled = not enabled",
     "level_feature_usage": "used = 5, usage_limit = null",
     "level_feature_keys": "feature = '{word}'",
-    "levels": 'restrictions = \'{"requests_per_minute": 0, "api_keys": 0}\'',
+    "levels": 'restrictions = \'{"requests_per_minute": 0, "api_keys": 0, "workflows": 0, "agents": 0}\'',
     "level_restrictions": "amount = case when amount is not null then 7 end",
     "user_rate_windows": "minute_requests = 500000000, day_requests = 500000000",
     "level_pricing": "amount = 7777777, trial_days = 77",

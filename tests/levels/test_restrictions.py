@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import aiohttp
 import asyncpg
@@ -20,7 +21,9 @@ from tests.processes import over
 from tests.tokens.support import START, Books, User
 from tests.tokens.test_wallet_routes import put
 from vanilla_saas.database.pool import _prepare
+from vanilla_saas.levels.models import RestrictionType
 
+ROOT = Path(__file__).parents[2]
 ADMIT = "select vanilla.admit_call($1, null, $2, $3, 10, 10, $4, 1, $5, false, '11 minutes')"
 SETTLE = "select vanilla.settle_call($1, $2, 'succeeded', $3, 0, 0, 0)"
 
@@ -197,6 +200,19 @@ async def test_the_level_of_who_pays_restricts_not_that_of_the_key(books: Books)
     with pytest.raises(asyncpg.PostgresError) as error:  # a new payer is on the default level
         await books.connection.fetchval(ADMIT, key, external, "sandbox-small", 10, uuid.uuid4())
     assert error.value.sqlstate == "VS403"
+
+
+async def test_the_database_the_api_and_the_page_of_levels_know_the_same_types(books: Books) -> None:
+    check = await books.connection.fetchval(
+        "select pg_get_constraintdef(oid) from pg_constraint where conname = 'level_restrictions_type_check'"
+    )
+    known = set(re.findall(r"'(\w+)'", check))
+    assert known == set(get_args(RestrictionType))
+    page = (ROOT / "docs/design/levels.md").read_text().partition("## Restrictions")[2].partition("\n## ")[0]
+    assert known <= set(re.findall(r"`(\w+)`", page))
+    # what counts to a user's own has a limit of its own
+    counts = await books.connection.fetchval("select prosrc from pg_proc where proname = 'require_place'")
+    assert {"api_keys", "workflows", "agents"} <= known & set(re.findall(r"\w+", counts))
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,9 @@ async def test_a_message_is_sent_once_read_under_a_lease_and_acknowledged(
     made = await ada.channels.open("desk", both(pair), kind="direct")
     channel, who = made["channel_id"], made["participants"]
     assert [row["id"] for row in await bo.channels.list()] == [channel]
-    assert await ada.channels.send(channel, who["ada"], {"text": "Hi"}, message_id="m") == 1
-    assert await ada.channels.send(channel, who["ada"], {"text": "Hi"}, message_id="m") == 1
+    for replayed in (False, True):
+        sent = await ada.channels.send(channel, who["ada"], {"text": "Hi"}, message_id="m")
+        assert (sent, sent.replayed, sent.violated) == (1, replayed, None)
     other = await refused(ada.channels.send(channel, who["ada"], None, message_id="m"))
     assert other.code == "idempotency_key_reused"
     assert await ada.channels.send(channel, who["ada"], None, performative="query") == 2
@@ -149,6 +150,9 @@ async def test_an_answer_that_is_late_is_sent_and_says_so(
     assert (answer.status, sent["seq"]) == (201, 2)
     assert (sent["violated"]["rule"], sent["violated"]["violations"]) == ("latency", 1)
     assert [one["rule"] for one in (await bo.agreements.get(agreement))["latest_violations"]] == ["latency"]
+    asked = await ada.channels.send(channel, who["ada"], {"refund": 5}, performative="request")
+    late = await bo.channels.send(channel, who["bo"], {}, performative="agree", in_reply_to=asked)
+    assert (late, late.violated["rule"], late.violated["violations"]) == (4, "latency", 2)
 
 
 async def test_parties_counter_amend_withdraw_suspend_resume_and_terminate(

@@ -13,6 +13,7 @@ from tests.conftest import Person
 from tests.orchestration.studio import Studio, agent, calls, says
 from tests.workflows.test_events import following
 from vanilla_saas.client import Client
+from vanilla_saas.database.errors import VanillaError
 
 
 @pytest.fixture
@@ -56,6 +57,28 @@ async def test_an_agent_is_saved_read_and_retired(desk: Studio, http: aiohttp.Cl
     assert (await ask(http, person, "POST", f"agents/{slug}/retire"))["status"] == "retired"
     refused = await ask(http, person, "POST", f"agents/{slug}/runs", {}, 409)
     assert refused["code"] == "invalid_state"
+
+
+async def test_a_level_limits_the_agents_that_are_not_retired(desk: Studio, http: aiohttp.ClientSession) -> None:
+    person, level = await desk.shop.person("premium"), await desk.shop.level("premium")
+    await desk.shop.ask(desk.shop.admin, "set_level_restriction", level, "agents", 1)
+    try:
+        first = await saved(http, person, says("One."))
+        body = {"definition": agent(says("Two."))}
+        refused = await ask(http, person, "PUT", "agents/second", body, 429)
+        assert (refused["code"], refused["restriction"], refused["limit"]) == ("limit_reached", "agents", 1)
+        # what is there is saved as before, and a retired one leaves its place, which it needs again to come back
+        await ask(http, person, "PUT", f"agents/{first}", body)
+        await ask(http, person, "POST", f"agents/{first}/retire")
+        second = await saved(http, person, says("Two."))
+        assert (await ask(http, person, "PUT", f"agents/{first}", body, 429))["restriction"] == "agents"
+        with pytest.raises(VanillaError, match="the level allows 1 agents"):
+            await desk.save(agent(says("Two.")), first)
+        await ask(http, person, "POST", f"agents/{second}/retire")
+        assert (await ask(http, person, "PUT", f"agents/{first}", body))["unchanged"]
+        await ask(http, person, "POST", f"agents/{first}/runs", {}, 202)
+    finally:
+        await desk.shop.ask(desk.shop.admin, "delete_level_restriction", level, "agents")
 
 
 async def test_every_problem_of_a_definition_is_named(desk: Studio, http: aiohttp.ClientSession) -> None:

@@ -269,7 +269,13 @@ async def test_a_level_limits_the_workflows_that_are_not_retired(people: People)
     # what is there is saved as before, and a retired one leaves its place
     await people.operator.fetchval(AGAIN, slug, graph("a"), person.identity.tenant_id)
     await people.operator.fetchval(RETIRE, workflow, None)
-    await saved(people, person)
+    other, _ = await saved(people, person)
+    # which it needs again to come back
+    with pytest.raises(asyncpg.PostgresError) as error:
+        await people.operator.fetchval(PUBLISH, workflow)
+    assert error.value.sqlstate == "VS429"
+    await people.operator.fetchval(RETIRE, other, None)
+    await people.operator.fetchval(PUBLISH, workflow)
 
 
 async def test_workflows_of_an_erased_user_go_with_them_but_for_shared_ones(people: People) -> None:

@@ -20,6 +20,7 @@ RestrictionType = Literal[
     "max_prompt_tokens",
     "api_keys",
     "workflows",
+    "agents",
     "history_days",
     "users_per_tenant",
     "history_days_per_tenant",

@@ -32,7 +32,7 @@ class Started(BaseModel):
 
 
 class Failure(BaseModel):
-    """Why a step or an execution failed."""
+    """Why a step or an execution failed, or why a step is skipped that could have run: `not_needed`."""
 
     model_config = ConfigDict(extra="allow")
 

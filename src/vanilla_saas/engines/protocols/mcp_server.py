@@ -29,7 +29,7 @@ class McpServer:
             instructions="A tool runs an engine or an agent and costs tokens; run_result follows what takes long.",
             on_list_tools=mcp_tools.list_tools,
             on_call_tool=mcp_tools.call_tool,
-            # no argument of an engine is sent as a header
+            # the library knows no caller here, whose schema it is: `call_tool` looks at the headers
             get_tool_input_schema=lambda name: None,
         )
         self._sessions = StreamableHTTPSessionManager(

@@ -13,6 +13,7 @@ import structlog
 from fastapi import Request
 from mcp.server import ServerRequestContext
 from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import validate_mcp_param_headers
 from mcp_types import (
     INVALID_PARAMS,
     CallToolRequestParams,
@@ -23,6 +24,7 @@ from mcp_types import (
     Tool,
     ToolAnnotations,
 )
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import runs
@@ -78,7 +80,9 @@ async def call_tool(context: Context, params: CallToolRequestParams) -> CallTool
             return _told(await calls.ended(request, caller, _run_id(given), seconds))
         if params.name == "run_cancel":
             return _told(await calls.cancel(request, caller, _run_id(given), "cancelled by the client"))
-        return await _run(context, await _offered(request, caller, params.name), given)
+        offer = await _offered(request, caller, params.name)
+        _refuse_headers(context, offer, given)
+        return await _run(context, offer, given)
     except VanillaError as error:
         return _refused(error)
     except MCPError:
@@ -132,6 +136,14 @@ async def _offered(request: Request, caller: Caller, name: str) -> Offer:
         if error.name != "not_found":
             raise
         raise MCPError(INVALID_PARAMS, f"Unknown tool: {name[:128]}", {"code": "not_found"}) from None
+
+
+def _refuse_headers(context: Context, offer: Offer, given: dict[str, Any]) -> None:
+    """Arguments that the schema marks with `x-mcp-header` are headers too, and say the same."""
+    if context.protocol_version in MODERN_PROTOCOL_VERSIONS:
+        wrong = validate_mcp_param_headers(_input(offer), given, _asked(context)[0].headers)
+        if wrong is not None:
+            raise MCPError(wrong.code, wrong.message, wrong.data)
 
 
 def _tool(offer: Offer) -> Tool:

@@ -3,6 +3,7 @@
 import asyncio
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -16,6 +17,8 @@ from vanilla_saas.web import base_of
 
 if TYPE_CHECKING:
     from vanilla_saas.engines.protocols.mcp_server import McpServer
+
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 async def imported(module: str, extra: str) -> Any:
@@ -40,6 +43,28 @@ def refused(request: Request, error: VanillaError) -> Response:
     return JSONResponse(problem, error.status, headers, "application/problem+json")
 
 
+def refuse_elsewhere(request: Request) -> None:
+    """A page may ask when it is of this installation's public address or of this machine (MCP, Transports).
+
+    Not when it is of the address that the request names: that may be any that came to mean this machine.
+    Raises VanillaError `forbidden`.
+    """
+    origin, public = request.headers.get("origin"), request.app.state.settings.public_url
+    if origin is None or (public and origin == "{0.scheme}://{0.netloc}".format(urlsplit(public))):
+        return
+    try:
+        host = urlsplit(origin).hostname
+    except ValueError:
+        host = None
+    if host not in _THIS_MACHINE:
+        raise VanillaError(
+            "forbidden",
+            "A page of another address may not ask.",
+            {"param": "Origin"},
+            "The operator says this installation's own address: VANILLA_SAAS_PUBLIC_URL.",
+        )
+
+
 class Mcp:
     """The address of the MCP server."""
 
@@ -51,8 +76,11 @@ class Mcp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self
+        # white space around a value is none of it (RFC 9110, 5.5), and the server's parser leaves what follows one
+        scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         request = Request(scope, receive)
         try:
+            refuse_elsewhere(request)
             caller = await caller_of(request)
             server = await self._begun(request)
         except VanillaError as error:
