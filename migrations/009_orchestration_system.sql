@@ -22,6 +22,7 @@
 --   Private: schema_problem    why a JSON Schema is not one that SQL enforces whole
 --            schema_misfit     where a value does not fit such a schema
 --            agreement_breach  which rule of an agreement a message breaks, body_breach which one its body does
+--            redact_messages   takes what an agreement names out of what was said, and of what runs keep of it
 -- Others:  forget_runs, forget_allocations, forget_channels   erase_person of 001 calls them
 --          job_allocations, job_channels                      jobs
 --
@@ -653,6 +654,9 @@ create table if not exists public.channel_messages (
     ended_by bigint,
     run_id uuid,
     created_at timestamptz not null,
+    redact text[],
+    execution_ids uuid[],
+    redacted_at timestamptz,
     constraint channel_messages_pkey primary key (tenant_id, channel_id, seq),
     constraint channel_messages_sender_key unique (tenant_id, channel_id, sender_id, message_id),
     constraint channel_messages_sender_fkey foreign key (tenant_id, sender_id) references public.channel_participants (tenant_id, id),
@@ -663,6 +667,7 @@ create table if not exists public.channel_messages (
 );
 create index if not exists channel_messages_user_idx on public.channel_messages (tenant_id, user_id);
 create index if not exists channel_messages_sender_idx on public.channel_messages (tenant_id, sender_id);
+create index if not exists channel_messages_redact_idx on public.channel_messages (tenant_id, channel_id, conversation) where redact is not null and redacted_at is null;
 comment on table public.channel_messages is 'What was said, in order. Kept until every reader is past it and retention ends.';
 comment on column public.channel_messages.user_id is 'For whom the sender spoke.';
 comment on column public.channel_messages.body is 'Null when its author was erased.';
@@ -670,6 +675,9 @@ comment on column public.channel_messages.message_id is 'The sender''s own name 
 comment on column public.channel_messages.conversation is 'The message that began the conversation, its own seq when it did.';
 comment on column public.channel_messages.ended_by is 'Of a message that began a conversation under an agreement: the one that ended it.';
 comment on column public.channel_messages.run_id is 'The run that the sender was in.';
+comment on column public.channel_messages.redact is 'Of data.redact of the agreement that bound it, the pointers that its body has something at; null: none.';
+comment on column public.channel_messages.execution_ids is 'Of such a message: the executions, each the top of its tree, of the runs that said it and that acknowledged it.';
+comment on column public.channel_messages.redacted_at is 'When what its conversation redacts was taken out of it.';
 
 create table if not exists public.channel_dead_letters (
     tenant_id uuid not null,
@@ -3726,6 +3734,14 @@ end
 $f$;
 comment on function vanilla.gate_problem(jsonb, jsonb) is 'What is wrong with the gate of the terms, given their acts; null: nothing, or it is not there.';
 
+create or replace function vanilla.redact_problem(p_redact jsonb) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $f$
+    select 'redact is a list of 1 to 20 JSON pointers, each of a field and of at most 200 bytes'
+        where jsonb_typeof(p_redact) <> 'array' or p_redact = '[]' or jsonb_array_length(p_redact) > 20
+            or exists (select from jsonb_array_elements(p_redact) p where jsonb_typeof(p.value) <> 'string' or p.value #>> '{}' !~ '^(/([^~/]|~[01])+)+$' or octet_length(p.value #>> '{}') > 200)
+$f$;
+comment on function vanilla.redact_problem(jsonb) is 'What is wrong with data.redact of the terms; null: nothing, or it is not there.';
+
 create or replace function vanilla.terms_problem(p_content jsonb, p_parties text[]) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -3740,12 +3756,12 @@ begin
         return 'acts are an object with at least one performative';
     end if;
     v_problem := coalesce(vanilla.part_problem(p_content, 'price', '{max_tokens_per_task}'), vanilla.part_problem(p_content, 'sla', '{max_latency_ms,max_attempts}'),
-        vanilla.part_problem(p_content, 'data', '{retention_days}'), vanilla.part_problem(p_content, 'limits', '{max_messages,max_open_conversations,max_violations}'),
+        vanilla.part_problem(p_content, 'data', '{retention_days,redact}'), vanilla.part_problem(p_content, 'limits', '{max_messages,max_open_conversations,max_violations}'),
         vanilla.figure_problem(p_content -> 'price', 'max_tokens_per_task', 0, 1000000000000), vanilla.figure_problem(p_content -> 'sla', 'max_latency_ms', 1, 31536000000),
         vanilla.figure_problem(p_content -> 'sla', 'max_attempts', 1, 100), vanilla.figure_problem(p_content -> 'data', 'retention_days', 1, 36500),
         vanilla.figure_problem(p_content -> 'limits', 'max_messages', 1, 1000000000000), vanilla.figure_problem(p_content -> 'limits', 'max_open_conversations', 1, 1000000),
         vanilla.figure_problem(p_content -> 'limits', 'max_violations', 1, 1000000),
-        vanilla.gate_problem(p_content -> 'gate', v_acts));
+        vanilla.redact_problem(p_content #> '{data,redact}'), vanilla.gate_problem(p_content -> 'gate', v_acts));
     if v_problem is not null then return v_problem; end if;
     if p_content ? 'expires_at' then
         begin
@@ -4191,6 +4207,138 @@ $f$;
 comment on function vanilla.record_violation(public.protocol_agreements, jsonb, uuid, public.channel_participants, text, jsonb) is
     'Writes down a message that broke an agreement, counts it, suspends the agreement at the limit, and says what channel_send tells of it.';
 
+-- Agreements: what is not kept -------------------------------------------------------------------------------------
+create or replace function vanilla.pointer_path(p_pointer text) returns text[]
+language sql immutable return string_to_array(replace(replace(replace(substr(p_pointer, 2), '/', chr(1)), '~1', '/'), '~0', '~'), chr(1));
+comment on function vanilla.pointer_path(text) is 'The names that a JSON pointer is made of.';
+
+create or replace function vanilla.words_at(p_value jsonb, p_path text[]) returns text[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    if p_path = '{}' then
+        return coalesce((select array_agg(distinct w.value #>> '{}') from jsonb_path_query(p_value, 'strict $.**') w (value)
+            where jsonb_typeof(w.value) in ('string', 'number') and length(w.value #>> '{}') >= 5), '{}');
+    elsif jsonb_typeof(p_value) = 'array' then
+        return (select array_agg(distinct w.word) from (select vanilla.words_at(e.value, p_path) as words from jsonb_array_elements(p_value) e) f
+            left join lateral unnest(f.words) w (word) on true where f.words is not null);
+    elsif jsonb_typeof(p_value) = 'object' and p_value ? p_path[1] then
+        return vanilla.words_at(p_value -> p_path[1], p_path[2:]);
+    end if;
+    return null;
+end
+$f$;
+comment on function vanilla.words_at(jsonb, text[]) is
+    'The texts and numbers of at least five characters that stand at a path, a list on the way meaning each of its elements; null: nothing is there.';
+
+create or replace function vanilla.redact_at(p_value jsonb, p_path text[]) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return case when p_path = '{}' then '"***"'
+        when jsonb_typeof(p_value) = 'array' then (select coalesce(jsonb_agg(vanilla.redact_at(e.value, p_path) order by e.ordinality), '[]') from jsonb_array_elements(p_value) with ordinality e)
+        when jsonb_typeof(p_value) = 'object' and p_value ? p_path[1] then jsonb_set(p_value, array[p_path[1]], vanilla.redact_at(p_value -> p_path[1], p_path[2:]))
+        else p_value end;
+end
+$f$;
+comment on function vanilla.redact_at(jsonb, text[]) is 'A value without what stands at a path: *** is there instead.';
+
+create or replace function vanilla.redact_fields(p_body jsonb, p_redact text[]) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_pointer text;
+begin
+    foreach v_pointer in array coalesce(p_redact, '{}') loop
+        p_body := vanilla.redact_at(p_body, vanilla.pointer_path(v_pointer));
+    end loop;
+    return p_body;
+end
+$f$;
+comment on function vanilla.redact_fields(jsonb, text[]) is 'A body without the fields that the pointers name.';
+
+create or replace function vanilla.redact_text(p_text text, p_words text[]) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_word text;
+begin
+    foreach v_word in array p_words loop
+        -- as it stands, and as it stands in JSON that is a text itself
+        p_text := replace(replace(p_text, v_word, '***'), substr(left(to_json(v_word)::text, -1), 2), '***');
+    end loop;
+    return p_text;
+end
+$f$;
+comment on function vanilla.redact_text(text, text[]) is 'A text without these words, the longest of which come first.';
+
+create or replace function vanilla.redact_words(p_value jsonb, p_words text[]) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return case jsonb_typeof(p_value)
+        when 'string' then to_jsonb(vanilla.redact_text(p_value #>> '{}', p_words))
+        when 'number' then case when p_value #>> '{}' = any (p_words) then '"***"' else p_value end
+        when 'array' then (select coalesce(jsonb_agg(vanilla.redact_words(e.value, p_words) order by e.ordinality), '[]') from jsonb_array_elements(p_value) with ordinality e)
+        when 'object' then (select coalesce(jsonb_object_agg(vanilla.redact_text(e.key, p_words), vanilla.redact_words(e.value, p_words)), '{}') from jsonb_each(p_value) e)
+        else p_value end;
+end
+$f$;
+comment on function vanilla.redact_words(jsonb, text[]) is 'A value without these words, in its texts, its numbers and the names of its members.';
+
+create or replace function vanilla.top_execution(p_tenant_id uuid, p_user_id uuid, p_run_id uuid) returns uuid
+language sql stable set search_path = pg_catalog, pg_temp as $f$
+    with recursive up as (
+        select e.id, e.parent_execution_id from public.workflow_executions e where e.tenant_id = p_tenant_id and e.user_id = p_user_id
+            and e.id = coalesce((select r.execution_id from public.agent_runs r where r.tenant_id = p_tenant_id and r.id = p_run_id), p_run_id)
+        union all
+        select e.id, e.parent_execution_id from up join public.workflow_executions e on e.tenant_id = p_tenant_id and e.id = up.parent_execution_id)
+    select up.id from up where up.parent_execution_id is null
+$f$;
+comment on function vanilla.top_execution(uuid, uuid, uuid) is 'The execution at the top of the tree that a user''s run of an agent, or execution, is in; null: they have no such run.';
+
+create or replace function vanilla.redact_tree(p_tenant_id uuid, p_execution_id uuid, p_words text[]) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_words text[] := array(select w.word from unnest(p_words) w (word) order by length(w.word) desc, w.word);
+    v_top public.workflow_executions;
+    v_executions uuid[];
+    v_runs uuid[];
+begin
+    select * into v_top from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = p_execution_id and e.finished_at is not null for no key update;
+    if not found or v_words = '{}' then return; end if;
+    with recursive down as (
+        select e.id from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = v_top.id
+        union all
+        select e.id from down join public.workflow_executions e on e.tenant_id = p_tenant_id and e.user_id = v_top.user_id and e.parent_execution_id = down.id)
+    select array_agg(d.id) into v_executions from down d;
+    v_runs := array(select r.id from public.agent_runs r where r.tenant_id = p_tenant_id and r.execution_id = any (v_executions));
+    update public.workflow_executions e set input = vanilla.redact_words(e.input, v_words), output = vanilla.redact_words(e.output, v_words), error = vanilla.redact_words(e.error, v_words),
+            slot = vanilla.redact_text(e.slot, v_words) where e.tenant_id = p_tenant_id and e.id = any (v_executions);
+    update public.workflow_steps s set value = vanilla.redact_words(s.value, v_words), output = vanilla.redact_words(s.output, v_words), error = vanilla.redact_words(s.error, v_words),
+            state = vanilla.redact_words(s.state, v_words), decision = vanilla.redact_words(s.decision, v_words), feedback = vanilla.redact_words(s.feedback, v_words)
+        where s.tenant_id = p_tenant_id and s.execution_id = any (v_executions);
+    update public.workflow_signals g set payload = vanilla.redact_words(g.payload, v_words) where g.tenant_id = p_tenant_id and g.execution_id = any (v_executions);
+    update public.workflow_approval_votes v set comment = vanilla.redact_text(v.comment, v_words), value = vanilla.redact_words(v.value, v_words)
+        from public.workflow_approvals a where a.tenant_id = p_tenant_id and a.execution_id = any (v_executions) and v.tenant_id = a.tenant_id and v.approval_id = a.id;
+    update public.workflow_approvals a set title = vanilla.redact_text(a.title, v_words), prompt = vanilla.redact_text(a.prompt, v_words), comment = vanilla.redact_text(a.comment, v_words),
+            subject = vanilla.redact_words(a.subject, v_words), value = vanilla.redact_words(a.value, v_words) where a.tenant_id = p_tenant_id and a.execution_id = any (v_executions);
+    update public.quality_gate_results q set feedback = vanilla.redact_text(q.feedback, v_words), suggestions = vanilla.redact_words(q.suggestions, v_words),
+            metrics = vanilla.redact_words(q.metrics, v_words) where q.tenant_id = p_tenant_id and q.execution_id = any (v_executions);
+    update public.agent_runs r set input = vanilla.redact_words(r.input, v_words), output = vanilla.redact_words(r.output, v_words), error = vanilla.redact_words(r.error, v_words)
+        where r.tenant_id = p_tenant_id and r.id = any (v_runs);
+    update public.agent_run_steps s set arguments = vanilla.redact_words(s.arguments, v_words), approval = vanilla.redact_words(s.approval, v_words), result = vanilla.redact_words(s.result, v_words),
+            arguments_hash = case when vanilla.redact_words(s.arguments, v_words) = s.arguments then s.arguments_hash end where s.tenant_id = p_tenant_id and s.run_id = any (v_runs);
+    update public.agent_run_state s set value = vanilla.redact_words(s.value, v_words),
+            key = case when vanilla.redact_text(s.key, v_words) = s.key then s.key else left(vanilla.redact_text(s.key, v_words), 60) || '-' || gen_random_uuid() end
+        where s.tenant_id = p_tenant_id and s.root_run_id = any (v_runs);
+    update public.run_artifacts a set content = vanilla.redact_text(a.content, v_words),
+            name = case when vanilla.redact_text(a.name, v_words) = a.name then a.name else left(vanilla.redact_text(a.name, v_words), 160) || '-' || gen_random_uuid() end
+        where a.tenant_id = p_tenant_id and a.run_id = any (v_runs);
+    update public.contract_bids b set plan = vanilla.redact_text(b.plan, v_words)
+        from public.contract_calls c where c.tenant_id = p_tenant_id and c.run_id = any (v_runs) and b.tenant_id = c.tenant_id and b.call_id = c.id;
+    update public.contract_calls c set task = vanilla.redact_words(c.task, v_words) where c.tenant_id = p_tenant_id and c.run_id = any (v_runs);
+    update public.channel_messages m set body = vanilla.redact_words(m.body, v_words) where m.tenant_id = p_tenant_id and m.channel_id = any (v_runs);      -- of group chats
+end
+$f$;
+comment on function vanilla.redact_tree(uuid, uuid, text[]) is
+    'Takes words out of all that an execution that has ended and all below it keep: inputs, outputs, journals, state, artifacts, contracts, approvals, group chats.';
+
 -- Channels: open, read, close --------------------------------------------------------------------------------------
 create or replace function public.channel_open(p_name text, p_kind text, p_participants jsonb, p_agreement_id uuid default null, p_limits jsonb default '{}',
     p_user_id uuid default null, p_tenant_id uuid default null) returns jsonb
@@ -4294,15 +4442,17 @@ returns table (seq bigint, sender_id uuid, sender text, performative text, body 
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off as $f$
 declare
     v_channel public.communication_channels := vanilla.readable_channel(p_channel_id, p_tenant_id);
+    v_listens boolean := vanilla.claim(5) = 'user' and not exists (select from public.channel_participants p
+        where p.tenant_id = v_channel.tenant_id and p.channel_id = v_channel.id and p.user_id = vanilla.claim(4)::uuid and p.party is not null);
 begin
-    return query select m.seq, m.sender_id, p.name, m.performative, m.body, m.message_id, m.in_reply_to, m.conversation, m.run_id, m.created_at
+    return query select m.seq, m.sender_id, p.name, m.performative, case when v_listens and m.redact is not null then vanilla.redact_fields(m.body, m.redact) else m.body end, m.message_id, m.in_reply_to, m.conversation, m.run_id, m.created_at
         from public.channel_messages m
         join public.channel_participants p on p.tenant_id = m.tenant_id and p.id = m.sender_id
         where m.tenant_id = v_channel.tenant_id and m.channel_id = v_channel.id and m.seq > p_after order by m.seq limit least(greatest(p_limit, 1), 1000);
 end
 $f$;
 comment on function public.channel_history(uuid, bigint, integer, uuid) is
-    'Messages of a channel after a seq, in order, at most 1,000: for its owner, its participants'' users and admins. It moves no cursor.';
+    'Messages of a channel after a seq, in order, at most 1,000: for its owner, its participants'' users and admins. It moves no cursor. Who is no party does not see what the agreement redacts.';
 
 create or replace function public.channel_read(p_channel_id uuid, p_tenant_id uuid default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $f$
@@ -4382,6 +4532,7 @@ declare
 begin
     select * into v_message from public.channel_messages m where m.tenant_id = p_participant.tenant_id and m.channel_id = p_participant.channel_id
         and m.sender_id = p_participant.id and m.message_id = p_message_id;
+    if v_message.redacted_at is not null then v_message.body := p_body; end if;      -- what it said nobody knows any more
     if found and (v_message.performative, v_message.body, v_message.in_reply_to) is distinct from (p_performative, p_body, p_in_reply_to) then
         perform vanilla.refuse('VS410', 'the message id was used for another message', jsonb_build_object('message_id', p_message_id, 'seq', v_message.seq));
     end if;
@@ -4438,6 +4589,7 @@ declare
     v_replied public.channel_messages;
     v_root public.channel_messages;
     v_ends boolean := false;
+    v_redact text[];
 begin
     if p_performative is null or p_performative not in ('request', 'agree', 'refuse', 'inform', 'failure', 'query', 'cfp', 'propose', 'accept_proposal',
             'reject_proposal', 'cancel', 'not_understood', 'subscribe') then
@@ -4493,6 +4645,9 @@ begin
                 'refused', vanilla.record_violation(v_agreement, v_terms -> 'limits', v_channel.id, v_participant, p_performative, v_breach));
         end if;
         v_breach := vanilla.latency_breach(v_terms, v_replied, v_now);
+        if v_terms #> '{data,redact}' is not null then
+            v_redact := (select array_agg(r.value) from jsonb_array_elements_text(v_terms #> '{data,redact}') r where vanilla.words_at(p_body, vanilla.pointer_path(r.value)) is not null);
+        end if;
         v_ends := vanilla.act_ends(v_terms -> 'acts' -> p_performative);
         if v_ends and p_in_reply_to is not null then
             update public.channel_messages m set ended_by = v_channel.last_seq + 1
@@ -4501,9 +4656,11 @@ begin
         v_channel.open_conversations := v_channel.open_conversations + case when v_ends = (p_in_reply_to is not null) then case when v_ends then -1 else 1 end else 0 end;
     end if;
     v_channel.last_seq := v_channel.last_seq + 1;
-    insert into public.channel_messages (tenant_id, channel_id, seq, sender_id, user_id, performative, body, message_id, in_reply_to, conversation, ended_by, run_id, created_at)
+    insert into public.channel_messages (tenant_id, channel_id, seq, sender_id, user_id, performative, body, message_id, in_reply_to, conversation, ended_by, run_id, created_at,
+            redact, execution_ids)
         values (v_participant.tenant_id, v_channel.id, v_channel.last_seq, v_participant.id, v_participant.user_id, p_performative, p_body, p_message_id, p_in_reply_to,
-            coalesce(v_replied.conversation, v_channel.last_seq), case when v_ends and p_in_reply_to is null then v_channel.last_seq end, p_run_id, v_now);
+            coalesce(v_replied.conversation, v_channel.last_seq), case when v_ends and p_in_reply_to is null then v_channel.last_seq end, p_run_id, v_now,
+            v_redact, case when v_redact is not null then array_remove(array[vanilla.top_execution(v_participant.tenant_id, v_participant.user_id, p_run_id)], null) end);
     if v_channel.floor_policy is not null then
         v_channel := vanilla.give_floor(v_channel, vanilla.next_floor(v_channel, p_participant_id));
     end if;
@@ -4575,7 +4732,8 @@ begin
     end if;
     update public.channel_participants p set lease_token = v_token, lease_until = v_now + p_lease, lease_seq = v_last
         where p.tenant_id = v_participant.tenant_id and p.id = p_participant_id;
-    return query select v_token, v_now + p_lease, v_participant.attempts + 1, m.seq, m.sender_id, m.performative, m.body, m.message_id, m.in_reply_to, m.conversation, m.run_id, m.created_at
+    return query select v_token, v_now + p_lease, v_participant.attempts + 1, m.seq, m.sender_id, m.performative,
+            case when v_participant.party is null and m.redact is not null then vanilla.redact_fields(m.body, m.redact) else m.body end, m.message_id, m.in_reply_to, m.conversation, m.run_id, m.created_at
         from public.channel_messages m where m.tenant_id = v_participant.tenant_id and m.channel_id = p_channel_id and m.seq > v_participant.cursor_seq and m.seq <= v_last
           and m.sender_id <> p_participant_id order by m.seq;
 end
@@ -4597,15 +4755,21 @@ end
 $f$;
 comment on function vanilla.leased_participant(uuid, uuid, uuid, uuid) is 'A participant, locked, whose lease the caller has; VS409 when it has not, or no longer.';
 
-create or replace function public.channel_ack(p_channel_id uuid, p_participant_id uuid, p_token uuid, p_seq bigint, p_tenant_id uuid default null) returns boolean
+create or replace function public.channel_ack(p_channel_id uuid, p_participant_id uuid, p_token uuid, p_seq bigint, p_tenant_id uuid default null, p_run_id uuid default null) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $f$
 declare
     v_participant public.channel_participants := vanilla.leased_participant(p_channel_id, p_participant_id, p_token, p_tenant_id);
+    v_execution uuid;
 begin
     if p_seq is null or p_seq > v_participant.lease_seq then
         perform vanilla.refuse('VS400', 'this was not given under the lease', jsonb_build_object('param', 'seq', 'until', v_participant.lease_seq));
     elsif p_seq <= v_participant.cursor_seq then
         return false;
+    elsif p_run_id is not null then
+        v_execution := vanilla.top_execution(v_participant.tenant_id, v_participant.user_id, p_run_id);
+        if v_execution is null then perform vanilla.refuse('VS404', 'no such run', jsonb_build_object('param', 'run_id', 'run_id', p_run_id)); end if;
+        update public.channel_messages m set execution_ids = m.execution_ids || v_execution where m.tenant_id = v_participant.tenant_id and m.channel_id = p_channel_id
+            and m.seq > v_participant.cursor_seq and m.seq <= p_seq and m.sender_id <> p_participant_id and m.redact is not null and m.redacted_at is null and not v_execution = any (m.execution_ids);
     end if;
     update public.channel_participants p set cursor_seq = p_seq, attempts = 0, last_error = null, lease_token = case when p_seq < p.lease_seq then p.lease_token end,
             lease_until = case when p_seq < p.lease_seq then p.lease_until end, lease_seq = case when p_seq < p.lease_seq then p.lease_seq end
@@ -4613,8 +4777,8 @@ begin
     return true;
 end
 $f$;
-comment on function public.channel_ack(uuid, uuid, uuid, bigint, uuid) is
-    'Messages up to a seq are done with, and the lease when it is the last given. In the transaction of what they caused, that happens exactly once. False: they were already. VS409: the lease has ended, so the transaction must not commit.';
+comment on function public.channel_ack(uuid, uuid, uuid, bigint, uuid, uuid) is
+    'Messages up to a seq are done with, and the lease when it is the last given. In the transaction of what they caused, that happens exactly once. False: they were already. VS409: the lease has ended, so the transaction must not commit. p_run_id is the run of an agent, or execution, that they went to: what it keeps of what the agreement redacts goes with it.';
 
 create or replace function public.channel_nack(p_channel_id uuid, p_participant_id uuid, p_token uuid, p_seq bigint, p_error text default '', p_retry_after interval default '0 s',
     p_tenant_id uuid default null) returns text
@@ -4699,6 +4863,52 @@ language sql volatile set search_path = pg_catalog, pg_temp as $f$
 $f$;
 comment on function vanilla.drop_agreements(uuid, uuid[]) is 'Deletes locked agreements that no channel is bound to, with all that is theirs.';
 
+create or replace function vanilla.redact_messages(p_tenant_id uuid, p_days integer, p_limit integer) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v record;
+    v_held uuid[];
+    v_words text[];
+    v_redacted integer := 0;
+begin
+    for v in select c.id as channel_id, x.conversation, x.execution_ids from public.communication_channels c
+            cross join lateral (select m.conversation, array_agg(e.id) filter (where e.id is not null) as execution_ids from public.channel_messages m left join lateral unnest(m.execution_ids) e (id) on true
+                where m.tenant_id = c.tenant_id and m.channel_id = c.id and m.redact is not null and m.redacted_at is null group by m.conversation) x
+            cross join lateral (select max(m.created_at) as said_at, bool_or(m.ended_by is not null) as ended from public.channel_messages m
+                where m.tenant_id = c.tenant_id and m.channel_id = c.id and m.seq >= x.conversation and m.conversation = x.conversation) last
+            join public.protocol_agreements a on a.tenant_id = c.tenant_id and a.id = c.agreement_id
+            join public.agreement_versions g on g.tenant_id = a.tenant_id and g.agreement_id = a.id and g.version = a.version
+            cross join lateral (select vanilla.clock() - make_interval(days => least(p_days, (g.terms #>> '{data,retention_days}')::integer)) as before) r
+            where c.tenant_id = p_tenant_id
+              and ((last.ended or c.status = 'closed' or vanilla.agreement_state(a) in ('terminated', 'expired') or last.said_at < r.before)
+                    and not exists (select from public.channel_participants p join public.channel_messages u on u.tenant_id = p.tenant_id and u.channel_id = p.channel_id
+                        and u.seq > p.cursor_seq and u.seq >= x.conversation and u.conversation = x.conversation and u.sender_id <> p.id
+                        where p.tenant_id = c.tenant_id and p.channel_id = c.id and p.reads)
+                or c.closed_at < vanilla.clock() - make_interval(days => p_days))
+              and not exists (select from public.workflow_executions e where e.tenant_id = c.tenant_id and e.id = any (x.execution_ids) and e.finished_at is null)
+            order by c.id, x.conversation limit p_limit loop
+        -- one that is started again meanwhile is for the next time
+        v_held := array(select e.id from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = any (v.execution_ids) and e.finished_at is not null
+            order by e.id for no key update skip locked);
+        continue when exists (select from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = any (v.execution_ids) and not e.id = any (v_held));
+        v_words := array(select distinct w.word from public.channel_messages m cross join unnest(m.redact) r (pointer)
+            cross join unnest(vanilla.words_at(m.body, vanilla.pointer_path(r.pointer))) w (word)
+            where m.tenant_id = p_tenant_id and m.channel_id = v.channel_id and m.seq >= v.conversation and m.conversation = v.conversation and m.redacted_at is null);
+        perform vanilla.redact_tree(p_tenant_id, e.id, v_words) from unnest(v_held) e (id);
+        v_words := array(select w.word from unnest(v_words) w (word) order by length(w.word) desc, w.word);
+        update public.channel_messages m set redacted_at = vanilla.clock(), body = vanilla.redact_words(vanilla.redact_fields(m.body, m.redact), v_words)
+            where m.tenant_id = p_tenant_id and m.channel_id = v.channel_id and m.seq >= v.conversation and m.conversation = v.conversation;
+        update public.channel_dead_letters d set error = vanilla.redact_text(d.error, v_words) where d.tenant_id = p_tenant_id and d.channel_id = v.channel_id;
+        update public.channel_participants p set last_error = vanilla.redact_text(p.last_error, v_words)
+            where p.tenant_id = p_tenant_id and p.channel_id = v.channel_id and p.last_error <> vanilla.redact_text(p.last_error, v_words);
+        v_redacted := v_redacted + 1;
+    end loop;
+    return v_redacted;
+end
+$f$;
+comment on function vanilla.redact_messages(uuid, integer, integer) is
+    'Takes what their agreements redact out of conversations of a tenant that are over and that every reader is past, and out of what the runs keep that said or acknowledged them, once those have ended. Returns how many conversations.';
+
 create or replace function vanilla.prune_messages(p_tenant_id uuid, p_days integer, p_limit integer) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
@@ -4714,7 +4924,7 @@ begin
             where c.tenant_id = p_tenant_id order by c.id loop
         with old as (
             select m.seq from public.channel_messages m where m.tenant_id = p_tenant_id and m.channel_id = v.id and m.seq <= coalesce(v.read_until, 9223372036854775807)
-                and m.created_at < v.before order by m.seq limit p_limit - v_deleted),
+                and m.created_at < v.before and (m.redact is null or m.redacted_at is not null) order by m.seq limit p_limit - v_deleted),
         letters as (
             delete from public.channel_dead_letters d using old where d.tenant_id = p_tenant_id and d.channel_id = v.id and d.seq = old.seq)
         delete from public.channel_messages m using old where m.tenant_id = p_tenant_id and m.channel_id = v.id and m.seq = old.seq;
@@ -4726,7 +4936,7 @@ begin
 end
 $f$;
 comment on function vanilla.prune_messages(uuid, integer, integer) is
-    'Deletes messages of a tenant that every reader is past and that are older than so many days, or than their agreement''s data.retention_days.';
+    'Deletes messages of a tenant that every reader is past and that are older than so many days, or than their agreement''s data.retention_days; what is to be redacted is, before it goes.';
 
 create or replace function vanilla.job_channels(p_limit integer) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -4740,9 +4950,12 @@ declare
     v_messages integer := 0;
     v_agreements integer := 0;
     v_expired integer := 0;
+    v_redacted integer := 0;
 begin
     loop
+        v_redacted := v_redacted + vanilla.redact_messages(v_tenant, v_days, p_limit);      -- first: executions are locked before channels
         v_ids := array(select c.id from public.communication_channels c where c.tenant_id = v_tenant and c.closed_at < v_before
+            and not exists (select from public.channel_messages m where m.tenant_id = c.tenant_id and m.channel_id = c.id and m.redact is not null and m.redacted_at is null)
             order by c.id limit p_limit for update skip locked);
         perform vanilla.drop_channels(v_tenant, v_ids);
         v_channels := v_channels + cardinality(v_ids);
@@ -4754,16 +4967,16 @@ begin
         perform vanilla.drop_agreements(v_tenant, v_ids);
         v_agreements := v_agreements + cardinality(v_ids);
         v_expired := v_expired + vanilla.agreement_expire_due(v_tenant, p_limit);      -- last: channels are locked before agreements
-        exit when greatest(v_channels, v_messages, v_agreements) >= p_limit;
+        exit when greatest(v_channels, v_messages, v_agreements, v_redacted) >= p_limit;
         select t.tenant_id into v_tenant from public.tenants t where t.tenant_id > v_tenant order by t.tenant_id limit 1;
         exit when not found;
     end loop;
     return jsonb_build_object('channels', v_channels, 'messages', v_messages, 'agreements', v_agreements, 'expired', v_expired,
-        'more', greatest(v_channels, v_messages, v_agreements) >= p_limit);
+        'redacted', v_redacted, 'more', greatest(v_channels, v_messages, v_agreements, v_redacted) >= p_limit);
 end
 $f$;
 comment on function vanilla.job_channels(integer) is
-    'Job: writes down which agreements have expired; deletes messages that all have read after retention.channel_messages_days, channels closed longer ago than that, and agreements that ended longer ago than retention.agreements_days and that no channel is bound to.';
+    'Job: redacts conversations that are over; writes down which agreements have expired; deletes messages that all have read after retention.channel_messages_days, channels closed longer ago than that, and agreements that ended longer ago than retention.agreements_days and that no channel is bound to.';
 
 create or replace function vanilla.forget_channels(p_user public.users) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -4771,6 +4984,10 @@ declare
     v_ids uuid[];
     v_agreement public.protocol_agreements;
 begin
+    -- what runs of others keep of it that have ended: of those under way nothing will be known
+    perform vanilla.redact_tree(m.tenant_id, e.id, w.words) from public.channel_messages m cross join unnest(m.execution_ids) e (id)
+        cross join lateral (select array_agg(x.word) as words from unnest(m.redact) r (pointer) cross join unnest(vanilla.words_at(m.body, vanilla.pointer_path(r.pointer))) x (word)) w
+        where m.tenant_id = p_user.tenant_id and m.user_id = p_user.id and m.redact is not null and m.redacted_at is null and w.words is not null;
     -- what nobody else took part in is theirs alone
     v_ids := array(select c.id from public.communication_channels c where c.tenant_id = p_user.tenant_id and c.user_id = p_user.id
         and not exists (select from public.channel_participants p where p.tenant_id = c.tenant_id and p.channel_id = c.id and p.user_id <> p_user.id) order by c.id for update);
@@ -4806,7 +5023,7 @@ grant execute on function public.agreement_propose(text, jsonb, text, jsonb, uui
     public.agreement_resume(uuid, text, uuid), public.agreement_terminate(uuid, text, text, uuid), public.agreement_read(uuid, uuid), public.my_agreements(uuid),
     public.channel_open(text, text, jsonb, uuid, jsonb, uuid, uuid), public.channel_history(uuid, bigint, integer, uuid), public.channel_read(uuid, uuid),
     public.my_channels(uuid), public.channel_close(uuid, text, uuid), public.channel_send(uuid, uuid, text, jsonb, text, bigint, uuid, uuid),
-    public.channel_receive(uuid, uuid, integer, interval, uuid), public.channel_ack(uuid, uuid, uuid, bigint, uuid),
+    public.channel_receive(uuid, uuid, integer, interval, uuid), public.channel_ack(uuid, uuid, uuid, bigint, uuid, uuid),
     public.channel_nack(uuid, uuid, uuid, bigint, text, interval, uuid), public.channel_floor(uuid, uuid, text, uuid, numeric, uuid) to vanilla_app, vanilla_operator;
 
 -- what is there from the first day ---------------------------------------------------------------------------------

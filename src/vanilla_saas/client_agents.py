@@ -120,15 +120,16 @@ class Channels:
         performative: str = "inform",
         message_id: str | None = None,
         in_reply_to: int | None = None,
+        run_id: str | UUID | None = None,
     ) -> Seq:
-        """The message's seq; with a `message_id` it may be sent again and is said once.
+        """The message's seq; with a `message_id` it may be sent again and is said once. `run_id`: which run says it.
 
         An answer later than the agreement's `sla.max_latency_ms` is sent too; `violated` of the seq tells of it.
         Raises ApiError `agreement_violated`, `invalid_state`, `idempotency_key_reused`.
         """
         message = {
             "participant_id": str(participant_id), "performative": performative, "body": body,
-            "message_id": message_id, "in_reply_to": in_reply_to,
+            "message_id": message_id, "in_reply_to": in_reply_to, "run_id": run_id and str(run_id),
         }  # fmt: skip
         return Seq.of(await self._client.call("POST", path_of("channels", channel_id, "messages"), message))
 
@@ -140,9 +141,23 @@ class Channels:
         found: dict[str, Any] = await self._client.call("POST", path_of("channels", channel_id, "receive"), body)
         return found
 
-    async def ack(self, channel_id: str | UUID, participant_id: str | UUID, lease_token: str, seq: int) -> bool:
-        """Raises ApiError `invalid_state` when the lease has ended."""
-        body = {"participant_id": str(participant_id), "lease_token": lease_token, "seq": seq}
+    async def ack(
+        self,
+        channel_id: str | UUID,
+        participant_id: str | UUID,
+        lease_token: str,
+        seq: int,
+        *,
+        run_id: str | UUID | None = None,
+    ) -> bool:
+        """`run_id`: the run that they went to, which keeps nothing that the agreement redacts.
+
+        Raises ApiError `invalid_state` when the lease has ended.
+        """
+        body = {
+            "participant_id": str(participant_id), "lease_token": lease_token, "seq": seq,
+            "run_id": run_id and str(run_id),
+        }  # fmt: skip
         told: dict[str, Any] = await self._client.call("POST", path_of("channels", channel_id, "ack"), body)
         return bool(told["acknowledged"])
 

@@ -126,6 +126,7 @@ async def test_an_agreement_shows_its_state_and_what_broke_it(api: str, people: 
                 ("Suspended", "after 4 violations"),
             ],
         ),
+        ({"data": {"redact": ["/a", "/b"]}}, [("Redacted", "/a, /b, once all have read and it is over")]),
         (
             {"gate": {"kind": "schema", "acts": ["inform", "agree"], "schema": {}}},
             [("Gate", "the body of inform, agree fits its schema")],

@@ -79,7 +79,7 @@ NULLABLE = {
     "agreement_violations": "party",
     "communication_channels": "agreement_id max_messages floor_policy floor_holder floor_until closed_at close_reason",
     "channel_participants": "party bid lease_token lease_until lease_seq last_error",
-    "channel_messages": "body in_reply_to ended_by run_id",
+    "channel_messages": "body in_reply_to ended_by run_id redact execution_ids redacted_at",
     "agents": "user_id",
     "agent_versions": "user_id published_by",
     "agent_runs": "parent_run_id stop_reason error output allocation_id chat deadline_at finished_at output_schema"

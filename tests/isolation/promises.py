@@ -112,6 +112,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
     by_hand = "coalesce(reference_type, '') not in ('workflow_execution', 'resource_allocation')"
     names = {
         "a": a.id, "b": b.id, "same_id": SAME_ID, "context_key": world.signer.key_id, "word": a.word, "twin": TWIN,
+        "secret": "00000000-0000-7000-8000-00000000f002",
         "platform": str(PLATFORM), "super": str(SUPER_ADMIN),
         "user": a.user.id, "other": a.other.id, "admin": a.admin.id, "b_user": b.user.id,
         "hold": await one(f"{open_hold} and call is null and {by_hand}", a.id, a.user.id),

@@ -38,6 +38,85 @@ HELD = f"""insert into agreement_versions (tenant_id, agreement_id, version, ter
     update channel_messages set ended_by = null where tenant_id = '{{a}}' and channel_id = '{{channel}}'"""
 BROKEN = f"""(select count(*) from agreement_violations where {OF_AGREEMENT} and version = 2 and channel_id = {CH} and participant_id = {P} and rule = '%s') = 1
     and (select violations from protocol_agreements where tenant_id = '{{a}}' and id = '{{agreement}}') = 2 and """
+# of A and of the twin: what is said on the channel is to be redacted, and every record of the run that waits says it too
+KEPT = (
+    ("workflow_executions", 'input = \'{"a": "secret words"}\'', "id in ('{asking_execution}', '{asked_execution}')"),
+    ("workflow_steps", "output = '\"secret words\"'", "execution_id = '{asked_execution}'"),
+    ("workflow_signals", "payload = '\"secret words\"'", "execution_id = '{asking_execution}'"),
+    ("workflow_approvals", "prompt = 'secret words'", "execution_id = '{asking_execution}'"),
+    ("workflow_approval_votes", "comment = 'secret words'", "approval_id = '{secret}'"),
+    ("quality_gate_results", "feedback = 'secret words'", "execution_id = '{asking_execution}'"),
+    ("agent_runs", "input = '\"secret words\"'", "id in ('{asking}', '{asked}')"),
+    ("agent_run_steps", "result = '\"secret words\"'", "run_id in ('{asking}', '{asked}')"),
+    ("agent_run_state", "value = '\"secret words\"'", "root_run_id = '{asking}'"),
+    ("run_artifacts", "content = 'secret words'", "run_id = '{asking}'"),
+    ("contract_calls", "task = '\"secret words\"'", "run_id = '{asking}'"),
+    ("contract_bids", "plan = 'secret words'", "call_id in (select id from contract_calls where run_id = '{asking}')"),
+    ("channel_messages", 'body = \'{"a": "secret words"}\'', "channel_id = '{channel}'"),
+    ("channel_messages", "body = '\"secret words\"'", "channel_id = '{asking}'"),
+    ("channel_dead_letters", "error = 'secret words'", "channel_id = '{channel}'"),
+    ("channel_participants", "last_error = 'secret words'", "channel_id = '{channel}'"),
+)
+BOTH = "tenant_id in ('{a}', '{twin}')"
+SECRET = (
+    f"""
+    insert into workflow_signals (tenant_id, execution_id, name, user_id, sent_at)
+        select tenant_id, id, 'secret', user_id, now() from workflow_executions where id = '{{asking_execution}}' and {BOTH};
+    insert into workflow_approvals (tenant_id, id, execution_id, node, user_id, title, approvers, quorum, status, decided_at, created_at)
+        select tenant_id, '{{secret}}', id, 1, user_id, 'x', '{{role:admin}}', 1, 'approved', now(), now() from workflow_executions where id = '{{asking_execution}}' and {BOTH};
+    insert into workflow_approval_votes (tenant_id, approval_id, user_id, decision, voted_at)
+        select tenant_id, id, user_id, 'approved', now() from workflow_approvals where id = '{{secret}}' and {BOTH};
+    insert into quality_gate_results (tenant_id, id, user_id, workflow_id, version, execution_id, gate, round, passed, score, threshold, created_at)
+        select tenant_id, gen_random_uuid(), user_id, workflow_id, version, id, 'g', 1, true, 1, 1, now() from workflow_executions where id = '{{asking_execution}}' and {BOTH};
+    insert into agent_run_state (tenant_id, root_run_id, key, user_id, version, run_id, updated_at)
+        select tenant_id, id, 'secret', user_id, 1, id, now() from agent_runs where id = '{{asking}}' and {BOTH};
+    insert into run_artifacts (tenant_id, run_id, user_id, name, media_type, content, created_at)
+        select tenant_id, id, user_id, 'secret', 'text/plain', '', now() from agent_runs where id = '{{asking}}' and {BOTH};
+    insert into contract_calls (tenant_id, id, user_id, run_id, n, task, rule, deadline_at, created_at)
+        select distinct on (tenant_id) tenant_id, '{{secret}}', user_id, run_id, n, '{{}}', 'lowest', now(), now() from agent_run_steps where run_id = '{{asking}}' and {BOTH} order by tenant_id, n;
+    insert into contract_bids (tenant_id, call_id, user_id, agent_id, version)
+        select r.tenant_id, '{{secret}}', r.user_id, r.agent_id, r.version from agent_runs r where r.id = '{{asking}}' and {BOTH};
+    insert into channel_messages (tenant_id, channel_id, seq, sender_id, user_id, performative, message_id, conversation, created_at)
+        select tenant_id, '{{asking}}', 1, id, user_id, 'inform', 'chat', 1, now() from channel_participants where id = '{{speaker}}' and {BOTH};
+    insert into channel_dead_letters (tenant_id, channel_id, participant_id, seq, user_id, attempts, error, created_at)
+        select tenant_id, channel_id, id, 7777, user_id, 1, '', now() from channel_participants where id = '{{speaker}}' and {BOTH};
+    update workflow_executions set status = 'succeeded', finished_at = now() where id in ('{{asking_execution}}', '{{asked_execution}}') and {BOTH};
+    update communication_channels set status = 'closed', closed_at = vanilla.clock() - interval '1 year', floor_holder = null, floor_until = null where id = '{{channel}}' and {BOTH};
+    """
+    + "; ".join(f"update {table} set {what} where ({where}) and {BOTH}" for table, what, where in KEPT)
+    + f""";
+    update channel_messages set redact = '{{/a}}', execution_ids = array['{{asking_execution}}'::uuid] where channel_id = '{{channel}}' and {BOTH}"""
+)
+SAYS = (
+    "(select count(*) from ("
+    + " union all ".join(
+        f"select '{table}' where exists (select from {table} t where ({where}) and tenant_id = '@' and to_jsonb(t)::text like '%secret words%')"
+        for table, _, where in KEPT
+    )
+    + ") s)"
+)
+GONE = f"{SAYS.replace('@', '{a}')} = 0 and {SAYS.replace('@', '{twin}')} = {len(KEPT)}"
+# A's is over and read; the twin's goes on, says something else, and has not been read
+OVER = (
+    SECRET
+    + """; update communication_channels set closed_at = vanilla.clock() where id = '{channel}' and tenant_id = '{a}';
+    update channel_messages set ended_by = null where channel_id = '{channel}';
+    update channel_participants set cursor_seq = case when tenant_id = '{a}' then 3 else 0 end where channel_id = '{channel}';
+    update channel_messages set seq = seq + 10, body = '{"a": "other words"}' where channel_id = '{channel}' and tenant_id = '{twin}';
+    update agent_run_steps set arguments = '"other words"' where run_id = '{asking}' and tenant_id = '{a}';
+    update communication_channels set status = 'open', closed_at = null where id = '{channel}' and tenant_id = '{twin}';
+    update workflow_executions set status = 'running', finished_at = null where id = '{asking_execution}' and tenant_id = '{twin}'"""
+)
+GOES_ON = (
+    OVER
+    + """; update communication_channels set status = 'open', closed_at = null where id = '{channel}' and tenant_id = '{a}';
+    update channel_messages set ended_by = seq where channel_id = '{channel}' and tenant_id = '{twin}'"""
+)
+NONE = SECRET + "; update channel_messages set redact = null where tenant_id = '{a}'"
+TO_REDACT = f"update channel_messages set redact = '{{/a}}', execution_ids = '{{}}', body = '{{\"a\": 1}}' where channel_id = '{{channel}}' and {BOTH}"
+NAMED = """(select count(*) from channel_messages where tenant_id = '{a}' and channel_id = '{channel}' and execution_ids = array['{asking_execution}'::uuid]) = 1
+    and not exists (select from channel_messages where tenant_id = '{twin}' and channel_id = '{channel}' and execution_ids <> '{}')"""
+LISTENS = TO_REDACT + "; update channel_participants set party = null where tenant_id = '{a}' and user_id = '{other}'"
 ACTS = '{"acts": {"inform": {}}}'
 PARTIES = """'{"first": "{user}", "second": "%s"}'"""
 
@@ -154,6 +233,17 @@ CASES = [
     Case("admin", "select count(*) from my_agreements()", "= (2)"),
     # jobs, and an erased person
     Case("keeper", "select vanilla.job_channels(100) ->> 'expired'", "= (1)", ENDED, then=STATUS % "expired"),
+    Case("keeper", "select vanilla.redact_messages('{a}', 90, 100)", "= (3)", SECRET, then=GONE),
+    Case("keeper", "select vanilla.redact_messages('{a}', 90, 100)", "= (3)", OVER, then="exists (select from agent_run_steps where tenant_id = '{a}' and run_id = '{asking}' and arguments = '\"other words\"')"),
+    Case("keeper", "select vanilla.redact_messages('{a}', 90, 100)", "= (0)", GOES_ON),
+    Case("keeper", "select vanilla.redact_messages('{a}', 90, 100)", "= (0)", NONE),
+    Case("keeper", "select vanilla.job_channels(100) ->> 'redacted'", "= (3)", OVER),
+    *[Case("user", ACK % f"1, p_run_id => '{{{run}}}'", "= (t)", TO_REDACT, then=NAMED) for run in ("asking", "asked", "asking_execution")],
+    *[Case("user", ACK % f"1, p_run_id => '{{{run}}}'", "VS404", TO_REDACT) for run in ("others_asking", "b_asking", "others_running")],
+    Case("user", f"select body ->> 'a' from channel_history({CH}) limit 1", "= (1)", TO_REDACT),
+    Case("other", f"select body ->> 'a' from channel_history({CH}) limit 1", "= (1)", TO_REDACT),
+    Case("other", f"select body ->> 'a' from channel_history({CH}) limit 1", "= (***)", LISTENS),
+    Case("admin", f"select body ->> 'a' from channel_history({CH}) limit 1", "= (1)", LISTENS),
     Case("admin", "select erase_user('{user}', 'asked')", then=STATUS % "terminated" + f" and {ROW % 'status'} = 'closed'"
          " and (select count(*) from channel_messages where tenant_id = '{a}' and user_id = '{user}' and body is not null) = 0"
          " and (select count(*) from channel_messages where tenant_id = '{a}' and user_id = '{other}' and body is not null) > 0"),

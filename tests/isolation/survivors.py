@@ -57,10 +57,17 @@ SURVIVORS: dict[str, str] = {
         "the account compared beside it is the tenant's own",
     "tenant comparison: vanilla.plan_level_change: l.tenant_id = p_user.tenant_id (2)":
         "of the level that is left only id and slug are read, and the twin's has the same",
+    "tenant comparison: vanilla.redact_messages: e.tenant_id = p_tenant_id (2)":
+        "looks for one that is not held, and the id of another tenant's is",
+    "tenant comparison: vanilla.redact_tree: e.tenant_id = p_tenant_id (2)": "gives ids, which no two tenants share",
+    "tenant comparison: vanilla.redact_tree: e.tenant_id = p_tenant_id (3)": "gives ids, which no two tenants share",
+    "tenant comparison: vanilla.redact_tree: r.tenant_id = p_tenant_id (1)": "gives ids, which no two tenants share",
     "tenant comparison: vanilla.retention_plan: s.tenant_id = vanilla.platform()":
         "a check of the table keeps these settings to the platform",
     "tenant comparison: vanilla.start_engine_turn: f.tenant_id = e.tenant_id":
         "a version of a workflow has one text in whatever tenant it was brought to, and so one budget",
+    "tenant comparison: vanilla.top_execution: e.tenant_id = p_tenant_id (1)": "gives an id, the same of each tenant",
+    "tenant comparison: vanilla.top_execution: e.tenant_id = p_tenant_id (2)": "gives an id, the same of each tenant",
     "tenant comparison: vanilla.top_up_json: c.tenant_id = p_payment.tenant_id":
         "the account compared beside it is the tenant's own",
     "tenant's row: vanilla.close_periods: t.tenant_id = d.tenant_id and t.id = d.tenant_id (1)":

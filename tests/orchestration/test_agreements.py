@@ -497,6 +497,10 @@ ACT = {"acts": {"inform": {}}}
         (ACT | {"price": {"odd": 1}}, "nothing else"),
         (ACT | {"sla": {"max_attempts": 101}}, "whole number"),
         (ACT | {"data": {"retention_days": 0}}, "whole number"),
+        *(
+            (ACT | {"data": {"redact": odd}}, "JSON pointers")
+            for odd in ([], "/a", [1], [""], ["a"], ["/"], ["/a~2"], ["/a"] * 21, ["/" + "a" * 200])
+        ),
         (ACT | {"gate": "a-slug"}, "gate is an object"),
         (ACT | {"gate": {}}, "of the kind schema or regex"),
         *[

@@ -173,6 +173,9 @@ class AckBody(Strict):
     participant_id: UUID
     lease_token: UUID
     seq: Seq = Field(description="all up to this one are done with")
+    run_id: UUID | None = Field(
+        None, description="the run they went to: what it keeps of what the agreement redacts goes too"
+    )
 
 
 class Acknowledged(BaseModel):

@@ -126,6 +126,8 @@ def in_words(terms: dict[str, Any]) -> list[tuple[str, str]]:
         for part, key, name, sentence in WORDS
         if key in figures[part]
     ]
+    if redact := figures["data"].get("redact"):
+        said.append(("Redacted", f"{', '.join(redact)}, once all have read and it is over"))
     gate = terms.get("gate")
     if isinstance(gate, dict):
         acts = ", ".join(gate["acts"])

@@ -129,8 +129,9 @@ async def ack(request: Request, caller: CurrentCaller, channel_id: UUID, body: A
     caller.require_scope("chat")
     async with acting(request, caller) as connection:
         done = await store.ack(
-            connection, caller.identity.tenant_id, channel_id, body.participant_id, body.lease_token, body.seq
-        )
+            connection, caller.identity.tenant_id, channel_id, body.participant_id, body.lease_token, body.seq,
+            body.run_id,
+        )  # fmt: skip
     return Acknowledged(acknowledged=done)
 
 

@@ -19,7 +19,7 @@ CLOSE = "select public.channel_close($1, $2, $3)"
 # null is a body too
 SEND = "select public.channel_send($1, $2, $3, $4::text::jsonb, $5, $6, $7, $8)"
 RECEIVE = "select * from public.channel_receive($1, $2, $3, $4, $5)"
-ACK = "select public.channel_ack($1, $2, $3, $4, $5)"
+ACK = "select public.channel_ack($1, $2, $3, $4, $5, $6)"
 NACK = "select public.channel_nack($1, $2, $3, $4, $5, $6, $7)"
 FLOOR = "select public.channel_floor($1, $2, $3, $4, $5, $6)"
 
@@ -108,10 +108,16 @@ async def receive(
 
 
 async def ack(
-    connection: asyncpg.Connection, tenant_id: UUID, channel_id: UUID, participant_id: UUID, token: UUID, seq: int
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    channel_id: UUID,
+    participant_id: UUID,
+    token: UUID,
+    seq: int,
+    run_id: UUID | None = None,
 ) -> bool:
     """False: they were acknowledged already. Raises VanillaError `invalid_state` when the lease has ended."""
-    return bool(await connection.fetchval(ACK, channel_id, participant_id, token, seq, tenant_id))
+    return bool(await connection.fetchval(ACK, channel_id, participant_id, token, seq, tenant_id, run_id))
 
 
 async def nack(
