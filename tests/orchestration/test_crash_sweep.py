@@ -13,7 +13,7 @@ from tests.orchestration.recorder import recorder
 from tests.orchestration.studio import BOTH_LOOPS
 from tests.processes import kill_postgresql, own_server
 
-OF_RUN = {"begin_run": 8, "record_turn": 8, "record_call": 5, "admit_call": 8, "tick_worker+": 6}
+OF_RUN = {"begin_run": 5, "record_turn": 8, "record_call": 5, "admit_call": 8, "tick_worker+": 4}
 """Statements that bring the run on, and how many of each are tried; record_call: what tools gave and people said."""
 BESIDE = ("register_worker", "tick_worker", "tend_workflows", "held_leases", "workflow_plan")
 IN_TOOLS = [f"tool:{name}:{when}" for name in ("stamp", "pay_back", "tell") for when in ("before", "after")]
