@@ -3,56 +3,33 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import pairwise
-from typing import Any
 
 import aiohttp
-import httpx
 import pytest
-from a2a.client.client import Client, ClientConfig
-from a2a.client.client_factory import create_client
+from a2a.client.client import Client
 from a2a.client.errors import AgentCardResolutionError
-from a2a.helpers import proto_helpers as parts
 from a2a.types import a2a_pb2 as types
 from a2a.utils.errors import (
     A2AError,
     ContentTypeNotSupportedError,
     InvalidParamsError,
     InvalidRequestError,
-    PushNotificationNotSupportedError,
     TaskNotCancelableError,
     TaskNotFoundError,
     UnsupportedOperationError,
 )
 from google.protobuf.json_format import MessageToDict
 
-from tests.conftest import Cluster, Person
+from tests.conftest import Cluster
+from tests.engines.a2a import OPEN, TWICE, asked, connected, data, further, sent, state, text, usage
 from tests.engines.served import INPUT, WAITS, Served, served
 from tests.engines.shop import Made, plain
 from tests.orchestration.studio import agent, calls, says
-from vanilla_saas.engines.protocols.a2a_tasks import SCHEMAS, USAGE
+from vanilla_saas.engines.protocols.a2a_tasks import SCHEMAS
 from vanilla_saas.workflows.attending import Attended
 from vanilla_saas.workflows.worker import Worker
 
-OPEN = "select id from workflow_approvals where execution_id = $1 and status = 'open'"
-ASK = {
-    "kind": "approval",
-    "title": "First",
-    "of": "input",
-    "approvers": ["role:user"],
-    "edit": {"type": "object", "properties": {"n": {"type": "integer"}}},
-}
-TWICE = {
-    "input": INPUT,
-    "nodes": [
-        {"id": "one", **ASK},
-        {"id": "two", **ASK, "title": "Second", "of": "steps.one.output.value"},
-        {"id": "use", "kind": "transform", "value": "steps.two.output.value.n"},
-    ],
-    "connections": [{"from": "one", "to": "two", "on": "approved"}, {"from": "two", "to": "use", "on": "approved"}],
-    "output": "steps.use.output",
-}
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 
@@ -67,51 +44,6 @@ async def doubling(desk: Served) -> Made:
     return await desk.shop.deploy(plain("input.n * 2", input=INPUT, output="steps.a.output"))
 
 
-@asynccontextmanager
-async def connected(
-    desk: Served, who: Person | str, name: str, streaming: bool = False, polling: bool = False
-) -> AsyncIterator[Client]:
-    headers = {"authorization": f"Bearer {who if isinstance(who, str) else who.key}"}
-    async with httpx.AsyncClient(headers=headers, timeout=30, trust_env=False) as http:
-        config = ClientConfig(streaming=streaming, polling=polling, httpx_client=http)
-        yield await create_client(f"{desk.address}/a2a/{name}", config)
-
-
-def data(message_id: str | None = None, context: str = "", **given: Any) -> types.SendMessageRequest:
-    message = parts.new_data_message(given, context_id=context, role=types.ROLE_USER)
-    message.message_id = message_id or uuid.uuid4().hex
-    return types.SendMessageRequest(message=message)
-
-
-def text(said: str, **more: Any) -> types.SendMessageRequest:
-    return types.SendMessageRequest(message=parts.new_text_message(said, role=types.ROLE_USER, **more))
-
-
-def further(task: types.Task, context: str = "", **given: Any) -> types.SendMessageRequest:
-    request = data(context=context, **given)
-    request.message.task_id = task.id
-    return request
-
-
-def asked(task: types.Task) -> list[dict[str, Any]]:
-    """What a task asks of its caller."""
-    told = [part for part in task.status.message.parts if part.HasField("data")]
-    return MessageToDict(told[0])["data"]["approvals"] if told else []
-
-
-async def sent(client: Client, request: types.SendMessageRequest) -> types.Task:
-    told = [event async for event in client.send_message(request)]
-    return told[-1].task
-
-
-def state(task: types.Task) -> str:
-    return types.TaskState.Name(task.status.state).removeprefix("TASK_STATE_").lower()
-
-
-def usage(task: types.Task) -> dict[str, Any]:
-    return MessageToDict(task.metadata)[USAGE]
-
-
 async def test_a_card_is_of_what_the_caller_may_run_and_a_message_is_a_run(desk: Served, doubling: Made) -> None:
     user = await desk.shop.person()
     async with (
@@ -120,7 +52,11 @@ async def test_a_card_is_of_what_the_caller_may_run_and_a_message_is_a_run(desk:
     ):
         card = await answer.json()
     assert card["supportedInterfaces"][0]["url"] == f"{desk.address}/a2a/{doubling.slug}"
-    assert (card["version"], card["capabilities"]["streaming"]) == ("1", True)
+    assert (card["version"], card["capabilities"]["streaming"], card["capabilities"]["pushNotifications"]) == (
+        "1",
+        True,
+        True,
+    )
     extensions = {one["uri"]: one for one in card["capabilities"]["extensions"]}
     assert extensions[SCHEMAS]["params"] == {"input": INPUT}
     async with connected(desk, user, doubling.slug) as client:
@@ -195,15 +131,13 @@ async def test_what_cannot_be_an_input_is_refused_and_nothing_is_written(desk: S
         (picture, ContentTypeNotSupportedError, "Parts are texts"),
         (data("m" * 300, n=1), InvalidParamsError, "too long"),
         (text("x", task_id=str(uuid.uuid4())), TaskNotFoundError, "not found"),
+        (data(n=1, tell=types.TaskPushNotificationConfig(url="http://example.test/")), InvalidParamsError, "https://"),
+        (data(n=1, tell=types.TaskPushNotificationConfig(url="https://10.0.0.1/")), InvalidParamsError, "public"),
     ]
     async with connected(desk, user, doubling.slug) as client:
         for request, kind, words in cases:
             with pytest.raises(kind, match=words):
                 await sent(client, request)
-        with pytest.raises(PushNotificationNotSupportedError):
-            await client.create_task_push_notification_config(
-                types.TaskPushNotificationConfig(task_id="x", url="https://example.test/hook")
-            )
     assert await desk.runs(user) == 0
 
 
