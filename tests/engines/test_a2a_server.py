@@ -1,6 +1,7 @@
 """Engines and agents as A2A agents, called by the stock client over HTTP: a task is a run."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -402,6 +403,55 @@ async def test_ones_own_tasks_of_an_agent_are_listed_by_page_and_context(desk: S
             await client.list_tasks(types.ListTasksRequest(status=types.TASK_STATE_WORKING))
     async with connected(desk, other, doubling.slug) as client:
         assert (await client.list_tasks(types.ListTasksRequest())).total_size == 0
+
+
+async def test_tasks_are_listed_by_the_time_of_their_state(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
+    async with connected(desk, user, engine.slug, polling=True) as client:
+        first, second, third = [await sent(client, data()) for _ in range(3)]
+        await client.cancel_task(types.CancelTaskRequest(id=second.id))
+        await client.cancel_task(types.CancelTaskRequest(id=first.id))
+        listed, token = [], ""
+        while page := await client.list_tasks(types.ListTasksRequest(page_size=1, page_token=token)):
+            listed += page.tasks
+            token = page.next_page_token
+            if not token:
+                break
+    assert [task.id for task in listed] == [first.id, second.id, third.id]
+    times = [task.status.timestamp.ToDatetime() for task in listed]
+    assert times == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "version", "code"),
+    [
+        ("GetTask", {"id": "x"}, "1.0", -32001),
+        ("GetTask", {"id": "x"}, "1.0.7", -32001),  # the patch is not looked at
+        ("GetTask", {"id": "x"}, "", -32009),  # empty is 0.3
+        ("GetTask", {"id": "x"}, None, -32009),
+        ("GetTask", {"id": "x"}, "2.0", -32009),
+        ("GetTask", {"id": 7}, "1.0", -32602),
+        ("GetTask", [], "1.0", -32602),
+        ("GetExtendedAgentCard", {}, "1.0", -32004),
+        ("CancelTask", {"id": "x"}, "1.0", -32001),
+        ("SubscribeToTask", {"id": "x"}, "1.0", -32001),
+        ("SendMessage", {"message": {}}, "1.0", -32602),
+        ("Nothing", {}, "1.0", -32601),
+    ],
+)
+async def test_what_the_protocol_refuses_has_its_code(
+    desk: Served, doubling: Made, method: str, params: object, version: str | None, code: int
+) -> None:
+    user = await desk.shop.person()
+    headers = user.headers | ({} if version is None else {"A2A-Version": version})
+    call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    async with (
+        aiohttp.ClientSession(desk.address, headers=headers) as http,
+        http.post(f"/a2a/{doubling.slug}", json=call) as answer,
+    ):
+        told = await answer.text()
+    body = json.loads(told.removeprefix("event: error").strip().removeprefix("data: "))
+    assert (body["id"], body["error"]["code"], bool(body["error"]["message"])) == (1, code, True)
 
 
 async def test_a_key_of_an_engine_is_an_agent_of_that_one(desk: Served, doubling: Made) -> None:

@@ -20,7 +20,6 @@ from a2a.types import a2a_pb2 as types
 from a2a.utils.errors import (
     A2AError,
     ContentTypeNotSupportedError,
-    ExtendedAgentCardNotConfiguredError,
     InternalError,
     InvalidParamsError,
     InvalidRequestError,
@@ -131,7 +130,7 @@ class Methods(RequestHandler):
     async def on_list_tasks(
         self, params: types.ListTasksRequest, context: ServerCallContext
     ) -> types.ListTasksResponse:
-        """The caller's own tasks of this agent, newest first."""
+        """The caller's own tasks of this agent, last changed first."""
         with _refusals():
             size = params.page_size if params.HasField("page_size") else MOST_LISTED // 2
             if params.status or params.HasField("status_timestamp_after"):
@@ -148,7 +147,7 @@ class Methods(RequestHandler):
     async def on_get_extended_agent_card(
         self, params: types.GetExtendedAgentCardRequest, context: ServerCallContext
     ) -> types.AgentCard:
-        raise ExtendedAgentCardNotConfiguredError
+        raise UnsupportedOperationError("There is one card, which whoever asks for it gets.")
 
     async def on_create_task_push_notification_config(
         self, params: types.TaskPushNotificationConfig, context: ServerCallContext
@@ -314,6 +313,8 @@ def _whole(value: Any) -> Any:
 
 
 def _id(text: str) -> UUID:
+    if not text:
+        raise InvalidParamsError("The id of the task is missing.")
     try:
         return UUID(text)
     except ValueError:

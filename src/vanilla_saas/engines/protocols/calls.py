@@ -198,7 +198,7 @@ async def state(request: Request, caller: Caller, execution_id: UUID) -> State:
 async def begun(
     request: Request, caller: Caller, prefix: str, context: str, before: UUID | None, limit: int
 ) -> tuple[list[UUID], int]:
-    """The caller's own runs whose idempotency keys begin so, newest first, and how many there are."""
+    """The caller's own runs whose idempotency keys begin so, last changed first, and how many there are."""
     who, key_id = caller.identity, runs.key_of_engine(caller)
     if key_id is None:
         caller.require_scope("read")

@@ -66,17 +66,20 @@ order by f.id
 BEGUN = """
 select b.id, b.total
 from (
-    select e.id, count(*) over () as total
+    select e.id, coalesce(e.finished_at, e.started_at) as at, count(*) over () as total
     from public.workflow_executions e
     where e.tenant_id = $1 and e.user_id = $2 and ($3::uuid is null or e.api_key_id = $3)
         and starts_with(e.idempotency_key, $4)
         and ($5 = '' or starts_with(e.idempotency_key, $4 || $5 || '/')
             or e.id::text = $5 and starts_with(e.idempotency_key, $4 || '/'))) b
-where $6::uuid is null or b.id < $6
-order by b.id desc
+where $6::uuid is null or (b.at, b.id) < (
+    select coalesce(l.finished_at, l.started_at), l.id
+    from public.workflow_executions l
+    where l.tenant_id = $1 and l.user_id = $2 and l.id = $6)
+order by b.at desc, b.id desc
 limit $7
 """
-"""A run without a context of its client's is its own context."""
+"""By the time of its state, the last first. A run without a context of its client's is its own context."""
 SET_NOTIFICATION = "select public.set_task_notification($1, $2, $3, $4, $5, $6, $7)"
 NOTIFICATIONS = "select config_id, url, status from public.task_notifications($1, $2)"
 DELETE_NOTIFICATION = "select public.delete_task_notification($1, $2, $3)"
@@ -137,7 +140,7 @@ async def begun(
     before: UUID | None,
     limit: int,
 ) -> tuple[list[UUID], int]:
-    """A user's runs whose idempotency keys begin so, newest first, of one context or of all, and how many there are."""
+    """A user's runs whose idempotency keys begin so, last changed first, of one context or all, and their number."""
     rows = await connection.fetch(BEGUN, tenant_id, user_id, key_id, prefix, context, before, limit)
     return [row["id"] for row in rows], rows[0]["total"] if rows else 0
 
