@@ -774,6 +774,9 @@ create table if not exists public.webhook_endpoints (
     previous_secret_until timestamptz,
     concurrency integer not null default 4,
     failing_since timestamptz,
+    execution_id uuid,
+    config_id text,
+    context_id text,
     created_at timestamptz not null default clock_timestamp(),
     constraint webhook_endpoints_pkey primary key (tenant_id, id),
     constraint webhook_endpoints_tenant_fkey foreign key (tenant_id, tenant_id) references public.tenants (tenant_id, id),
@@ -781,15 +784,23 @@ create table if not exists public.webhook_endpoints (
     constraint webhook_endpoints_description_check check (octet_length(description) <= 500),
     constraint webhook_endpoints_event_types_check check (cardinality(event_types) between 1 and 100),
     constraint webhook_endpoints_status_check check (status in ('active', 'disabled')),
-    constraint webhook_endpoints_concurrency_check check (concurrency between 1 and 32)
+    constraint webhook_endpoints_concurrency_check check (concurrency between 1 and 32),
+    constraint webhook_endpoints_task_check check (num_nulls(execution_id, config_id, context_id) in (0, 3)),
+    constraint webhook_endpoints_config_check check (octet_length(config_id) between 1 and 255 and octet_length(context_id) between 1 and 255)
 );
-create index if not exists webhook_endpoints_created_idx on public.webhook_endpoints (tenant_id, created_at, id);
+-- events look at the webhooks of a tenant, however many tasks tell theirs
+create index if not exists webhook_endpoints_created_idx on public.webhook_endpoints (tenant_id, created_at, id) where execution_id is null;
+create unique index if not exists webhook_endpoints_config_key on public.webhook_endpoints (tenant_id, execution_id, config_id);
 comment on table public.webhook_endpoints is
-    'Where events are sent; secrets are AES-256-GCM ciphertext that only the runtime decrypts.';
+    'Where events are sent: the webhooks of a tenant, and with an execution the push notifications of that task. Secrets are AES-256-GCM ciphertext that only the runtime decrypts.';
 comment on column public.webhook_endpoints.event_types is 'Types, or *, or token.* for all of a group.';
 comment on column public.webhook_endpoints.previous_secret is 'Signs beside the new one until previous_secret_until.';
 comment on column public.webhook_endpoints.concurrency is 'Deliveries in flight at once, over all processes.';
 comment on column public.webhook_endpoints.failing_since is 'The first failure since the last success.';
+comment on column public.webhook_endpoints.execution_id is
+    'Of a push notification (006): the execution that alone is told to it, in its order. Then it is no webhook of the tenant''s, and secret holds token and credentials.';
+comment on column public.webhook_endpoints.config_id is 'What the client calls it, one of a task''s.';
+comment on column public.webhook_endpoints.context_id is 'The context that the client has the task in.';
 
 create table if not exists public.webhook_deliveries (
     tenant_id uuid not null,
@@ -3040,6 +3051,7 @@ set search_path = pg_catalog, pg_temp as $f$
         ('workflow.approval_requested', 'A workflow waits for people to approve something.'),
         ('allocation.warning', 'An allocation of an agent has spent or holds 80 % of its budget; told once, and again after a top-up.'),
         ('allocation.overrun', 'A step used more than its allocation had left: the wallet paid apart, and the allocation takes no further hold.'),
+        ('task.state', 'A task changed its state, and its push notifications are told, no webhook.'),
         ('webhook.disabled', 'An endpoint was disabled because it kept failing or answered 410.'),
         ('webhook.test', 'Sent by hand to see whether an endpoint works.')
 $f$;
@@ -3055,7 +3067,7 @@ begin
     values (p_tenant_id, v_now, v_id, p_type, p_user_id, coalesce(p_payload, '{}'));
     insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at, created_at)
         select e.tenant_id, e.id, v_now, v_id, v_now, v_now from public.webhook_endpoints e
-        where e.tenant_id = p_tenant_id and e.status = 'active'
+        where e.tenant_id = p_tenant_id and e.execution_id is null and e.status = 'active'
           and e.event_types && array[p_type, '*', split_part(p_type, '.', 1) || '.*']
         -- an endpoint that is being deleted is passed by: a wallet's transaction neither waits for that nor fails
         for key share skip locked;
@@ -3077,8 +3089,8 @@ begin
             returning tenant_id, id)
     insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at, created_at)
         select w.tenant_id, e.id, v_now, w.id, v_now, v_now from written w
-        cross join lateral (select k.id from public.webhook_endpoints k where k.tenant_id = w.tenant_id and k.status = 'active'
-            and k.event_types && array[p_type, '*', split_part(p_type, '.', 1) || '.*'] for key share skip locked) e;
+        cross join lateral (select k.id from public.webhook_endpoints k where k.tenant_id = w.tenant_id and k.execution_id is null
+            and k.status = 'active' and k.event_types && array[p_type, '*', split_part(p_type, '.', 1) || '.*'] for key share skip locked) e;
     return cardinality(p_tenants);
 end
 $f$;
@@ -3104,7 +3116,8 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_endpoint public.webhook_endpoints;
 begin
-    select * into v_endpoint from public.webhook_endpoints e where e.tenant_id = p_tenant_id and e.id = p_endpoint_id for no key update;
+    select * into v_endpoint from public.webhook_endpoints e where e.tenant_id = p_tenant_id and e.id = p_endpoint_id and e.execution_id is null
+        for no key update;
     if not found then perform vanilla.refuse('VS404', 'no such webhook', jsonb_build_object('webhook_id', p_endpoint_id)); end if;
     return v_endpoint;
 end
@@ -3136,7 +3149,7 @@ begin
     perform from public.tenants where tenant_id = v_tenant and id = v_tenant and status = 'active' for no key update;
     if not found then perform vanilla.refuse('VS404', 'no such tenant'); end if;
     -- every event is copied for every endpoint that wants it; counted under the tenant's row lock
-    if (select count(*) from public.webhook_endpoints where tenant_id = v_tenant) >= 20 then
+    if (select count(*) from public.webhook_endpoints where tenant_id = v_tenant and execution_id is null) >= 20 then
         perform vanilla.refuse('VS429', 'a tenant has at most 20 webhooks', '{"limit": 20, "used": 20}', 'Delete one that is not needed.');
     end if;
     begin
@@ -3299,8 +3312,12 @@ begin
         select e.* from waiting w
         join public.webhook_endpoints e on e.tenant_id = w.tenant_id and e.id = w.endpoint_id and e.status = 'active'
         join public.tenants t on t.tenant_id = e.tenant_id and t.id = e.tenant_id and t.status = 'active'
-        cross join lateral (select d.next_attempt_at from public.webhook_deliveries d
-            where d.tenant_id = e.tenant_id and d.endpoint_id = e.id and d.state in ('pending', 'failed') order by d.next_attempt_at limit 1) f
+        cross join lateral (
+            (select d.next_attempt_at from public.webhook_deliveries d
+            where e.execution_id is null and d.tenant_id = e.tenant_id and d.endpoint_id = e.id and d.state in ('pending', 'failed') order by d.next_attempt_at limit 1)
+            union all      -- a task's come one after the other: the first one has its answer, or is given up, before the next is sent
+            (select d.next_attempt_at from public.webhook_deliveries d
+            where e.execution_id is not null and d.tenant_id = e.tenant_id and d.endpoint_id = e.id and d.state in ('pending', 'failed') order by d.id limit 1)) f
         where f.next_attempt_at <= v_now
         -- locked: two processes that claim at once do not both fill an endpoint's room
         order by f.next_attempt_at for no key update of e skip locked
@@ -3311,6 +3328,8 @@ begin
               and d.next_attempt_at > v_now and d.lease_id is not null;
         for v_delivery in select * from public.webhook_deliveries d
             where d.tenant_id = v_endpoint.tenant_id and d.endpoint_id = v_endpoint.id and d.state in ('pending', 'failed') and d.next_attempt_at <= v_now
+              and (v_endpoint.execution_id is null or d.id = (select o.id from public.webhook_deliveries o
+                where o.tenant_id = d.tenant_id and o.endpoint_id = d.endpoint_id and o.state in ('pending', 'failed') order by o.id limit 1))
             order by d.next_attempt_at, d.id limit greatest(least(v_room, p_limit - jsonb_array_length(v_claimed)), 0) for update skip locked
         loop
             if v_delivery.lease_id is not null then      -- its sender ended between sending and recording
@@ -3328,7 +3347,7 @@ begin
             update public.webhook_deliveries set attempts = attempts + 1, lease_id = v_lease, next_attempt_at = v_now + p_lease
                 where tenant_id = v_delivery.tenant_id and id = v_delivery.id;
             v_claimed := v_claimed || jsonb_build_object('tenant_id', v_delivery.tenant_id, 'delivery_id', v_delivery.id, 'lease_id', v_lease,
-                'attempt', v_delivery.attempts + 1, 'endpoint_id', v_endpoint.id, 'url', v_endpoint.url, 'secret', encode(v_endpoint.secret, 'base64'),
+                'attempt', v_delivery.attempts + 1, 'endpoint_id', v_endpoint.id, 'of_task', v_endpoint.execution_id is not null, 'url', v_endpoint.url, 'secret', encode(v_endpoint.secret, 'base64'),
                 'previous_secret', case when v_endpoint.previous_secret_until > v_now then encode(v_endpoint.previous_secret, 'base64') end,
                 'event', jsonb_build_object('id', v_event.id, 'type', v_event.type, 'created_at', v_event.created_at at time zone 'UTC', 'tenant_id', v_event.tenant_id,
                     'user_id', v_event.user_id, 'payload', v_event.payload));
@@ -3338,7 +3357,7 @@ begin
 end
 $f$;
 comment on function vanilla.claim_webhook_deliveries(integer, interval) is
-    'Leases up to p_limit deliveries that are due, of all tenants, the endpoint that waits longest first and none beyond its concurrency. Not finished within p_lease, they are due again.';
+    'Leases up to p_limit deliveries that are due, of all tenants, the endpoint that waits longest first and none beyond its concurrency; of a task only the first that has no outcome. Not finished within p_lease, they are due again.';
 
 create or replace function vanilla.finish_webhook_delivery(p_tenant_id uuid, p_delivery_id uuid, p_lease_id uuid, p_status_code integer, p_error text,
     p_duration_ms integer, p_retry_after interval default null) returns text
@@ -3379,9 +3398,11 @@ begin
         update public.webhook_endpoints set failing_since = null where tenant_id = p_tenant_id and id = v_endpoint.id;
     elsif v_reason is not null then
         perform vanilla.close_webhook(v_endpoint, v_reason);
-        perform vanilla.audit(p_tenant_id, 'webhook.disabled', 'webhook', v_endpoint.id, jsonb_build_object('reason', v_reason), null, 'system');
-        perform vanilla.emit_event(p_tenant_id, 'webhook.disabled', null, jsonb_build_object('webhook_id', v_endpoint.id,
-            'description', v_endpoint.description, 'reason', v_reason, 'failing_since', coalesce(v_endpoint.failing_since, v_now)));
+        if v_endpoint.execution_id is null then      -- a task's is no admin's
+            perform vanilla.audit(p_tenant_id, 'webhook.disabled', 'webhook', v_endpoint.id, jsonb_build_object('reason', v_reason), null, 'system');
+            perform vanilla.emit_event(p_tenant_id, 'webhook.disabled', null, jsonb_build_object('webhook_id', v_endpoint.id,
+                'description', v_endpoint.description, 'reason', v_reason, 'failing_since', coalesce(v_endpoint.failing_since, v_now)));
+        end if;
     elsif not v_delivered and v_endpoint.failing_since is null then
         update public.webhook_endpoints set failing_since = v_now where tenant_id = p_tenant_id and id = v_endpoint.id;
     end if;

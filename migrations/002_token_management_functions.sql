@@ -1414,7 +1414,7 @@ begin
         from given n),
     listeners as materialized (
         select e.tenant_id, e.id from public.webhook_endpoints e
-        where e.status = 'active' and e.event_types && array['token.reset', '*', 'token.*'] and exists (select from unnest(v_due) d where d.tenant_id = e.tenant_id)
+        where e.execution_id is null and e.status = 'active' and e.event_types && array['token.reset', '*', 'token.*'] and exists (select from unnest(v_due) d where d.tenant_id = e.tenant_id)
         for key share of e skip locked),
     -- a row is updated once by a statement, so both halves of it come together here
     ends as (

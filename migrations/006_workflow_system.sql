@@ -5,6 +5,7 @@
 --          workflow_approval_votes, quality_gate_results, workflow_shares, workflow_schedules; vanilla.wake_ups
 -- Public:  validate_, save_, publish_, retire_, delete_workflow; start_workflow; cancel_, pause_, resume_, restart_, signal_execution;
 --          replay_executions, decide_approval, my_approvals, execution_progress, execution_step, gate_statistics,
+--          set_, delete_task_notification, task_notifications,
 --          set_workflow_share, set_workflow_schedule, delete_workflow_schedule
 -- Workers: tick_worker (finish_steps, claim_steps), tend_workflows, held_leases, reclaim_leases, workflow_plan,
 --          due_workflow_schedules, fire_workflow_schedule; admit_call of 001 admits model calls of their steps
@@ -782,7 +783,8 @@ grant execute on function public.validate_workflow(jsonb), public.save_workflow(
 
 -- the runner -------------------------------------------------------------------------------------------------------
 -- Whoever changes the steps of an execution holds its row. Lock order: executions by depth, tenant and id, those that can end
--- with others (their children) among them; open holds; wallets; rows of the queue. Everything of one kind that a transaction
+-- with others (their children) among them; open holds; wallets; rows of the queue; push notifications are looked at last, and
+-- written by who holds their execution. Everything of one kind that a transaction
 -- will change is locked before the next kind. admit_call holds a wallet when it looks at the queue, and never waits there; a
 -- claim passes by what is locked. What is set for an execution that is not locked is a timer: nobody waits for its row.
 
@@ -1024,6 +1026,97 @@ $f$;
 comment on function vanilla.release_step_holds(uuid, uuid, bigint) is
     'Returns what calls of an execution, or of one lease, still hold: their outcome is not waited for, and not charged.';
 
+-- What other protocols call a task is an execution, or with an agent's run in it that run's tree. Its push notifications are
+-- endpoints of 001 that belong to it; they are told in the transaction of the change, in the order of the execution's lock.
+create or replace function vanilla.task_state(p_tenant_id uuid, p_execution_id uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_execution record;
+    v_run record;
+begin
+    select e.status, e.reason, e.workflow_id, e.finished_at into v_execution from public.workflow_executions e where e.tenant_id = p_tenant_id and e.id = p_execution_id;
+    if not found then return null; end if;
+    select r.id, r.state into v_run from public.agent_runs r where r.tenant_id = p_tenant_id and r.execution_id = p_execution_id and r.parent_run_id is null
+        and r.agent_id = v_execution.workflow_id order by r.id desc limit 1;
+    return case
+        when v_execution.finished_at is not null and v_execution.reason = 'input_invalid' then 'rejected'
+        when v_execution.finished_at is not null and v_run.state in ('completed', 'failed', 'canceled', 'rejected') then v_run.state
+        when v_execution.finished_at is not null then case v_execution.status when 'succeeded' then 'completed' when 'cancelled' then 'canceled' else 'failed' end
+        when exists (select from public.workflow_approvals o where o.tenant_id = p_tenant_id and o.status = 'open' and o.execution_id = any (p_execution_id || array(
+            select c.execution_id from public.agent_runs c where c.tenant_id = p_tenant_id and c.root_run_id = v_run.id))) then 'input_required'
+        when v_run.state in ('submitted', 'auth_required') then v_run.state
+        else 'working' end;
+end
+$f$;
+comment on function vanilla.task_state(uuid, uuid) is
+    'The A2A state of an execution: of an agent''s its run''s, and input_required while it, or one of its tree, asks people.';
+
+create or replace function vanilla.tell_task(p_tenant_id uuid, p_execution_id uuid, p_endpoint_id uuid default null) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_now timestamptz := vanilla.clock();
+    v_event uuid := vanilla.uuid7();
+begin
+    insert into public.events (tenant_id, created_at, id, type, user_id, payload)
+        select e.tenant_id, v_now, v_event, 'task.state', e.user_id, jsonb_build_object('execution_id', e.id, 'context_id', k.context_id,
+            'state', vanilla.task_state(e.tenant_id, e.id), 'at', coalesce(e.finished_at, v_now))
+        from public.webhook_endpoints k join public.workflow_executions e on e.tenant_id = k.tenant_id and e.id = k.execution_id
+        where k.tenant_id = p_tenant_id and k.execution_id = p_execution_id order by k.id limit 1;
+    -- one that is being deleted is waited for, unlike a webhook: when it stays after all, it has not missed anything
+    insert into public.webhook_deliveries (tenant_id, endpoint_id, event_created_at, event_id, next_attempt_at, created_at)
+        select k.tenant_id, k.id, v_now, v_event, v_now, v_now from public.webhook_endpoints k
+        where k.tenant_id = p_tenant_id and k.execution_id = p_execution_id and k.status = 'active' and (p_endpoint_id is null or k.id = p_endpoint_id)
+        for key share;
+end
+$f$;
+comment on function vanilla.tell_task(uuid, uuid, uuid) is 'Writes an event task.state and a delivery to each push notification of the execution, or to one of them.';
+
+create or replace function vanilla.tell_tasks(p_tenants uuid[], p_ids uuid[]) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $f$
+declare
+    v_task record;
+    v_told integer := 0;
+begin
+    for v_task in select d.tenant_id, d.id from unnest(p_tenants, p_ids) d (tenant_id, id)
+            where exists (select from public.webhook_endpoints k where k.tenant_id = d.tenant_id and k.execution_id = d.id and k.status = 'active') order by d.tenant_id, d.id loop
+        perform vanilla.tell_task(v_task.tenant_id, v_task.id);
+        v_told := v_told + 1;
+    end loop;
+    return v_told;
+end
+$f$;
+comment on function vanilla.tell_tasks(uuid[], uuid[]) is 'Tells the push notifications of executions, which are locked, what state they have now: tenants and ids side by side. Returns how many have any.';
+
+create or replace function vanilla.tell_asked(p_tenant_id uuid, p_execution_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+begin
+    perform vanilla.tell_tasks(array_agg(p_tenant_id), array_agg(t.id)) from (
+        select p_execution_id
+        union
+        select e.id from public.agent_runs c
+            join public.agent_runs r on r.tenant_id = c.tenant_id and r.id = c.root_run_id
+            join public.workflow_executions e on e.tenant_id = r.tenant_id and e.id = r.execution_id and e.finished_at is null
+            where c.tenant_id = p_tenant_id and c.execution_id = p_execution_id) t (id);
+end
+$f$;
+comment on function vanilla.tell_asked(uuid, uuid) is 'What an execution asks people has changed: it is told to its push notifications, and to those of the task in whose tree it is.';
+
+create or replace function vanilla.drop_notifications(p_tenant_id uuid, p_executions uuid[], p_config_id text default null) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_ids uuid[] := array(select k.id from public.webhook_endpoints k where k.tenant_id = p_tenant_id and k.execution_id = any (p_executions)
+        and (p_config_id is null or k.config_id = p_config_id) order by k.id for update);      -- as in delete_webhook_endpoint
+begin
+    if v_ids = '{}' then return 0; end if;
+    delete from public.webhook_attempts a using public.webhook_deliveries d
+        where d.tenant_id = p_tenant_id and d.endpoint_id = any (v_ids) and a.tenant_id = d.tenant_id and a.delivery_id = d.id;
+    delete from public.webhook_deliveries d where d.tenant_id = p_tenant_id and d.endpoint_id = any (v_ids);
+    delete from public.webhook_endpoints k where k.tenant_id = p_tenant_id and k.id = any (v_ids);
+    return cardinality(v_ids);
+end
+$f$;
+comment on function vanilla.drop_notifications(uuid, uuid[], text) is 'Deletes the push notifications of executions, or one by its name, with what waits for them; how many. The events stay.';
+
 -- the end of an execution, whatever it is; its row is locked
 create or replace function vanilla.end_execution(p_execution public.workflow_executions, p_status text, p_reason text default null, p_error jsonb default null,
     p_output jsonb default null) returns void
@@ -1032,11 +1125,13 @@ declare
     v_now timestamptz := vanilla.clock();
     v_charged bigint;
     v_cost bigint;
+    v_asked boolean;
     v_child record;
 begin
     delete from public.workflow_queue q where q.tenant_id = p_execution.tenant_id and q.execution_id = p_execution.id;
     update public.workflow_approvals a set status = 'cancelled', decided_at = v_now
         where a.tenant_id = p_execution.tenant_id and a.execution_id = p_execution.id and a.status = 'open';
+    v_asked := found;
     delete from public.workflow_timers t where t.tenant_id = p_execution.tenant_id and t.execution_id = p_execution.id;
     perform vanilla.release_step_holds(p_execution.tenant_id, p_execution.id);
     perform vanilla.end_runs(p_execution.tenant_id, p_execution.id, p_status, p_error);
@@ -1055,6 +1150,11 @@ begin
             'workflow_id', p_execution.workflow_id, 'version', p_execution.version, 'charged_tokens', v_charged)
             || case when p_reason is null then '{}' else jsonb_build_object('reason', p_reason) end);
     end if;
+    if v_asked then
+        perform vanilla.tell_asked(p_execution.tenant_id, p_execution.id);
+    else
+        perform vanilla.tell_tasks(array[p_execution.tenant_id], array[p_execution.id]);
+    end if;
     if p_execution.allocation_id is not null then perform vanilla.end_execution_budget(p_execution); end if;
     if p_status = 'succeeded' then      -- past a join that did not wait for them: they are not locked, and end when somebody looks
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
@@ -1070,7 +1170,7 @@ begin
 end
 $f$;
 comment on function vanilla.end_execution(public.workflow_executions, text, text, jsonb, jsonb) is
-    'Ends an execution; it and what it holds are locked, and unless it succeeded its children with theirs. Nothing of it is queued, timed, held or asked any more; its parent, its successor in the slot and webhooks are told.';
+    'Ends an execution; it and what it holds are locked, and unless it succeeded its children with theirs. Nothing of it is queued, timed, held or asked any more; its parent, its successor in the slot, webhooks and its push notifications are told.';
 
 create or replace function vanilla.cancel_one(p_tenant_id uuid, p_execution_id uuid, p_reason text) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -1216,10 +1316,10 @@ begin
               and not exists (select from left_over l where l.execution_id = e.id)
               and not exists (select from public.workflow_timers t where t.tenant_id = e.tenant_id and t.execution_id = e.id offset 0)
             returning e.tenant_id, e.id, e.user_id, e.workflow_id, e.version, e.charged_tokens),
-        told as (
-            select array_agg(e.tenant_id) as tenants, array_agg(e.user_id) as users, array_agg(jsonb_build_object('execution_id', e.id, 'workflow_id', e.workflow_id,
-                'version', e.version, 'charged_tokens', e.charged_tokens)) as payloads from ended e)
-        select d.tenant_id, d.execution_id, d.output, vanilla.emit_events('workflow.succeeded', t.tenants, t.users, t.payloads) as events
+        told as materialized (
+            select vanilla.emit_events('workflow.succeeded', array_agg(e.tenant_id), array_agg(e.user_id), array_agg(jsonb_build_object('execution_id', e.id, 'workflow_id', e.workflow_id,
+                'version', e.version, 'charged_tokens', e.charged_tokens))) as events, vanilla.tell_tasks(array_agg(e.tenant_id), array_agg(e.id)) as tasks from ended e)
+        select d.tenant_id, d.execution_id, d.output, t.events, t.tasks
             from told t left join ends d on not exists (select from ended e where e.tenant_id = d.tenant_id and e.id = d.execution_id)
     loop
         continue when v_end.execution_id is null;
@@ -1261,6 +1361,7 @@ begin
     delete from public.workflow_timers t where t.tenant_id = p_tenant_id and t.execution_id = p_execution_id and t.node = any (p_nodes);
     update public.workflow_approvals a set status = 'cancelled', decided_at = vanilla.clock()
         where a.tenant_id = p_tenant_id and a.execution_id = p_execution_id and a.node = any (p_nodes) and a.status = 'open';
+    if found then perform vanilla.tell_asked(p_tenant_id, p_execution_id); end if;
 end
 $f$;
 comment on function vanilla.stop_steps(uuid, uuid, smallint[]) is
@@ -1571,6 +1672,7 @@ begin
         and r.item = -1 and r.finished_at is null;
     perform vanilla.emit_event(p_step.tenant_id, 'workflow.approval_requested', p_step.user_id, jsonb_build_object('approval_id', v_id,
         'execution_id', p_step.execution_id, 'title', left(p_wait ->> 'title', 200), 'approvers', p_wait -> 'approvers', 'deadline_at', v_now + make_interval(secs => v_deadline)));
+    perform vanilla.tell_asked(p_step.tenant_id, p_step.execution_id);
 end
 $f$;
 comment on function vanilla.ask_people(public.workflow_queue, jsonb, jsonb) is 'A step waits for people: what they see, who may decide, until when. Its execution is locked.';
@@ -1586,6 +1688,7 @@ declare
 begin
     update public.workflow_approvals a set status = p_decision, decided_at = vanilla.clock(), value = p_approval.value, comment = p_approval.comment
         where a.tenant_id = p_approval.tenant_id and a.id = p_approval.id;
+    perform vanilla.tell_asked(p_approval.tenant_id, p_approval.execution_id);
     delete from public.workflow_timers t where t.tenant_id = p_approval.tenant_id and t.execution_id = p_approval.execution_id and t.node = p_approval.node and t.kind = 'approval';
     select s.state, n.kind into v_state, v_kind from public.workflow_steps s
         join public.workflow_nodes n on n.tenant_id = s.tenant_id and n.workflow_id = p_execution.workflow_id and n.version = p_execution.version and n.node = s.node
@@ -2157,6 +2260,7 @@ begin
         where e.tenant_id = v_tenant and e.id = v_id;
     perform vanilla.emit_events('workflow.succeeded', array[v_tenant], array[v_execution.user_id], array[jsonb_build_object('execution_id', v_id,
         'workflow_id', v_execution.workflow_id, 'version', v_execution.version, 'charged_tokens', v_charged)]);
+    perform vanilla.tell_tasks(array[v_tenant], array[v_id]);
     return json_build_object('status', 'succeeded', 'reason', null, 'error', null, 'output', v_output, 'charged_tokens', v_charged);
 end
 $f$;
@@ -2406,6 +2510,7 @@ begin
                 values (p_timer.tenant_id, p_timer.execution_id, p_timer.node, -1, p_timer.user_id, 'approval', v_approval.deadline_at);
             perform vanilla.emit_event(v_approval.tenant_id, 'workflow.approval_requested', v_approval.user_id, jsonb_build_object('approval_id', v_approval.id,
                 'execution_id', v_approval.execution_id, 'title', v_approval.title, 'approvers', to_jsonb(v_approval.approvers), 'deadline_at', v_approval.deadline_at, 'escalated', true));
+            perform vanilla.tell_asked(v_approval.tenant_id, v_approval.execution_id);
         else
             perform vanilla.answer_step(p_execution, v_approval, case v_approval.on_deadline when 'approve' then 'approved' when 'reject' then 'rejected' else 'expired' end);
         end if;
@@ -3020,6 +3125,7 @@ begin
         delete from public.workflow_steps s using cut where s.tenant_id = v_execution.tenant_id and s.execution_id = v_execution.id and s.node = cut.node and s.item >= 0;
         perform vanilla.requeue(v_execution);
     end if;
+    perform vanilla.tell_tasks(array[v_execution.tenant_id], array[v_execution.id]);
     perform vanilla.audit(v_execution.tenant_id, 'execution.restarted', 'workflow_execution', v_execution.id, jsonb_build_object('node', p_node)
         || case when v_version.version = v_before.version then '{}' else jsonb_build_object('version', v_version.version, 'version_before', v_before.version) end);
     return jsonb_build_object('execution_id', v_execution.id, 'status', (
@@ -3087,6 +3193,69 @@ begin
 end
 $f$;
 comment on function public.signal_execution(uuid, text, jsonb, uuid) is 'Sends a signal to an execution; it may come before the node that waits for it. The first of a name counts.';
+
+create or replace function public.set_task_notification(p_execution_id uuid, p_endpoint_id uuid, p_config_id text, p_context_id text, p_url text, p_secret bytea,
+    p_tenant_id uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_execution public.workflow_executions := vanilla.own_execution(p_execution_id, p_tenant_id);
+    v_others bigint;
+    v_known boolean;
+begin
+    -- with its children: what one of them asks this moment is either told to the new one or seen below
+    perform from vanilla.lock_executions(array[v_execution.tenant_id], array[v_execution.id]);
+    select count(*) filter (where k.id <> p_endpoint_id), coalesce(bool_or(k.id = p_endpoint_id), false) into v_others, v_known
+        from public.webhook_endpoints k where k.tenant_id = v_execution.tenant_id and k.execution_id = v_execution.id;
+    if v_others >= 10 then
+        perform vanilla.refuse('VS429', 'a task has at most 10 push notifications', '{"limit": 10, "used": 10}', 'Delete one that is not needed.');
+    end if;
+    begin
+        insert into public.webhook_endpoints as k (tenant_id, id, execution_id, config_id, context_id, url, event_types, secret, concurrency, created_at)
+            values (v_execution.tenant_id, p_endpoint_id, v_execution.id, p_config_id, p_context_id, p_url, '{task.state}', p_secret, 1, vanilla.clock())
+            on conflict (tenant_id, id) do update set url = excluded.url, secret = excluded.secret, context_id = excluded.context_id, status = 'active', disabled_reason = null,
+                failing_since = null where k.execution_id = excluded.execution_id and k.config_id = excluded.config_id;
+        if not found then perform vanilla.refuse('VS409', 'a webhook with this id exists'); end if;
+    exception
+        when check_violation or not_null_violation then
+            perform vanilla.refuse('VS400', 'the push notification is not valid: ' || sqlerrm, '{}', 'A URL has at most 2048 bytes, an id 1 to 255.');
+        when unique_violation then
+            perform vanilla.refuse('VS409', 'the task has a push notification of this name', jsonb_build_object('config_id', p_config_id));
+    end;
+    perform vanilla.audit(v_execution.tenant_id, 'task_notification.set', 'workflow_execution', v_execution.id, jsonb_build_object('config_id', p_config_id, 'url', p_url));
+    -- made late: it is told what it would have been
+    if not v_known and vanilla.task_state(v_execution.tenant_id, v_execution.id) not in ('submitted', 'working') then
+        perform vanilla.tell_task(v_execution.tenant_id, v_execution.id, p_endpoint_id);
+    end if;
+end
+$f$;
+comment on function public.set_task_notification(uuid, uuid, text, text, text, bytea, uuid) is
+    'Has an execution of one''s own, or any of the tenant for an admin, told to an address when its state as a task changes; at most 10 of a task. p_secret is ciphertext that the runtime made for this id. One of the same name is replaced, and is active again. A new one is told at once when the task has ended or asks people.';
+
+create or replace function public.delete_task_notification(p_execution_id uuid, p_config_id text, p_tenant_id uuid default null) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_execution public.workflow_executions := vanilla.own_execution(p_execution_id, p_tenant_id);
+begin
+    if p_config_id is null or vanilla.drop_notifications(v_execution.tenant_id, array[v_execution.id], p_config_id) = 0 then return false; end if;
+    perform vanilla.audit(v_execution.tenant_id, 'task_notification.deleted', 'workflow_execution', v_execution.id, jsonb_build_object('config_id', p_config_id));
+    return true;
+end
+$f$;
+comment on function public.delete_task_notification(uuid, text, uuid) is 'Deletes a push notification of an execution with what waits for it; false when there was none.';
+
+create or replace function public.task_notifications(p_execution_id uuid, p_tenant_id uuid default null) returns table (config_id text, url text, status text, disabled_reason text,
+    created_at timestamptz)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+declare
+    v_tenant uuid := vanilla.member_tenant(p_tenant_id);
+begin
+    return query select k.config_id, k.url, k.status, k.disabled_reason, k.created_at from public.workflow_executions e
+        join public.webhook_endpoints k on k.tenant_id = e.tenant_id and k.execution_id = e.id
+        where e.id = p_execution_id and (e.tenant_id = v_tenant or v_tenant is null) and (vanilla.claim(5) is distinct from 'user' or e.user_id = vanilla.claim(4)::uuid)
+        order by k.config_id;
+end
+$f$;
+comment on function public.task_notifications(uuid, uuid) is 'The push notifications of an execution of one''s own, or of any of the tenant for an admin, by name; token and credentials are not shown again.';
 
 create or replace function vanilla.may_decide(p_approvers text[], p_user_id uuid, p_role text) returns boolean language sql immutable
     return p_approvers && array['user:' || p_user_id, 'role:' || p_role, case when p_role in ('admin', 'superadmin') then 'role:admin' end, case when p_role = 'admin' then 'role:user' end];
@@ -3407,6 +3576,7 @@ begin
     delete from public.workflow_signals g where g.tenant_id = p_user.tenant_id and g.user_id = p_user.id;
     delete from public.workflow_timers t where t.tenant_id = p_user.tenant_id and t.user_id = p_user.id;
     delete from public.workflow_steps s where s.tenant_id = p_user.tenant_id and s.execution_id in (select e.id from public.workflow_executions e where e.tenant_id = p_user.tenant_id and e.user_id = p_user.id);
+    perform vanilla.drop_notifications(p_user.tenant_id, v_ids);
     delete from public.workflow_executions e where e.tenant_id = p_user.tenant_id and e.user_id = p_user.id;
 end
 $f$;
@@ -3437,6 +3607,7 @@ begin
         delete from public.workflow_approvals a where a.tenant_id = v_tenant and a.execution_id = any (v_ids);
         delete from public.quality_gate_results r where r.tenant_id = v_tenant and r.execution_id = any (v_ids);
         perform vanilla.delete_runs(v_tenant, v_ids);
+        perform vanilla.drop_notifications(v_tenant, v_ids);
         delete from public.workflow_executions e where e.tenant_id = v_tenant and e.id = any (v_ids);
         v_deleted := v_deleted + cardinality(v_ids);
         exit when v_deleted >= p_limit;
@@ -3451,9 +3622,11 @@ comment on function vanilla.job_workflow_history(integer) is
 grant execute on function public.start_workflow(uuid, jsonb, integer, text, integer, uuid, uuid), public.cancel_execution(uuid, text, uuid), public.pause_execution(uuid, uuid),
     public.resume_execution(uuid, uuid), public.restart_execution(uuid, text, uuid, integer), public.signal_execution(uuid, text, jsonb, uuid),
     public.decide_approval(uuid, text, text, jsonb, uuid), public.my_approvals(uuid), public.execution_progress(uuid, uuid),
+    public.set_task_notification(uuid, uuid, text, text, text, bytea, uuid), public.delete_task_notification(uuid, text, uuid), public.task_notifications(uuid, uuid),
     public.execution_step(uuid, text, integer, integer, uuid), public.replay_executions(uuid, text, integer, uuid),
     public.gate_statistics(uuid, timestamptz, timestamptz, uuid), public.set_workflow_share(uuid, integer, integer),
     public.set_workflow_schedule(uuid, text, text, text, jsonb, text, boolean, uuid, uuid), public.delete_workflow_schedule(uuid, uuid) to vanilla_app, vanilla_operator;
+grant execute on function vanilla.task_state(uuid, uuid) to vanilla_app, vanilla_readonly, vanilla_operator;
 grant execute on function vanilla.tick_worker(uuid, jsonb, integer, jsonb), vanilla.tick_run(uuid, jsonb, integer, uuid, uuid), vanilla.held_leases(uuid), vanilla.workflow_plan(uuid, uuid, integer),
     vanilla.tend_workflows(integer), vanilla.due_workflow_schedules(integer),
     vanilla.fire_workflow_schedule(uuid, uuid, timestamptz, timestamptz[], timestamptz, text) to vanilla_runtime;
@@ -3527,8 +3700,12 @@ insert into public.schedules (tenant_id, name, description, kind, period, slots_
 on conflict do nothing;
 
 set local role vanilla_owner;
-do $do$      -- 005, whose versions name a workflow's
+do $do$      -- 001, whose endpoints tell of an execution; 005, whose versions name a workflow's
 begin
+    if not exists (select from pg_constraint c where c.conrelid = 'public.webhook_endpoints'::regclass and c.conname = 'webhook_endpoints_execution_fkey') then
+        alter table public.webhook_endpoints add constraint webhook_endpoints_execution_fkey foreign key (tenant_id, execution_id)
+            references public.workflow_executions (tenant_id, id);
+    end if;
     if not exists (select from pg_constraint c where c.conrelid = 'public.engine_versions'::regclass and c.conname = 'engine_versions_workflow_fkey') then
         alter table public.engine_versions add constraint engine_versions_workflow_fkey foreign key (tenant_id, workflow_id, workflow_version)
             references public.workflow_versions (tenant_id, workflow_id, version);

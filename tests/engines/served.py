@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -41,9 +42,10 @@ class Served(Studio):
 
 
 @asynccontextmanager
-async def served(cluster: Cluster, home: Path) -> AsyncIterator[Served]:
+async def served(cluster: Cluster, home: Path, **more: Any) -> AsyncIterator[Served]:
+    """`more` are settings."""
     async with shop(cluster) as made:
         tools = ["tests.orchestration.hands"]
-        app = create_app(settings_for(cluster, made.room.name, home, run_worker=True, worker_tools=tools))
+        app = create_app(settings_for(cluster, made.room.name, home, run_worker=True, worker_tools=tools, **more))
         async with serve(app) as address:
             yield Served(made, address, app=app)

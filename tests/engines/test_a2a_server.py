@@ -1,58 +1,36 @@
 """Engines and agents as A2A agents, called by the stock client over HTTP: a task is a run."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import pairwise
-from typing import Any
 
 import aiohttp
-import httpx
 import pytest
-from a2a.client.client import Client, ClientConfig
-from a2a.client.client_factory import create_client
+from a2a.client.client import Client
 from a2a.client.errors import AgentCardResolutionError
-from a2a.helpers import proto_helpers as parts
 from a2a.types import a2a_pb2 as types
 from a2a.utils.errors import (
     A2AError,
     ContentTypeNotSupportedError,
     InvalidParamsError,
     InvalidRequestError,
-    PushNotificationNotSupportedError,
     TaskNotCancelableError,
     TaskNotFoundError,
     UnsupportedOperationError,
 )
 from google.protobuf.json_format import MessageToDict
 
-from tests.conftest import Cluster, Person
+from tests.conftest import Cluster
+from tests.engines.a2a import OPEN, TWICE, asked, connected, data, further, sent, state, text, usage
 from tests.engines.served import INPUT, WAITS, Served, served
 from tests.engines.shop import Made, plain
 from tests.orchestration.studio import agent, calls, says
-from vanilla_saas.engines.protocols.a2a_tasks import SCHEMAS, USAGE
+from vanilla_saas.engines.protocols.a2a_tasks import SCHEMAS
 from vanilla_saas.workflows.attending import Attended
 from vanilla_saas.workflows.worker import Worker
 
-OPEN = "select id from workflow_approvals where execution_id = $1 and status = 'open'"
-ASK = {
-    "kind": "approval",
-    "title": "First",
-    "of": "input",
-    "approvers": ["role:user"],
-    "edit": {"type": "object", "properties": {"n": {"type": "integer"}}},
-}
-TWICE = {
-    "input": INPUT,
-    "nodes": [
-        {"id": "one", **ASK},
-        {"id": "two", **ASK, "title": "Second", "of": "steps.one.output.value"},
-        {"id": "use", "kind": "transform", "value": "steps.two.output.value.n"},
-    ],
-    "connections": [{"from": "one", "to": "two", "on": "approved"}, {"from": "two", "to": "use", "on": "approved"}],
-    "output": "steps.use.output",
-}
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 
@@ -67,51 +45,6 @@ async def doubling(desk: Served) -> Made:
     return await desk.shop.deploy(plain("input.n * 2", input=INPUT, output="steps.a.output"))
 
 
-@asynccontextmanager
-async def connected(
-    desk: Served, who: Person | str, name: str, streaming: bool = False, polling: bool = False
-) -> AsyncIterator[Client]:
-    headers = {"authorization": f"Bearer {who if isinstance(who, str) else who.key}"}
-    async with httpx.AsyncClient(headers=headers, timeout=30, trust_env=False) as http:
-        config = ClientConfig(streaming=streaming, polling=polling, httpx_client=http)
-        yield await create_client(f"{desk.address}/a2a/{name}", config)
-
-
-def data(message_id: str | None = None, context: str = "", **given: Any) -> types.SendMessageRequest:
-    message = parts.new_data_message(given, context_id=context, role=types.ROLE_USER)
-    message.message_id = message_id or uuid.uuid4().hex
-    return types.SendMessageRequest(message=message)
-
-
-def text(said: str, **more: Any) -> types.SendMessageRequest:
-    return types.SendMessageRequest(message=parts.new_text_message(said, role=types.ROLE_USER, **more))
-
-
-def further(task: types.Task, context: str = "", **given: Any) -> types.SendMessageRequest:
-    request = data(context=context, **given)
-    request.message.task_id = task.id
-    return request
-
-
-def asked(task: types.Task) -> list[dict[str, Any]]:
-    """What a task asks of its caller."""
-    told = [part for part in task.status.message.parts if part.HasField("data")]
-    return MessageToDict(told[0])["data"]["approvals"] if told else []
-
-
-async def sent(client: Client, request: types.SendMessageRequest) -> types.Task:
-    told = [event async for event in client.send_message(request)]
-    return told[-1].task
-
-
-def state(task: types.Task) -> str:
-    return types.TaskState.Name(task.status.state).removeprefix("TASK_STATE_").lower()
-
-
-def usage(task: types.Task) -> dict[str, Any]:
-    return MessageToDict(task.metadata)[USAGE]
-
-
 async def test_a_card_is_of_what_the_caller_may_run_and_a_message_is_a_run(desk: Served, doubling: Made) -> None:
     user = await desk.shop.person()
     async with (
@@ -120,7 +53,11 @@ async def test_a_card_is_of_what_the_caller_may_run_and_a_message_is_a_run(desk:
     ):
         card = await answer.json()
     assert card["supportedInterfaces"][0]["url"] == f"{desk.address}/a2a/{doubling.slug}"
-    assert (card["version"], card["capabilities"]["streaming"]) == ("1", True)
+    assert (card["version"], card["capabilities"]["streaming"], card["capabilities"]["pushNotifications"]) == (
+        "1",
+        True,
+        True,
+    )
     extensions = {one["uri"]: one for one in card["capabilities"]["extensions"]}
     assert extensions[SCHEMAS]["params"] == {"input": INPUT}
     async with connected(desk, user, doubling.slug) as client:
@@ -195,15 +132,13 @@ async def test_what_cannot_be_an_input_is_refused_and_nothing_is_written(desk: S
         (picture, ContentTypeNotSupportedError, "Parts are texts"),
         (data("m" * 300, n=1), InvalidParamsError, "too long"),
         (text("x", task_id=str(uuid.uuid4())), TaskNotFoundError, "not found"),
+        (data(n=1, tell=types.TaskPushNotificationConfig(url="http://example.test/")), InvalidParamsError, "https://"),
+        (data(n=1, tell=types.TaskPushNotificationConfig(url="https://10.0.0.1/")), InvalidParamsError, "public"),
     ]
     async with connected(desk, user, doubling.slug) as client:
         for request, kind, words in cases:
             with pytest.raises(kind, match=words):
                 await sent(client, request)
-        with pytest.raises(PushNotificationNotSupportedError):
-            await client.create_task_push_notification_config(
-                types.TaskPushNotificationConfig(task_id="x", url="https://example.test/hook")
-            )
     assert await desk.runs(user) == 0
 
 
@@ -468,6 +403,55 @@ async def test_ones_own_tasks_of_an_agent_are_listed_by_page_and_context(desk: S
             await client.list_tasks(types.ListTasksRequest(status=types.TASK_STATE_WORKING))
     async with connected(desk, other, doubling.slug) as client:
         assert (await client.list_tasks(types.ListTasksRequest())).total_size == 0
+
+
+async def test_tasks_are_listed_by_the_time_of_their_state(desk: Served) -> None:
+    user, engine = await desk.shop.person(), await desk.shop.deploy(WAITS)
+    async with connected(desk, user, engine.slug, polling=True) as client:
+        first, second, third = [await sent(client, data()) for _ in range(3)]
+        await client.cancel_task(types.CancelTaskRequest(id=second.id))
+        await client.cancel_task(types.CancelTaskRequest(id=first.id))
+        listed, token = [], ""
+        while page := await client.list_tasks(types.ListTasksRequest(page_size=1, page_token=token)):
+            listed += page.tasks
+            token = page.next_page_token
+            if not token:
+                break
+    assert [task.id for task in listed] == [first.id, second.id, third.id]
+    times = [task.status.timestamp.ToDatetime() for task in listed]
+    assert times == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "version", "code"),
+    [
+        ("GetTask", {"id": "x"}, "1.0", -32001),
+        ("GetTask", {"id": "x"}, "1.0.7", -32001),  # the patch is not looked at
+        ("GetTask", {"id": "x"}, "", -32009),  # empty is 0.3
+        ("GetTask", {"id": "x"}, None, -32009),
+        ("GetTask", {"id": "x"}, "2.0", -32009),
+        ("GetTask", {"id": 7}, "1.0", -32602),
+        ("GetTask", [], "1.0", -32602),
+        ("GetExtendedAgentCard", {}, "1.0", -32004),
+        ("CancelTask", {"id": "x"}, "1.0", -32001),
+        ("SubscribeToTask", {"id": "x"}, "1.0", -32001),
+        ("SendMessage", {"message": {}}, "1.0", -32602),
+        ("Nothing", {}, "1.0", -32601),
+    ],
+)
+async def test_what_the_protocol_refuses_has_its_code(
+    desk: Served, doubling: Made, method: str, params: object, version: str | None, code: int
+) -> None:
+    user = await desk.shop.person()
+    headers = user.headers | ({} if version is None else {"A2A-Version": version})
+    call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    async with (
+        aiohttp.ClientSession(desk.address, headers=headers) as http,
+        http.post(f"/a2a/{doubling.slug}", json=call) as answer,
+    ):
+        told = await answer.text()
+    body = json.loads(told.removeprefix("event: error").strip().removeprefix("data: "))
+    assert (body["id"], body["error"]["code"], bool(body["error"]["message"])) == (1, code, True)
 
 
 async def test_a_key_of_an_engine_is_an_agent_of_that_one(desk: Served, doubling: Made) -> None:

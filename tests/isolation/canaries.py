@@ -23,6 +23,8 @@ NOT_CANARY = {
     ("agreement_versions", "hash"): "is that of the terms, which have one",
     ("protocol_agreements", "suspended_by"): "of a suspended one",
     ("agent_versions", "hash"): "is that of the definition, which has one",
+    ("webhook_endpoints", "config_id"): "of a task's",
+    ("webhook_endpoints", "context_id"): "of a task's",
     ("workflow_nodes", "branches"): "one for each successor",
     ("workflow_nodes", "next_pools"): "the same",
 }

@@ -30,7 +30,8 @@ NULLABLE = {
     "ai_executions": "api_key_id provider_id model_id hold_id error_code latency_ms first_token_ms request_id",
     "audit_logs": "actor_id target_type target_id ip request_id",
     "events": "user_id",
-    "webhook_endpoints": "disabled_reason failing_since previous_secret previous_secret_until",
+    "webhook_endpoints": "disabled_reason failing_since previous_secret previous_secret_until"
+    " execution_id config_id context_id",
     "webhook_deliveries": "delivered_at last_duration_ms last_error last_status_code lease_id",
     "webhook_attempts": "duration_ms error status_code",
     "schedules": "held_since last_duration_ms last_error last_result last_run_at longest_gap requested_at started_at",
@@ -177,6 +178,7 @@ UNIQUE = {
     "ai_workflows": {"tenant_id slug"},
     "workflow_templates": {"tenant_id slug"},
     "routing_strategies": {"tenant_id slug", "tenant_id target pool where (status = 'active'::text)"},
+    "webhook_endpoints": {"tenant_id execution_id config_id"},
     "workflow_executions": {"tenant_id user_id idempotency_key where (idempotency_key IS NOT NULL)"},
     "workflow_schedules": {"tenant_id workflow_id name"},
     "resource_allocations": {
@@ -212,7 +214,10 @@ REFERENCES = {
     "one_time_tokens": {"tenant_id user_id -> users tenant_id id"},
     "tenant_openings": {"tenant_id tenant_id -> tenants tenant_id id"},
     "system_configurations": {"tenant_id tenant_id -> tenants tenant_id id"},
-    "webhook_endpoints": {"tenant_id tenant_id -> tenants tenant_id id"},
+    "webhook_endpoints": {
+        "tenant_id tenant_id -> tenants tenant_id id",
+        "tenant_id execution_id -> workflow_executions tenant_id id",
+    },
     "webhook_deliveries": {"tenant_id endpoint_id -> webhook_endpoints tenant_id id"},
     "webhook_attempts": {"tenant_id delivery_id -> webhook_deliveries tenant_id id"},
     "schedules": {"tenant_id tenant_id -> tenants tenant_id id"},
@@ -362,7 +367,8 @@ WRITABLE_COLUMNS = {
 _WHO = (
     "public.get_current_tenant_id public.get_current_user_id vanilla.claim vanilla.clock vanilla.current_tenant_id"
     " vanilla.current_user_id vanilla.current_user_role vanilla.event_types vanilla.grants_after_burn"
-    " vanilla.platform vanilla.refuse vanilla.schema_files vanilla.set_context vanilla.uuid7"
+    " vanilla.platform vanilla.refuse vanilla.schema_files vanilla.set_context vanilla.task_state"
+    " vanilla.uuid7"
 )
 _PERSONS = {f"vanilla.{name}" for name in ("person_query", "person_tables", "person_tenant", "platform_rows")}
 """What public.open_person_rows calls as whoever called it."""
@@ -422,6 +428,7 @@ EXECUTABLE = {
                 "delete_level_feature",
                 "delete_level_restriction",
                 "delete_upgrade_path",
+                "delete_task_notification",
                 "delete_webhook_endpoint",
                 "delete_workflow",
                 "delete_workflow_schedule",
@@ -494,6 +501,7 @@ EXECUTABLE = {
                 "set_routing_strategy",
                 "set_schedule",
                 "set_subscription_tier",
+                "set_task_notification",
                 "set_tenant_status",
                 "set_upgrade_path",
                 "set_user_password",
@@ -508,6 +516,7 @@ EXECUTABLE = {
                 "start_person_export",
                 "start_agent",
                 "start_workflow",
+                "task_notifications",
                 "tenant_plan",
                 "token_balance_at",
                 "token_ledger_anchor",
@@ -731,6 +740,8 @@ FORBIDDEN = {
     "log_exports_digest_check": ["sha256 = 'short'"],
     "ai_executions_status_check": ["status = 'odd'"],
     "events_type_check": ["type = 'A b'", "type = ''", "type = 'a.'"],
+    "webhook_endpoints_config_check": ["config_id = ''", "context_id = repeat('x', 256)"],
+    "webhook_endpoints_task_check": ["execution_id = null", "config_id = null", "context_id = null"],
     "webhook_endpoints_concurrency_check": ["concurrency = 0", "concurrency = 33"],
     "webhook_endpoints_description_check": ["description = repeat('x', 501)"],
     "webhook_endpoints_event_types_check": ["event_types = '{}'", "event_types = array_fill('x'::text, '{101}')"],

@@ -108,6 +108,8 @@ async def _run(connection: asyncpg.Connection, hands: Hands, part: str, run: str
     first, _second = [await connection.fetchval(start, run, value, f"{word}-{nr}") for nr in range(2)]
     done, failed = [await connection.fetchval(start, part, value, None) for _ in range(2)]
     await connection.fetchval("select signal_execution($1, 'early', $2)", first, json.dumps(word))
+    tells = "select set_task_notification($1, $2, $3, $3, $4, 'x')"
+    await connection.fetchval(tells, first, uuid.uuid4(), word, f"https://{word}.test")
     given = await hands.tick()
     outcomes = []
     for (execution, node), step in given.items():

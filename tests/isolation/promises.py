@@ -124,7 +124,7 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         "b_provider": await one("select id::text from ai_providers where tenant_id = $1 limit 1", b.id),
         "key_id": await one("select id::text from api_keys where key_hash = $1", a.user.key_hash),
         "admin_key_id": await one("select id::text from api_keys where key_hash = $1", a.admin.key_hash),
-        **await _of_webhooks(connection, a.id, b.id),
+        **await _of_webhooks(connection, a.id, b.id, a.user.id),
         **await _of_payments(connection, world),
         **await _of_workflows(connection, world),
         **await _of_routing(connection, world),
@@ -178,8 +178,14 @@ LARGEST_GRANT = (
 )
 
 
-async def _of_webhooks(connection: asyncpg.Connection, a: str, b: str) -> dict[str, str]:
-    """The endpoints of both, the delivery that failed and the one that is in flight."""
+OF_TASK = (
+    "select k.id::text from webhook_endpoints k join workflow_executions e on e.tenant_id = k.tenant_id"
+    " and e.id = k.execution_id where k.tenant_id = $1 and e.user_id = $2"
+)
+
+
+async def _of_webhooks(connection: asyncpg.Connection, a: str, b: str, user: str) -> dict[str, str]:
+    """The endpoints of both, the delivery that failed and the one that is in flight; a task's of the user."""
     statement = (
         "select * from webhook_deliveries where tenant_id = $1 and cause = 'event' and lease_id is {} null limit 1"
     )
@@ -192,6 +198,7 @@ async def _of_webhooks(connection: asyncpg.Connection, a: str, b: str) -> dict[s
         "leased": str(leased["id"]),
         "lease": str(leased["lease_id"]),
         "b_webhook": str(of_b["endpoint_id"]),
+        "notification": await connection.fetchval(OF_TASK, a, user),
         "b_failed": str(of_b["id"]),
     }
 

@@ -78,6 +78,8 @@ VERBS = {
     "restart_execution": "'{lost}'",
     "execution_progress": "'{running}'",
     "execution_step": "'{running}', 'ask'",
+    "set_task_notification": "'{running}', '{provider}', 'new', 'c', 'https://x.test', 'x'",
+    "delete_task_notification": "'{running}', 'new'",
 }
 
 

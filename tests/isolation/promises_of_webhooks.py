@@ -122,4 +122,72 @@ DELIVERIES = [
     Case("runtime", "select vanilla.prune_webhook_deliveries(6)", "VS400"),
 ]  # fmt: skip
 
-CASES = [*ENDPOINTS, *DELIVERIES]
+# push notifications of tasks: section "the runner" of 006
+TELLS = "tenant_id = '{a}' and execution_id = '{running}'"
+SET = "select set_task_notification('{running}', '{provider}', 'new', 'c', 'https://x.test', 'secret')"
+AGAIN = "select set_task_notification('{running}', '{notification}', '{word}', 'c', 'https://x.test', 'new')"
+WAITS_FOR_IT = "(select count(*) from webhook_deliveries d join webhook_endpoints k on k.tenant_id = d.tenant_id and k.id = d.endpoint_id where k.tenant_id = '{a}' and k.%s and d.attempts = 0) = %s"
+TO_TASK = WAITS_FOR_IT % ("execution_id = '{running}'", "%s")
+DROPS = "select delete_task_notification('{running}', '{word}')"
+TOLD = (
+    "insert into webhook_deliveries (tenant_id, id, endpoint_id, event_created_at, event_id, next_attempt_at) select tenant_id, '{%s}', id, now(), '{user}', %s from webhook_endpoints where "
+    + TELLS
+)
+TRIED = f"{TOLD % ('user', 'now()')}; insert into webhook_attempts (tenant_id, delivery_id, attempt) values ('{{a}}', '{{user}}', 1)"
+NINE = (
+    "insert into webhook_endpoints (tenant_id, id, url, event_types, secret, execution_id, config_id, context_id)"
+    " select '{a}', gen_random_uuid(), 'https://x.test', '{*}', 'x', '{running}', n::text, 'c' from generate_series(1, %s) n"
+)
+ASKED = "update workflow_approvals set status = 'expired', decided_at = now() where tenant_id = '{a}' and execution_id = '{running}'"
+ENDED = "set local session_replication_role = replica; update workflow_executions set status = '%s', reason = %s, finished_at = now() where tenant_id = '{a}' and id = '{running}'; set local session_replication_role = origin"
+STATE = "select vanilla.task_state('{a}', '{running}')"
+SENT = (
+    "exists (select from events v where v.tenant_id = '{a}' and v.type = 'task.state' and v.user_id = '{user}'"
+    ' and v.created_at = vanilla.clock() and v.payload @> \'{"execution_id": "{running}",'
+    ' "context_id": "{word}", "state": "%s"}\')'
+)
+SHOWN = "from task_notifications('{running}')"
+NOTIFICATIONS = [
+    # it asks people, so it is told at once
+    Case("user", SET, audit="task_notification.set", then="(select url = 'https://x.test' and secret = 'secret' and concurrency = 1 and event_types = '{task.state}'"
+         " and config_id = 'new' and context_id = 'c' from webhook_endpoints where tenant_id = '{a}' and id = '{provider}') and " + WAITS_FOR_IT % ("config_id = 'new'", 1) + " and " + TO_TASK % 1),
+    Case("user", SET, given=ASKED, then=TO_TASK % 0),
+    Case("user", AGAIN, given=f"update webhook_endpoints set status = 'disabled', disabled_reason = 'x', failing_since = now() where {TELLS}",
+         then=f"(select url = 'https://x.test' and secret = 'new' and status = 'active' and disabled_reason is null and failing_since is null from webhook_endpoints where {TELLS}) and {TO_TASK % 0}"),
+    # those of another tenant's execution of this id are not counted
+    Case("user", SET, given=NINE % 8),
+    Case("user", SET, "VS429", NINE % 9),
+    Case("user", AGAIN, given=NINE % 9),
+    Case("user", SET.replace("'{provider}'", "'{webhook}'"), "VS409"),
+    Case("user", SET.replace("'new'", "'{word}'"), "VS409"),
+    *[Case("user", SET.replace(old, new), "VS400") for old, new in (("https", "file"), ("'secret'", "null"), ("'new'", "''"), ("'c'", "null"))],
+    Case("user", DROPS, "= (t)", TRIED, audit="task_notification.deleted", then=f"not exists (select from webhook_endpoints where {TELLS})"
+         " and not exists (select from webhook_deliveries where tenant_id = '{a}' and id = '{user}') and not exists (select from webhook_attempts where tenant_id = '{a}' and delivery_id = '{user}')"
+         " and exists (select from webhook_attempts where tenant_id = '{a}')"),
+    *[Case("user", DROPS.replace("'{word}'", name), "= (f)", then=f"exists (select from webhook_endpoints where {TELLS})") for name in ("'x'", "null")],
+    *[Case(who, f"select config_id, url, status {SHOWN}", "= ({word},https://{word}.test,active)") for who in ("user", "admin")],
+    *[Case(who, f"select count(*) {SHOWN}", "= (0)") for who in ("other", "super")],
+    Case("nobody", f"select count(*) {SHOWN}", "VS401"),
+    Case("user", f"select count(*) {SHOWN}".replace("{running}", "{b_running}"), "= (0)"),
+    # what becomes of it
+    Case("keeper", STATE, "= (input_required)"),
+    Case("keeper", STATE, "= (working)", ASKED),
+    *[Case("keeper", STATE, f"= ({state})", ENDED % (status, reason)) for state, status, reason in (
+        ("completed", "succeeded", "null"), ("canceled", "cancelled", "'x'"), ("failed", "failed", "'x'"), ("rejected", "failed", "'input_invalid'"))],
+    Case("user", "select cancel_execution('{running}')", then=f"{TO_TASK % 1} and {SENT % 'canceled'}"),
+    Case("user", "select cancel_execution('{running}')", given=f"update webhook_endpoints set status = 'disabled' where {TELLS}", then=TO_TASK % 0),
+    Case("keeper", "select vanilla.tell_tasks(array['{a}', '{a}']::uuid[], array['{running}', '{others_shared}']::uuid[])", "= (1)", then=f"{TO_TASK % 1} and {SENT % 'input_required'}"),
+    Case("keeper", "select vanilla.tell_asked('{a}', '{running}')", then=TO_TASK % 1),
+    Case("keeper", "select vanilla.drop_notifications('{a}', '{}')", "= (0)"),
+    # it is no webhook of the tenant's
+    Case("keeper", "select vanilla.emit_event('{a}', 'token.granted') is not null", "= (t)", f"update webhook_endpoints set event_types = '{{*}}' where {TELLS}", then=TO_TASK % 0),
+    Case("keeper", "select vanilla.emit_events('token.granted', array['{a}']::uuid[], array['{user}']::uuid[], array['{}']::jsonb[])", "= (1)",
+         f"update webhook_endpoints set event_types = '{{*}}' where {TELLS}", then=TO_TASK % 0),
+    *[Case("admin", f"select {call}", "VS404 no such webhook") for call in (
+        "delete_webhook_endpoint('{notification}')", "update_webhook_endpoint('{notification}', 'https://x.test')")],
+    # one after the other
+    Case("runtime", CLAIM, "= (1)", f"{TOLD % ('user', 'vanilla.clock()')}; {TOLD % ('word_less', 'vanilla.clock()')}".replace("'{word_less}'", "gen_random_uuid()")
+         + "; insert into events (tenant_id, created_at, id, type, payload) select tenant_id, event_created_at, event_id, 'task.state', '{}' from webhook_deliveries where id = '{user}'"),
+]  # fmt: skip
+
+CASES = [*ENDPOINTS, *DELIVERIES, *NOTIFICATIONS]

@@ -38,8 +38,9 @@ IDS = {
     "p_reference_id": OPEN_HOLD + "not null limit 1",
     "p_hold_id": OPEN_HOLD + "not null limit 1",
     "vanilla.settle_call.p_hold_id": OPEN_HOLD + "null limit 1",
-    "p_endpoint_id": "select id from webhook_endpoints where tenant_id = $1 limit 1",
+    "p_endpoint_id": "select id from webhook_endpoints where tenant_id = $1 and execution_id is null",
     "public.create_webhook_endpoint.p_endpoint_id": "select gen_random_uuid()",
+    "public.set_task_notification.p_endpoint_id": "select gen_random_uuid()",
     "p_delivery_id": "select id from webhook_deliveries where tenant_id = $1 and lease_id is not null limit 1",
     "p_price_id": "select id from level_pricing where tenant_id = $1 limit 1",
     "public.delete_level.p_level_id": "select id from levels where tenant_id = $1 and slug <> 'free' and not is_default"
@@ -64,7 +65,13 @@ IDS = {
     "public.gate_statistics.p_workflow_id": RUNNING.replace("id", "workflow_id", 1),
     **{f"public.{verb}_execution.p_execution_id": RUNNING for verb in ("cancel", "pause", "resume", "signal")},
     "public.execution_progress.p_execution_id": RUNNING,
+    **{
+        f"public.{name}.p_execution_id": "select execution_id from webhook_endpoints k join workflow_executions e"
+        " on e.tenant_id = k.tenant_id and e.id = k.execution_id where k.tenant_id = $1 and e.user_id = $2"
+        for name in ("set_task_notification", "delete_task_notification", "task_notifications")
+    },
     "public.execution_step.p_execution_id": RUNNING,
+    "vanilla.task_state.p_execution_id": RUNNING,
     "public.restart_execution.p_execution_id": "select id from workflow_executions where tenant_id = $1"
     " and user_id = $2 and status = 'failed'",
     "p_engine_id": "select id from ai_engines where tenant_id = $1",
@@ -295,6 +302,13 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "public.decide_approval": (OK, {"p_decision": "'approved'"}),
     "public.my_approvals": (OK, {}),
     "public.execution_progress": (OK, {}),
+    "public.set_task_notification": (
+        OK,
+        {"p_config_id": "'x'", "p_context_id": "'x'", "p_url": "'https://example.com/'", "p_secret": "'x'"},
+    ),
+    "public.delete_task_notification": (OK, {"p_config_id": "'{word}'"}),
+    "public.task_notifications": (OK, {}),
+    "vanilla.task_state": (OK, {}),
     "public.gate_statistics": (OK, {"p_from": "'2000-01-01'", "p_until": "now()"}),
     "public.set_workflow_share": ("VS403", {}),
     "public.execution_step": (OK, {"p_node": "'ask'"}),
@@ -476,6 +490,8 @@ EMPTY = {
     "vanilla.workflow_plan",
     "public.replay_executions",
     "public.my_approvals",
+    "public.task_notifications",
+    "vanilla.task_state",
     "vanilla.fire_workflow_schedule",
     "vanilla.held_leases",
     "vanilla.tick_run",
@@ -615,7 +631,7 @@ def _harmless(function: Function, choice: tuple[str, ...], outcome: str) -> bool
     """Nothing came back, or the ids were only written down."""
     nothing = function.name in EMPTY and outcome in {f"{OK} {none}" for none in NOTHING}
     unused = {"p_execution_id"} if function.name in WRITE_DOWN_AN_EXECUTION else set()
-    if function.name == "public.create_webhook_endpoint":
+    if function.name in ("public.create_webhook_endpoint", "public.set_task_notification"):
         unused.add("p_endpoint_id")  # the caller makes it up
     if function.name == "public.channel_send":
         unused.add("p_run_id")  # in the caller's own words

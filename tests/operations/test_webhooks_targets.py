@@ -6,7 +6,7 @@ import pytest
 from tests.operations.webhook_support import Receiver
 from tests.rebinding import Rebinding, rebinding
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.operations.webhooks_targets import check_url, connector, is_public
+from vanilla_saas.targets import check_url, connector, is_public
 
 __all__ = ["rebinding"]
 

@@ -14,11 +14,11 @@ from aiohttp import web
 from standardwebhooks.webhooks import Webhook
 
 from vanilla_saas.database.pool import Database
-from vanilla_saas.operations.webhooks import BOUND_TO, WebhookSender
+from vanilla_saas.operations.webhooks import WebhookSender
 from vanilla_saas.operations.webhooks_signing import new_secret
-from vanilla_saas.providers.secrets import SecretBox
+from vanilla_saas.providers.secrets import OF_WEBHOOKS, SecretBox
 
-BOX = SecretBox([bytes.fromhex("c3" * 32)], column=BOUND_TO)
+BOX = SecretBox([bytes.fromhex("c3" * 32)], column=OF_WEBHOOKS)
 """Under the secret key of `tests.conftest.settings_for`."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CLOCK = "create or replace function vanilla.clock() returns timestamptz language sql volatile parallel safe as"

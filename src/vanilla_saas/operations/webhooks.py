@@ -22,13 +22,11 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.database.pool import Database
 from vanilla_saas.operations import webhooks_store as store
 from vanilla_saas.operations.webhooks_signing import signed_headers
-from vanilla_saas.operations.webhooks_targets import check_url, connector, no_cookies
-from vanilla_saas.providers.secrets import SecretBox, SecretError
+from vanilla_saas.providers.secrets import OF_WEBHOOKS, SecretBox, SecretError
 from vanilla_saas.settings import Settings
+from vanilla_saas.targets import check_url, connector, no_cookies
 
 log = structlog.get_logger()
-BOUND_TO = "webhook_secret"
-"""The column that is part of what a ciphertext is bound to."""
 IN_FLIGHT = 50
 """Deliveries that one process has in flight at most."""
 POLL_SECONDS = 1.0
@@ -53,9 +51,18 @@ def event_body(event: dict[str, Any]) -> bytes:
     )
 
 
+def task_body(event: dict[str, Any]) -> bytes:
+    """A `StreamResponse` of A2A: the state that a task took, and when."""
+    told = event["payload"]
+    status = {"state": f"TASK_STATE_{told['state'].upper()}", "timestamp": told["at"]}
+    return orjson.dumps(
+        {"statusUpdate": {"taskId": told["execution_id"], "contextId": told["context_id"], "status": status}}
+    )
+
+
 def secret_box(settings: Settings) -> SecretBox:
     """Opens and closes the secrets of webhooks, bound to tenant and endpoint."""
-    return SecretBox.from_settings(settings, column=BOUND_TO)
+    return SecretBox.from_settings(settings, column=OF_WEBHOOKS)
 
 
 class WebhookSender:
@@ -144,8 +151,7 @@ class WebhookSender:
         """Status, error (None: delivered) and the time the receiver asks for."""
         try:
             url = check_url(delivery["url"], private=self._private)
-            body = event_body(delivery["event"])
-            headers = signed_headers(delivery["event"]["id"], int(time.time()), body, self._secrets(delivery))
+            body, headers = self._message(delivery)
             return await self._post(url, body, headers)
         except VanillaError as refusal:
             return None, refusal.message, None
@@ -161,11 +167,21 @@ class WebhookSender:
         except (aiohttp.ClientError, OSError) as error:
             return None, f"{type(error).__name__}: {error}", None
 
+    def _message(self, delivery: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
+        """Body and headers: signed for a webhook; of a task with what its client gave, which says that it is us."""
+        event, secrets = delivery["event"], self._secrets(delivery)
+        if delivery["of_task"]:
+            given: dict[str, str] = orjson.loads(secrets[0])
+            return task_body(event), given | {"webhook-id": event["id"], "content-type": "application/a2a+json"}
+        body = event_body(event)
+        signed = signed_headers(event["id"], int(time.time()), body, secrets)
+        return body, signed | {"content-type": "application/json"}
+
     async def _post(
         self, url: str, body: bytes, headers: dict[str, str]
     ) -> tuple[int | None, str | None, timedelta | None]:
-        headers |= {"content-type": "application/json", "user-agent": "vanilla-saas-webhooks/1"}
-        # redirects are not followed: the signed request is for the address that the admin named
+        headers |= {"user-agent": "vanilla-saas-webhooks/1"}
+        # redirects are not followed: what says that it is us is for the address that was named
         async with self._http().post(url, data=body, headers=headers, allow_redirects=False) as answer:
             if 200 <= answer.status < 300:
                 return answer.status, None, None

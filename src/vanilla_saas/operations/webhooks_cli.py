@@ -13,8 +13,8 @@ from vanilla_saas.database.operator import AsJson, TenantSlug, as_operator, show
 from vanilla_saas.operations import webhooks_store as store
 from vanilla_saas.operations.webhooks import secret_box
 from vanilla_saas.operations.webhooks_signing import new_secret
-from vanilla_saas.operations.webhooks_targets import check_url
 from vanilla_saas.settings import Settings
+from vanilla_saas.targets import check_url
 
 webhooks = typer.Typer(no_args_is_help=True, help="Webhooks of a tenant: where its events are sent.")
 Limit = Annotated[int, typer.Option(min=1, max=10_000, help="Most rows to list, newest first.")]

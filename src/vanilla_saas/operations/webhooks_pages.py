@@ -14,8 +14,8 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.operations import webhooks_store as store
 from vanilla_saas.operations.webhooks import secret_box
 from vanilla_saas.operations.webhooks_signing import new_secret
-from vanilla_saas.operations.webhooks_targets import check_url
 from vanilla_saas.settings import Settings
+from vanilla_saas.targets import check_url
 from vanilla_saas.tenancy.identity import acting
 from vanilla_saas.tenancy.page_session import PageAdmin
 

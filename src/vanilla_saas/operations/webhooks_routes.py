@@ -29,8 +29,8 @@ from vanilla_saas.operations.webhooks_models import (
     WebhookPatch,
 )
 from vanilla_saas.operations.webhooks_signing import new_secret
-from vanilla_saas.operations.webhooks_targets import check_url
 from vanilla_saas.settings import Settings
+from vanilla_saas.targets import check_url
 from vanilla_saas.tenancy.identity import Caller, CurrentCaller, acting
 
 router = APIRouter(prefix="/api/v1", tags=["webhooks"])

@@ -86,8 +86,8 @@ async def events(connection: asyncpg.Connection, tenant_id: UUID, kind: str | No
 
 async def endpoints(connection: asyncpg.Connection, tenant_id: UUID, bounds: Bounds) -> Rows:
     rows: Rows = await connection.fetch(
-        f"select {ENDPOINT} from public.webhook_endpoints e where e.tenant_id = $1 and (e.created_at, e.id) < ($2, $3)"  # noqa: S608 (a constant)
-        " order by e.created_at desc, e.id desc limit $4",
+        f"select {ENDPOINT} from public.webhook_endpoints e where e.tenant_id = $1 and e.execution_id is null"  # noqa: S608 (a constant)
+        " and (e.created_at, e.id) < ($2, $3) order by e.created_at desc, e.id desc limit $4",
         tenant_id,
         *bounds,
     )
@@ -96,7 +96,8 @@ async def endpoints(connection: asyncpg.Connection, tenant_id: UUID, bounds: Bou
 
 async def endpoint(connection: asyncpg.Connection, tenant_id: UUID, endpoint_id: UUID) -> asyncpg.Record | None:
     row: asyncpg.Record | None = await connection.fetchrow(
-        f"select {ENDPOINT} from public.webhook_endpoints e where e.tenant_id = $1 and e.id = $2",  # noqa: S608
+        f"select {ENDPOINT} from public.webhook_endpoints e"  # noqa: S608
+        " where e.tenant_id = $1 and e.id = $2 and e.execution_id is null",
         tenant_id,
         endpoint_id,
     )
@@ -197,7 +198,9 @@ async def delivery(connection: asyncpg.Connection, tenant_id: UUID, delivery_id:
     """One delivery, with its event."""
     row: asyncpg.Record | None = await connection.fetchrow(
         f"select {DELIVERY}, v.tenant_id, v.user_id, v.payload, v.created_at as event_created_at"  # noqa: S608
-        f" from public.webhook_deliveries d {OF_EVENT} where d.tenant_id = $1 and d.id = $2",
+        f" from public.webhook_deliveries d {OF_EVENT}"
+        " join public.webhook_endpoints e on e.tenant_id = d.tenant_id and e.id = d.endpoint_id"
+        " where d.tenant_id = $1 and d.id = $2 and e.execution_id is null",
         tenant_id,
         delivery_id,
     )

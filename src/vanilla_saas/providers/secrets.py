@@ -20,6 +20,8 @@ from vanilla_saas.settings import Settings
 
 VERSION = 1
 KEY_BYTES = 32
+OF_WEBHOOKS = "webhook_secret"
+"""The column of what signs webhooks, and of the token and credentials of push notifications."""
 _KEY_ID = slice(1, 5)
 _NONCE = slice(5, 17)
 _CIPHERTEXT = slice(17, None)

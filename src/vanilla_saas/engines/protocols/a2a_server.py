@@ -20,11 +20,9 @@ from a2a.types import a2a_pb2 as types
 from a2a.utils.errors import (
     A2AError,
     ContentTypeNotSupportedError,
-    ExtendedAgentCardNotConfiguredError,
     InternalError,
     InvalidParamsError,
     InvalidRequestError,
-    PushNotificationNotSupportedError,
     TaskNotCancelableError,
     TaskNotFoundError,
     UnsupportedOperationError,
@@ -38,7 +36,7 @@ from google.protobuf.message import Message
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import runs
 from vanilla_saas.engines.protocols import a2a_tasks as tasks
-from vanilla_saas.engines.protocols import calls
+from vanilla_saas.engines.protocols import calls, notifications
 from vanilla_saas.engines.protocols.calls import Offer, State
 from vanilla_saas.providers.estimate import InvalidRequest
 from vanilla_saas.tenancy.identity import Caller, again
@@ -132,7 +130,7 @@ class Methods(RequestHandler):
     async def on_list_tasks(
         self, params: types.ListTasksRequest, context: ServerCallContext
     ) -> types.ListTasksResponse:
-        """The caller's own tasks of this agent, newest first."""
+        """The caller's own tasks of this agent, last changed first."""
         with _refusals():
             size = params.page_size if params.HasField("page_size") else MOST_LISTED // 2
             if params.status or params.HasField("status_timestamp_after"):
@@ -149,36 +147,85 @@ class Methods(RequestHandler):
     async def on_get_extended_agent_card(
         self, params: types.GetExtendedAgentCardRequest, context: ServerCallContext
     ) -> types.AgentCard:
-        raise ExtendedAgentCardNotConfiguredError
+        raise UnsupportedOperationError("There is one card, which whoever asks for it gets.")
 
     async def on_create_task_push_notification_config(
         self, params: types.TaskPushNotificationConfig, context: ServerCallContext
     ) -> types.TaskPushNotificationConfig:
-        raise PushNotificationNotSupportedError
+        """Has a task of the caller's told to an address; one of the same id is replaced, the task's without one."""
+        with _refusals():
+            validate_proto_required_fields(params)
+            run = (await self._state(_id(params.task_id)))[0]
+            return await self._notify(run, params, self._notification(params))
 
     async def on_get_task_push_notification_config(
         self, params: types.GetTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> types.TaskPushNotificationConfig:
-        raise PushNotificationNotSupportedError
+        """Address and id; token and credentials are not shown again."""
+        with _refusals():
+            for config in await self._configs(params.task_id):
+                if config.id == params.id:
+                    return config
+            raise TaskNotFoundError("The task has no such push notification.")
 
     async def on_list_task_push_notification_configs(
         self, params: types.ListTaskPushNotificationConfigsRequest, context: ServerCallContext
     ) -> types.ListTaskPushNotificationConfigsResponse:
-        raise PushNotificationNotSupportedError
+        """Those of a task by id."""
+        with _refusals():
+            size = params.page_size or MOST_LISTED
+            if not 1 <= size <= MOST_LISTED:
+                raise InvalidParamsError(f"A page has 1 to {MOST_LISTED} push notifications.")
+            found = [one for one in await self._configs(params.task_id) if one.id > params.page_token]
+            more = found[size - 1].id if len(found) > size else ""
+            return types.ListTaskPushNotificationConfigsResponse(configs=found[:size], next_page_token=more)
 
     async def on_delete_task_push_notification_config(
         self, params: types.DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> None:
-        raise PushNotificationNotSupportedError
+        """One that is not there is deleted already."""
+        with _refusals():
+            execution_id = (await self._state(_id(params.task_id)))[0]["execution_id"]
+            await notifications.delete(self._request, self._caller, execution_id, params.id)
 
     async def _send(self, params: types.SendMessageRequest) -> UUID:
         """The run that a message begins or is for. Raises A2AError, VanillaError."""
         validate_proto_required_fields(params)
+        message, config = params.message, None
         if params.configuration.HasField("task_push_notification_config"):
-            raise PushNotificationNotSupportedError
-        message = params.message
+            config = params.configuration.task_push_notification_config
+        notification = None if config is None else self._notification(config)
         parts = [_whole(MessageToDict(part)) for part in message.parts]
-        return await (self._tell(message, parts) if message.task_id else self._begin(message, parts))
+        execution_id = await (self._tell(message, parts) if message.task_id else self._begin(message, parts))
+        if config is not None and notification is not None:
+            # what it has missed meanwhile it is told at once
+            await self._notify((await self._state(execution_id))[0], config, notification)
+        return execution_id
+
+    def _notification(self, config: types.TaskPushNotificationConfig) -> notifications.Notification:
+        """What a client asks for, before anything is done. Raises VanillaError `invalid_request`."""
+        said = config.authentication
+        return notifications.checked(self._request, config.url, config.token, said.scheme, said.credentials)
+
+    async def _notify(
+        self, run: dict[str, Any], config: types.TaskPushNotificationConfig, notification: notifications.Notification
+    ) -> types.TaskPushNotificationConfig:
+        """The config as it is kept. Raises VanillaError."""
+        execution_id = run["execution_id"]
+        kept = types.TaskPushNotificationConfig()
+        kept.CopyFrom(config)
+        kept.task_id, kept.id, kept.url = str(execution_id), config.id or str(execution_id), notification.url
+        context_id = tasks.context_of(run)
+        await notifications.put(self._request, self._caller, execution_id, kept.id, context_id, notification)
+        return kept
+
+    async def _configs(self, task_id: str) -> list[types.TaskPushNotificationConfig]:
+        execution_id = (await self._state(_id(task_id)))[0]["execution_id"]
+        found = await notifications.found(self._request, self._caller, execution_id)
+        return [
+            types.TaskPushNotificationConfig(task_id=str(execution_id), id=one["config_id"], url=one["url"])
+            for one in found
+        ]
 
     async def _tell(self, message: types.Message, parts: list[dict[str, Any]]) -> UUID:
         """A signal or a decision for a run. Raises TaskNotFoundError, UnsupportedOperationError, VanillaError."""
@@ -213,7 +260,7 @@ class Methods(RequestHandler):
         async with aclosing(self._looks(found)) as looks:
             async for last in looks:
                 found = last
-                if tasks.state_of(last[0]) in tasks.ENDED | tasks.ASKS or await self._request.is_disconnected():
+                if last[0]["task_state"] in tasks.ENDED | tasks.ASKS or await self._request.is_disconnected():
                     break
         return found
 
@@ -266,6 +313,8 @@ def _whole(value: Any) -> Any:
 
 
 def _id(text: str) -> UUID:
+    if not text:
+        raise InvalidParamsError("The id of the task is missing.")
     try:
         return UUID(text)
     except ValueError:

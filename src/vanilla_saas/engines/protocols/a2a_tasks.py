@@ -19,7 +19,6 @@ SCHEMAS = "urn:vanilla-saas:a2a:schemas:1"
 ENDED = frozenset({"completed", "failed", "canceled", "rejected"})
 ASKS = frozenset({"input_required", "auth_required"})
 TO_TASK = "To a task a message is one data part: signal and payload, or approval_id, decision, comment and value."
-_STATES = {"running": "working", "paused": "working", "succeeded": "completed", "cancelled": "canceled"}
 _ASKED = ("title", "prompt", "subject", "edit")
 _MOST_KEY = 255
 _BEARER = {"httpAuthSecurityScheme": {"scheme": "Bearer", "description": "an API key or a session"}}
@@ -37,7 +36,7 @@ def card(offer: Offer, url: str) -> dict[str, Any]:
         "supportedInterfaces": [{"url": url, "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}],
         "capabilities": {
             "streaming": True,
-            "pushNotifications": False,
+            "pushNotifications": True,
             "extensions": [
                 {"uri": USAGE, "description": "What a task was charged, in its metadata."},
                 {"uri": SCHEMAS, "description": "A data part is the input.", "params": schemas},
@@ -104,17 +103,6 @@ def told_to_task(parts: Sequence[dict[str, Any]]) -> Signal | Decision:
         raise VanillaError("invalid_request", f"{field}: {wrong['msg']}. {TO_TASK}", {"param": field}) from None
 
 
-def state_of(run: Answer) -> str:
-    """The A2A state of a run; one that asks people is `input_required` until they have decided."""
-    if run["finished_at"] is not None:
-        if run["reason"] == "input_invalid":
-            return "rejected"
-        return str(run["state"]) if run["state"] in ENDED else _STATES.get(run["status"], "failed")
-    if run["asks"]:
-        return "input_required"
-    return str(run["state"]) if run["state"] in {"submitted", "auth_required"} else "working"
-
-
 def task(offer: Offer, run: Answer, tree: Sequence[Answer], made: Sequence[Answer]) -> dict[str, Any]:
     """The task that a run is."""
     task_id, context_id, message_id = str(run["execution_id"]), context_of(run), _said(run)[1]
@@ -139,7 +127,7 @@ def context_of(run: Answer) -> str:
 
 def status(run: Answer) -> dict[str, Any]:
     """The state of a run since when, with why when it is no answer."""
-    state = state_of(run)
+    state = run["task_state"]
     told: dict[str, Any] = {
         "state": f"TASK_STATE_{state.upper()}",
         "timestamp": _time(run["finished_at"] or run["started_at"]),

@@ -187,7 +187,7 @@ async def state(request: Request, caller: Caller, execution_id: UUID) -> State:
     tenant_id, key_id = caller.identity.tenant_id, runs.key_of_engine(caller)
     async with acting(request, caller, read_only=True) as connection:
         run = await store.run(connection, tenant_id, execution_id, key_id)
-        if run["asks"] and key_id is None:
+        if run["task_state"] == "input_required" and key_id is None:
             run["approvals"] = await store.asked(connection, tenant_id, execution_id, run["run_id"])
         if run["run_id"] is None:
             return run, [], []
@@ -198,7 +198,7 @@ async def state(request: Request, caller: Caller, execution_id: UUID) -> State:
 async def begun(
     request: Request, caller: Caller, prefix: str, context: str, before: UUID | None, limit: int
 ) -> tuple[list[UUID], int]:
-    """The caller's own runs whose idempotency keys begin so, newest first, and how many there are."""
+    """The caller's own runs whose idempotency keys begin so, last changed first, and how many there are."""
     who, key_id = caller.identity, runs.key_of_engine(caller)
     if key_id is None:
         caller.require_scope("read")

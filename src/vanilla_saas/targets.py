@@ -1,4 +1,5 @@
-"""Where webhooks may be sent: tenants choose the address, and it must not lead into our own network (`outgoing`)."""
+"""Where webhooks and push notifications may be sent: tenants choose the address, and it must not lead into our own
+network (`outgoing`)."""
 
 from yarl import URL
 
