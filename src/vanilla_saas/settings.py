@@ -58,8 +58,8 @@ class Settings(BaseSettings):
     max_streams: Annotated[int, Field(ge=1)] = 1000
     """Streams of an execution's events that one process keeps open; one more is answered 429 with Retry-After."""
     public_url: str | None = None
-    """Address under which people reach this installation; links in mails and answers begin with it, and its pages may ask
-    `/mcp`."""
+    """Address under which people reach this installation; links in mails and answers begin with it, and its pages may
+    ask `/mcp`."""
     smtp_url: SecretStr | None = None
     """`smtp://user:password@host:587?from=name@host` (or `smtps://`) sends links to people who forgot a password;
     needs `VANILLA_SAAS_PUBLIC_URL`. Without it an admin hands out links."""
