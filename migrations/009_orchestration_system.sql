@@ -3103,6 +3103,7 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_now timestamptz := vanilla.clock();
 begin
+    if p_error ->> 'code' = 'timeout' and p_run.deadline_at <= v_now then p_stop_reason := 'deadline'; end if;      -- whatever did not answer in time
     if p_run.engines is not null then
         with asked as (      -- an engine whose run gave no answer: it costs what it has cost
             update public.agent_run_steps s set status = case p_state when 'failed' then 'failed' else 'refused' end, result = p_error, finished_at = v_now,

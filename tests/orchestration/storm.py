@@ -52,7 +52,18 @@ class Storm:
         self.refused: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.settled: dict[str, int] = {}
+        self.sent = 0
         self.last: list[tuple[str, tuple[Any, ...]]] = []
+
+    @property
+    def going(self) -> bool:
+        return self.left is None or self.left > 0
+
+    def take(self, operations: int) -> None:
+        """So many more have been done."""
+        self.sent += operations
+        if self.left is not None:
+            self.left -= operations
 
     def next(self) -> tuple[str, tuple[Any, ...]]:
         """An operation; one of five is one that was sent before, word for word."""
@@ -103,9 +114,8 @@ class Storm:
 
     async def client(self) -> None:
         connection = await self.connect()
-        while self.left is None or self.left > 0:
-            if self.left is not None:
-                self.left -= 1
+        while self.going:
+            self.take(1)
             statement, values = self.next()
             name = statement.split("(")[0].rsplit(".", 1)[-1].removeprefix("select ").removeprefix("allocation_")
             try:
@@ -140,7 +150,15 @@ async def main(url: str, seed: str, *payers: str) -> None:
     pairs = list(zip(map(uuid.UUID, payers[::2]), map(uuid.UUID, payers[1::2]), strict=True))
     storm = Storm(url, pairs, int(seed), None)
     print("ready", flush=True)
-    await asyncio.gather(*(storm.client() for _ in range(4)))
+
+    async def tell() -> None:
+        told = 0
+        while True:
+            await asyncio.sleep(0.05)
+            print(storm.sent - told - 4, flush=True)  # what each client has begun is not done
+            told = storm.sent - 4
+
+    await asyncio.gather(tell(), *(storm.client() for _ in range(4)))
 
 
 if __name__ == "__main__":

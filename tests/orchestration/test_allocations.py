@@ -71,12 +71,18 @@ async def test_the_ledger_row_of_a_step_names_it(trees: Trees) -> None:
 
 
 async def test_no_more_is_carved_or_held_than_is_left(trees: Trees) -> None:
-    root = await trees.open(await trees.user(balance=1000), 100)
+    user = await trees.user(balance=1000)
+    root, beside = await trees.open(user, 100), await trees.open(user, 100)
     await trees.carve(root, 60)
     await trees.hold(root, "one", 30)
+    before = await trees.tokens(root), await trees.figures(user)
     told = await refused(trees.hold(root, "two", 11), "VS429")
     assert (told["reason"], told["needed"], told["left"], told["limit"]) == ("budget_exhausted", 11, 10, 100)
     assert (await refused(trees.carve(root, 11), "VS429"))["reason"] == "budget_exhausted"
+    assert (await trees.tokens(root), await trees.figures(user)) == before
+    children = "select count(*) from resource_allocations where parent_id = $1"
+    assert await trees.connection.fetchval(children, uuid.UUID(root["allocation_id"])) == 1
+    assert (await trees.carve(beside, 100))["budget"] == 100
     assert (await trees.carve(root, None))["budget"] == 10
 
 

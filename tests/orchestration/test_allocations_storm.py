@@ -11,7 +11,8 @@ from tests.conftest import LONG, Cluster
 from tests.orchestration.storm import Storm
 from tests.orchestration.support import Trees
 
-OPERATIONS, CLIENTS = (1_000_000, 64) if LONG else (20_000, 16)
+OPERATIONS, CLIENTS = (1_000_000, 64) if LONG else (50_000, 16)
+"""Operations with those of the processes that are killed, of which what they had told counts."""
 TWICE = """
     select metadata ->> 'allocation_hold' from user_token_ledger
     where reference_type = 'resource_allocation' and direction = 'settle' and user_id = any ($1)
@@ -31,17 +32,18 @@ BACKENDS = """
 async def strike(storm: Storm, operator: asyncpg.Connection, process: list[str]) -> int:
     """Ends connections and kills a process of clients again and again; returns how many processes."""
     killed = 0
-    while storm.left:
+    while storm.going:
         client = await asyncio.create_subprocess_exec(
             *process, str(killed), *storm_payers(storm), stdout=asyncio.subprocess.PIPE
         )
         assert client.stdout is not None
         await client.stdout.readline()
         for beat in range(4):
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.5)
             await operator.execute(BACKENDS, f"{killed}.{beat}")
         client.kill()
-        await client.wait()
+        told, _ = await client.communicate()
+        storm.take(sum(map(int, told.split())))
         killed += 1
     return killed
 
@@ -66,6 +68,7 @@ async def test_in_a_storm_no_node_overspends_no_step_is_charged_twice_and_nothin
     print(f"{OPERATIONS / (time.monotonic() - began):.0f} operations/s, {killed} processes killed")
     print(sorted(storm.done.items()), sorted(storm.refused.items()), sep="\n")
     assert storm.failures == {}
+    assert storm.sent >= OPERATIONS
     ids = [user.id for user in users]
     assert await trees.broken() == []
     kept = dict(

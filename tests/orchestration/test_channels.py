@@ -38,8 +38,12 @@ async def test_a_message_id_is_not_used_for_another_message(talk: Hall, change: 
     await talk.send(channel, "a", **same)  # type: ignore[arg-type]
     reply = change.pop("in_reply_to", None)
     more = {"p_in_reply_to": reply} if reply else {}
-    with pytest.raises(VanillaError, match="used for another message"):
+    with pytest.raises(VanillaError, match="used for another message") as refused:
         await talk.send(channel, "a", **same | change | more)  # type: ignore[arg-type]
+    assert refused.value.code.name == "idempotency_key_reused"
+    assert await talk.seqs(channel) == [1, 2]
+    assert await talk.send(channel, "a", **same) == {"seq": 2, "replayed": True}  # type: ignore[arg-type]
+    assert await talk.say(channel, "b") == 3
 
 
 async def test_two_that_send_the_same_at_once_write_it_once(talk: Hall, clocked_url: str) -> None:
@@ -292,8 +296,11 @@ async def test_a_message_that_makes_no_sense_is_refused(
 async def test_only_a_participant_of_the_channel_speaks_in_it(talk: Hall) -> None:
     channel, other = await talk.open("a", "b"), await talk.open("a", "b")
     channel.of["x"] = other.of["a"]
-    with pytest.raises(VanillaError, match="no such participant"):
+    with pytest.raises(VanillaError, match="no such participant") as refused:
         await talk.say(channel, "x")
+    assert refused.value.code.name == "not_found"
+    assert (await talk.seqs(channel), await talk.seqs(other)) == ([], [])
+    assert (await talk.say(channel, "a"), await talk.say(other, "a")) == (1, 1)
 
 
 async def test_what_all_have_read_is_deleted_when_it_is_old(talk: Hall) -> None:

@@ -79,6 +79,45 @@ async def test_work_that_does_not_fit_goes_to_the_next_bid_and_counts_the_next_t
     assert await bids(desk, second) == {bad: ("rejected", 1000), good: ("done", 1500)}
 
 
+async def test_the_next_best_works_when_the_best_fails_its_gate_and_that_counts_from_then_on(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    late = await bidder(desk, bid(10, latency_ms=30_000))
+    dear = await bidder(desk, bid(9000))
+    unfit = await bidder(desk, bid(1000), work='{"colour": "red"}')
+    fair, fairer = await bidder(desk, bid(1600)), await bidder(desk, bid(1500))
+    terms = {"rule": "score", "accept": COLOUR, "most_tokens": 5000, "bid_s": 3}
+    found = await run(desk, person, [late, dear, unfit, fair, fairer], **terms)
+    assert await bids(desk, found) == {
+        late: ("late", None), dear: ("refused", 9000), unfit: ("failed", 1000), fair: ("rejected", 1600), fairer: ("done", 1500),
+    }  # fmt: skip
+    held = await desk.shop.operator.fetch(
+        "select a.slug, b.state, x.state as budget, x.held_tokens, x.carved_tokens, r.finished_at is not null as over"
+        " from contract_bids b join contract_calls c on c.id = b.call_id join agents a on a.id = b.agent_id"
+        " join agent_runs r on r.id in (b.run_id, b.work_run_id) join resource_allocations x on x.id = r.allocation_id"
+        " where c.run_id = $1",
+        found["id"],
+    )
+    assert len(held) == 5 + 2  # all have bid, two have worked
+    assert {tuple(row)[2:] for row in held} == {("closed", 0, 0, True)}
+    again = await run(desk, person, [unfit, fairer], **terms)
+    assert await bids(desk, again) == {unfit: ("rejected", 1000), fairer: ("done", 1500)}
+
+
+async def test_a_bid_that_comes_late_changes_nothing(desk: Studio) -> None:
+    person = await desk.shop.person(balance=1_000_000)
+    late, good = await bidder(desk, bid(10, latency_ms=1500)), await bidder(desk, bid(1500))
+    found = await run(desk, person, [late, good], bid_s=1)
+    before = await bids(desk, found)
+    assert before == {late: ("late", None), good: ("done", 1500)}
+    # it bids after all, as one whose worker was slow to notice would have it
+    answer = "update agent_runs set output = '{\"json\": {\"price_tokens\": 10}}' where id = (select b.run_id from contract_bids b join contract_calls c on c.id = b.call_id where c.run_id = $1 and b.state = 'late')"
+    assert await desk.shop.operator.execute(answer, found["id"]) == "UPDATE 1"
+    read = "select vanilla.read_bids(c), vanilla.settle_contracts(r) from contract_calls c join agent_runs r on r.id = c.run_id where r.id = $1"
+    await desk.shop.operator.execute(read, found["id"])
+    assert await bids(desk, found) == before
+    await settled(desk, found)
+
+
 async def test_nobody_who_can_do_it_is_told_to_the_model(desk: Studio) -> None:
     person = await desk.shop.person(balance=1_000_000)
     bad = await bidder(desk, bid(1000), work="no colour")
@@ -112,3 +151,7 @@ async def test_a_call_is_awarded_once(desk: Studio) -> None:
     award = "update contract_bids set state = 'accepted' where state = 'rejected' and call_id in (select id from contract_calls where run_id = $1)"
     with pytest.raises(asyncpg.UniqueViolationError, match="contract_bids_award_idx"):
         await desk.shop.operator.execute(award, found["id"])
+    assert await bids(desk, found) == {one: ("done", 1000), other: ("rejected", 1001)}
+    await settled(desk, found)
+    another = await run(desk, person, [one, other])
+    assert await bids(desk, another) == {one: ("done", 1000), other: ("rejected", 1001)}

@@ -44,6 +44,16 @@ class Runaway:
             "many": await save(agent(many, delegates=[ticks])),
         }
 
+    async def chain(self, length: int) -> str:
+        """The first of so many agents, of which each asks the next and tells what came of it."""
+        mark = uuid.uuid4().hex[:8]
+        names = [f"n{n}-{mark}" for n in range(length)]
+        await self.desk.save(agent(says("The end.")), names[-1])
+        for name, below in zip(names[-2::-1], names[:0:-1], strict=True):
+            turns = (calls((f"delegate_to_{below}", {"message": "Go on."})), says("So far it went."))
+            await self.desk.save(agent(*turns, delegates=[below]), name)
+        return names[0]
+
     async def require_exact(self, roots: list[uuid.UUID], balance: int) -> None:
         """The wallet lacks what the models cost, nothing is held, no node spent more than it had."""
         operator = self.desk.shop.operator
@@ -113,6 +123,45 @@ async def test_what_would_never_stop_stops_for_its_reason(
         assert {stop for _, _, stop in ends} == {"max_depth", "loop_detected", "max_children"}, ends
     if run["stop_reason"] == "budget_exhausted":
         assert run["output"]["text"] == "So far I counted."
+
+
+CHAIN = 51
+"""Agents of which each asks the next: the last would be fifty deep."""
+# who begins, how the tree ends, how many calls of models there are, and how many tools were called
+EXACT: list[tuple[str, dict[tuple[int, str, str], int], int, int]] = [
+    # three turns of the one, of which the third asks what was answered twice, and one of each whom it asked
+    ("each other", {(0, "failed", "loop_detected"): 1, (1, "failed", "cycle_refused"): 2}, 5, 0),
+    ("same call", {(0, "failed", "loop_detected"): 1}, 3, 2),
+    # the fourth below the first may ask nobody; each above is told so and answers
+    ("chain", {(n, "completed", "done"): 1 for n in range(4)} | {(4, "failed", "max_depth"): 1}, 9, 0),
+    ("many", {(0, "failed", "max_children"): 1}, 1, 0),
+]
+
+
+@pytest.mark.parametrize(("who", "expected", "asked", "tools"), EXACT)
+async def test_it_stops_before_the_next_call_and_within_its_budget(
+    runaway: Runaway, who: str, expected: dict[tuple[int, str, str], int], asked: int, tools: int
+) -> None:
+    desk, sandbox = runaway.desk, runaway.sandbox
+    person = await desk.shop.person(balance=2 * BUDGET)
+    slugs = await runaway.agents()
+    slugs["same call"] = await desk.save(agent(calls(("look_up", {"name": "Ada"})), tools=["look_up"]))
+    slugs["chain"] = await runaway.chain(CHAIN)
+    after = await desk.save(agent(says("I am another.")))
+    sandbox.asked.clear()
+    root = await desk.start(person, slugs[who], p_tokens=BUDGET)
+    run = await desk.ended(root, 60)
+    assert (await runaway.ends(root), sandbox.asked.total()) == (expected, asked)
+    made = "select count(*) from agent_run_steps s join agent_runs r on r.id = s.run_id"
+    tried = f"{made} where s.kind = 'tool' and s.status = 'done' and r.root_run_id = $1"
+    assert await desk.shop.operator.fetchval(tried, root) == tools
+    assert 0 < await desk.charged(root) <= BUDGET
+    assert run["finished_at"] is not None
+    # whoever works goes on to what comes later, and asks nothing more for this one
+    later = await desk.start(person, after, p_tokens=BUDGET)
+    await desk.ended(later)
+    assert sandbox.asked.total() == asked + 1
+    await runaway.require_exact([root, later], 2 * BUDGET)
 
 
 async def test_three_at_once_for_one_wallet_stop_each_for_its_reason(runaway: Runaway) -> None:
