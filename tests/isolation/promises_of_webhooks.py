@@ -177,6 +177,7 @@ NOTIFICATIONS = [
     Case("user", "select cancel_execution('{running}')", then=f"{TO_TASK % 1} and {SENT % 'canceled'}"),
     Case("user", "select cancel_execution('{running}')", given=f"update webhook_endpoints set status = 'disabled' where {TELLS}", then=TO_TASK % 0),
     Case("keeper", "select vanilla.tell_tasks(array['{a}', '{a}']::uuid[], array['{running}', '{others_shared}']::uuid[])", "= (1)", then=f"{TO_TASK % 1} and {SENT % 'input_required'}"),
+    Case("keeper", "select vanilla.tell_task('{a}', '{running}')", given=f"update webhook_endpoints set status = 'disabled' where {TELLS}", then=TO_TASK % 0),
     Case("keeper", "select vanilla.tell_asked('{a}', '{running}')", then=TO_TASK % 1),
     Case("keeper", "select vanilla.drop_notifications('{a}', '{}')", "= (0)"),
     # it is no webhook of the tenant's
@@ -187,7 +188,10 @@ NOTIFICATIONS = [
         "delete_webhook_endpoint('{notification}')", "update_webhook_endpoint('{notification}', 'https://x.test')")],
     # one after the other
     Case("runtime", CLAIM, "= (1)", f"{TOLD % ('user', 'vanilla.clock()')}; {TOLD % ('word_less', 'vanilla.clock()')}".replace("'{word_less}'", "gen_random_uuid()")
-         + "; insert into events (tenant_id, created_at, id, type, payload) select tenant_id, event_created_at, event_id, 'task.state', '{}' from webhook_deliveries where id = '{user}'"),
+         + "; insert into events (tenant_id, created_at, id, type, payload) select tenant_id, event_created_at, event_id, 'task.state', '{}' from webhook_deliveries where id = '{user}'"
+         # that of another tenant, of the same id, does not come before
+         "; insert into webhook_deliveries (tenant_id, id, endpoint_id, event_created_at, event_id, next_attempt_at)"
+         " values ('{twin}', '00000000-0000-7000-8000-000000000001', '{notification}', now(), '{user}', '2199-01-01')"),
 ]  # fmt: skip
 
 CASES = [*ENDPOINTS, *DELIVERIES, *NOTIFICATIONS]
