@@ -150,12 +150,17 @@ async def test_a_task_that_is_anothers_is_one_that_is_not_there(desk: Served, do
     flow = await desk.shop.room.publish(plain("1"), outside)
     made = await desk.shop.ask(outside, "deploy_engine", doubling.slug, flow)
     await desk.shop.ask(outside, "set_engine", uuid.UUID(made["engine_id"]), p_default_access="execute")
+    waits = await desk.shop.deploy(WAITS)
     async with connected(desk, user, doubling.slug) as client:
         task = await sent(client, data(n=1))
+    async with connected(desk, user, waits.slug, polling=True) as client:
+        going = await sent(client, data())
+    state = "select id, status, output, finished_at from workflow_executions order by id"
+    before = await desk.shop.operator.fetch(state)
     words = set()
     for who, name in ((other, doubling.slug), (outside, doubling.slug), (user, twin.slug)):
         async with connected(desk, who, name, streaming=True) as client:
-            for id_ in (task.id, str(uuid.uuid4()), "x"):
+            for id_ in (task.id, going.id, str(uuid.uuid4()), "x"):
                 for ask in (
                     client.get_task(types.GetTaskRequest(id=id_)),
                     client.cancel_task(types.CancelTaskRequest(id=id_)),
@@ -165,6 +170,10 @@ async def test_a_task_that_is_anothers_is_one_that_is_not_there(desk: Served, do
                         await ask
                     words.add((refused.value.message, str(refused.value.data)))
     assert len(words) == 1
+    assert await desk.shop.operator.fetch(state) == before
+    async with connected(desk, user, waits.slug) as client:
+        assert (await client.get_task(types.GetTaskRequest(id=going.id))).status.state == types.TASK_STATE_WORKING
+        await desk.shop.ask(user, "cancel_execution", uuid.UUID(going.id))
 
 
 async def test_a_task_is_polled_followed_again_and_cancelled(desk: Served) -> None:

@@ -7,8 +7,8 @@ from tests.orchestration.mortals import MODEL_STEPS, Ward
 
 EACH = ("call:1", "record_turn:after:1") if LONG else ("record_turn:after:1",)
 """How a worker ends that is waiting for an answer, or has one."""
-MOST = MODEL_STEPS * len(EACH) if LONG else 4
-"""The fourth is the one that a step would not get which came on with none of them."""
+MOST = MODEL_STEPS * len(EACH)
+"""One for each answer."""
 
 
 async def test_a_desk_of_which_every_worker_dies_after_one_answer_comes_to_its_end(ward: Ward) -> None:

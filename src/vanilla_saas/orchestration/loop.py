@@ -6,6 +6,7 @@ the same idempotency key.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,20 +183,15 @@ class Turns:
         if tool is None:
             made = await self._record(step, "failed", {"error": f"There is no tool {step['name']}."})
         elif tool.tool in tools.OWN:
-            made = await self._make_own(step)
+            with _span(step, tool):
+                made = await self._make_own(step)
         else:
             made = await self._call(state, step, tool)
         return state.with_call(made)
 
     async def _call(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> dict[str, Any]:
-        about = {
-            "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": tool.tool,
-            "gen_ai.tool.call.id": step["call_id"],
-            "gen_ai.agent.name": step["agent"],
-        }
         try:
-            with tracing.span(f"execute_tool {tool.tool}", "internal", about):
+            with _span(step, tool):
                 given = await tools.call(self.attempt, state.run_id, step, tool)
         except Failure as failure:
             if failure.retryable or failure.code in ("timeout", "provider_error", "rate_limited"):
@@ -352,6 +348,16 @@ class Turns:
         } | ended_by
         # `run`: the database ends the run with the step
         return Outcome("succeeded", {"output": found | {"stop_reason": stop_reason}, "run": state.run_id})
+
+
+def _span(step: Mapping[str, Any], tool: AgentTool) -> AbstractContextManager[Any]:
+    about = {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": tool.tool,
+        "gen_ai.tool.call.id": step["call_id"],
+        "gen_ai.agent.name": step["agent"],
+    }
+    return tracing.span(f"execute_tool {tool.tool}", "internal", about)
 
 
 def _stopped(reason: str) -> Failure:
