@@ -118,7 +118,11 @@ async def prepare(connection: asyncpg.Connection, world: World) -> Stage:
         "hold": await one(f"{open_hold} and call is null and {by_hand}", a.id, a.user.id),
         "call": await one(f"{open_hold} and call is not null and {by_hand}", a.id, a.user.id),
         "level": await one("select id::text from levels where tenant_id = $1 and is_default", a.id),
-        "paid": await one("select id::text from levels where tenant_id = $1 and not is_default limit 1", a.id),
+        "paid": await one(
+            "select id::text from levels l where tenant_id = $1 and not is_default and not exists ("
+            "select from payment_prices p where p.tenant_id = l.tenant_id and p.level_id = l.id) order by slug limit 1",
+            a.id,
+        ),
         "b_level": await one("select id::text from levels where tenant_id = $1 and is_default", b.id),
         "provider": await one("select id::text from ai_providers where tenant_id = $1 limit 1", a.id),
         "b_provider": await one("select id::text from ai_providers where tenant_id = $1 limit 1", b.id),

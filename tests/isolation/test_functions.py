@@ -25,7 +25,7 @@ RUNNING = (
     " and exists (select from ai_workflows w where w.id = workflow_id and w.user_id is not null)"
 )
 BUDGET = "select id from resource_allocations where tenant_id = $1 and user_id = $2 and "
-STEP = "select id from allocation_holds where tenant_id = $1 and user_id = $2 and state = 'open'"
+STEP = "select id from allocation_holds where tenant_id = $1 and user_id = $2 and state = 'open' order by id"
 ANOTHER_LEVEL = "select id from levels where tenant_id = $1 and not is_default order by tier limit 1"
 IDS = {
     "p_tenant_id": "select $1::uuid",
