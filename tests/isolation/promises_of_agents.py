@@ -229,6 +229,7 @@ TURNS = [
     *[Case("runtime", f"select vanilla.record_call({lease()}, 2, '{status}', '7') ->> 'status'", f"= ({status})", then=STEP % (f"status = '{status}' and result = '7' and finished_at is not null", "turning", 2)) for status in ("done", "failed")],
     Case("runtime", f"select vanilla.record_call({lease()}, 2, 'approval', '7') ->> 'approval'", "= (7)", then=STEP % ("status = 'open' and approval = '7'", "turning", 2)),
     Case("runtime", f"select vanilla.record_call({lease()}, 2, 'odd', '7')", "VS400"),
+    Case("runtime", f"select vanilla.make_call({lease()}, 1) ->> 'status'", "= (done)"),
     *[Case("runtime", f"select vanilla.record_call({lease()}, 1, '{status}', '7') #>> '{{{{result,text}}}}'", "= ({word})", then=STEP % ("result ->> 'text' = '{word}' and approval is null", "turning", 1)) for status in ("done", "approval")],
     # reserved
     Case("runtime", ADMIT % (10, lease(run_id="{turning}"), "output_limit"), "= (10)", then=f"{BUDGET % ('held_tokens', 'turn_budget')} = 40 and {OTHERS}"),
