@@ -206,8 +206,6 @@ SURVIVORS: dict[str, str] = {
         "a trigger that no function of ours sets off: tests/engines/test_engines.py",
     "status check: vanilla.keep_engine_version: old.state = 'retired'":
         "a trigger that no function of ours sets off: tests/engines/test_engines.py",
-    "tenant comparison: vanilla.make_call: s.tenant_id = v_run.tenant_id (1)":
-        "by a run that was found in its tenant, whose id no other has: a row of the journal is the run's",
     "tenant comparison: vanilla.make_call: s.tenant_id = v_run.tenant_id (2)":
         "by a run that was found in its tenant, whose id no other has: a row of the journal is the run's",
     "tenant comparison: vanilla.make_call: s.tenant_id = v_run.tenant_id (3)":
