@@ -658,15 +658,14 @@ create table if not exists public.channel_messages (
     execution_ids uuid[],
     redacted_at timestamptz,
     constraint channel_messages_pkey primary key (tenant_id, channel_id, seq),
-    constraint channel_messages_sender_key unique (tenant_id, channel_id, sender_id, message_id),
+    constraint channel_messages_sender_key unique (tenant_id, sender_id, message_id),      -- who sends is of one channel
     constraint channel_messages_sender_fkey foreign key (tenant_id, sender_id) references public.channel_participants (tenant_id, id),
     constraint channel_messages_performative_check check (performative in ('request', 'agree', 'refuse', 'inform', 'failure', 'query', 'cfp', 'propose',
         'accept_proposal', 'reject_proposal', 'cancel', 'not_understood', 'subscribe')),
     constraint channel_messages_message_check check (message_id <> '' and octet_length(message_id) <= 200),
     constraint channel_messages_order_check check (seq > 0 and in_reply_to > 0 and in_reply_to < seq and conversation > 0 and conversation <= seq)
 );
-create index if not exists channel_messages_user_idx on public.channel_messages (tenant_id, user_id);
-create index if not exists channel_messages_sender_idx on public.channel_messages (tenant_id, sender_id);
+create index if not exists channel_messages_user_idx on public.channel_messages (tenant_id, user_id) where user_id is not null;
 create index if not exists channel_messages_redact_idx on public.channel_messages (tenant_id, channel_id, conversation) where redact is not null and redacted_at is null;
 comment on table public.channel_messages is 'What was said, in order. Kept until every reader is past it and retention ends.';
 comment on column public.channel_messages.user_id is 'For whom the sender spoke.';
@@ -4531,8 +4530,7 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_m
 declare
     v_message public.channel_messages;
 begin
-    select * into v_message from public.channel_messages m where m.tenant_id = p_participant.tenant_id and m.channel_id = p_participant.channel_id
-        and m.sender_id = p_participant.id and m.message_id = p_message_id;
+    select * into v_message from public.channel_messages m where m.tenant_id = p_participant.tenant_id and m.sender_id = p_participant.id and m.message_id = p_message_id;
     if v_message.redacted_at is not null then v_message.body := p_body; end if;      -- what it said nobody knows any more
     if found and (v_message.performative, v_message.body, v_message.in_reply_to) is distinct from (p_performative, p_body, p_in_reply_to) then
         perform vanilla.refuse('VS410', 'the message id was used for another message', jsonb_build_object('message_id', p_message_id, 'seq', v_message.seq));

@@ -186,7 +186,7 @@ UNIQUE = {
     },
     "allocation_holds": {"tenant_id allocation_id step where (state <> 'released'::text)"},
     "channel_participants": {"tenant_id channel_id place", "tenant_id channel_id name"},
-    "channel_messages": {"tenant_id channel_id sender_id message_id"},
+    "channel_messages": {"tenant_id sender_id message_id"},
     "agents": {"tenant_id slug"},
     "agent_runs": {"tenant_id execution_id node item where (finished_at IS NULL)"},
     "contract_calls": {"tenant_id run_id n"},

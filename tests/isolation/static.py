@@ -236,7 +236,8 @@ query(
     "indexes_of_what_every_turn_reads_are_for_their_column_alone",
     """
     select i.indrelid::regclass, i.indexrelid::regclass from pg_index i
-    where i.indrelid::regclass::text in ('agent_runs', 'agent_run_steps', 'resource_allocations', 'allocation_holds')
+    where i.indrelid::regclass::text in
+        ('agent_runs', 'agent_run_steps', 'resource_allocations', 'allocation_holds', 'channel_messages')
       and not i.indisunique and i.indpred is null""",
 )
 query(
