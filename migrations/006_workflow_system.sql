@@ -1011,7 +1011,7 @@ begin
     for v_hold in select * from public.user_token_holds h
         where h.tenant_id = p_tenant_id and h.reference_id = p_execution_id and h.state = 'open'
           and (p_lease is null or (h.call ->> 'lease')::bigint = p_lease)
-        order by h.id for update skip locked      -- lock_money has them; whoever else closes one closes it
+        for update skip locked      -- lock_money has them; whoever else closes one closes it. In any order: they are of one wallet, and by their ids all of the tenant's would be read
     loop
         v_entry := null;
         v_entry.reason := 'step given up';
