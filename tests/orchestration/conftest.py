@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from tests.conftest import Cluster, migrated_database
+from tests.conftest import LONG, Cluster, migrated_database
 from tests.orchestration.hall import Hall, hall
 from tests.orchestration.mortals import Ward
 from tests.orchestration.recorder import recorder
@@ -70,11 +70,14 @@ async def talk(clocked_url: str) -> AsyncIterator[Hall]:
     await connection.close()
 
 
-@pytest.fixture(scope="module", params=BOTH_LOOPS)
+@pytest.fixture(scope="module", params=BOTH_LOOPS if LONG else BOTH_LOOPS[:1])
 async def ward(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> AsyncIterator[Ward]:
-    """A support desk whose workers are killed, driven by each of the two loops."""
+    """A support desk whose workers are killed, driven by each of the two loops.
+
+    An ordinary run has the built-in one: of pydantic-ai's, test_pydantic_durability breaks every operation off.
+    """
     async with migrated_database(cluster, "mortals") as name, recorder() as sandbox:
         made = Ward(cluster, name, tmp_path_factory.mktemp("home"), sandbox, request.param)
         await made.prepare()
