@@ -219,8 +219,8 @@ def people(operator: asyncpg.Connection) -> People:
 
 @pytest.fixture
 def test_settings(cluster: Cluster, database_name: str, tmp_path: Path) -> Settings:
-    """Settings of a server over the worker's database."""
-    return settings_for(cluster, database_name, tmp_path)
+    """Settings of a server over the worker's database. It runs no jobs: they would be of every test's rows."""
+    return settings_for(cluster, database_name, tmp_path, run_schedules=False)
 
 
 def settings_for(cluster: Cluster, database_name: str, home: Path, **more: Any) -> Settings:

@@ -14,6 +14,7 @@ from google.protobuf.json_format import MessageToDict
 
 from tests.conftest import Person
 from tests.engines.served import INPUT, Served
+from tests.orchestration.studio import agent, calls, says
 from vanilla_saas.engines.protocols.a2a_tasks import USAGE
 
 OPEN = "select id from workflow_approvals where execution_id = $1 and status = 'open'"
@@ -85,3 +86,11 @@ def state(task: types.Task) -> str:
 
 def usage(task: types.Task) -> dict[str, Any]:
     return MessageToDict(task.metadata)[USAGE]
+
+
+async def delegating(desk: Served) -> str:
+    """An agent who asks another to pay something back, who asks people before."""
+    tool = {"tool": "refund", "approval": {"approvers": ["role:user"]}}
+    payer = await desk.save(agent(calls(("refund", {"amount": 7})), says("Paid."), tools=[tool]))
+    task = calls((f"delegate_to_{payer}", {"task": "Pay it back"}))
+    return await desk.save(agent(task, says("Done."), delegates=[payer]))

@@ -13,12 +13,12 @@ from a2a.utils.errors import A2AError, InvalidParamsError, InvalidRequestError, 
 from google.protobuf.json_format import Parse
 
 from tests.conftest import Cluster
-from tests.engines.a2a import ASK, TWICE, asked, connected, data, further, sent, state, text
+from tests.engines.a2a import ASK, TWICE, asked, connected, data, delegating, further, sent, state, text
 from tests.engines.served import INPUT, WAITS, Served, served
 from tests.engines.shop import asking, plain
 from tests.engines.test_task_notifications import another, somebody_waits
 from tests.operations.webhook_support import Received, Receiver, receiving
-from tests.orchestration.studio import agent, calls, says
+from tests.orchestration.studio import agent, says
 
 Config = types.TaskPushNotificationConfig
 PAST_DUE = "update webhook_deliveries set next_attempt_at = now() where state = 'failed'"
@@ -138,11 +138,7 @@ async def test_many_that_end_at_once_are_told_one_by_one(desk: Served, listener:
 
 async def test_what_a_delegate_asks_is_told_to_the_task(desk: Served, listener: Listener) -> None:
     user = await desk.shop.person()
-    tool = {"tool": "refund", "approval": {"approvers": ["role:user"]}}
-    payer = await desk.save(agent(calls(("refund", {"amount": 7})), says("Paid."), tools=[tool]))
-    slug = await desk.save(
-        agent(calls((f"delegate_to_{payer}", {"task": "Pay it back"})), says("Done."), delegates=[payer])
-    )
+    slug = await delegating(desk)
     async with connected(desk, user, f"agent_{slug}") as client:
         request = text("Please")
         request.configuration.task_push_notification_config.CopyFrom(listener.config())

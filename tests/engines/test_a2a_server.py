@@ -23,7 +23,7 @@ from a2a.utils.errors import (
 from google.protobuf.json_format import MessageToDict
 
 from tests.conftest import Cluster
-from tests.engines.a2a import OPEN, TWICE, asked, connected, data, further, sent, state, text, usage
+from tests.engines.a2a import OPEN, TWICE, asked, connected, data, delegating, further, sent, state, text, usage
 from tests.engines.served import INPUT, WAITS, Served, served
 from tests.engines.shop import Made, plain
 from tests.orchestration.studio import agent, calls, says
@@ -268,11 +268,7 @@ async def test_a_message_decides_what_a_task_asks_of_its_user_and_sent_again_dec
 
 async def test_what_a_delegate_asks_is_asked_of_the_task_and_decided_by_a_message_to_it(desk: Served) -> None:
     user = await desk.shop.person()
-    tool = {"tool": "refund", "approval": {"approvers": ["role:user"]}}
-    payer = await desk.save(agent(calls(("refund", {"amount": 7})), says("Paid."), tools=[tool]))
-    slug = await desk.save(
-        agent(calls((f"delegate_to_{payer}", {"task": "Pay it back"})), says("Done."), delegates=[payer])
-    )
+    slug = await delegating(desk)
     async with connected(desk, user, f"agent_{slug}") as client:
         task = await sent(client, text("Please"))
         assert state(task) == "input_required"

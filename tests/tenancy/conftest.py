@@ -61,7 +61,8 @@ class Api:
 @pytest.fixture(scope="session")
 async def api(cluster: Cluster, database_name: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """One server for all tests of the room."""
-    async with serve(create_app(settings_for(cluster, database_name, tmp_path_factory.mktemp("home")))) as address:
+    home = tmp_path_factory.mktemp("home")
+    async with serve(create_app(settings_for(cluster, database_name, home, run_schedules=False))) as address:
         yield address
 
 

@@ -9,7 +9,7 @@ from fastapi import Request
 
 from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.engines import runs
-from vanilla_saas.engines.protocols import calls, store
+from vanilla_saas.engines.protocols import store
 from vanilla_saas.providers.secrets import OF_WEBHOOKS, SecretBox
 from vanilla_saas.settings import Settings
 from vanilla_saas.targets import check_url
@@ -44,11 +44,11 @@ def checked(request: Request, url: str, token: str, scheme: str, credentials: st
 async def put(
     request: Request, caller: Caller, execution_id: UUID, name: str, context_id: str, notification: Notification
 ) -> None:
-    """Sets one of a run that the caller may see; one of the same name is replaced.
+    """Sets one of a run that the caller has seen; one of the same name is replaced.
 
     Raises VanillaError `forbidden`, `not_found`, `invalid_request`, `limit_reached`.
     """
-    await _changing(request, caller, execution_id)
+    _require_chat(caller)
     settings: Settings = request.app.state.settings
     tenant_id, endpoint_id = caller.identity.tenant_id, uuid5(execution_id, name)
     box = SecretBox.from_settings(settings, column=OF_WEBHOOKS)
@@ -66,19 +66,18 @@ async def found(request: Request, caller: Caller, execution_id: UUID) -> list[st
 
 
 async def delete(request: Request, caller: Caller, execution_id: UUID, name: str) -> None:
-    """Deletes one of a run that the caller may see; nothing when there is none.
+    """Deletes one of a run that the caller has seen; nothing when there is none.
 
     Raises VanillaError `forbidden`, `not_found`.
     """
-    await _changing(request, caller, execution_id)
+    _require_chat(caller)
     async with acting(request, caller) as connection:
         await store.delete_notification(connection, caller.identity.tenant_id, execution_id, name)
 
 
-async def _changing(request: Request, caller: Caller, execution_id: UUID) -> None:
+def _require_chat(caller: Caller) -> None:
     if runs.key_of_engine(caller) is None:
         caller.require_scope("chat")
-    await calls.found(request, caller, execution_id)
 
 
 def _header(field: str, value: str) -> str:
