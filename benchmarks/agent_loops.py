@@ -188,7 +188,12 @@ class _Memory:
     async def begin(self, *_: Any) -> dict[str, Any]:
         return self._copy()
 
-    async def chat(self, step: Step, run_id: str, body: Mapping[str, Any], calls: Any, *, wrap_up: bool) -> ModelAnswer:
+    async def chat(
+        self, step: Step, run_id: str, body: Mapping[str, Any], calls: Any, before: Any = None, *, wrap_up: bool
+    ) -> ModelAnswer:
+        if before is not None and not before.kept:
+            self._view["steps"][before.n - 1] |= {"status": before.status, "result": before.result}
+            before.kept = True
         answer = await self._model.ask(body)
         used = answer["usage"]
         text = answer["choices"][0]["message"].get("content") or ""

@@ -2807,7 +2807,7 @@ begin
     end if;
     if p_step is not null and (p_step ->> 'run_id' is not null or v_caller.allocation_id is not null) then      -- a budget pays, which the wallet has reserved already (009)
         v_held := vanilla.hold_turn(v_caller.tenant_id, v_caller.allocation_id, p_step, v_call || jsonb_build_object('api_key_id', v_caller.key_id), v_prompt, v_output, p_choices,
-            p_output_limit is null, p_ttl, p_execution_id);
+            p_output_limit is null, p_ttl, p_execution_id, v_caller.hold_id);
         v_needed := (v_held ->> 'amount')::bigint;
         v_output := (v_held ->> 'output_limit')::bigint;
         v_clamped := (v_held ->> 'clamped')::boolean;

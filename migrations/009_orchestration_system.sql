@@ -10,7 +10,7 @@
 -- Agents and runs
 --   Tables:  agents, agent_versions, agent_runs, agent_run_steps, agent_run_state, run_artifacts
 --   Public:  save_agent, retire_agent, start_agent
---   Workers: begin_run, ask_engine, record_turn, record_call, make_call, each under the lease of the step that a run is
+--   Workers: begin_run, ask_engine, record_turn, record_call, record_call_and_admit, make_call, each under the lease of the step that a run is
 --   Private: stop_of_call, hold_turn   whether a run may go on, before its next call
 --            give_word                 who speaks next in a group chat
 --            start_delegates, end_run  children and ends; 006 calls them where steps wait and end
@@ -1084,11 +1084,10 @@ $f$;
 comment on function vanilla.release_allocation_holds(uuid, uuid[], timestamptz, uuid) is
     'Gives back what steps of locked allocations hold: all that is open, that had to end by p_until, or one. Returns how many.';
 
-create or replace function vanilla.allocation_hold(p_tenant_id uuid, p_allocation_id uuid, p_step text, p_tokens bigint, p_ttl interval default '10 minutes',
-    p_call jsonb default null, p_wrap_up boolean default false, p_execution_id uuid default null, p_lease bigint default null) returns jsonb
+create or replace function vanilla.hold_in(p_node public.resource_allocations, p_step text, p_tokens bigint, p_ttl interval, p_call jsonb, p_wrap_up boolean, p_execution_id uuid,
+    p_lease bigint) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
 declare
-    v_node public.resource_allocations := vanilla.lock_allocation(p_tenant_id, p_allocation_id);
     v_now timestamptz := vanilla.clock();
     v_hold public.allocation_holds;
     v_full public.resource_allocations;
@@ -1101,25 +1100,25 @@ begin
         perform vanilla.refuse('VS400', 'a hold lasts at most 31 days', '{"param": "ttl"}');
     end if;
     select * into v_hold from public.allocation_holds h
-        where h.tenant_id = p_tenant_id and h.allocation_id = p_allocation_id and h.step = p_step and h.state <> 'released';
-    if v_hold.state = 'settled' then return vanilla.allocation_hold_json(v_hold, v_node, true); end if;
-    perform vanilla.require_allocation(v_node);
+        where h.tenant_id = p_node.tenant_id and h.allocation_id = p_node.id and h.step = p_step and h.state <> 'released';
+    if v_hold.state = 'settled' then return vanilla.allocation_hold_json(v_hold, p_node, true); end if;
+    perform vanilla.require_allocation(p_node);
     if v_hold.state = 'open' then      -- who begins a step anew after a crash has what it had
-        update public.allocation_holds h set expires_at = greatest(h.expires_at, least(v_now + p_ttl, v_node.expires_at)), lease = coalesce(p_lease, h.lease)
-            where h.tenant_id = p_tenant_id and h.id = v_hold.id returning * into v_hold;
-        return vanilla.allocation_hold_json(v_hold, v_node, true);
+        update public.allocation_holds h set expires_at = greatest(h.expires_at, least(v_now + p_ttl, p_node.expires_at)), lease = coalesce(p_lease, h.lease)
+            where h.tenant_id = p_node.tenant_id and h.id = v_hold.id returning * into v_hold;
+        return vanilla.allocation_hold_json(v_hold, p_node, true);
     end if;
-    if p_tokens > vanilla.allocation_left(v_node, p_wrap_up) or v_node.open_holds >= v_node.max_concurrent then
+    if p_tokens > vanilla.allocation_left(p_node, p_wrap_up) or p_node.open_holds >= p_node.max_concurrent then
         -- what ran out returns at the first touch that needs it
-        perform vanilla.release_allocation_holds(p_tenant_id, array[p_allocation_id], v_now);
-        select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id;
+        perform vanilla.release_allocation_holds(p_node.tenant_id, array[p_node.id], v_now);
+        select * into p_node from public.resource_allocations a where a.tenant_id = p_node.tenant_id and a.id = p_node.id;
     end if;
-    if v_node.overrun_tokens > 0 or v_node.wrapped_up_at is not null or p_tokens > vanilla.allocation_left(v_node, p_wrap_up) then
-        perform vanilla.refuse_step(v_node, 'budget_exhausted', jsonb_build_object('needed', p_tokens, 'wrapped_up', v_node.wrapped_up_at is not null));
+    if p_node.overrun_tokens > 0 or p_node.wrapped_up_at is not null or p_tokens > vanilla.allocation_left(p_node, p_wrap_up) then
+        perform vanilla.refuse_step(p_node, 'budget_exhausted', jsonb_build_object('needed', p_tokens, 'wrapped_up', p_node.wrapped_up_at is not null));
     end if;
-    v_full := v_node;
-    if v_node.counted_by <> '{}' then
-        select * into v_full from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = any (v_node.counted_by || v_node.id)
+    v_full := p_node;
+    if p_node.counted_by <> '{}' then
+        select * into v_full from public.resource_allocations a where a.tenant_id = p_node.tenant_id and a.id = any (p_node.counted_by || p_node.id)
             and (a.requests >= a.max_requests or a.open_holds >= a.max_concurrent) order by a.depth limit 1;
     end if;
     if v_full.requests >= v_full.max_requests then
@@ -1127,16 +1126,25 @@ begin
     elsif v_full.open_holds >= v_full.max_concurrent then
         perform vanilla.refuse_step(v_full, 'max_concurrent');
     end if;
-    if v_node.counted_by <> '{}' then
-        update public.resource_allocations a set requests = a.requests + 1, open_holds = a.open_holds + 1 where a.tenant_id = p_tenant_id and a.id = any (v_node.counted_by);
+    if p_node.counted_by <> '{}' then
+        update public.resource_allocations a set requests = a.requests + 1, open_holds = a.open_holds + 1 where a.tenant_id = p_node.tenant_id and a.id = any (p_node.counted_by);
     end if;
     update public.resource_allocations a set requests = a.requests + 1, open_holds = a.open_holds + 1, held_tokens = a.held_tokens + p_tokens,
             wrapped_up_at = case when p_wrap_up then v_now end
-        where a.tenant_id = p_tenant_id and a.id = p_allocation_id returning * into v_node;
+        where a.tenant_id = p_node.tenant_id and a.id = p_node.id returning * into p_node;
     insert into public.allocation_holds as h (tenant_id, allocation_id, user_id, step, amount, wrap_up, execution_id, lease, call, expires_at, created_at)
-        values (p_tenant_id, p_allocation_id, v_node.user_id, p_step, p_tokens, p_wrap_up, p_execution_id, p_lease, p_call, least(v_now + p_ttl, v_node.expires_at), v_now)
+        values (p_node.tenant_id, p_node.id, p_node.user_id, p_step, p_tokens, p_wrap_up, p_execution_id, p_lease, p_call, least(v_now + p_ttl, p_node.expires_at), v_now)
         returning * into v_hold;
-    return vanilla.allocation_hold_json(v_hold, vanilla.notify_allocation(v_node), false);
+    return vanilla.allocation_hold_json(v_hold, vanilla.notify_allocation(p_node), false);
+end
+$f$;
+comment on function vanilla.hold_in(public.resource_allocations, text, bigint, interval, jsonb, boolean, uuid, bigint) is 'allocation_hold, of an allocation that is locked as lock_allocation does.';
+
+create or replace function vanilla.allocation_hold(p_tenant_id uuid, p_allocation_id uuid, p_step text, p_tokens bigint, p_ttl interval default '10 minutes',
+    p_call jsonb default null, p_wrap_up boolean default false, p_execution_id uuid default null, p_lease bigint default null) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+begin
+    return vanilla.hold_in(vanilla.lock_allocation(p_tenant_id, p_allocation_id), p_step, p_tokens, p_ttl, p_call, p_wrap_up, p_execution_id, p_lease);
 end
 $f$;
 comment on function vanilla.allocation_hold(uuid, uuid, text, bigint, interval, jsonb, boolean, uuid, bigint) is
@@ -1263,19 +1271,38 @@ $f$;
 comment on function vanilla.allocation_release(uuid, uuid) is
     'Gives what a step holds back to its allocation. A step that is settled stays so; what a released one used after all is charged when it is settled.';
 
-create or replace function vanilla.allocation_count_tool_call(p_tenant_id uuid, p_allocation_id uuid, p_calls integer default 1) returns jsonb
+create or replace function vanilla.count_tool_calls(p_tenant_id uuid, p_allocation_id uuid, p_calls integer, out node public.resource_allocations, out lacking public.resource_allocations)
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
+begin
+    -- most have nobody above who counts
+    update public.resource_allocations a set tool_calls = a.tool_calls + p_calls where a.tenant_id = p_tenant_id and a.id = p_allocation_id and a.counted_by = '{}'
+        and a.state = 'open' and a.expires_at > vanilla.clock() and a.tool_calls + p_calls <= coalesce(a.max_tool_calls, 9223372036854775807) returning * into node;
+    if found then return; end if;
+    node := vanilla.lock_allocation(p_tenant_id, p_allocation_id);
+    if node.state <> 'open' or node.expires_at <= vanilla.clock() then
+        lacking := node;
+        return;
+    end if;
+    select * into lacking from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = any (node.counted_by || node.id) and a.tool_calls + p_calls > a.max_tool_calls
+        order by a.depth limit 1;
+    if found then return; end if;
+    update public.resource_allocations a set tool_calls = a.tool_calls + p_calls where a.tenant_id = p_tenant_id and a.id = any (node.counted_by || node.id);
+    node.tool_calls := node.tool_calls + p_calls;
+end
+$f$;
+comment on function vanilla.count_tool_calls(uuid, uuid, integer) is
+    'Counts tool calls on an allocation and whoever counts for it, all or none: the allocation, locked, and which one has ended or has no room, the topmost, or null.';
+
+create or replace function vanilla.allocation_count_tool_call(p_tenant_id uuid, p_allocation_id uuid, p_calls integer default 1) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_node public.resource_allocations := vanilla.lock_allocation(p_tenant_id, p_allocation_id);
-    v_full public.resource_allocations;
+    v record;
 begin
     if p_calls is null or p_calls not between 1 and 1000000 then perform vanilla.refuse('VS400', 'tool calls are counted from 1 on', '{"param": "calls"}'); end if;
-    perform vanilla.require_allocation(v_node);
-    select * into v_full from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = any (v_node.counted_by || v_node.id)
-        and a.tool_calls + p_calls > a.max_tool_calls order by a.depth limit 1;
-    if found then perform vanilla.refuse_step(v_full, 'max_tool_calls', jsonb_build_object('needed', p_calls)); end if;
-    update public.resource_allocations a set tool_calls = a.tool_calls + p_calls where a.tenant_id = p_tenant_id and a.id = any (v_node.counted_by || v_node.id);
-    return jsonb_build_object('allocation_id', v_node.id, 'tool_calls', v_node.tool_calls + p_calls, 'max_tool_calls', v_node.max_tool_calls);
+    v := vanilla.count_tool_calls(p_tenant_id, p_allocation_id, p_calls);
+    perform vanilla.require_allocation(v.node);
+    if (v.lacking).id is not null then perform vanilla.refuse_step(v.lacking, 'max_tool_calls', jsonb_build_object('needed', p_calls)); end if;
+    return jsonb_build_object('allocation_id', (v.node).id, 'tool_calls', (v.node).tool_calls, 'max_tool_calls', (v.node).max_tool_calls);
 end
 $f$;
 comment on function vanilla.allocation_count_tool_call(uuid, uuid, integer) is 'Counts tool calls before they are made, or refuses them all; free of tokens.';
@@ -1396,10 +1423,10 @@ declare
     v_lacks bigint := p_needed;
     v_tokens bigint;
 begin
-    if not exists (select from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id and a.most_tokens is not null) then
-        return vanilla.lock_allocation(p_tenant_id, p_allocation_id);
-    end if;
+    select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id and a.most_tokens is null and a.counted_by = '{}' for no key update;
+    if found then return v_node; end if;      -- most do not grow, and have nobody above who counts
     select * into v_node from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id = p_allocation_id;
+    if v_node.most_tokens is null then return vanilla.lock_allocation(p_tenant_id, p_allocation_id); end if;
     perform from public.resource_allocations a where a.tenant_id = p_tenant_id and a.id in (
         with recursive up as (
             select v_node.id, v_node.parent_id
@@ -2002,33 +2029,11 @@ $f$;
 comment on function vanilla.run_share(public.agent_runs, uuid) is
     'The part of an execution''s budget that a run of one of its nodes may take: what is left, by the nodes and items that have yet to begin.';
 
-create or replace function vanilla.run_budget(p_run public.agent_runs) returns jsonb
-language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
-begin
-    return (select jsonb_build_object('allocation_id', a.id, 'budget', a.budget_tokens, 'spent', a.spent_tokens, 'held', a.held_tokens, 'carved', a.carved_tokens,
-            'left', vanilla.allocation_left(a), 'notified', a.notified_at is not null)
-        from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_run.allocation_id);
-end
-$f$;
-comment on function vanilla.run_budget(public.agent_runs) is 'What a run may still spend, in tokens.';
-
-create or replace function vanilla.tool_calls_left(p_run public.agent_runs, out counted uuid[], out calls_left bigint)
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$
-declare
-    v_node public.resource_allocations := vanilla.lock_allocation(p_run.tenant_id, p_run.allocation_id);
-begin
-    counted := v_node.counted_by || v_node.id;
-    if (p_run.limits ->> 'tool_calls')::bigint = 0 or v_node.state <> 'open' or v_node.expires_at <= vanilla.clock() then
-        calls_left := 0;
-    elsif v_node.counted_by = '{}' then
-        calls_left := v_node.max_tool_calls - v_node.tool_calls;
-    else
-        select min(a.max_tool_calls - a.tool_calls) into calls_left from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = any (counted);
-    end if;
-end
-$f$;
-comment on function vanilla.tool_calls_left(public.agent_runs) is
-    'How many tool calls a run may still make on its budget and those above it, null for any number, and which allocations count them: they are locked.';
+-- Inlined.
+create or replace function vanilla.budget_view(p_allocation public.resource_allocations) returns jsonb language sql stable
+    return jsonb_build_object('allocation_id', p_allocation.id, 'budget', p_allocation.budget_tokens, 'spent', p_allocation.spent_tokens, 'held', p_allocation.held_tokens,
+        'carved', p_allocation.carved_tokens, 'left', vanilla.allocation_left(p_allocation), 'notified', p_allocation.notified_at is not null);
+comment on function vanilla.budget_view(public.resource_allocations) is 'What a run may still spend, in tokens, as a worker reads it.';
 
 create or replace function vanilla.require_turn(p_run public.agent_runs, p_wrap_up boolean default false) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
@@ -2044,7 +2049,7 @@ $f$;
 comment on function vanilla.require_turn(public.agent_runs, boolean) is 'Refuses the next turn of a run that has no time or no turns left, with the stop reason; the last one with what is put by for it may be one more.';
 
 create or replace function vanilla.hold_turn(p_tenant_id uuid, p_allocation_id uuid, p_step jsonb, p_call jsonb, p_prompt bigint, p_output bigint, p_choices integer, p_clamp boolean, p_ttl interval,
-    p_call_id uuid) returns jsonb
+    p_call_id uuid, p_hold_id uuid) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_wrap_up boolean := coalesce((p_step ->> 'wrap_up')::boolean, false);
@@ -2061,8 +2066,7 @@ begin
         p_allocation_id := v_run.allocation_id;
     end if;
     perform vanilla.require_turn(v_run, v_wrap_up);
-    v_node := vanilla.grow_allocation(p_tenant_id, p_allocation_id, v_needed, v_wrap_up, (select e.hold_id from public.workflow_executions e
-        where e.tenant_id = p_tenant_id and e.id = (p_step ->> 'execution_id')::uuid));
+    v_node := vanilla.grow_allocation(p_tenant_id, p_allocation_id, v_needed, v_wrap_up, p_hold_id);
     if p_clamp and v_needed > vanilla.allocation_left(v_node, v_wrap_up) and v_weight > 0 then
         v_clamped := floor((vanilla.allocation_left(v_node, v_wrap_up) - vanilla.call_tokens(p_call, p_prompt, 0, 0)) / v_weight);
         if v_clamped >= coalesce((vanilla.setting(p_tenant_id, 'gateway.min_output_tokens'))::bigint, 16) * p_choices then
@@ -2070,12 +2074,12 @@ begin
             v_needed := vanilla.call_tokens(p_call, p_prompt, 0, p_output);
         end if;
     end if;
-    return vanilla.allocation_hold(p_tenant_id, p_allocation_id, p_call_id::text, v_needed, p_ttl, p_call || jsonb_build_object('workflow_execution_id', p_step -> 'execution_id',
-            'run_id', v_run.id), v_wrap_up, p_call_id, (p_step ->> 'lease')::bigint)
+    return vanilla.hold_in(v_node, p_call_id::text, v_needed, p_ttl, p_call || jsonb_build_object('workflow_execution_id', p_step -> 'execution_id', 'run_id', v_run.id), v_wrap_up,
+            p_call_id, (p_step ->> 'lease')::bigint)
         || jsonb_build_object('output_limit', p_output, 'clamped', v_clamped is not null);
 end
 $f$;
-comment on function vanilla.hold_turn(uuid, uuid, jsonb, jsonb, bigint, bigint, integer, boolean, interval, uuid) is
+comment on function vanilla.hold_turn(uuid, uuid, jsonb, jsonb, bigint, bigint, integer, boolean, interval, uuid, uuid) is
     'Reserves a model call of a run, or of another step of an execution with a budget, on that budget, in place of the wallet that has reserved that already; with p_clamp an output of what is left. Refused with a stop_reason or the reason of the allocation.';
 
 create or replace function vanilla.allocation_call(p_tenant_id uuid, p_hold_id uuid) returns public.user_token_holds
@@ -2482,7 +2486,7 @@ begin
     end if;
     return jsonb_build_object('run_id', p_run.id, 'root_run_id', p_run.root_run_id, 'parent_run_id', p_run.parent_run_id, 'state', p_run.state, 'turns', p_run.turns,
         'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at, 'chat', p_run.chat, 'output_schema', p_run.output_schema,
-        'model', vanilla.model_of(p_run, v_definition), 'engine', v_engine, 'budget', vanilla.run_budget(p_run), 'speaker', v_speaker || jsonb_build_object('others', v_others),
+        'model', vanilla.model_of(p_run, v_definition), 'engine', v_engine, 'budget', (select vanilla.budget_view(a) from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_run.allocation_id), 'speaker', v_speaker || jsonb_build_object('others', v_others),
         'steps', coalesce(v_steps, '[]'));
 end
 $f$;
@@ -2610,6 +2614,7 @@ declare
     v_step public.workflow_queue := vanilla.leased_step(p_lease);
     v_run public.agent_runs := vanilla.run_of_step(v_step);
     v_speaker public.agent_versions;
+    v_slug text;
     v_call record;
     v_settled record;
     v_asked_before record;
@@ -2622,14 +2627,19 @@ declare
     v_said integer;
     v_bids boolean;
     v_tools integer := 0;
-    v_room record;
+    v_node public.resource_allocations;
+    v_counted record;
+    v_view jsonb;
     v_turn jsonb;
     v_calls integer := coalesce(jsonb_array_length(p_answer -> 'calls'), 0);
 begin
     if v_run.id is null then perform vanilla.refuse('VS409', 'no run of this step is under way'); end if;
     if v_run.turns >= p_turn then return vanilla.run_view(v_run) || '{"stop": null}'; end if;      -- it stands there: its answer was lost
     if v_run.turns + 1 <> p_turn then perform vanilla.refuse('VS409', 'turns are recorded in their order', jsonb_build_object('turns', v_run.turns)); end if;
-    select * into v_speaker from public.agent_versions v where v.tenant_id = v_run.tenant_id and v.agent_id = v_run.speaker_id and v.version = v_run.speaker_version;
+    select v as version, a.slug into v_found from public.agent_versions v join public.agents a on a.tenant_id = v.tenant_id and a.id = v.agent_id
+        where v.tenant_id = v_run.tenant_id and v.agent_id = v_run.speaker_id and v.version = v_run.speaker_version;
+    v_speaker := v_found.version;
+    v_slug := v_found.slug;
     if v_run.parent_run_id is not null and jsonb_path_exists(p_answer, '$.calls[*] ? (@.name like_regex "^delegate_to_" || @.name == "contract_out")') then
         perform from public.agent_runs r where r.tenant_id = v_run.tenant_id and r.id = v_run.root_run_id for no key update;      -- before money: its own turns have it first too
     end if;
@@ -2646,10 +2656,11 @@ begin
         end if;
     end if;
     if v_run.engines is null or not found then
-        insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
+        insert into public.agent_run_steps as r (tenant_id, run_id, n, user_id, turn, kind, agent_id, status, result, charged_tokens, cost_micros, created_at, finished_at)
             select v_run.tenant_id, v_run.id, coalesce(max(s.n), 0) + 1, v_run.user_id, p_turn, case v_run.chat ->> 'phase' when 'bid' then 'bid' else 'model' end, v_run.speaker_id, 'done', p_answer,
                 v_settled.charged, v_settled.cost_micros, v_now, v_now
-            from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id returning n into v_n;
+            from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id returning r.n, vanilla.step_view(r, v_slug) into v_n, v_view;
+        v_turn := jsonb_build_array(v_view);
     end if;
     v_said := v_n;
     if v_calls > 0 and not p_wrap_up then
@@ -2670,8 +2681,13 @@ begin
             v_stop := v_found.stop;
         end if;
         if v_stop is null and v_kind = 'tool' then
-            if v_tools = 0 then v_room := vanilla.tool_calls_left(v_run); end if;
-            if v_tools >= v_room.calls_left then v_stop := 'max_tool_calls'; else v_tools := v_tools + 1; end if;
+            if (v_run.limits ->> 'tool_calls')::bigint = 0 then
+                v_stop := 'max_tool_calls';
+            else
+                v_counted := vanilla.count_tool_calls(v_run.tenant_id, v_run.allocation_id, 1);
+                v_node := v_counted.node;
+                if (v_counted.lacking).id is not null then v_stop := 'max_tool_calls'; else v_tools := v_tools + 1; end if;
+            end if;
         end if;
         if v_stop is null and (v_kind = 'contract' or v_kind = 'delegate' and (v_found.target).agent_id is not null) then
             -- whoever gets a contract works in another run than it has bid in
@@ -2680,8 +2696,11 @@ begin
                 and r.children + v_asked <= (r.limits ->> 'children')::integer;
             if not found then v_stop := 'max_children'; end if;
         end if;
-        insert into public.agent_run_steps (tenant_id, run_id, n, user_id, turn, kind, agent_id, name, call_id, arguments, arguments_hash, created_at)
-            values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, v_kind, v_run.speaker_id, v_call.name, v_call.id, v_call.arguments, v_hash, v_now);
+        insert into public.agent_run_steps as r (tenant_id, run_id, n, user_id, turn, kind, agent_id, name, call_id, arguments, arguments_hash, created_at)
+            values (v_run.tenant_id, v_run.id, v_n, v_run.user_id, p_turn, v_kind, v_run.speaker_id, v_call.name, v_call.id, v_call.arguments, v_hash, v_now)
+            returning vanilla.step_view(r, v_slug) into v_view;
+        v_turn := v_turn || v_view;
+        if v_kind in ('handoff', 'delegate') then v_turn := null; end if;      -- it is read again
         if v_stop is null and v_kind in ('handoff', 'delegate') and (v_found.target).agent_id is null then
             update public.agent_run_steps s set status = 'failed', result = '{"error": "There is no such agent."}', finished_at = v_now
                 where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = v_n;
@@ -2691,10 +2710,8 @@ begin
             v_run.path := v_run.path || (v_found.target).agent_id;
         end if;
     end loop;
-    if v_tools > 0 then
-        update public.resource_allocations a set tool_calls = a.tool_calls + v_tools where a.tenant_id = v_run.tenant_id and a.id = any (v_room.counted);
-    end if;
     if v_stop is not null then
+        v_turn := null;
         update public.agent_run_steps s set status = 'refused', result = jsonb_build_object('error', v_stop), finished_at = v_now
             where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.status = 'open';
     end if;
@@ -2710,10 +2727,11 @@ begin
     perform vanilla.count_anew(v_step);
     if v_run.chat is not null or v_run.engines is not null then return vanilla.run_view(v_run) || jsonb_build_object('stop', v_stop); end if;
     -- the rest of it does not change with a turn
-    select jsonb_agg(vanilla.step_view(s, a.slug) order by s.n) into v_turn from public.agents a join public.agent_run_steps s on s.tenant_id = a.tenant_id
-        where a.tenant_id = v_run.tenant_id and a.id = v_speaker.agent_id and s.run_id = v_run.id and s.n >= v_said;
-    return jsonb_build_object('turns', v_run.turns, 'budget', vanilla.run_budget(v_run), 'steps', v_turn, 'stop', v_stop,
-        'model', vanilla.model_of(v_run, v_speaker.definition));
+    if v_turn is null then
+        select jsonb_agg(vanilla.step_view(s, v_slug) order by s.n) into v_turn from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n >= v_said;
+    end if;
+    if v_node.id is null then select * into v_node from public.resource_allocations a where a.tenant_id = v_run.tenant_id and a.id = v_run.allocation_id; end if;
+    return jsonb_build_object('turns', v_run.turns, 'budget', vanilla.budget_view(v_node), 'steps', v_turn, 'stop', v_stop, 'model', vanilla.model_of(v_run, v_speaker.definition));
 end
 $f$;
 comment on function vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean) is
@@ -2724,18 +2742,16 @@ create or replace function vanilla.call_view(p_call public.agent_run_steps) retu
     return jsonb_build_object('n', p_call.n, 'status', p_call.status, 'approval', p_call.approval, 'result', p_call.result);
 comment on function vanilla.call_view(public.agent_run_steps) is 'What a call came to, as a worker reads it.';
 
-create or replace function vanilla.record_call(p_lease jsonb, p_n integer, p_status text, p_result jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
+create or replace function vanilla.keep_call(p_run public.agent_runs, p_n integer, p_status text, p_result jsonb) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
 declare
     v_call public.agent_run_steps;
-    v_step public.workflow_queue := vanilla.leased_step(p_lease);
-    v_run public.agent_runs := vanilla.run_of_step(v_step);
 begin
     if p_status = 'approval' then
-        update public.agent_run_steps s set approval = p_result where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open' returning * into v_call;
+        update public.agent_run_steps s set approval = p_result where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.n = p_n and s.status = 'open' returning * into v_call;
     elsif p_status in ('done', 'failed') then
         update public.agent_run_steps s set status = p_status, result = p_result, finished_at = vanilla.clock()
-            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n and s.status = 'open' returning * into v_call;
+            where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.n = p_n and s.status = 'open' returning * into v_call;
         if found then
             insert into public.usage_events (tenant_id, created_at, kind, resource, ok, latency_ms)
                 values (v_call.tenant_id, v_call.finished_at, 'tool', v_call.name, p_status = 'done', extract(epoch from v_call.finished_at - v_call.created_at) * 1000);
@@ -2743,14 +2759,41 @@ begin
     else
         perform vanilla.refuse('VS400', 'a call is done or failed, or has an approval', '{"param": "status"}');
     end if;
-    perform vanilla.count_anew(v_step);
     if v_call.n is null then      -- it stands there: its answer was lost
-        select * into v_call from public.agent_run_steps s where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = p_n;
+        select * into v_call from public.agent_run_steps s where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id and s.n = p_n;
     end if;
     return vanilla.call_view(v_call);
 end
 $f$;
+comment on function vanilla.keep_call(public.agent_runs, integer, text, jsonb) is 'Writes to the journal of a locked run what a tool gave, or what people said to its call; gives what it came to.';
+
+create or replace function vanilla.record_call(p_lease jsonb, p_n integer, p_status text, p_result jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
+declare
+    v_step public.workflow_queue := vanilla.leased_step(p_lease);
+    v_call jsonb := vanilla.keep_call(vanilla.run_of_step(v_step), p_n, p_status, p_result);
+begin
+    perform vanilla.count_anew(v_step);
+    return v_call;
+end
+$f$;
 comment on function vanilla.record_call(jsonb, integer, text, jsonb) is 'Writes to the journal what a tool gave, or what people said to its call; gives what it came to.';
+
+create or replace function vanilla.record_call_and_admit(p_step jsonb, p_n integer, p_status text, p_result jsonb, p_model text, p_prompt_tokens bigint, p_sandbox_prompt_tokens bigint,
+    p_output_limit bigint, p_choices integer, p_execution_id uuid, p_streamed boolean, p_ttl interval) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $f$
+declare
+    v_step public.workflow_queue := vanilla.leased_step(p_step);
+    v_admitted jsonb;
+begin
+    perform vanilla.keep_call(vanilla.run_of_step(v_step), p_n, p_status, p_result);
+    v_admitted := vanilla.admit_call(null, null, null, p_model, p_prompt_tokens, p_sandbox_prompt_tokens, p_output_limit, p_choices, p_execution_id, p_streamed, p_ttl, null, null, p_step);
+    perform vanilla.count_anew(v_step);
+    return v_admitted;
+end
+$f$;
+comment on function vanilla.record_call_and_admit(jsonb, integer, text, jsonb, text, bigint, bigint, bigint, integer, uuid, boolean, interval) is
+    'record_call of the last call of a turn and admit_call of the turn that follows, in one transaction: gives what admit_call does, and writes nothing when that refuses.';
 
 create or replace function vanilla.write_state(p_run public.agent_runs, p_arguments jsonb) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
@@ -3288,7 +3331,7 @@ comment on function public.start_agent(text, jsonb, bigint, text, integer, uuid,
 grant execute on function public.save_agent(text, jsonb, boolean, uuid, uuid), public.retire_agent(uuid, uuid),
     public.start_agent(text, jsonb, bigint, text, integer, uuid, uuid) to vanilla_app, vanilla_operator;
 grant execute on function vanilla.begin_run(jsonb, text, jsonb), vanilla.ask_engine(jsonb, integer, jsonb), vanilla.record_turn(jsonb, integer, jsonb, jsonb, boolean), vanilla.record_call(jsonb, integer, text, jsonb),
-    vanilla.make_call(jsonb, integer) to vanilla_runtime;
+    vanilla.record_call_and_admit(jsonb, integer, text, jsonb, text, bigint, bigint, bigint, integer, uuid, boolean, interval), vanilla.make_call(jsonb, integer) to vanilla_runtime;
 
 -- metrics ----------------------------------------------------------------------------------------------------------
 create or replace function vanilla.measure_health() returns integer

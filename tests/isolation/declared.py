@@ -575,6 +575,7 @@ EXECUTABLE = {
             "quote_call",
             "reap_holds",
             "record_call",
+            "record_call_and_admit",
             "record_turn",
             "redeem_one_time_token",
             "register_user",

@@ -75,6 +75,7 @@ def told(outcome: str, which: str = "turn", **fields: Any) -> str:
 
 
 ADMIT = "select vanilla.admit_call(null, null, null, 'sandbox-small', 10, 10, %s, 1, '{same_id}', false, '60 s', null, null, %s) ->> '%s'"
+RECORD_AND_ADMIT = "select vanilla.record_call_and_admit(%s, %s, '%s', '7', 'sandbox-small', 10, 10, %s, 1, '{same_id}', false, '60 s') ->> 'output_limit'"
 OUTPUT = {"text": "x", "stop_reason": "done"}
 DELEGATE = ("delegate_to_{word}-helper-0", {"message": "x"})
 HANDOFF = ("transfer_to_{word}-helper-0", {})
@@ -178,7 +179,7 @@ TURNS = [
         ("{steps,1,name}", "{word}"), ("{steps,1,status}", "open"), ("{budget,budget}", 500), ("{budget,spent}", 10), ("{budget,held}", 20))],
     *[Case("runtime", f"select jsonb_array_length(vanilla.begin_run({lease()}, 'x', '{{}}') -> 'steps')", "= (2)")],
     *[Case("runtime", statement % lease(**{name: value}), "VS409") for name, value in ANOTHER.items() for statement in (
-        "select vanilla.begin_run(%s, 'x', '{}')", "select vanilla.record_call(%s, 2, 'done', '7')", turn(of="%s"))],
+        "select vanilla.begin_run(%s, 'x', '{}')", "select vanilla.record_call(%s, 2, 'done', '7')", turn(of="%s"), RECORD_AND_ADMIT % ("%s", 2, "done", 10))],
     Case("runtime", f"select vanilla.begin_run({lease()}, '{{word}}-helper-1', '{{}}') ->> 'state'", "= (working)", ENDED,
          then=STARTED % "r.agent_id = '{others_helper}' and r.user_id = '{user}' and r.execution_id = '{turn_execution}' and r.state = 'working'"),
     Case("runtime", f"select vanilla.begin_run({lease()}, '{{word}}-agent-1', '{{}}')", "VS404", ENDED),
@@ -204,6 +205,9 @@ TURNS = [
     Case("runtime", turn(OTHER_TOOL), "= (deadline)", change("agent_runs", "deadline_at = '2020-01-01'", "id = '{turning}'")),
     Case("runtime", turn(OTHER_TOOL), "= (max_tool_calls)", limited(tool_calls=0)),
     Case("runtime", turn(OTHER_TOOL), "= (max_tool_calls)", change("resource_allocations", "max_tool_calls = 1, tool_calls = 1", "id = '{turn_budget}'")),
+    Case("runtime", turn(OTHER_TOOL), "= (max_tool_calls)", change("resource_allocations", "expires_at = '2020-01-01'", "id = '{turn_budget}'")),
+    Case("runtime", turn(OTHER_TOOL), "= (max_tool_calls)", change("allocation_holds", "state = 'released', closed_at = now()", "allocation_id = '{turn_budget}' and state = 'open'") + "; "
+         + change("resource_allocations", "state = 'closed', closed_at = now(), held_tokens = 0, open_holds = 0", "id = '{turn_budget}'")),
     Case("runtime", turn(OTHER_TOOL), "= ()", then=BUDGET % ("tool_calls = 2", "turn_budget")),
     # the same call
     Case("runtime", turn(TOOL), "= ()", limited(repeats=2)),
@@ -231,6 +235,15 @@ TURNS = [
     Case("runtime", f"select vanilla.record_call({lease()}, 2, 'odd', '7')", "VS400"),
     Case("runtime", f"select vanilla.make_call({lease()}, 1) ->> 'status'", "= (done)"),
     *[Case("runtime", f"select vanilla.record_call({lease()}, 1, '{status}', '7') #>> '{{{{result,text}}}}'", "= ({word})", then=STEP % ("result ->> 'text' = '{word}' and approval is null", "turning", 1)) for status in ("done", "approval")],
+    # and the next turn
+    *[Case("runtime", RECORD_AND_ADMIT % (lease(run_id="{turning}"), 2, status, 10), "= (10)", then=" and ".join((STEP % (f"status = '{status}' and result = '7' and finished_at is not null", "turning", 2),
+         BUDGET % ("held_tokens = 40", "turn_budget"), OTHERS))) for status in ("done", "failed")],
+    Case("runtime", RECORD_AND_ADMIT % (lease(run_id="{turning}"), 2, "done", 10), "= (10)", change("workflow_queue", "attempt = 3, lost = 2", "execution_id = '{turn_execution}' and node = 1"),
+         then="(select attempt = 1 and lost = 0 from workflow_queue where tenant_id = '{a}' and execution_id = '{turn_execution}' and node = 1)"),
+    Case("runtime", RECORD_AND_ADMIT % (lease(run_id="{turning}"), 1, "done", 10), "= (10)", then=STEP % ("result ->> 'text' = '{word}'", "turning", 1)),
+    Case("runtime", RECORD_AND_ADMIT % (lease(run_id="{turning}"), 2, "odd", 10), "VS400"),
+    Case("runtime", RECORD_AND_ADMIT % (lease(run_id="{turning}"), 2, "done", 1000), "VS429"),
+    *[Case("runtime", RECORD_AND_ADMIT % (lease(run_id=run), 2, "done", 10), "VS409") for run in ("{others_turning}", "{asked}", "{b_turning}")],
     # reserved
     Case("runtime", ADMIT % (10, lease(run_id="{turning}"), "output_limit"), "= (10)", then=f"{BUDGET % ('held_tokens', 'turn_budget')} = 40 and {OTHERS}"),
     Case("runtime", ADMIT % ("null", lease(run_id="{turning}"), "clamped"), "= (true)", then=BUDGET % ("held_tokens + spent_tokens + wrap_up_tokens = budget_tokens", "turn_budget")),

@@ -210,14 +210,14 @@ SURVIVORS: dict[str, str] = {
         "by a run that was found in its tenant, whose id no other has: a row of the journal is the run's",
     "tenant comparison: vanilla.make_call: s.tenant_id = v_run.tenant_id (3)":
         "by a run that was found in its tenant, whose id no other has: a row of the journal is the run's",
-    "tenant comparison: vanilla.record_call: s.tenant_id = v_run.tenant_id (1)":
+    "tenant comparison: vanilla.keep_call: s.tenant_id = p_run.tenant_id (1)":
         "by a run that was found in its tenant, whose id no other has: a row of the journal is the run's",
-    "tenant comparison: vanilla.record_call: s.tenant_id = v_run.tenant_id (2)":
+    "tenant comparison: vanilla.keep_call: s.tenant_id = p_run.tenant_id (2)":
         "by a run that was found in its tenant, whose id no other has: a row of the journal is the run's",
     "tenant comparison: vanilla.count_anew: q.tenant_id = p_step.tenant_id":
         "by an execution that was found in its tenant, whose id no other has",
-    "tenant comparison: vanilla.tool_calls_left: a.tenant_id = p_run.tenant_id":
-        "by ids of allocations that the tenant's own names as those that count",
+    "tenant comparison: vanilla.count_tool_calls: a.tenant_id = p_tenant_id (1)":
+        "by the id of an allocation that was found in its tenant, or that a run of it names",
     "tenant comparison: vanilla.release_allocation_holds: h.tenant_id = p_tenant_id (1)":
         "asks only whether there is something to do; what does it asks again",
     "status check: vanilla.release_allocation_holds: h.state = 'open' (1)":

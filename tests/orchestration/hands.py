@@ -1,5 +1,7 @@
 """Tools that agents of tests call. What they did is in `DONE`, by idempotency key."""
 
+import asyncio
+
 from vanilla_saas.workflows.execution.tools import RetryableToolError, ToolContext, tool
 
 DONE: dict[str, list[str]] = {}
@@ -40,3 +42,20 @@ def stumble(context: ToolContext) -> str:
         DONE[context.idempotency_key] = []
         raise RetryableToolError("not yet")
     return "stumbled"
+
+
+@tool
+def measure(size: int | float) -> dict[str, object]:
+    "Gives what it is told, under names in an order that is not PostgreSQL's."
+    return {"size": size, "äö": True, "to": "x", "b": [{"zz": 1, "a": None}]}
+
+
+HELD: dict[str, asyncio.Event] = {}
+"""What calls of `hold` wait for, by name."""
+
+
+@tool
+async def hold(name: str) -> str:
+    "Waits to be let go."
+    await HELD[name].wait()
+    return "held"

@@ -100,6 +100,10 @@ class Run:
     def open_calls(self, kind: str) -> list[dict[str, Any]]:
         return [step for step in self.steps if step["status"] == "open" and step["kind"] == kind]
 
+    def asks_model(self) -> bool:
+        """Nothing is open, and calls were the last thing: the model is asked next."""
+        return self.definition.engine is None and all(step["status"] != "open" for step in self.steps)
+
     def is_behind(self) -> bool:
         """Calls were made whose results only the journal has, or nothing keeps a handover from becoming true."""
         return bool(self.open_calls("tool") or (self.open_calls("handoff") and not self.open_calls("delegate")))

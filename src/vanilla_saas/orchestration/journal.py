@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vanilla_saas.database.pool import Database
-from vanilla_saas.providers.step_metering import MeteredStepCalls, ModelAnswer, StepLease
+from vanilla_saas.providers.step_metering import MeteredStepCalls, ModelAnswer, StepLease, ToolResult
 from vanilla_saas.workflows.execution.steps import Step
 
 BEGIN = "select vanilla.begin_run($1::jsonb, $2, $3::jsonb)"
@@ -40,10 +40,20 @@ class Journal:
         return dict(await self.database.call(BEGIN, asdict(self._lease(step)), ref, given))
 
     async def chat(
-        self, step: Step, run_id: str, body: Mapping[str, Any], calls: list[dict[str, Any]], *, wrap_up: bool
+        self,
+        step: Step,
+        run_id: str,
+        body: Mapping[str, Any],
+        calls: list[dict[str, Any]],
+        before: ToolResult | None = None,
+        *,
+        wrap_up: bool,
     ) -> ModelAnswer:
-        """A model call that the budget of the run pays. Raises as `MeteredStepCalls.step_chat` does."""
-        return await self.metered.step_chat(self._lease(step, run_id, wrap_up), body, calls)
+        """A model call that the budget of the run pays, `before` which a tool has given something that is not kept yet.
+
+        Raises as `MeteredStepCalls.step_chat` does.
+        """
+        return await self.metered.step_chat(self._lease(step, run_id, wrap_up), body, calls, before=before)
 
     async def ask_engine(self, step: Step, turn: int, given: Mapping[str, Any]) -> None:
         """Writes down that a turn is a run of the engine with this input, which starts when the step waits."""
@@ -63,3 +73,24 @@ class Journal:
     async def record_call(self, step: Step, n: int, status: str, result: Any) -> dict[str, Any]:
         """Keeps what a tool gave (`done`, `failed`), or what people said (`approval`); what `Run.with_call` takes."""
         return dict(await self.database.call(RECORD_CALL, asdict(self._lease(step)), n, status, result))
+
+
+def as_kept(value: Any) -> Any:
+    """JSON as the journal will give it back: PostgreSQL sorts keys by their length, then by their bytes.
+
+    Raises ValueError for fractions and large numbers, which it may write in another way.
+    """
+    match value:
+        case None | str() | bool():
+            return value
+        case int() if -(2**63) <= value < 2**63:
+            return value
+        case list():
+            return [as_kept(one) for one in value]
+        case dict():
+            return {key: as_kept(value[key]) for key in sorted(value, key=_key_order)}
+    raise ValueError(f"{type(value).__name__} may be kept in another form")
+
+
+def _key_order(key: str) -> tuple[int, bytes]:
+    return len(key.encode()), key.encode()

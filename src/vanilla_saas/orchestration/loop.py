@@ -2,11 +2,12 @@
 
 Everything that has an effect is in the journal when the next thing begins. So whoever takes the step after a death does
 nothing twice but what was in flight: at most one model call, which is then charged once, or one tool call, which has
-the same idempotency key.
+the same idempotency key. What the last call of a turn gave is written down by the statement that admits the next model
+call.
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,12 @@ from vanilla_saas.database.errors import VanillaError
 from vanilla_saas.orchestration import conversation, tools
 from vanilla_saas.orchestration.conversation import WRAP_UP, Run
 from vanilla_saas.orchestration.definition import AgentTool
-from vanilla_saas.orchestration.journal import Journal
+from vanilla_saas.orchestration.journal import Journal, as_kept
 from vanilla_saas.orchestration.stops import STOPS
 from vanilla_saas.providers.adapters import UpstreamError
 from vanilla_saas.providers.engine_chat import PREFIX, input_of, text_of
 from vanilla_saas.providers.estimate import InvalidRequest
-from vanilla_saas.providers.step_metering import ModelAnswer
+from vanilla_saas.providers.step_metering import ModelAnswer, ToolResult
 from vanilla_saas.workflows.execution.attempt import Attempt, of_call
 from vanilla_saas.workflows.execution.failures import Failure, of_refusal, said
 from vanilla_saas.workflows.execution.models import json_text, response_format
@@ -78,8 +79,18 @@ class Turns:
 
     def __init__(self, attempt: Attempt, journal: Journal, node: Agent, given: Mapping[str, Any]) -> None:
         self.attempt, self.journal, self.node, self.given = attempt, journal, node, given
+        self._unkept: ToolResult | None = None
+        """What the last call gave, which the model call that comes next keeps."""
 
     async def run(self, state: Run) -> Outcome:
+        try:
+            return await self._run(state)
+        except Exception:
+            with suppress(Failure):
+                await self._keep_unkept()
+            raise
+
+    async def _run(self, state: Run) -> Outcome:
         while True:
             if state.definition.loop == "pydantic_ai" and state.open_calls("tool"):  # which are its to make
                 found = await self._go_on(state, await self._corrections(state))
@@ -179,32 +190,44 @@ class Turns:
             if approval["decision"] != "approved":
                 words = f": {approval['comment']}" if approval.get("comment") else "."
                 refused = {"error": f"The call was {approval['decision']}{words}"}
-                return state.with_call(await self._record(step, "failed", refused))
+                return state.with_call(await self._record(step["n"], "failed", refused))
         if tool is None:
-            made = await self._record(step, "failed", {"error": f"There is no tool {step['name']}."})
+            made = await self._record(step["n"], "failed", {"error": f"There is no tool {step['name']}."})
         elif tool.tool in tools.OWN:
             with _span(step, tool):
                 made = await self._make_own(step)
         else:
-            made = await self._call(state, step, tool)
+            return await self._call(state, step, tool)
         return state.with_call(made)
 
-    async def _call(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> dict[str, Any]:
+    async def _call(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> Run:
+        status, given = "done", None
         try:
             with _span(step, tool):
                 given = await tools.call(self.attempt, state.run_id, step, tool)
         except Failure as failure:
             if failure.retryable or failure.code in ("timeout", "provider_error", "rate_limited"):
                 raise
-            return await self._record(step, "failed", {"error": failure.message, "code": failure.code})
-        return await self._record(step, "done", given)
+            status, given = "failed", {"error": failure.message, "code": failure.code}
+        with suppress(ValueError, RecursionError):
+            after = state.with_call({"n": step["n"], "status": status, "result": as_kept(given)})
+            if after.asks_model():
+                self._unkept = ToolResult(step["n"], status, given)
+                return after
+        return state.with_call(await self._record(step["n"], status, given))
+
+    async def _keep_unkept(self) -> None:
+        """Writes down what the last call gave, if the admission of a model call has not. Raises Failure."""
+        given, self._unkept = self._unkept, None
+        if given is not None and not given.kept:
+            await self._record(given.n, given.status, given.result)
 
     async def _decision(self, step: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """What people said to this call, when they were asked for it."""
         asked, said_ = self.attempt.step.state, self.attempt.step.decision
         if said_ is None or not isinstance(asked, dict) or asked.get("n") != step["n"]:
             return None
-        await self._record(step, "approval", dict(said_))
+        await self._record(step["n"], "approval", dict(said_))
         return said_
 
     def _ask(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> Outcome:
@@ -222,9 +245,9 @@ class Turns:
         )
         return waiting(asked, {"n": step["n"]})
 
-    async def _record(self, step: Mapping[str, Any], status: str, result: Any) -> dict[str, Any]:
+    async def _record(self, n: int, status: str, result: Any) -> dict[str, Any]:
         try:
-            return await self.journal.record_call(self.attempt.step, step["n"], status, result)
+            return await self.journal.record_call(self.attempt.step, n, status, result)
         except VanillaError as error:
             raise of_refusal(error) from None
 
@@ -283,7 +306,7 @@ class Turns:
         while True:
             try:
                 return await self.journal.chat(
-                    self.attempt.step, state.run_id, body, self.attempt.calls, wrap_up=wrap_up
+                    self.attempt.step, state.run_id, body, self.attempt.calls, self._unkept, wrap_up=wrap_up
                 )
             except (UpstreamError, InvalidRequest) as error:
                 if not left or not isinstance(error, UpstreamError):

@@ -36,6 +36,9 @@ ADMISSION_S = 5.0
 
 ADMIT_STEP = "select vanilla.admit_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14::jsonb)"
 """ADMIT for a step of a workflow: who pays is the execution's matter, not that of a key or session."""
+RECORD_CALL_AND_ADMIT = (
+    "select vanilla.record_call_and_admit($1::jsonb, $2, $3, $4::jsonb, $5, $6, $7, $8, $9, $10, $11, $12)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,18 @@ class StepLease:
     """The run of an agent whose budget pays; None: the wallet does."""
     wrap_up: bool = False
     """The last turn of a run whose budget is used up: paid by what was put by for it."""
+
+
+@dataclass(slots=True)
+class ToolResult:
+    """What a tool gave to the last call of an agent's turn, which the journal has with the admission of the next."""
+
+    n: int
+    """The call's place in the journal."""
+    status: str
+    """done or failed."""
+    result: Any
+    kept: bool = False
 
 
 @dataclass(slots=True)
@@ -132,16 +147,17 @@ class MeteredStepCalls(MeteredCalls):
         calls: list[dict[str, Any]],
         say: Callable[[str], None] | None = None,
         admitted: Admitted | None = None,
+        before: ToolResult | None = None,
     ) -> ModelAnswer:
         """One whole answer for a workflow's step, which is not settled here: its settlement is appended to `calls`.
 
         `say` gets its words as they come; an answer that breaks off then is charged as far as it came. `admitted` is
-        this call, or another in the place of which this one is made.
+        this call, or another in the place of which this one is made. `before` is kept by the admission, if it is not.
         A settlement has the arguments of vanilla.settle_call but the tenant's, and is there whatever the call comes
         to, once it was admitted; the outcome of the step carries it to the database. Raises InvalidRequest,
         VanillaError and UpstreamError as `admit` and `complete` do.
         """
-        return await self._step_call("chat", lease, body, calls, say, admitted)
+        return await self._step_call("chat", lease, body, calls, say, admitted, before)
 
     async def step_embed(self, lease: StepLease, body: Mapping[str, Any], calls: list[dict[str, Any]]) -> ModelAnswer:
         """Embeddings for a workflow's step, `body` as OpenAI's `/embeddings` takes it; else as `step_chat`."""
@@ -155,13 +171,14 @@ class MeteredStepCalls(MeteredCalls):
         calls: list[dict[str, Any]],
         say: Callable[[str], None] | None = None,
         admitted: Admitted | None = None,
+        before: ToolResult | None = None,
     ) -> ModelAnswer:
         sizes = sizes_of(operation, body)
         self.enter()
         try:
             given = self._given(admitted, body, calls, streamed=say is not None)
             call, found = given or await self._admit_step(
-                operation, lease, body, sizes, calls, streamed=say is not None
+                operation, lease, body, sizes, calls, before, streamed=say is not None
             )
             status, usage, estimated, code = "failed", Usage(0, 0), False, ""
             heard = None if say is None else _Heard(say)
@@ -229,13 +246,13 @@ class MeteredStepCalls(MeteredCalls):
         body: Mapping[str, Any],
         sizes: Sizes,
         calls: list[dict[str, Any]],
+        before: ToolResult | None,
         *,
         streamed: bool,
     ) -> tuple[Call, Mapping[str, Any]]:
         execution_id, started = uuid4(), asyncio.get_running_loop().time()
-        step = asdict(lease)
-        arguments = (None, None, None, body["model"], *sizes, execution_id, streamed, HOLD_TTL)
-        admission = asyncio.create_task(self._database.call(ADMIT_STEP, *arguments, None, None, step))
+        asked = (body["model"], *sizes, execution_id, streamed, HOLD_TTL)
+        admission = asyncio.create_task(self._ask_admission(asdict(lease), asked, before))
         admission.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             found = await asyncio.shield(admission)
@@ -247,6 +264,18 @@ class MeteredStepCalls(MeteredCalls):
                 calls.append(_step_settlement(hold_id, "cancelled", Usage(0, 0), False, STEP_STOPPED, None))
             raise
         return self._admitted(operation, found, body, execution_id, started), found
+
+    async def _ask_admission(
+        self, step: Mapping[str, Any], asked: tuple[object, ...], before: ToolResult | None
+    ) -> Mapping[str, Any]:
+        found: Mapping[str, Any]
+        if before is None or before.kept:
+            found = await self._database.call(ADMIT_STEP, None, None, None, *asked, None, None, step)
+            return found
+        kept = (before.n, before.status, before.result)
+        found = await self._database.call(RECORD_CALL_AND_ADMIT, step, *kept, *asked)
+        before.kept = True
+        return found
 
 
 def _step_settlement(

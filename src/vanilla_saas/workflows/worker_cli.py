@@ -1,6 +1,7 @@
 """`vanilla-saas worker`: a process that runs steps of workflows."""
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -28,4 +29,10 @@ def worker(
     options = options_of(
         settings, name=name, pools=tuple(pools) if pools else None, capacity=capacity, labels=found, region=region
     )
-    asyncio.run(work(settings, options))
+    factory = None
+    with suppress(ImportError):  # there is none for Windows
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(work(settings, options))

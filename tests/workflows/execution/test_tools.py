@@ -4,6 +4,7 @@ import asyncio
 import threading
 from dataclasses import dataclass, replace
 from datetime import date
+from queue import SimpleQueue
 from typing import Annotated, Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests.workflows.execution.support import plan, step
 from vanilla_saas.workflows.execution.run import execute
 from vanilla_saas.workflows.execution.steps import Outcome
 from vanilla_saas.workflows.execution.tooling import Tooling
-from vanilla_saas.workflows.execution.tools import RetryableToolError, ToolContext, ToolRegistry, tool
+from vanilla_saas.workflows.execution.tools import RetryableToolError, ToolContext, ToolRegistry, _Threads, tool
 
 
 class Item(BaseModel):
@@ -172,6 +173,30 @@ async def test_a_thread_that_hangs_is_left_behind(tooling: Tooling) -> None:
     outcome = await called(tooling, hangs, timeout_s=0.1)
     release.set()
     assert outcome.code == "timeout"
+
+
+async def test_a_thread_is_used_again_and_never_by_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Threads, "IDLE_S", 0.05)
+    threads, ran, release = _Threads(), SimpleQueue[threading.Thread](), threading.Event()
+
+    def hangs() -> None:
+        ran.put(threading.current_thread())
+        release.wait(30)
+
+    threads.start(hangs)
+    hanging = ran.get(timeout=5)
+    used = []
+    for _ in range(20):
+        threads.start(lambda: ran.put(threading.current_thread()))
+        used.append(ran.get(timeout=5))
+    assert hanging not in used
+    assert len(set(used)) <= 3, "they are given to the next"
+    release.set()
+    for thread in {hanging, *used}:
+        thread.join(timeout=5)
+        assert not thread.is_alive(), "what is not used goes"
+    threads.start(lambda: ran.put(threading.current_thread()))
+    assert ran.get(timeout=5) not in used
 
 
 async def test_a_tool_that_does_not_heed_its_cancellation_holds_up_nobody(tooling: Tooling) -> None:

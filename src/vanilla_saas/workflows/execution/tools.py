@@ -18,7 +18,8 @@ import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from queue import Empty, SimpleQueue
 from typing import Any, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -227,8 +228,41 @@ async def _in_task(function: Callable[[], Awaitable[Any]]) -> Any:
     return result
 
 
+class _Threads:
+    """Threads for tools, kept for the next one: one that hangs takes nobody's place, and none holds up the end."""
+
+    IDLE_S = 10.0
+
+    def __init__(self) -> None:
+        self._idle: list[SimpleQueue[Callable[[], None]]] = []
+
+    def start(self, run: Callable[[], None]) -> None:
+        try:
+            calls = self._idle.pop()
+        except IndexError:
+            calls = SimpleQueue()
+            threading.Thread(target=self._work, args=(calls,), name="tool", daemon=True).start()
+        calls.put(run)
+
+    def _work(self, calls: "SimpleQueue[Callable[[], None]]") -> None:
+        while True:
+            try:
+                run = calls.get(timeout=self.IDLE_S)
+            except Empty:
+                with suppress(ValueError):  # it has just been given one
+                    self._idle.remove(calls)
+                    return
+                continue
+            run()
+            del run  # with what it holds
+            self._idle.append(calls)
+
+
+_threads = _Threads()
+
+
 async def _in_thread(function: Callable[[], Any]) -> Any:
-    """Runs it in a thread of its own: one that hangs takes nobody's place and does not hold up the process's end."""
+    """Runs it in a thread that nobody else has until it ends."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
@@ -245,7 +279,7 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
         with suppress(RuntimeError):  # the loop may be closed by now
             loop.call_soon_threadsafe(end, result, error)
 
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), name="tool", daemon=True).start()
+    _threads.start(partial(contextvars.copy_context().run, run))
     result, error = await ended
     if error is not None:
         raise _Raised(error)
