@@ -11,6 +11,7 @@ import hashlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ import orjson
 import uvicorn
 from uvicorn.config import Config
 
+from vanilla_saas import event_loop
 from vanilla_saas.providers.sandbox_rules import (
     MODELS,
     Reply,
@@ -459,18 +461,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve the deterministic sandbox model provider.")
     parser.add_argument("--port", type=int, default=8900)
     port = parser.parse_args().port
-    factory: Callable[[], asyncio.AbstractEventLoop] | None
-    try:
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    except ImportError:
-        factory = None
-    try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(_serve(port))
-    except KeyboardInterrupt:
-        pass
+    with suppress(KeyboardInterrupt):
+        event_loop.run(_serve(port))
 
 
 if __name__ == "__main__":

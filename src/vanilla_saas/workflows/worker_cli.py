@@ -1,11 +1,10 @@
 """`vanilla-saas worker`: a process that runs steps of workflows."""
 
-import asyncio
-from contextlib import suppress
 from typing import Annotated
 
 import typer
 
+from vanilla_saas import event_loop
 from vanilla_saas.settings import Settings
 from vanilla_saas.workflows.working import options_of, work
 
@@ -29,10 +28,4 @@ def worker(
     options = options_of(
         settings, name=name, pools=tuple(pools) if pools else None, capacity=capacity, labels=found, region=region
     )
-    factory = None
-    with suppress(ImportError):  # there is none for Windows
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(work(settings, options))
+    event_loop.run(work(settings, options))
