@@ -1,5 +1,7 @@
 """Tools that agents of tests call. What they did is in `DONE`, by idempotency key."""
 
+import asyncio
+
 from vanilla_saas.workflows.execution.tools import RetryableToolError, ToolContext, tool
 
 DONE: dict[str, list[str]] = {}
@@ -40,3 +42,20 @@ def stumble(context: ToolContext) -> str:
         DONE[context.idempotency_key] = []
         raise RetryableToolError("not yet")
     return "stumbled"
+
+
+@tool
+async def hang(context: ToolContext) -> None:
+    "Gives nothing until it is stopped."
+    done = DONE.setdefault(context.idempotency_key, [])
+    done.append("called")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        done.append("stopped")
+
+
+@tool
+def balk() -> str:
+    "Asks to be called again each time."
+    raise RetryableToolError("not now", retry_after_s=600)
