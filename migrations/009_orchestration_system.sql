@@ -2501,7 +2501,7 @@ begin
         select * into v_execution from public.workflow_executions e where e.tenant_id = v_step.tenant_id and e.id = v_step.execution_id;
         if jsonb_typeof(p_input) is distinct from 'object' then perform vanilla.refuse('VS400', 'the input is a JSON object', '{"param": "input"}'); end if;
         v_run := vanilla.new_run(vanilla.agent_of(v_step.tenant_id, v_step.user_id, p_ref), v_execution, v_step.node, v_step.item, p_input);
-        v_run.deadline_at := v_run.deadline_at - (v_run.started_at - v_step.claimed_at);      -- before the step's own time is over, when that is as long
+        v_run.deadline_at := least(v_run.deadline_at, v_step.claimed_at + (v_run.deadline_at - v_run.started_at));      -- before the step's own time is over, when that is as long
         v_run := vanilla.insert_run(v_run);
     end if;
     if v_run.turns > 0 then      -- before that nobody was asked for anything
