@@ -13,7 +13,7 @@ from tests.conftest import Cluster
 from tests.orchestration.hands import DONE
 from tests.orchestration.recorder import Recorder, recorder
 from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says, studio
-from tests.orchestration.test_runs import settled
+from tests.orchestration.test_runs import ended_flow, settled
 from tests.workflows.execution.mcp_support import bad
 
 SECONDS = 2
@@ -59,6 +59,18 @@ async def test_a_tool_that_hangs_is_stopped_and_not_called_again(hanging: tuple[
     assert await desk.charged(run["id"]) == steps[0]["charged_tokens"] > 0
     if tool == "hang":
         assert DONE[f"{run['id']}:2"] == ["called", "stopped"]
+
+
+async def test_the_time_of_a_run_is_over_before_that_of_its_node_which_is_as_long(
+    hanging: tuple[Studio, Recorder],
+) -> None:
+    desk, _ = hanging
+    slug = await desk.save(agent(calls(("hang", {})), says("Late."), tools=["hang"], limits={"seconds": SECONDS}))
+    node = {"id": "a", "kind": "agent", "ref": slug, "input": "{'message': 'Go'}", "timeout_s": SECONDS}
+    flow = await ended_flow(desk, await desk.shop.person(), {"nodes": [node], "connections": []})
+    run_id = await desk.shop.operator.fetchval("select id from agent_runs where execution_id = $1", flow["id"])
+    await over(desk, run_id)
+    assert (flow["status"], flow["reason"]) == ("failed", "deadline")
 
 
 async def test_a_call_that_people_allow_too_late_is_not_made(hanging: tuple[Studio, Recorder]) -> None:
