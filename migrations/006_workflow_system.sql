@@ -1452,19 +1452,25 @@ declare
     v_node public.workflow_nodes;
     v_execution public.workflow_executions;
     v_tries integer := greatest(p_step.attempt, 1);
+    v_due timestamptz;
 begin
     select * into v_node from public.workflow_nodes n where n.tenant_id = p_step.tenant_id and n.workflow_id = p_step.workflow_id
         and n.version = p_step.version and n.node = p_step.node;
     if p_retryable and v_tries < v_node.attempts then
+        v_due := vanilla.clock()
+            -- full jitter (Brooker 2015): a random time up to the doubled one, but not before the provider asked for
+            + make_interval(secs => greatest(get_byte(uuid_send(gen_random_uuid()), 0) / 255.0 * least(v_node.max_ms, v_node.initial_ms * 2.0 ^ least(v_tries - 1, 30)) / 1000, case when p_after_s > 0 then least(p_after_s, 3600) else 0 end));
+    end if;
+    if v_due is not null and not exists (select from public.agent_runs r where r.tenant_id = p_step.tenant_id and r.execution_id = p_step.execution_id and r.node = p_step.node
+            and r.item = p_step.item and r.finished_at is null and r.deadline_at <= v_due) then      -- an attempt after its time would find it over
         update public.workflow_steps s set status = 'waiting', waits_for = 'retry', attempts = v_tries, error = p_error, started_at = coalesce(p_step.claimed_at, s.started_at)
             where s.tenant_id = p_step.tenant_id and s.execution_id = p_step.execution_id and s.node = p_step.node and s.item = p_step.item;
         insert into public.workflow_timers (tenant_id, execution_id, node, item, user_id, kind, due_at)
-            values (p_step.tenant_id, p_step.execution_id, p_step.node, p_step.item, p_step.user_id, 'retry', vanilla.clock()
-                -- full jitter (Brooker 2015): a random time up to the doubled one, but not before the provider asked for
-                + make_interval(secs => greatest(get_byte(uuid_send(gen_random_uuid()), 0) / 255.0 * least(v_node.max_ms, v_node.initial_ms * 2.0 ^ least(v_tries - 1, 30)) / 1000, case when p_after_s > 0 then least(p_after_s, 3600) else 0 end)))
+            values (p_step.tenant_id, p_step.execution_id, p_step.node, p_step.item, p_step.user_id, 'retry', v_due)
             on conflict (tenant_id, execution_id, node, item) do update set kind = excluded.kind, due_at = excluded.due_at;
         return;
     end if;
+    if p_error #> '{details,call}' is not null and vanilla.tell_call(p_step, p_error) then return; end if;
     if p_step.item < 0 and 'failed' = any (v_node.branches) then
         perform vanilla.decide_step(p_step, 'failed', 'failed', null, p_error);
         return;

@@ -2485,8 +2485,10 @@ begin
             where s.tenant_id = p_run.tenant_id and s.run_id = p_run.id;
     end if;
     return jsonb_build_object('run_id', p_run.id, 'root_run_id', p_run.root_run_id, 'parent_run_id', p_run.parent_run_id, 'state', p_run.state, 'turns', p_run.turns,
-        'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at, 'chat', p_run.chat, 'output_schema', p_run.output_schema,
-        'model', vanilla.model_of(p_run, v_definition), 'engine', v_engine, 'budget', (select vanilla.budget_view(a) from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_run.allocation_id), 'speaker', v_speaker || jsonb_build_object('others', v_others),
+        'limits', p_run.limits, 'input', p_run.input, 'deadline_at', p_run.deadline_at, 'left_s', extract(epoch from p_run.deadline_at - vanilla.clock()), 'chat', p_run.chat,
+        'output_schema', p_run.output_schema, 'model', vanilla.model_of(p_run, v_definition), 'engine', v_engine,
+        'budget', (select vanilla.budget_view(a) from public.resource_allocations a where a.tenant_id = p_run.tenant_id and a.id = p_run.allocation_id),
+        'speaker', v_speaker || jsonb_build_object('others', v_others),
         'steps', coalesce(v_steps, '[]'));
 end
 $f$;
@@ -2503,7 +2505,9 @@ begin
     if v_run.id is null then
         select * into v_execution from public.workflow_executions e where e.tenant_id = v_step.tenant_id and e.id = v_step.execution_id;
         if jsonb_typeof(p_input) is distinct from 'object' then perform vanilla.refuse('VS400', 'the input is a JSON object', '{"param": "input"}'); end if;
-        v_run := vanilla.insert_run(vanilla.new_run(vanilla.agent_of(v_step.tenant_id, v_step.user_id, p_ref), v_execution, v_step.node, v_step.item, p_input));
+        v_run := vanilla.new_run(vanilla.agent_of(v_step.tenant_id, v_step.user_id, p_ref), v_execution, v_step.node, v_step.item, p_input);
+        v_run.deadline_at := least(v_run.deadline_at, v_step.claimed_at + (v_run.deadline_at - v_run.started_at));      -- before the step's own time is over, when that is as long
+        v_run := vanilla.insert_run(v_run);
     end if;
     if v_run.turns > 0 then      -- before that nobody was asked for anything
         perform vanilla.settle_contracts(v_run);
@@ -3186,6 +3190,24 @@ begin
 end
 $f$;
 comment on function vanilla.end_step_run(public.workflow_queue, text, jsonb, jsonb) is 'The run of a step that has its outcome ends with it; steps that are no agent, and items of a map that are none, have no run.';
+
+create or replace function vanilla.tell_call(p_step public.workflow_queue, p_error jsonb) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_run public.agent_runs := vanilla.run_of_step(p_step);
+    v_n integer := (p_error #>> '{details,call}')::integer;
+begin
+    if v_run.id is null or v_run.deadline_at <= vanilla.clock() or not exists (select from public.agent_run_steps s
+            where s.tenant_id = v_run.tenant_id and s.run_id = v_run.id and s.n = v_n and s.kind = 'tool' and s.status = 'open') then
+        return false;
+    end if;
+    perform vanilla.keep_call(v_run, v_n, 'failed', jsonb_build_object('error', p_error -> 'message', 'code', p_error -> 'code'));
+    perform vanilla.queue_step(e, p_step.node, p_step.item) from public.workflow_executions e where e.tenant_id = p_step.tenant_id and e.id = p_step.execution_id;
+    return true;
+end
+$f$;
+comment on function vanilla.tell_call(public.workflow_queue, jsonb) is
+    'A call of a tool for which a step failed, and that is not tried again, has failed: the run goes on and its model is told. False when there is no such call or no time left.';
 
 create or replace function vanilla.end_runs(p_tenant_id uuid, p_execution_id uuid, p_status text, p_error jsonb default null, p_nodes smallint[] default null) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $f$

@@ -256,6 +256,7 @@ TURNS = [
 ]  # fmt: skip
 
 GIVEN_BACK = f"{BUDGET % ('state', 'turn_budget')} = 'closed' and {HOLD % 'state'} = 'released'"
+NO_ANSWER = {"code": "provider_error", "message": "x", "retryable": False, "details": {"call": 2}}
 ENDS = [
     Case("runtime", told("succeeded", output=OUTPUT, run="x"), "= (0)", then=" and ".join((
         RUN % ("state = 'completed' and stop_reason = 'done' and output ->> 'text' = 'x'", "turning"), STEP % ("status = 'refused'", "turning", 2), GIVEN_BACK,
@@ -263,6 +264,18 @@ ENDS = [
     *[Case("runtime", told("failed", error={"code": code, "message": "x"}), then=" and ".join((RUN % (f"state = 'failed' and stop_reason = '{reason}' and error ->> 'code' = '{code}'", "turning"), GIVEN_BACK)))
       for code, reason in (("max_turns", "max_turns"), ("timeout", "provider_failed"), ("insufficient_tokens", "budget_exhausted"), ("odd", "failed"))],
     Case("runtime", told("failed", error={"code": "provider_error", "message": "x", "retryable": True}, retry_after_s=60), then=f"{RUN % ('state', 'turning')} = 'working' and {BUDGET % ('state', 'turn_budget')} = 'open' and {HOLD % 'state'} = 'released'"),
+    *[Case("runtime", told("failed", error={"code": "provider_error", "message": "x", "retryable": True}, retry_after_s=60), given=change("agent_runs", f"deadline_at = vanilla.clock() + interval '{left} s'", f"id = '{{{which}}}'"),
+           then=f"{RUN % ('state', 'turning')} = '{state}'")
+      for left, which, state in ((30, "turning", "failed"), (90, "turning", "working"), (30, "others_turning", "working"))],
+    # a call that is not tried again is told to the model while there is time
+    Case("runtime", told("failed", error=NO_ANSWER), then=" and ".join((
+        STEP % ("status = 'failed' and result = '{\"code\": \"provider_error\", \"error\": \"x\"}' and finished_at is not null", "turning", 2), RUN % ("state = 'working'", "turning"),
+        BUDGET % ("state = 'open'", "turn_budget"), HOLD % "state = 'released'", OTHERS,
+        "(select count(*) = 1 from workflow_queue where tenant_id = '{a}' and execution_id = '{turn_execution}' and node = 1 and worker is null and attempt = 0)"))),
+    *[Case("runtime", told("failed", error=NO_ANSWER), given=change("agent_run_steps", wrong, "run_id = '{turning}' and n = 2"), then=RUN % ("state = 'failed' and stop_reason = 'provider_failed'", "turning"))
+      for wrong in ("kind = 'delegate'", "status = 'done', finished_at = now(), result = '7'")],
+    Case("runtime", told("failed", error=NO_ANSWER), given=change("agent_runs", "deadline_at = '2020-01-01'", "id = '{turning}'"),
+         then=f"{RUN % ('state', 'turning')} = 'failed' and {STEP % ('status', 'turning', 2)} = 'refused' and {GIVEN_BACK}"),
     Case("runtime", told("waiting", wait={"kind": "approval", "title": "x", "approvers": ["role:admin"], "quorum": 1}), then=RUN % ("state = 'input_required'", "turning") + " and " + RUN % ("state = 'working'", "others_turning")),
     # it asks others
     Case("runtime", told("succeeded", "asked", output=OUTPUT, run="x"), then=" and ".join((

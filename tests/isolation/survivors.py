@@ -214,6 +214,10 @@ SURVIVORS: dict[str, str] = {
         "by a run that was found in its tenant, whose id no other has: a row of the journal is the run's",
     "tenant comparison: vanilla.keep_call: s.tenant_id = p_run.tenant_id (2)":
         "by a run that was found in its tenant, whose id no other has: a row of the journal is the run's",
+    "tenant comparison: vanilla.tell_call: s.tenant_id = v_run.tenant_id":
+        "by a run that was found in its tenant, whose id no other has: a row of the journal is the run's",
+    "tenant comparison: vanilla.fail_step: r.tenant_id = p_step.tenant_id":
+        "by an execution that was found in its tenant, whose id no other has",
     "tenant comparison: vanilla.count_anew: q.tenant_id = p_step.tenant_id":
         "by an execution that was found in its tenant, whose id no other has",
     "tenant comparison: vanilla.count_tool_calls: a.tenant_id = p_tenant_id (1)":

@@ -59,3 +59,20 @@ async def hold(name: str) -> str:
     "Waits to be let go."
     await HELD[name].wait()
     return "held"
+
+
+@tool
+async def hang(context: ToolContext) -> None:
+    "Gives nothing until it is stopped."
+    done = DONE.setdefault(context.idempotency_key, [])
+    done.append("called")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        done.append("stopped")
+
+
+@tool
+def balk() -> str:
+    "Asks to be called again each time."
+    raise RetryableToolError("not now", retry_after_s=600)

@@ -43,6 +43,8 @@ async def require_heard(desk: Studio, run_id: uuid.UUID) -> None:
 @pytest.mark.parametrize(
     ("tool", "arguments", "code"),
     [
+        ("bad/garbled", {}, "provider_error"),
+        ("bad/half", {}, "provider_error"),
         ("bad/output_unlike", {}, "schema_mismatch"),
         ("bad/output_lacks", {}, "schema_mismatch"),
         ("bad/much", {}, "output_too_large"),

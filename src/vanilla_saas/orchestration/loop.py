@@ -6,8 +6,9 @@ the same idempotency key. What the last call of a turn gave is written down by t
 call.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,8 @@ class Turns:
 
     def __init__(self, attempt: Attempt, journal: Journal, node: Agent, given: Mapping[str, Any]) -> None:
         self.attempt, self.journal, self.node, self.given = attempt, journal, node, given
+        self._over_at = 0.0
+        """When the run's time is over, by the clock of the event loop."""
         self._unkept: ToolResult | None = None
         """What the last call gave, which the model call that comes next keeps."""
 
@@ -127,7 +130,7 @@ class Turns:
         if state.definition.loop == "pydantic_ai":
             return await pydantic_loop(self, state, corrections)
         body = await self.body(state, corrections)
-        if functions := conversation.functions(state, await tools.described(self.attempt, state.definition)):
+        if functions := conversation.functions(state, await self.described(state)):
             body["tools"] = functions
         return await self.turn(state, body)
 
@@ -166,10 +169,31 @@ class Turns:
         return state.after(await self._keep_turn(state, {"text": text_of(end["output"]), "calls": []}, []))
 
     async def begin(self) -> Run:
+        asked_at = asyncio.get_running_loop().time()
         try:
-            return Run(await self.journal.begin(self.attempt.step, self.node.ref, self.given))
+            state = Run(await self.journal.begin(self.attempt.step, self.node.ref, self.given))
         except VanillaError as error:
             raise of_refusal(error) from None
+        self._over_at = asked_at + state.view["left_s"]
+        return state
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Stops what is awaited within when the run's time is over. Raises Failure then, or when it is already."""
+        if self._over_at <= asyncio.get_running_loop().time():
+            raise _stopped("deadline")
+        try:
+            async with asyncio.timeout_at(self._over_at) as deadline:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise _stopped("deadline") from None
+
+    async def described(self, state: Run) -> dict[str, dict[str, Any]]:
+        """The tools of who has the word, as `tools.described` has them; a server may have to be asked for them."""
+        async with self._in_time():
+            return await tools.described(self.attempt, state.definition)
 
     async def made(self, state: Run) -> Run | Outcome:
         """Makes the calls that are open; an outcome when people have to be asked first."""
@@ -201,14 +225,8 @@ class Turns:
         return state.with_call(made)
 
     async def _call(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> Run:
-        status, given = "done", None
-        try:
-            with _span(step, tool):
-                given = await tools.call(self.attempt, state.run_id, step, tool)
-        except Failure as failure:
-            if failure.retryable or failure.code in ("timeout", "provider_error", "rate_limited"):
-                raise
-            status, given = "failed", {"error": failure.message, "code": failure.code}
+        async with self._in_time():
+            status, given = await self._tried(state, step, tool)
         with suppress(ValueError, RecursionError):
             after = state.with_call({"n": step["n"], "status": status, "result": as_kept(given)})
             if after.asks_model():
@@ -221,6 +239,17 @@ class Turns:
         given, self._unkept = self._unkept, None
         if given is not None and not given.kept:
             await self._record(given.n, given.status, given.result)
+
+    async def _tried(self, state: Run, step: Mapping[str, Any], tool: AgentTool) -> tuple[str, Any]:
+        """What a call of a tool came to. Raises Failure when another attempt may help; without one it is told too."""
+        try:
+            with _span(step, tool):
+                return "done", await tools.call(self.attempt, state.run_id, step, tool)
+        except Failure as failure:
+            if failure.retryable or failure.code in ("timeout", "provider_error", "rate_limited"):
+                failure.details = {**failure.details, "call": step["n"]}
+                raise
+            return "failed", {"error": failure.message, "code": failure.code}
 
     async def _decision(self, step: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """What people said to this call, when they were asked for it."""
@@ -305,9 +334,10 @@ class Turns:
         left = [name for name in (definition.model, *definition.fallbacks) if name not in (None, body["model"])]
         while True:
             try:
-                return await self.journal.chat(
-                    self.attempt.step, state.run_id, body, self.attempt.calls, self._unkept, wrap_up=wrap_up
-                )
+                async with self._in_time():
+                    return await self.journal.chat(
+                        self.attempt.step, state.run_id, body, self.attempt.calls, self._unkept, wrap_up=wrap_up
+                    )
             except (UpstreamError, InvalidRequest) as error:
                 if not left or not isinstance(error, UpstreamError):
                     raise of_call(error) from None

@@ -25,7 +25,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import RunContext, Tool
 from pydantic_ai.usage import UsageLimits
 
-from vanilla_saas.orchestration import conversation, tools
+from vanilla_saas.orchestration import conversation
 from vanilla_saas.orchestration.conversation import Run
 from vanilla_saas.orchestration.loop import Turns
 from vanilla_saas.orchestration.pydantic_durability import JournalBackend, JournalDurability, Left, answer_of
@@ -34,7 +34,7 @@ from vanilla_saas.workflows.execution.steps import Outcome
 
 async def go_on(turns: Turns, state: Run, corrections: Mapping[int, str]) -> Run | Outcome:
     """Runs the agent that has the word until it has answered, hands over or waits; raises as `Turns.turn` does."""
-    described = await tools.described(turns.attempt, state.definition)
+    described = await turns.described(state)
     functions = {one["function"]["name"]: one["function"] for one in conversation.functions(state, described)}
     journal = JournalBackend(turns, state, functions)
     if journal.replays and journal.is_foreign():
