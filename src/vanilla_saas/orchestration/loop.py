@@ -16,7 +16,7 @@ import orjson
 
 from vanilla_saas import tracing
 from vanilla_saas.database.errors import VanillaError
-from vanilla_saas.orchestration import conversation, tools
+from vanilla_saas.orchestration import answers, conversation, tools
 from vanilla_saas.orchestration.conversation import WRAP_UP, Run
 from vanilla_saas.orchestration.definition import AgentTool
 from vanilla_saas.orchestration.journal import Journal, as_kept
@@ -314,7 +314,7 @@ class Turns:
     async def ask(self, state: Run, body: Mapping[str, Any]) -> dict[str, Any]:
         """What the model says next, as the journal keeps it. Raises Stopped, with its last answer where it has one."""
         try:
-            return _kept(await self._chat(state, body), state.turns + 1)
+            return answers.kept(await self._chat(state, body), state.turns + 1)
         except VanillaError as error:
             if (stop := error.detail.get("stop_reason")) is None:
                 raise of_refusal(error) from None
@@ -381,7 +381,7 @@ class Turns:
             answer = await self._chat(state, asked, wrap_up=True)
         except VanillaError:
             raise _stopped("budget_exhausted") from None
-        view = await self._record_turn(state, _kept(answer, state.turns + 1), wrap_up=True)
+        view = await self._record_turn(state, answers.kept(answer, state.turns + 1), wrap_up=True)
         return self._answered(state.after(view), {"text": answer.text}, "budget_exhausted")
 
     def _answered(self, state: Run, answer: Mapping[str, Any], stop_reason: str) -> Outcome:
@@ -415,29 +415,3 @@ def _span(step: Mapping[str, Any], tool: AgentTool) -> AbstractContextManager[An
 
 def _stopped(reason: str) -> Failure:
     return Failure(reason, STOPS.get(reason, STOPS["failed"]), {"stop_reason": reason}, retryable=False)
-
-
-def _kept(answer: ModelAnswer, turn: int) -> dict[str, Any]:
-    """An answer as the journal keeps it."""
-    return {"text": answer.text, "calls": _calls_of(answer, turn)}
-
-
-def _calls_of(answer: ModelAnswer, turn: int) -> list[dict[str, Any]]:
-    """The calls that a model asked for; arguments that are no JSON object are kept as what they are."""
-    found = answer.body.get("choices")
-    first = found[0] if isinstance(found, list) and found else {}
-    calls = (first.get("message") or {}).get("tool_calls") if isinstance(first, dict) else None
-    return [_call(call, turn, number) for number, call in enumerate(calls or ()) if isinstance(call, dict)]
-
-
-def _call(call: Mapping[str, Any], turn: int, number: int) -> dict[str, Any]:
-    function = call.get("function") or {}
-    try:
-        arguments = orjson.loads(function.get("arguments") or "{}")
-    except orjson.JSONDecodeError:
-        arguments = {"malformed": function.get("arguments")}
-    return {
-        "id": str(call.get("id") or f"call_{turn}_{number}"),
-        "name": str(function.get("name", "")),
-        "arguments": arguments if isinstance(arguments, dict) else {"value": arguments},
-    }
