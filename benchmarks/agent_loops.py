@@ -181,6 +181,7 @@ class _Memory:
             "model": definition["model"],
             "budget": {"notified": False},
             "engine": None,
+            "left_s": 3600,
             "speaker": speaker,
             "steps": [],
         }
