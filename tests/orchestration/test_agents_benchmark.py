@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.agent_loops import HttpxModel, Model, bare, functions_of, in_memory, stock
+from benchmarks.agent_loops import HttpxModel, Model, bare, functions_of, in_memory
 from benchmarks.agent_turns import TURNS, long_run
 from vanilla_saas.providers.sandbox import SandboxServer
 
@@ -17,8 +17,3 @@ async def test_a_bare_loop_has_all_turns(kind: type[Model]) -> None:
 async def test_the_products_loop_has_all_turns_without_a_database(loop: str) -> None:
     async with SandboxServer() as sandbox, Model(sandbox.url) as model:
         assert await in_memory(model, long_run(loop=loop))() == TURNS
-
-
-async def test_pydantic_ai_alone_has_all_turns() -> None:
-    async with SandboxServer() as sandbox:
-        assert await stock(sandbox.url, long_run())() == TURNS
