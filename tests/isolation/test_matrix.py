@@ -11,7 +11,7 @@ from tests.conftest import Cluster
 from tests.isolation.canaries import CANARY
 from tests.isolation.catalog import LOGINS, ForeignKey, Table, read_closed, read_tables
 from tests.isolation.commands import COMMANDS, Attempt, fresh, insertion
-from tests.isolation.contexts import Context, contexts, enter
+from tests.isolation.contexts import Context, contexts, enter, entering
 from tests.isolation.matrix import (
     Facts,
     Report,
@@ -133,13 +133,9 @@ async def test_real_logins_are_refused_the_same_and_nothing_is_left_behind(
 async def _commit(
     connection: asyncpg.Connection, world: World, login: str, context: Context, attempt: Attempt
 ) -> str | None:
-    transaction = connection.transaction()
-    await transaction.start()
-    problem = await enter(connection, login, context)
+    await connection.execute(f"begin; {entering(login, context)}")
     outcome = await perform(connection, attempt)
-    await (transaction.rollback() if outcome.state else transaction.commit())
-    if problem:
-        return problem
+    await connection.execute("rollback" if outcome.state else "commit")
     leaked = world.leaks(outcome.told, attempt.statement + attempt.data.decode())
     return problem_of(attempt, outcome, leaked)
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import Cluster, Person, serve, settings_for
 from tests.engines.shop import Shop, shop
 from vanilla_saas.app import create_app
 from vanilla_saas.orchestration.definition import AgentDefinition
+from vanilla_saas.workflows import working
 
 BOTH_LOOPS = ("builtin", "pydantic_ai")
 """As `LOOPS` of a module: its desk's agents are driven by each of the two; without it by the built-in one."""
@@ -86,5 +89,8 @@ async def studio(cluster: Cluster, home: Path, loop: str = "builtin", **more: An
     async with shop(cluster) as made:
         more = {"run_worker": True, "worker_tools": ["tests.orchestration.hands"]} | more
         settings = settings_for(cluster, made.room.name, home, **more)
-        async with serve(create_app(settings)) as address:
-            yield Studio(made, address, loop)
+        with pytest.MonkeyPatch.context() as patch:
+            # nobody waits for the answers that are still to come when a module ends
+            patch.setattr(working, "BESIDE_DRAIN_S", 0.2)
+            async with serve(create_app(settings)) as address:
+                yield Studio(made, address, loop)
