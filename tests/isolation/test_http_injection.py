@@ -39,7 +39,7 @@ from vanilla_saas.tenancy.page_session import SESSION_COOKIE, TENANT_COOKIE
 from vanilla_saas.tenancy.secret_tokens import KEY_PREFIX, SESSION_PREFIX, new_token, token_hash
 from vanilla_saas.tenancy.sign_in_pages import TENANT_NAME_COOKIE
 
-EXAMPLES = 500 if LONG else 4
+EXAMPLES = 500 if LONG else 2
 CODES = {code.name for code in ERROR_CODES}
 HEADERS = (
     *("authorization", "x-vanilla-tenant", "x-request-id", "idempotency-key", "user-agent"),
