@@ -106,8 +106,7 @@ async def _template(cluster: Cluster) -> str:
 async def create_database(cluster: Cluster, name: str, template: str = "template1") -> AsyncIterator[str]:
     """A copy of the template for the time of the block: an empty database, unless another one is named."""
     connection = await asyncpg.connect(cluster.url())
-    # copied as files: half of the work of writing every page to the log
-    await connection.execute(f'create database "{name}" template "{template}" strategy file_copy')
+    await connection.execute(f'create database "{name}" template "{template}"')
     try:
         yield name
     finally:

@@ -52,8 +52,8 @@ async def show(operator: asyncpg.Connection, console: Console, user_id: UUID) ->
     console.print(f"   rolled back: it means version {back['version']}")
     try:
         await execution_store.cancel(operator, tenant_id, UUID(run["execution_id"]), "the tour is over")
-    except VanillaError as error:
-        if error.name != "invalid_state":  # the workers of a running server may have done it by now
+    except asyncpg.PostgresError as error:
+        if error.sqlstate != "VS409":  # the workers of a running server may have done it by now
             raise
     await engines.retire(operator, tenant_id, engine, None)
     found = (denied["denied_reason"], told["version"], begun["version"], back["version"])
