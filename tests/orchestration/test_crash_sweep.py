@@ -1,5 +1,6 @@
 """A worker is killed before and after every statement of a run, in model calls and in tools: the run is done once."""
 
+import asyncio
 import random
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -97,7 +98,10 @@ async def test_a_run_whose_database_is_killed_goes_on_with_the_same_worker(
     run = await ward.start()
     running = ward.worker(VANILLA_SAAS_DEBUG_EXIT_AT=f"{function}:{when}:{min(most, 2)}:stop")
     try:
-        await running.stands()
+        async with asyncio.TaskGroup() as group:
+            answering = group.create_task(ward.answer(run))
+            await running.stands()
+            answering.cancel()
         await kill_postgresql(data)
         async with ward.operator():
             running.send(signal.SIGCONT)
