@@ -1276,7 +1276,7 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqsc
 begin
     -- most have nobody above who counts
     update public.resource_allocations a set tool_calls = a.tool_calls + p_calls where a.tenant_id = p_tenant_id and a.id = p_allocation_id and a.counted_by = '{}'
-        and a.state = 'open' and a.expires_at > vanilla.clock() and a.tool_calls + p_calls <= coalesce(a.max_tool_calls, 9223372036854775807) returning * into node;
+        and a.state = 'open' and a.expires_at > vanilla.clock() and (a.tool_calls + p_calls > a.max_tool_calls) is not true returning * into node;
     if found then return; end if;
     node := vanilla.lock_allocation(p_tenant_id, p_allocation_id);
     if node.state <> 'open' or node.expires_at <= vanilla.clock() then

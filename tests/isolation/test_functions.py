@@ -107,6 +107,16 @@ IDS = {
 OK = "ok"
 PASSWORD = "'$argon2id$other'"
 
+ASKED = {
+    "p_model": "'sandbox-small'",
+    "p_prompt_tokens": "1",
+    "p_sandbox_prompt_tokens": "1",
+    "p_output_limit": "1",
+    "p_choices": "1",
+    "p_streamed": "false",
+    "p_ttl": "'60 s'",
+}
+"""A model call, for who admits it."""
 CALLS: dict[str, tuple[str, dict[str, str]]] = {
     # functions of people: what A's admin gets with A's own ids, and the arguments that are not ids
     "public.get_current_tenant_id": (OK, {}),
@@ -300,13 +310,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
             "p_n": "1",
             "p_status": "'done'",
             "p_result": "'1'",
-            "p_model": "'sandbox-small'",
-            "p_prompt_tokens": "1",
-            "p_sandbox_prompt_tokens": "1",
-            "p_output_limit": "1",
-            "p_choices": "1",
-            "p_streamed": "false",
-            "p_ttl": "'60 s'",
+            **ASKED,
         },
     ),
     "public.start_workflow": (OK, {}),
@@ -403,13 +407,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
             "p_key_hash": "{key}",
             "p_session_hash": "null",
             "p_payer": "null",
-            "p_model": "'sandbox-small'",
-            "p_prompt_tokens": "1",
-            "p_sandbox_prompt_tokens": "1",
-            "p_output_limit": "1",
-            "p_choices": "1",
-            "p_streamed": "false",
-            "p_ttl": "'60 s'",
+            **ASKED,
         },
     ),
     "vanilla.settle_call": (

@@ -13,7 +13,7 @@ from tests.conftest import Cluster
 from tests.orchestration.hands import DONE
 from tests.orchestration.recorder import Recorder, recorder
 from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says, studio
-from tests.orchestration.test_runs import ended_flow, settled
+from tests.orchestration.test_runs import approval_of, ended_flow, settled
 from tests.workflows.execution.mcp_support import bad
 
 SECONDS = 2
@@ -81,14 +81,9 @@ async def test_a_call_that_people_allow_too_late_is_not_made(hanging: tuple[Stud
         agent(calls(("refund", {"amount": 5})), says("Paid."), tools=[wanted], limits={"seconds": 60})
     )
     run_id = await desk.start(person, slug)
-    async with asyncio.timeout(20):
-        while (await desk.run(run_id))["state"] != "input_required":
-            await asyncio.sleep(0.02)
+    asked = await approval_of(desk, run_id)
     await desk.shop.operator.execute("update agent_runs set deadline_at = vanilla.clock() where id = $1", run_id)
-    asked = await desk.shop.operator.fetchval(
-        "select id from workflow_approvals where execution_id = $1", (await desk.run(run_id))["execution_id"]
-    )
-    await desk.shop.ask(desk.shop.admin, "decide_approval", asked, "approved")
+    await desk.shop.ask(desk.shop.admin, "decide_approval", asked["id"], "approved")
     run = await over(desk, run_id)
     assert f"{run['id']}:2" not in DONE
 

@@ -13,6 +13,7 @@ import pytest
 from tests.orchestration.hands import HELD
 from tests.orchestration.studio import BOTH_LOOPS, Studio, agent, calls, says
 from tests.orchestration.test_runs import settled, stopped
+from tests.processes import eventually
 from vanilla_saas.orchestration.journal import Journal, as_kept
 from vanilla_saas.orchestration.loop import Turns
 from vanilla_saas.providers.step_metering import MeteredStepCalls
@@ -94,9 +95,11 @@ async def test_what_a_tool_gave_is_kept_when_no_call_comes_after_it(desk: Studio
     HELD[name] = asyncio.Event()
     slug = await desk.save(agent(calls(("hold", {"name": name})), says("Done."), tools=["hold"]))
     run_id = await desk.start(person, slug)
-    async with asyncio.timeout(20):
-        while len(await desk.steps(run_id)) < 2:
-            await asyncio.sleep(0.02)
+
+    async def called() -> bool:
+        return len(await desk.steps(run_id)) == 2
+
+    await eventually(called)
     lock = "update user_token_wallets set status = 'locked' where user_id = $1"
     await desk.shop.operator.execute(lock, person.identity.user_id)
     HELD[name].set()
